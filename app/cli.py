@@ -1,0 +1,148 @@
+"""The `app` command: a table of names, resolved when asked for, and what becomes of errors.
+
+`app --help` is printed from the table, without loading Typer: importing it alone takes longer than the rest.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from app import ROOT, __version__
+from app.modules import MODULES
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
+COMMANDS = {
+    "config": ("app.commands.config", "Show, explain and validate the settings."),
+    "db": ("app.commands.db", "Open a shell on the database."),
+    "health": ("app.commands.health", "Ask the local process whether it lives."),
+    "migrate": ("app.commands.migrate", "Create, apply and roll back migrations."),
+}
+
+EXAMPLES = """\
+  app run-all-in-one                          everything, on an embedded PostgreSQL
+  app auth create-superuser --username root   the first account
+  app migrate status                          what is applied, what is pending
+  app config explain postgres.host            a setting, and where it comes from
+  app --install-completion                    complete commands with Tab"""
+
+_OPTIONS = {
+    "--version": "Show the version and exit.",
+    "--install-completion": "Install completion for the current shell.",
+    "--show-completion": "Show the completion script of the current shell.",
+    "-h, --help": "Show this message and exit.",
+}
+
+_ROOT_HELP = ([], ["-h"], ["--help"])
+
+
+def table() -> dict[str, tuple[str, str]]:
+    """Return every command: name to the module that has it and a line of help. Loads none of them."""
+    from app.processes import PROCESSES
+
+    found = {name: ("app.commands.run", spec.help) for name, spec in PROCESSES.items()}
+    for module in MODULES:
+        if Path(ROOT, "app", "modules", module, "cli.py").is_file():
+            found[module] = (f"app.modules.{module}.cli", import_module(f"app.modules.{module}").__doc__ or "")
+    return dict(sorted({**found, **COMMANDS}.items()))
+
+
+def root_help() -> str:
+    """Return the help of `app`."""
+    commands = {name: summary.strip().splitlines()[0] for name, (_, summary) in table().items()}
+    processes = {name: summary for name, summary in commands.items() if name.startswith("run-")}
+    others = {name: summary for name, summary in commands.items() if name not in processes}
+    width = max(len(name) for name in [*commands, *_OPTIONS])
+    parts = ["Usage: app [OPTIONS] COMMAND [ARGS]...", "", "  One code base, one command, many processes.", ""]
+    for title, rows in (("Processes", processes), ("Commands", others), ("Options", _OPTIONS)):
+        parts += [f"{title}:", *(f"  {name:<{width}}  {summary}" for name, summary in rows.items()), ""]
+    return "\n".join([*parts, "Examples:", EXAMPLES])
+
+
+def command() -> "TyperGroup":
+    """Return the whole command line as one Typer group whose commands are loaded when they are run or completed."""
+    import typer
+    from typer.core import TyperCommand, TyperGroup
+    from typer.main import get_command
+
+    names = table()
+
+    class Lazy(TyperGroup):
+        def __init__(self, **attributes: Any) -> None:
+            super().__init__(**attributes)
+            for name, (_, summary) in names.items():
+                self.commands[name] = TyperCommand(name, help=summary, rich_markup_mode=None)
+
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            name, stub, rest = super().resolve_command(ctx, args)
+            if name is None or stub is None:
+                return name, stub, rest
+            real = get_command(import_module(names[name][0]).typer_app(name))
+            real.name = name
+            return name, real, rest
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            formatter.write(root_help() + "\n")
+
+    root = typer.Typer(
+        cls=Lazy, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(__version__)
+            raise typer.Exit
+
+    @root.callback()
+    def callback(  # pyright: ignore[reportUnusedFunction]
+        version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
+    ) -> None:
+        """One code base, one command, many processes."""
+
+    return get_command(root)  # pyright: ignore[reportReturnType]
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its status (sysexits.h)."""
+    arguments = sys.argv[1:]
+    if "_APP_COMPLETE" not in os.environ and arguments in _ROOT_HELP:
+        stream, status = (sys.stdout, 0) if arguments else (sys.stderr, 2)
+        stream.write(root_help() + "\n")
+        sys.exit(status)
+    sys.exit(_translated(lambda: command().main(arguments, prog_name="app")))
+
+
+def _translated(run: Callable[[], object]) -> int:
+    """Run it; return the exit status, having said in one line what is wrong when something is."""
+    from app.kernel.config import Misconfigured
+    from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal, Unauthenticated, Unavailable
+
+    statuses: dict[type[Exception], int] = {
+        Misconfigured: 78,
+        Invalid: 65,
+        NotFound: 67,
+        Unavailable: 69,
+        Conflict: 73,
+        Denied: 77,
+        Unauthenticated: 77,
+        Refusal: 1,
+    }
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except tuple(statuses) as error:
+        sys.stderr.write(f"app: {error}\n")
+        return next(status for kind, status in statuses.items() if isinstance(error, kind))
+    except Exception:  # noqa: BLE001 - the last one to know
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.write("app: an internal error; please report it with the lines above\n")
+        return 70
+    return 0

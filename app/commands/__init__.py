@@ -1,0 +1,1 @@
+"""Commands of the kernel. Those of a module are in its own `cli.py`."""

@@ -1,0 +1,79 @@
+"""`app config`: the effective settings, redacted."""
+
+from typing import Annotated
+
+import typer
+
+from app.commands.console import Json, group, print_json, print_table
+from app.kernel.config import environment_name
+from app.kernel.errors import NotFound
+from app.processes import load_settings, sections
+
+_app = group("Show, explain and validate the settings.")
+
+
+def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
+    return _app
+
+
+@_app.command()
+def show(as_json: Json = False) -> None:
+    """Show every setting and where it comes from; secrets are redacted.
+
+    \b
+    Examples:
+      app config show
+      APP_ENV=production app config show --json
+    """
+    settings = load_settings()
+    if as_json:
+        values = {v.key: {"value": v.value, "source": v.source} for v in settings.values()}
+        print_json({"environment": settings.environment, "settings": values})
+    else:
+        print_table(("key", "value", "source"), [(v.key, v.value, v.source) for v in settings.values()])
+
+
+@_app.command()
+def explain(key: Annotated[str, typer.Argument(help="For example postgres.host.")], as_json: Json = False) -> None:
+    """Explain one setting: what it means, its value, where that comes from, how to change it.
+
+    \b
+    Examples:
+      app config explain postgres.host
+    """
+    from difflib import get_close_matches
+
+    values = {v.key: v for v in load_settings().values()}
+    value = values.get(key)
+    if value is None:
+        near = get_close_matches(key, values, 1)
+        raise NotFound(f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else "; see app config show"))
+    variable = environment_name(key)
+    facts = {
+        "key": key,
+        "meaning": value.description,
+        "value": value.value,
+        "source": value.source,
+        "environment": variable,
+        "environment_file": f"{variable}_FILE",
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(("", ""), facts.items())
+
+
+@_app.command()
+def validate(as_json: Json = False) -> None:
+    """Check the settings of the present APP_ENV; every problem at once.
+
+    \b
+    Examples:
+      app config validate
+      APP_ENV=production app config validate
+    """
+    settings = load_settings()
+    if as_json:
+        print_json({"environment": settings.environment, "valid": True})
+    else:
+        typer.echo(f"the settings for APP_ENV={settings.environment} are valid ({len(sections())} sections)")

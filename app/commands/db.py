@@ -1,0 +1,54 @@
+"""`app db`: the database itself."""
+
+import os
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.commands.console import group, run_once
+
+if TYPE_CHECKING:
+    from app.kernel.process import Process
+
+_app = group("Open a shell on the database.")
+
+
+def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
+    return _app
+
+
+@_app.callback()
+def _group() -> None:
+    """Open a shell on the database."""
+
+
+@_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to psql.")] = None) -> None:
+    """Open psql on whatever is configured: the server of the settings, or the embedded one.
+
+    \b
+    Examples:
+      app db shell
+      app db shell -c 'SELECT now()'
+    """
+
+    async def work(p: "Process") -> int:
+        from app.kernel.config import Misconfigured
+        from app.kernel.db.server import server
+
+        found = await p.use(server)
+        own = found.bin_dir / "psql" if found.bin_dir else None
+        psql = str(own) if own and own.is_file() else shutil.which("psql")
+        if psql is None:
+            raise Misconfigured("psql is not installed; install PostgreSQL's client, such as Debian's postgresql-client")
+        # the password goes by the environment, where other users cannot see it
+        known = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+        known |= {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}
+        variables = {known[key]: str(value) for key, value in found.parameters.items() if key in known}
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is psql's: it cancels a query
+        return subprocess.run([psql, *(arguments or [])], env=os.environ | variables, check=False).returncode  # noqa: S603, ASYNC221
+
+    raise typer.Exit(run_once("db shell", work))

@@ -1,0 +1,68 @@
+"""The `run-*` commands: one process each, out of `app.processes`."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from app import ROOT
+from app.processes import PROCESSES, Spec, load_settings
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="from the settings")]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="from the settings")
+]
+NoMigrate = Annotated[bool, typer.Option("--no-migrate", help="Refuse to start when migrations are pending.")]
+Queues = Annotated[list[str] | None, typer.Option("--queue", help="Queue to work on; repeatable.")]
+Concurrency = Annotated[int | None, typer.Option(help="Most jobs at once.", show_default="from the settings")]
+
+
+def typer_app(name: str) -> typer.Typer:
+    """Return the command of one process."""
+    spec = PROCESSES[name]
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    summary = f"{spec.help}\n\n\b\nExamples:\n  app {name}\n  app {name} --port 9000\n  LOGGER_LEVEL=debug app {name}"
+
+    def run(host: Host = None, port: Port = None, no_migrate: NoMigrate = False) -> None:
+        _run(name, spec, _overrides(spec, host, port, no_migrate))
+
+    def consume(
+        host: Host = None,
+        port: Port = None,
+        no_migrate: NoMigrate = False,
+        queue: Queues = None,
+        concurrency: Concurrency = None,
+    ) -> None:
+        more = {"queue.names": queue or None, "queue.concurrency": concurrency}
+        _run(name, spec, _overrides(spec, host, port, no_migrate) | _given(more))
+
+    app.command(name, help=summary)(consume if name == "run-event-consumer" else run)
+    return app
+
+
+def _given(options: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _overrides(spec: Spec, host: str | None, port: int | None, no_migrate: bool) -> dict[str, object]:
+    return _given(
+        {
+            f"{spec.listens}.host": host,
+            f"{spec.listens}.port": port,
+            "postgres.migrate": False if no_migrate else None,
+        }
+    )
+
+
+def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
+    import uvloop
+
+    from app.kernel.config import LoggerSettings
+    from app.kernel.process import Process
+    from app.kernel.telemetry.logs import configure
+
+    settings = load_settings(overrides)
+    configure(settings[LoggerSettings], name)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(Process(name, settings, ROOT).run(spec.services))
+    raise typer.Exit(status)

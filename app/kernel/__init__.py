@@ -1,0 +1,1 @@
+"""What modules share. It knows no module."""

@@ -1,0 +1,40 @@
+"""The database as use cases and repositories see it. Knows no driver.
+
+A read is one statement on any connection; a change happens inside `async with db.begin() as tx`, and everything that
+takes part is given `tx`. Parameters are `%s` or `%(name)s`, never formatted into the text.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, LiteralString, Protocol
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+Row = tuple[Any, ...]
+
+
+class Queries(Protocol):
+    """What can run a statement. Each method raises Unavailable when the database cannot answer in time."""
+
+    async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
+        """Run one statement; return its first row, or None."""
+        ...
+
+    async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
+        """Run one statement; return its rows."""
+        ...
+
+    async def run(self, sql: LiteralString, parameters: Parameters = ()) -> int:
+        """Run one statement; return how many rows it touched."""
+        ...
+
+
+class Transaction(Queries, Protocol):
+    """An open transaction: what is run on it becomes visible together, or not at all."""
+
+
+class Database(Queries, Protocol):
+    """A pool of connections."""
+
+    def begin(self) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction: commit when the body ends, roll back when it raises."""
+        ...

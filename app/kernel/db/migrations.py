@@ -1,0 +1,308 @@
+"""Migrations: yoyo applies SQL files, each with its record and checksum in one transaction.
+
+A file is `{yyyymmddHHMMSS}_{module}_{description}.sql` with a `.rollback.sql` beside it. The lock is an advisory lock on
+the connection that migrates, so a killed migrator blocks nobody; waiters poll, because a blocked
+`pg_advisory_lock` would itself make CREATE INDEX CONCURRENTLY wait.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psycopg
+from loguru import logger
+
+from app.kernel.config import PostgresSettings
+from app.kernel.db.server import Server, server
+from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
+from app.kernel.process import Process
+
+if TYPE_CHECKING:
+    from yoyo.backends.base import DatabaseBackend
+
+NAME = re.compile(r"(?P<timestamp>\d{14})_(?P<module>[a-z][a-z0-9]*)_(?P<description>[a-z0-9]+(?:_[a-z0-9]+)*)")
+TABLE = "_migrations"
+_LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
+_WAIT_S = 3600.0
+_POLL_S = 0.1
+
+State = Literal["applied", "pending", "edited", "unknown"]
+
+
+class MigrationFailed(Refusal):
+    """A migration failed; nothing of it was recorded."""
+
+    code = "MIGRATION_FAILED"
+
+
+class BadMigration(Invalid):
+    """A migration file cannot be used."""
+
+    code = "BAD_MIGRATION"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A file in the folder of migrations."""
+
+    id: str
+    module: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One migration in files and database. `unknown` is applied, but has no file here: a newer release applied it."""
+
+    id: str
+    state: State
+    applied_at: datetime | None
+
+
+def read(folder: Path) -> list[Migration]:
+    """Return the migrations of a folder, in order. Raises BadMigration for a bad name or a missing rollback."""
+    found: list[Migration] = []
+    for path in sorted(folder.glob("*.sql")):
+        if path.name.endswith(".rollback.sql"):
+            continue
+        match = NAME.fullmatch(path.stem)
+        if match is None:
+            raise BadMigration(f"{path.name}: the name must be {{yyyymmddHHMMSS}}_{{module}}_{{description}}.sql")
+        if not path.with_suffix(".rollback.sql").is_file():
+            raise BadMigration(f"{path.name}: {path.stem}.rollback.sql is missing beside it")
+        text = path.read_bytes().replace(b"\r\n", b"\n")
+        found.append(Migration(path.stem, match["module"], path, hashlib.sha256(text).hexdigest()))
+    return found
+
+
+def create(folder: Path, module: str, description: str, modules: Sequence[str]) -> tuple[Path, Path]:
+    """Make an empty migration and its rollback; return both paths. Raises Invalid for a name that does not fit."""
+    words = re.sub(r"[^a-z0-9]+", "_", description.lower()).strip("_")
+    if module not in modules:
+        raise Invalid(f"unknown module {module!r}; one of {', '.join(modules)}")
+    if not words:
+        raise Invalid("the description needs a letter or a digit, such as: add_user_roles")
+    taken = {migration.id[:14] for migration in read(folder)}
+    moment = int(datetime.now(UTC).strftime("%Y%m%d%H%M%S"))
+    while str(moment) in taken:  # two in one second would have no order
+        moment += 1
+    up = folder / f"{moment}_{module}_{words}.sql"
+    down = up.with_suffix(".rollback.sql")
+    up.write_text(f"-- {module}: {description}\n", encoding="utf-8")
+    down.write_text(f"-- undoes {up.name}\n", encoding="utf-8")
+    return up, down
+
+
+class Migrator:
+    """Migrates one database. Its methods block; `stop` may be called from another thread."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self._folder = folder
+        self._stopped = threading.Event()
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def status(self) -> list[Status]:
+        """Return every migration with its state, in order. Changes nothing."""
+        with psycopg.connect(self._server.conninfo(statement_timeout=10_000), autocommit=True) as connection:
+            return self._status(connection)
+
+    def _status(self, connection: psycopg.Connection[Any]) -> list[Status]:
+        tables = {
+            name
+            for (name,) in connection.execute(
+                "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+                " AND table_name IN ('_migrations', '_migration_checksums')"
+            )
+        }
+        applied: dict[str, datetime] = {}
+        checksums: dict[str, str] = {}
+        if "_migrations" in tables:
+            applied = {
+                name: when.replace(tzinfo=UTC)
+                for name, when in connection.execute("SELECT migration_id, applied_at_utc FROM _migrations")
+            }
+        if "_migration_checksums" in tables:
+            checksums = dict(connection.execute("SELECT migration_id, sha256 FROM _migration_checksums").fetchall())
+        files = {migration.id: migration for migration in read(self._folder)}
+        found: list[Status] = []
+        for name in sorted(files.keys() | applied.keys()):
+            state: State = "applied"
+            if name not in applied:
+                state = "pending"
+            elif name not in files:
+                state = "unknown"
+            elif checksums.get(name, files[name].sha256) != files[name].sha256:
+                state = "edited"
+            found.append(Status(name, state, applied.get(name)))
+        return found
+
+    def pending(self) -> list[Migration]:
+        """Return what `up` would apply, in order. Raises BadMigration when an applied file was edited."""
+        return self._pending(self.status())
+
+    def _pending(self, status: Sequence[Status]) -> list[Migration]:
+        if edited := [s.id for s in status if s.state == "edited"]:
+            raise BadMigration(
+                f"{', '.join(edited)}: edited after it was applied; restore the file and write a new migration"
+            )
+        wanted = {s.id for s in status if s.state == "pending"}
+        return [migration for migration in read(self._folder) if migration.id in wanted]
+
+    def up(self, report: Callable[[str], None]) -> list[str]:
+        """Apply what is pending, in order; return the ids. Safe to repeat, and to run many times at once.
+
+        Raises MigrationFailed, BadMigration, and Unavailable when another migrator does not finish.
+        """
+        if not self.pending():  # the usual start: no lock, no yoyo
+            return []
+        with self._locked(report) as backend:
+            todo = self._pending(self._status(backend.connection))
+            for migration in todo:
+                started = time.monotonic()
+                self._step(backend, migration, "apply")
+                report(f"applied {migration.id} in {time.monotonic() - started:.2f} s")
+            return [migration.id for migration in todo]
+
+    def down(self, report: Callable[[str], None]) -> str | None:
+        """Roll back the newest applied migration; return its id, or None when there is none. Raises as `up` does."""
+        with self._locked(report) as backend:
+            applied = [s for s in self._status(backend.connection) if s.applied_at is not None]
+            if not applied:
+                return None
+            newest = max(applied, key=lambda status: status.id)
+            files = {migration.id: migration for migration in read(self._folder)}
+            if newest.id not in files:
+                raise BadMigration(f"{newest.id} has no file here; roll back with the release that applied it")
+            self._step(backend, files[newest.id], "rollback")
+            report(f"rolled back {newest.id}")
+            return newest.id
+
+    def stop(self) -> None:
+        """Give up: stop waiting, cancel the statement that runs. Safe to repeat."""
+        self._stopped.set()
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=2)
+
+    @contextlib.contextmanager
+    def _locked(self, report: Callable[[str], None]) -> "contextlib._GeneratorContextManager[DatabaseBackend]":
+        from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+        from yoyo.connections import DatabaseURI
+
+        parameters = psycopg.conninfo.conninfo_to_dict(
+            self._server.conninfo(
+                statement_timeout=0,
+                lock_timeout=60_000,
+                client_connection_check_interval=1000,  # a killed migrator's statement ends within a second
+            )
+        )
+        uri = DatabaseURI("postgresql+psycopg", None, None, None, None, parameters.pop("dbname"), parameters)
+        backend = PostgresqlPsycopgBackend(uri, TABLE)
+        connection: psycopg.Connection[Any] = backend.connection
+        self._connection = connection
+        with contextlib.closing(connection):
+            self._lock(connection, report)
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS _migration_checksums"
+                " (migration_id text PRIMARY KEY, sha256 text NOT NULL)"
+            )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS yoyo_lock"
+                " (locked int DEFAULT 1 PRIMARY KEY, ctime timestamp, pid int NOT NULL)"
+            )
+            backend.break_lock()  # left by a killed migrator: whoever holds the advisory lock is alone
+            backend.ensure_internal_schema_updated()
+            yield backend
+
+    def _lock(self, connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
+        deadline, told = time.monotonic() + _WAIT_S, time.monotonic()
+        while not connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK_KEY,)).fetchall()[0][0]:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"another process has been migrating for {_WAIT_S / 60:.0f} minutes; see who holds it")
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                report(f"waiting for {self._holder(connection)} to finish migrating")
+            if self._stopped.wait(_POLL_S):
+                raise Unavailable("stopped while waiting for another migrator")
+
+    def _holder(self, connection: psycopg.Connection[Any]) -> str:
+        row = connection.execute(
+            "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+            " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+            " AND (l.classid::bigint << 32 | l.objid::bigint) = %s",
+            (_LOCK_KEY,),
+        ).fetchone()
+        return row[0] if row else "another process"
+
+    def _step(self, backend: "DatabaseBackend", migration: Migration, direction: Literal["apply", "rollback"]) -> None:
+        """Apply or roll back one file, together with its record: yoyo's own apply_one would commit them apart."""
+        from yoyo.migrations import Migration as YoyoMigration
+
+        step = YoyoMigration(migration.id, str(migration.path), str(self._folder))
+        try:
+            step.load()
+            # yoyo prints what a SELECT returns
+            with contextlib.redirect_stdout(sys.stderr):
+                if step.use_transactions:
+                    with backend.transaction():
+                        step.process_steps(backend, direction)
+                        self._record(backend, step, migration, direction)
+                else:
+                    step.process_steps(backend, direction)
+                    with backend.transaction():
+                        self._record(backend, step, migration, direction)
+        except psycopg.Error as error:
+            reason = " ".join(str(error).split())
+            raise MigrationFailed(f"{migration.path.name}: {direction} failed: {reason}") from error
+
+    def _record(self, backend: "DatabaseBackend", step: Any, migration: Migration, direction: str) -> None:
+        backend.log_migration(step, direction)
+        if direction == "apply":
+            backend.mark_one(step, log=False)
+            backend.connection.execute(
+                "INSERT INTO _migration_checksums (migration_id, sha256) VALUES (%s, %s)"
+                " ON CONFLICT (migration_id) DO UPDATE SET sha256 = excluded.sha256",
+                (migration.id, migration.sha256),
+            )
+        else:
+            backend.unmark_one(step, log=False)
+            backend.connection.execute("DELETE FROM _migration_checksums WHERE migration_id = %s", (migration.id,))
+
+
+async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
+    """Run a blocking method of the migrator; when cancelled, stop it and wait until it has let go."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.to_thread(migrator.stop)
+        await asyncio.wait({task}, timeout=10)
+        raise
+    except psycopg.OperationalError as error:
+        raise Unavailable(f"the database went away while migrating: {' '.join(str(error).split())}") from error
+
+
+@asynccontextmanager
+async def migrated(p: Process) -> AsyncGenerator[None]:
+    """Provide a database whose schema is current: nothing else may open before.
+
+    Raises MigrationFailed, BadMigration, Unavailable; Conflict when something is pending and may not be applied.
+    """
+    migrator = Migrator(await p.use(server), p.root / "migrations")
+    if p.settings[PostgresSettings].migrate:
+        await in_thread(migrator, lambda: migrator.up(logger.info))
+    elif pending := await in_thread(migrator, migrator.pending):
+        raise Conflict(f"{len(pending)} migrations are pending, the first is {pending[0].id}; run: app migrate up")
+    yield

@@ -1,0 +1,27 @@
+"""Recovery: no exception reaches the server; the client gets a 500 without details."""
+
+from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.problems import HttpProblem, send_problem
+
+
+class Recovery:
+    """Answer 500 when everything below failed. A response that has started can only be cut."""
+
+    def __init__(self, app: App, *, debug: bool) -> None:
+        self._app = app
+        self._debug = debug
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except Exception as error:
+            if started:
+                raise
+            await send_problem(scope, send, HttpProblem(500, repr(error) if self._debug else ""))

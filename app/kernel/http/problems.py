@@ -1,0 +1,69 @@
+"""Errors as problem details (RFC 9457). The only place where a kind of refusal becomes a status."""
+
+from typing import Any
+
+from opentelemetry import trace
+from pydantic_core import to_json
+
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal, Unauthenticated, Unavailable
+from app.kernel.http.asgi import Scope, Send, respond
+
+_STATUS: dict[type[Refusal], int] = {
+    Invalid: 422,
+    Unauthenticated: 401,
+    Denied: 403,
+    NotFound: 404,
+    Conflict: 409,
+    Unavailable: 503,
+}
+_TITLES = {
+    400: ("MALFORMED", "The request is malformed"),
+    404: ("NOT_FOUND", "There is no such resource"),
+    405: ("METHOD_NOT_ALLOWED", "The resource does not support this method"),
+    408: ("REQUEST_TIMEOUT", "The request did not arrive in time"),
+    413: ("BODY_TOO_LARGE", "The request body is too large"),
+    415: ("UNSUPPORTED_MEDIA_TYPE", "The request body must be application/json"),
+    500: ("INTERNAL_ERROR", "Something went wrong here"),
+    504: ("TIMEOUT", "The request took too long"),
+}
+
+
+class HttpProblem(Exception):
+    """The request cannot be handled as HTTP: it never reached a use case."""
+
+    def __init__(self, status: int, detail: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -> None:
+    """Answer with what went wrong."""
+    headers: list[tuple[bytes, bytes]] = []
+    fields: list[dict[str, str]] = []
+    if isinstance(error, HttpProblem):
+        status, (code, title), detail = error.status, _TITLES[error.status], error.detail
+        headers += error.headers
+    else:
+        status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+        code, title, detail = error.code, error.title(), str(error)
+        if isinstance(error, Unavailable):
+            headers.append((b"retry-after", str(error.retry_after_s).encode()))
+        if isinstance(error, Unauthenticated):
+            headers.append((b"www-authenticate", b"Bearer"))
+        if isinstance(error, Invalid):
+            fields = [{"field": field, "message": message} for field, message in error.fields]
+    state: dict[str, Any] = scope.get("state", {})
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail or title,
+        "code": code,
+        "request_id": state.get("request_id", ""),
+        "trace_id": trace.format_trace_id(trace.get_current_span().get_span_context().trace_id),
+    }
+    if fields:
+        body["errors"] = fields
+    await respond(send, status, b"application/problem+json", to_json(body), headers)

@@ -1,0 +1,173 @@
+"""From use case to route. Routes are declared; one generic endpoint decodes, checks, runs and encodes."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, cast, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from starlette.datastructures import QueryParams
+from starlette.routing import Route as StarletteRoute
+from starlette.routing import Router
+
+from app.kernel.errors import Denied, Invalid, Unauthenticated
+from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
+from app.kernel.http.problems import HttpProblem
+from app.kernel.operations import BearerToken, Caller
+
+Operation = Callable[..., Awaitable[Any]]
+_JSON = b"application/json"
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class Authenticate(Protocol):
+    """Turn a bearer token into who asks. Raises Unauthenticated, Unavailable."""
+
+    async def __call__(self, token: str) -> Caller:
+        """Return who holds the token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path that run an operation.
+
+    The operation is given what the types of its parameters ask for: the Caller, the BearerToken as it was sent, or an
+    input dataclass made of path, query and body. A route is for those who hold `permission`, for everyone with a live
+    session when that is empty, for everyone at all when `public`.
+    """
+
+    method: str
+    path: str
+    operation: Operation
+    permission: str = ""
+    public: bool = False
+
+
+class _Endpoint:
+    """Runs one operation for one route."""
+
+    def __init__(self, route: Route, authenticate: Authenticate, max_body_bytes: int) -> None:
+        self._route = route
+        self._authenticate = authenticate
+        self._max_body_bytes = max_body_bytes
+        hints = get_type_hints(type(route.operation).__call__)
+        returned = hints.pop("return")
+        inputs = [hint for hint in hints.values() if hint is not BearerToken and not issubclass(hint, Caller)]
+        self._parameters = list(hints.values())
+        self._input = _strict(inputs[0]) if inputs else None
+        self._in_path = {f.name for f in fields(inputs[0])} & _parameters(route.path) if inputs else set[str]()
+        self._output = None if returned is type(None) else TypeAdapter[Any](returned)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._route
+        caller = None if route.public else await self._authenticate(_bearer(scope))
+        if route.permission and not (caller and caller.may(route.permission)):
+            raise Denied(f"this needs the permission {route.permission}")
+        arguments: list[Any] = []
+        for kind in self._parameters:
+            if kind is BearerToken:
+                arguments.append(_bearer(scope))
+            elif issubclass(kind, Caller):
+                arguments.append(caller)
+            else:
+                arguments.append(await self._decode(scope, receive))
+        result = await route.operation(*arguments)
+        if self._output is None:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await respond(send, 200, _JSON, self._output.dump_json(result), [(b"cache-control", b"no-store")])
+
+    async def _decode(self, scope: Scope, receive: Receive) -> Any:
+        adapter = cast("TypeAdapter[Any]", self._input)
+        try:
+            if self._route.method not in _WITH_BODY:
+                query = QueryParams(scope["query_string"])
+                return adapter.validate_strings({**dict(query), **scope["path_params"]})
+            body = await _body(scope, receive, self._max_body_bytes)
+            if self._in_path:
+                body = _merged(body, scope["path_params"])
+            return adapter.validate_json(body)
+        except ValidationError as error:
+            raise _refused(error) from None
+
+
+def _bearer(scope: Scope) -> BearerToken:
+    """Return the token of the Authorization header (RFC 6750, section 2.1), the only place it is taken from."""
+    scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
+    if scheme.lower() != b"bearer" or not token.strip():
+        raise Unauthenticated("send an access token: Authorization: Bearer ...")
+    return BearerToken(token.strip().decode("latin-1"))
+
+
+def _strict(kind: type[Any]) -> TypeAdapter[Any]:
+    kind.__pydantic_config__ = {"extra": "forbid", "strict": True}
+    return TypeAdapter(kind)
+
+
+def _parameters(path: str) -> set[str]:
+    return {part[1:-1] for part in path.split("/") if part.startswith("{")}
+
+
+def _merged(body: bytes, path: dict[str, str]) -> bytes:
+    try:
+        value = from_json(body)
+    except ValueError as error:
+        raise HttpProblem(400, f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict) or value.keys() & path.keys():
+        raise Invalid("the body must be an object without what the path already says")
+    return to_json({**value, **path})
+
+
+def _refused(error: ValidationError) -> Invalid | HttpProblem:
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    if errors[0]["type"] == "json_invalid":
+        return HttpProblem(400, f"the body is not JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}")
+    found = tuple((".".join(str(part) for part in e["loc"]) or "body", e["msg"]) for e in errors)
+    return Invalid("the input is invalid; see errors", found)
+
+
+async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
+    content_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if content_type != _JSON:
+        raise HttpProblem(415)
+    if (length := header(scope, b"content-length")) and int(length) > most:
+        raise HttpProblem(413, f"at most {most} bytes", ((b"connection", b"close"),))
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HttpProblem(400, "the client left before the body was complete")
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise HttpProblem(413, f"at most {most} bytes", ((b"connection", b"close"),))
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+class _Methods:
+    """The endpoints of one path, by method."""
+
+    def __init__(self, endpoints: dict[str, _Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._allow = ", ".join(sorted(endpoints)).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["method"])
+        if endpoint is None:
+            raise HttpProblem(405, f"it supports {self._allow.decode()}", ((b"allow", self._allow),))
+        await endpoint(scope, receive, send)
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - an ASGI application
+    raise HttpProblem(404)
+
+
+def router(routes: Sequence[Route], authenticate: Authenticate, max_body_bytes: int) -> App:
+    """Return the application that serves the routes."""
+    paths: dict[str, dict[str, _Endpoint]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method] = _Endpoint(route, authenticate, max_body_bytes)
+    declared = [StarletteRoute(path, _Methods(endpoints)) for path, endpoints in paths.items()]
+    return Router(declared, redirect_slashes=False, default=_nothing_here)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,110 @@
+"""Hypercorn in our own process, stopped our way.
+
+Hypercorn closes its listener the moment it is asked to stop. So it is asked late: first /ready is 503 and every answer
+says `Connection: close`, for the drain delay; then the listener closes, and what is in flight is finished. The deadline
+for that is the process's: Hypercorn's own is kept on 3.11 and ignored on later versions.
+"""
+
+import asyncio
+import errno
+import socket
+from typing import Any, cast
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from loguru import logger
+
+from app.kernel.config import HttpServerSettings, ProcessSettings
+from app.kernel.errors import Unavailable
+from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.middleware import stack
+from app.kernel.process import Process, Service
+
+_NEVER = 1e6
+_CUT_S = 2.0
+_READ_TIMEOUT_S = 120
+_KEEP_ALIVE_S = 75
+
+
+class _InFlight:
+    """The requests being answered. While stopping, every answer asks the client to leave."""
+
+    def __init__(self, app: App, process: Process) -> None:
+        self._app = app
+        self._process = process
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # neither lifespan nor websockets
+            raise NotImplementedError(scope["type"])
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._process.state == "stopping":
+                if scope["http_version"].startswith("1"):  # RFC 9113, section 8.2.2: not in HTTP/2
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._tasks.add(task)
+        try:
+            await self._app(scope, receive, closing)
+        finally:
+            self._tasks.discard(task)
+
+    async def cut(self) -> None:
+        """Cancel what is left, and wait until it has let go of what it used."""
+        left = set(self._tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            logger.error("{} requests were cut", len(left))
+            await asyncio.wait(left, timeout=_CUT_S)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address. Raises Unavailable when it is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = "is in use" if getattr(error, "errno", 0) == errno.EADDRINUSE else f"cannot be used: {error}"
+        raise Unavailable(f"port {port} on {host} {reason}; choose another with --port") from None
+    sock.setblocking(False)
+    return sock
+
+
+def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = False) -> Service:
+    """Return a service that serves the application, inside the middlewares, on the socket; the service closes it."""
+    wrapped = _InFlight(stack(app, p.settings[HttpServerSettings]), p)
+    drain_delay_s = 0.0 if outlives else p.settings[ProcessSettings].drain_delay
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def run(stop: asyncio.Event) -> None:
+        config = Config()
+        config.bind = [f"fd://{sock.detach()}"]
+        config.accesslog = config.errorlog = None
+        config.include_server_header = False
+        config.graceful_timeout = _NEVER
+        config.read_timeout = _READ_TIMEOUT_S
+        config.keep_alive_timeout = _KEEP_ALIVE_S
+
+        async def drained() -> None:
+            await stop.wait()
+            await asyncio.sleep(drain_delay_s)
+
+        logger.bind(url=url).info("serving {}", url)
+        serving = asyncio.ensure_future(serve(cast("Any", wrapped), config, shutdown_trigger=drained))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            await wrapped.cut()
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=_CUT_S)
+            raise
+
+    return Service(f"http {url}", run, outlives=outlives)

@@ -1,0 +1,219 @@
+"""A process: opens resources once, runs services, drains, closes in reverse.
+
+A *provider* is an async context manager function that takes the Process. A *service* runs until its stop event is set,
+then drains and returns. After grafana/dskit's modules, with functions in place of a dependency graph.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from loguru import logger
+
+from app.kernel.config import ProcessSettings, Settings
+from app.kernel.errors import Unavailable
+
+T = TypeVar("T")
+Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
+State = Literal["starting", "ready", "stopping"]
+Check = Callable[[], Awaitable[None]]
+
+_CLOSE_S = 5.0  # for closing resources, and for a service that was cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Something that runs as long as the process does.
+
+    `run` is given the event that asks it to drain and return. One that `outlives` the others is asked after they ended.
+    """
+
+    name: str
+    run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+    outlives: bool = False
+
+
+ServiceFactory = Callable[["Process"], Awaitable[Service]]
+
+
+class DependencyCycle(Exception):
+    """Providers that need each other; the message names the cycle."""
+
+
+class Process:
+    """One operating system process: its name, settings, state, and what it has opened."""
+
+    def __init__(self, name: str, settings: Settings, root: Path) -> None:
+        self.name = name
+        self.settings = settings
+        self.root = root
+        self.state: State = "starting"
+        self.started_at = datetime.now(UTC)
+        self.services: tuple[str, ...] = ()
+        self.checks: dict[str, Check] = {}
+        self._opened: dict[Provider[Any], Any] = {}
+        self._opening: list[Provider[Any]] = []
+        self._stack = AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._signals = 0
+        self._watchdogs: list[threading.Timer] = []
+
+    async def use(self, provider: Provider[T]) -> T:
+        """Return what the provider opens; it is opened once, and closed after everything that used it.
+
+        Raises DependencyCycle, and whatever the provider raises. Call it while starting, never from a running service.
+        """
+        if provider in self._opened:
+            return self._opened[provider]
+        if provider in self._opening:
+            names = [_name(p) for p in [*self._opening[self._opening.index(provider) :], provider]]
+            raise DependencyCycle("providers need each other: " + " -> ".join(names))
+        self._opening.append(provider)
+        try:
+            value = await self._stack.enter_async_context(provider(self))
+        finally:
+            self._opening.pop()
+        self._opened[provider] = value
+        return value
+
+    async def missing(self) -> dict[str, str]:
+        """Return what keeps this process from accepting work: name to reason, empty when it is ready."""
+        if self.state != "ready":
+            return {"process": self.state}
+        found: dict[str, str] = {}
+        for name, check in self.checks.items():
+            try:
+                await check()
+            except Unavailable as error:
+                found[name] = str(error)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncGenerator["Process"]:
+        """Close, in reverse, everything that was opened inside."""
+        async with self._stack:
+            yield self
+
+    async def run(self, factories: Sequence[ServiceFactory]) -> int:
+        """Open, run until a signal or a failure, drain, close.
+
+        Returns the exit status: 0 after a stop that was asked for, 70 after a service failed, 130 after a second
+        signal. What fails while starting is raised, after closing what was open.
+        """
+        loop = asyncio.get_running_loop()
+        body = asyncio.ensure_future(self._body(factories))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number, body)
+        try:
+            await asyncio.wait({body})
+        except asyncio.CancelledError:
+            body.cancel()
+            await asyncio.wait({body})
+            raise
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+            for watchdog in self._watchdogs:
+                watchdog.cancel()
+        if self._signals > 1:
+            return 130
+        if body.cancelled():  # asked to stop while starting
+            return 0
+        return body.result()
+
+    def _on_signal(self, number: int, body: "asyncio.Future[int]") -> None:
+        self._signals += 1
+        name = signal.Signals(number).name
+        if self._signals > 1:
+            logger.warning("{} again: stopping at once", name)
+            self._watch(_CLOSE_S, 130)
+            body.cancel()
+        elif self.state == "starting":
+            logger.info("{}: stopping before having started", name)
+            self._watch(4 * _CLOSE_S, 130)
+            body.cancel()
+        else:
+            logger.info("{}: draining", name)
+            self._stop.set()
+
+    async def _body(self, factories: Sequence[ServiceFactory]) -> int:
+        async with self._stack:
+            services = [await make(self) for make in factories]
+            self.services = tuple(service.name for service in services)
+            self.state = "ready"
+            failed = await self._supervise(services)
+        if not failed:
+            logger.info("stopped")
+        return 70 if failed else 0
+
+    async def _supervise(self, services: Sequence[Service]) -> bool:
+        """Run the services until they ended; return whether one of them failed."""
+        limits = self.settings[ProcessSettings]
+        last_stop = asyncio.Event()
+        normal = {asyncio.ensure_future(s.run(self._stop)): s.name for s in services if not s.outlives}
+        last = {asyncio.ensure_future(s.run(last_stop)): s.name for s in services if s.outlives}
+        tasks = normal | last
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            ended_early = [name for task, name in tasks.items() if task.done() and not self._stop.is_set()]
+            self.state = "stopping"
+            self._stop.set()
+            allowed_s = limits.drain_delay + limits.grace
+            self._watch(allowed_s + 2 * _CLOSE_S, 70)
+            if normal:
+                await asyncio.wait(normal, timeout=allowed_s)
+            last_stop.set()
+            await self._cut({task: name for task, name in normal.items() if not task.done()})
+            if last:
+                await asyncio.wait(last, timeout=_CLOSE_S)
+            await self._cut({task: name for task, name in last.items() if not task.done()})
+        finally:
+            stopping.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CLOSE_S)
+        failed = False
+        for task, name in tasks.items():
+            if not task.done() or task.cancelled():
+                continue
+            if error := task.exception():
+                failed = True
+                logger.opt(exception=error).critical("service {} failed: {!r}", name, error)
+        if ended_early and not failed:
+            logger.critical("service {} ended without being asked to", ", ".join(ended_early))
+        return failed or bool(ended_early)
+
+    def _watch(self, seconds: float, status: int) -> None:
+        """End the process after a while even when something blocks the event loop; say where it hangs."""
+
+        def end() -> None:
+            sys.stderr.write("the event loop is blocked; ending without cleaning up. Where it hangs:\n")
+            faulthandler.dump_traceback(sys.stderr)
+            os._exit(status)
+
+        watchdog = threading.Timer(seconds, end)
+        watchdog.daemon = True
+        watchdog.start()
+        self._watchdogs.append(watchdog)
+
+    async def _cut(self, left: dict["asyncio.Future[None]", str]) -> None:
+        for task, name in left.items():
+            logger.error("service {} is not done at the end of its grace: cutting what is in flight", name)
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_CLOSE_S)
+
+
+def _name(provider: Provider[Any]) -> str:
+    return f"{getattr(provider, '__module__', '')}.{getattr(provider, '__qualname__', repr(provider))}"

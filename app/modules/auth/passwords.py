@@ -1,0 +1,55 @@
+"""Passwords with argon2id (RFC 9106), off the event loop, only so many at once."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from app.kernel.errors import Unavailable
+
+T = TypeVar("T")
+_WAITING_MOST = 200
+# what an unknown name is compared with, so that it takes as long: a hash with the hasher's parameters, of nothing
+_DUMMY = "$argon2id$v=19$m=65536,t=3,p=4$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+
+class Argon2Passwords:
+    """Hashes and verifies on threads of its own; what waits is bounded too."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._hasher = PasswordHasher()
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
+        self._waiting = 0
+
+    async def hash(self, password: str) -> str:
+        """Return the encoded hash. Takes about 0.2 s and 64 MiB. Raises Unavailable when too many wait."""
+        return await self._in_thread(self._hasher.hash, password)
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """Return whether the password fits. Raises Unavailable when too many wait."""
+        if password_hash is None:
+            await self._in_thread(self._matches, _DUMMY, password)
+            return False
+        return await self._in_thread(self._matches, password_hash, password)
+
+    def _matches(self, password_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(password_hash, password)
+        except (VerificationError, InvalidHashError, UnicodeEncodeError):
+            return False
+
+    async def _in_thread(self, work: Callable[..., T], *args: str) -> T:
+        if self._waiting >= _WAITING_MOST:
+            raise Unavailable("too many sign-ins at once", retry_after_s=5)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Let the threads end. Safe to repeat."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,29 @@
+"""Settings of the auth module."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from app.kernel.config import Duration, Secret
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """Tokens, sessions and passwords."""
+
+    section: ClassVar[str] = "auth"
+    master_secret: Annotated[
+        Secret, Field(min_length=32, description="encrypts the signing keys; the same in every process")
+    ]
+    issuer: Annotated[str, Field(min_length=1, description="`iss` of the tokens: the public address of the auth API")]
+    audience: Annotated[str, Field(min_length=1, description="`aud` of the access tokens")]
+    access_token_ttl: Annotated[Duration, Field(ge=1, description="life of an access token")]
+    session_idle: Annotated[Duration, Field(ge=1, description="a session not used for this long ends")]
+    session_lifetime: Annotated[Duration, Field(ge=1, description="a session ends after this long in any case")]
+    password_hash_concurrency: Annotated[
+        int, Field(ge=1, le=64, description="passwords hashed at once; each takes 64 MiB")
+    ]
+
+
+SECTION = AuthSettings
