@@ -37,7 +37,7 @@ _OPTIONS = {
     "-h, --help": "Show this message and exit.",
 }
 
-_ROOT_HELP = ([], ["-h"], ["--help"])
+_ROOT_HELP: tuple[list[str], ...] = ([], ["-h"], ["--help"])
 
 
 def table() -> dict[str, tuple[str, str]]:
@@ -85,12 +85,10 @@ def command() -> "TyperGroup":
             real.name = name
             return name, real, rest
 
-        def format_help(self, ctx: Any, formatter: Any) -> None:
+        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is Typer's
             formatter.write(root_help() + "\n")
 
-    root = typer.Typer(
-        cls=Lazy, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
-    )
+    root = typer.Typer(cls=Lazy, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
     def show_version(wanted: bool) -> None:
         if wanted:

@@ -5,7 +5,7 @@ Reading this table loads nothing; each service imports what it needs when its pr
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -114,7 +114,7 @@ def load_settings(overrides: dict[str, object] | None = None) -> "Settings":
 
 
 @contextmanager
-def _closed_on_error(sock: Any) -> Iterator[Any]:
+def _closed_on_error(sock: Any) -> Generator[Any]:
     try:
         yield sock
     except BaseException:

@@ -47,7 +47,9 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
     value = values.get(key)
     if value is None:
         near = get_close_matches(key, values, 1)
-        raise NotFound(f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else "; see app config show"))
+        raise NotFound(
+            f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else "; see app config show")
+        )
     variable = environment_name(key)
     facts = {
         "key": key,

@@ -43,7 +43,9 @@ def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Passed on 
         own = found.bin_dir / "psql" if found.bin_dir else None
         psql = str(own) if own and own.is_file() else shutil.which("psql")
         if psql is None:
-            raise Misconfigured("psql is not installed; install PostgreSQL's client, such as Debian's postgresql-client")
+            raise Misconfigured(
+                "psql is not installed; install PostgreSQL's client, such as Debian's postgresql-client"
+            )
         # the password goes by the environment, where other users cannot see it
         known = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
         known |= {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}

@@ -21,7 +21,9 @@ def typer_app(name: str) -> typer.Typer:
 
 
 def health(
-    ready: Annotated[bool, typer.Option("--ready", help="Ask whether it can accept work, not only whether it lives.")] = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask whether it can accept work, not only whether it lives.")
+    ] = False,
     port: Annotated[
         int | None, typer.Option(help="Where to ask.", show_default="the API's port of the settings, then the workers'")
     ] = None,
@@ -51,6 +53,8 @@ def health(
             print_json({"port": candidate, "status_code": response.status, **answer})
         else:
             missing = ", ".join(f"{name}: {reason}" for name, reason in answer.get("missing", {}).items())
-            typer.echo(f"port {candidate}: {answer.get('status', response.status)}" + (f" ({missing})" if missing else ""))
+            typer.echo(
+                f"port {candidate}: {answer.get('status', response.status)}" + (f" ({missing})" if missing else "")
+            )
         raise typer.Exit(0 if response.status == 200 else 1)
     raise Unavailable(f"nothing answers {path} on 127.0.0.1, port {' or '.join(map(str, ports))}")

@@ -86,7 +86,9 @@ def down(
     if not yes:
         if no_input or not sys.stdin.isatty():
             raise typer.BadParameter("this may drop data; say --yes to do it", param_hint="--yes")
-        typer.confirm("This may drop tables with what is in them. Roll back the newest migration?", abort=True, err=True)
+        typer.confirm(
+            "This may drop tables with what is in them. Roll back the newest migration?", abort=True, err=True
+        )
     undone = _with_migrator(lambda migrator: migrator.down(_tell))
     if as_json:
         print_json({"rolled_back": undone})

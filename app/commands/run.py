@@ -33,7 +33,7 @@ def typer_app(name: str) -> typer.Typer:
         queue: Queues = None,
         concurrency: Concurrency = None,
     ) -> None:
-        more = {"queue.names": queue or None, "queue.concurrency": concurrency}
+        more: dict[str, object] = {"queue.names": queue or None, "queue.concurrency": concurrency}
         _run(name, spec, _overrides(spec, host, port, no_migrate) | _given(more))
 
     app.command(name, help=summary)(consume if name == "run-event-consumer" else run)

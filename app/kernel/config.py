@@ -92,7 +92,9 @@ class PostgresSettings:
     password: Annotated[Secret, Field(description="password of the role")]
     db: Annotated[str, Field(min_length=1, description="name of the database")]
     ssl: Annotated[Literal["disable", "require", "verify-full"], Field(description="transport security")]
-    ssl_root_cert: Annotated[str, Field(description="file of trusted certificates for verify-full; system: the system's")]
+    ssl_root_cert: Annotated[
+        str, Field(description="file of trusted certificates for verify-full; system: the system's")
+    ]
     pool_size: Annotated[int, Field(ge=1, le=1000, description="most connections of one process")]
     pool_timeout: Annotated[Duration, Field(gt=0, description="longest wait for a connection")]
     pool_queue: Annotated[int, Field(ge=1, description="most requests that wait for a connection at once")]
@@ -275,15 +277,31 @@ def load(
 
 
 def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
-    from dynaconf import Dynaconf  # pyright: ignore[reportMissingTypeStubs]
-    from dynaconf.utils.inspect import get_history  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
-
     folder = root / "settings"
     files = [folder / "default.yaml", folder / f"{environment}.yaml"]
     if missing := [file for file in files if not file.is_file()]:
-        raise Misconfigured(f"{missing[0]} is missing; run from the project's folder or restore the file")
+        raise Misconfigured(f"{missing[0]} is missing; restore it")
     if (secrets := folder / ".secrets.yaml").is_file():
         files.append(secrets)
+    tree: dict[str, dict[str, object]] = {}
+    sources: dict[str, str] = {}
+    for file, content in _read(folder, files):
+        for name, section in content.items():
+            if not isinstance(section, dict):
+                problem = Problem(name.lower(), file, "expected a section with keys below it")
+                raise Misconfigured(f"settings for APP_ENV={environment}", [problem])
+            layer = tree.setdefault(name.lower(), {})
+            for key, value in cast("dict[str, object]", section).items():
+                if key not in layer or layer[key] != value:  # Dynaconf reports sections already merged
+                    layer[key], sources[f"{name.lower()}.{key}"] = value, file
+    return tree, sources
+
+
+def _read(folder: Path, files: list[Path]) -> list[tuple[str, dict[str, object]]]:
+    """Return the content of each file, merged with those before it."""
+    from dynaconf import Dynaconf  # pyright: ignore[reportMissingTypeStubs]
+    from dynaconf.utils.inspect import get_history  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     try:
         loaded: Any = Dynaconf(
             settings_files=[str(file) for file in files],
@@ -296,26 +314,13 @@ def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, o
             auto_cast=False,
         )
         history = cast("list[dict[str, Any]]", get_history(loaded))
-    except Exception as error:  # the vendored parser's errors share no base class that can be imported
+    except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
         raise Misconfigured(f"a file in {folder} cannot be read: {' '.join(str(error).split())}") from None
-    tree: dict[str, dict[str, object]] = {}
-    sources: dict[str, str] = {}
-    problems: list[Problem] = []
-    for entry in history:
-        if entry["loader"] != "yaml":
-            continue
-        file = str(Path(entry["identifier"]).relative_to(root))
-        for name, section in cast("dict[str, object]", entry["value"]).items():
-            if not isinstance(section, dict):
-                problems.append(Problem(name.lower(), file, "expected a section with keys below it"))
-                continue
-            layer = tree.setdefault(name.lower(), {})
-            for key, value in cast("dict[str, object]", section).items():
-                if key not in layer or layer[key] != value:  # Dynaconf reports sections already merged
-                    layer[key], sources[f"{name.lower()}.{key}"] = value, file
-    if problems:
-        raise Misconfigured(f"settings for APP_ENV={environment}", problems)
-    return tree, sources
+    return [
+        (f"{folder.name}/{Path(entry['identifier']).name}", entry["value"])
+        for entry in history
+        if entry["loader"] == "yaml"
+    ]
 
 
 def _unknown(

@@ -1,8 +1,8 @@
 """Migrations: yoyo applies SQL files, each with its record and checksum in one transaction.
 
-A file is `{yyyymmddHHMMSS}_{module}_{description}.sql` with a `.rollback.sql` beside it. The lock is an advisory lock on
-the connection that migrates, so a killed migrator blocks nobody; waiters poll, because a blocked
-`pg_advisory_lock` would itself make CREATE INDEX CONCURRENTLY wait.
+A file is `{yyyymmddHHMMSS}_{module}_{description}.sql` with a `.rollback.sql` beside it. The lock is an advisory lock
+on the connection that migrates, so a killed migrator blocks nobody. Who waits polls: a blocked `pg_advisory_lock`
+would itself make CREATE INDEX CONCURRENTLY wait.
 """
 
 import asyncio
@@ -12,23 +12,21 @@ import re
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import psycopg
 from loguru import logger
+from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.config import PostgresSettings
 from app.kernel.db.server import Server, server
 from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
 from app.kernel.process import Process
-
-if TYPE_CHECKING:
-    from yoyo.backends.base import DatabaseBackend
 
 NAME = re.compile(r"(?P<timestamp>\d{14})_(?P<module>[a-z][a-z0-9]*)_(?P<description>[a-z0-9]+(?:_[a-z0-9]+)*)")
 TABLE = "_migrations"
@@ -197,11 +195,12 @@ class Migrator:
                 connection.cancel_safe(timeout=2)
 
     @contextlib.contextmanager
-    def _locked(self, report: Callable[[str], None]) -> "contextlib._GeneratorContextManager[DatabaseBackend]":
+    def _locked(self, report: Callable[[str], None]) -> Generator[Any]:
+        """Yield a yoyo backend (not annotated, hence Any) that nobody else migrates with."""
         from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
         from yoyo.connections import DatabaseURI
 
-        parameters = psycopg.conninfo.conninfo_to_dict(
+        parameters: dict[str, Any] = conninfo_to_dict(
             self._server.conninfo(
                 statement_timeout=0,
                 lock_timeout=60_000,
@@ -209,14 +208,13 @@ class Migrator:
             )
         )
         uri = DatabaseURI("postgresql+psycopg", None, None, None, None, parameters.pop("dbname"), parameters)
-        backend = PostgresqlPsycopgBackend(uri, TABLE)
+        backend: Any = PostgresqlPsycopgBackend(uri, TABLE)
         connection: psycopg.Connection[Any] = backend.connection
         self._connection = connection
         with contextlib.closing(connection):
             self._lock(connection, report)
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS _migration_checksums"
-                " (migration_id text PRIMARY KEY, sha256 text NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS _migration_checksums (migration_id text PRIMARY KEY, sha256 text NOT NULL)"
             )
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS yoyo_lock"
@@ -230,7 +228,9 @@ class Migrator:
         deadline, told = time.monotonic() + _WAIT_S, time.monotonic()
         while not connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK_KEY,)).fetchall()[0][0]:
             if time.monotonic() > deadline:
-                raise Unavailable(f"another process has been migrating for {_WAIT_S / 60:.0f} minutes; see who holds it")
+                raise Unavailable(
+                    f"another process has been migrating for {_WAIT_S / 60:.0f} minutes; see who holds it"
+                )
             if time.monotonic() - told > 2:
                 told = time.monotonic()
                 report(f"waiting for {self._holder(connection)} to finish migrating")
@@ -246,11 +246,11 @@ class Migrator:
         ).fetchone()
         return row[0] if row else "another process"
 
-    def _step(self, backend: "DatabaseBackend", migration: Migration, direction: Literal["apply", "rollback"]) -> None:
+    def _step(self, backend: Any, migration: Migration, direction: Literal["apply", "rollback"]) -> None:
         """Apply or roll back one file, together with its record: yoyo's own apply_one would commit them apart."""
         from yoyo.migrations import Migration as YoyoMigration
 
-        step = YoyoMigration(migration.id, str(migration.path), str(self._folder))
+        step: Any = YoyoMigration(migration.id, str(migration.path), str(self._folder))
         try:
             step.load()
             # yoyo prints what a SELECT returns
@@ -267,7 +267,7 @@ class Migrator:
             reason = " ".join(str(error).split())
             raise MigrationFailed(f"{migration.path.name}: {direction} failed: {reason}") from error
 
-    def _record(self, backend: "DatabaseBackend", step: Any, migration: Migration, direction: str) -> None:
+    def _record(self, backend: Any, step: Any, migration: Migration, direction: str) -> None:
         backend.log_migration(step, direction)
         if direction == "apply":
             backend.mark_one(step, log=False)

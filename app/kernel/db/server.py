@@ -88,7 +88,7 @@ async def _answering(server: Server, timeout_s: float) -> None:
                 raise Misconfigured(f"PostgreSQL at {server.label} refused: {reason}; check POSTGRES_*") from None
             if time.monotonic() >= deadline:
                 raise Unavailable(
-                    f"PostgreSQL at {server.label} does not answer: {reason}; start it, or check POSTGRES_HOST and _PORT"
+                    f"PostgreSQL at {server.label} does not answer: {reason}; start it, or check POSTGRES_HOST"
                 ) from None
             if time.monotonic() - told > 5:
                 told = time.monotonic()

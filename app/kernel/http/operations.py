@@ -1,11 +1,11 @@
 """/health, /ready and /metrics, the same in every process, without a framework."""
 
+from pydantic_core import to_json
+
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.problems import HttpProblem
 from app.kernel.process import Process
 from app.kernel.telemetry.metrics import CONTENT_TYPE, exposition
-
-from pydantic_core import to_json
 
 _JSON = b"application/json"
 
@@ -36,6 +36,8 @@ class Operations:
     async def _ready(self, send: Send) -> None:
         missing = await self._process.missing()
         if missing:
-            await respond(send, 503, _JSON, to_json({"status": "not ready", "missing": missing}), [(b"retry-after", b"1")])
+            await respond(
+                send, 503, _JSON, to_json({"status": "not ready", "missing": missing}), [(b"retry-after", b"1")]
+            )
         else:
             await respond(send, 200, _JSON, to_json({"status": "ready"}))

@@ -10,7 +10,7 @@ import errno
 import socket
 from typing import Any, cast
 
-from hypercorn.asyncio import serve
+from hypercorn.asyncio import serve  # pyright: ignore[reportUnknownVariableType] - partly annotated
 from hypercorn.config import Config
 from loguru import logger
 
@@ -39,9 +39,9 @@ class _InFlight:
             raise NotImplementedError(scope["type"])
 
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._process.state == "stopping":
-                if scope["http_version"].startswith("1"):  # RFC 9113, section 8.2.2: not in HTTP/2
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            stopping = self._process.state == "stopping" and scope["http_version"].startswith("1")
+            if stopping and message["type"] == "http.response.start":  # never in HTTP/2 (RFC 9113, section 8.2.2)
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         task = cast("asyncio.Task[None]", asyncio.current_task())

@@ -8,8 +8,8 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
-from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from loguru import logger
@@ -70,9 +70,7 @@ class CronManager:
         for name, schedule in self._schedules.items():
             spec = schedule.cron or f"every {schedule.every_s} s"
             first = next(_ticks(self._triggers[name], now))
-            await self._db.run(
-                _REGISTER, {"name": name, "spec": spec, "misfire": schedule.misfire, "next": first}
-            )
+            await self._db.run(_REGISTER, {"name": name, "spec": spec, "misfire": schedule.misfire, "next": first})
 
     async def run(self, stop: asyncio.Event) -> None:
         """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""
@@ -103,14 +101,14 @@ class CronManager:
         return True
 
 
-def _trigger(schedule: Schedule) -> BaseTrigger:
+def _trigger(schedule: Schedule) -> Any:  # APScheduler is not annotated
     if schedule.cron:
-        return CronTrigger.from_crontab(schedule.cron, timezone=UTC)
+        return cast("Any", CronTrigger).from_crontab(schedule.cron, timezone=UTC)
     # from a fixed start, so that every manager computes the same ticks
     return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
 
 
-def _ticks(trigger: BaseTrigger, after: datetime) -> Iterator[datetime]:
+def _ticks(trigger: Any, after: datetime) -> Iterator[datetime]:
     """Yield the fire times later than a moment."""
     while True:
         following = trigger.get_next_fire_time(after, after)

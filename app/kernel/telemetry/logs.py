@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from loguru import logger
@@ -21,7 +22,7 @@ _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": 
 
 
 def configure(settings: LoggerSettings, process: str) -> None:
-    """Send logs where the settings say, each line with the process and its pid. Raises Misconfigured. Safe to repeat."""
+    """Send logs where the settings say, with process and pid. Raises Misconfigured. Safe to repeat."""
     _install(_stream(settings.output), settings.format == "json", _LOGURU_LEVELS[settings.level], process)
 
 
@@ -34,7 +35,7 @@ def _stream(output: str) -> TextIO:
     if output == "stdout":
         return sys.stdout
     try:
-        return open(output, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the process lives
+        return Path(output).open("a", encoding="utf-8", buffering=1)
     except OSError as error:
         raise Misconfigured(f"logger.output: cannot write {output}: {error.strerror}") from None
 

@@ -72,7 +72,9 @@ def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
     except OSError as error:
         raise Invalid(f"cannot read {file}: {error.strerror}") from None
     if no_input or not sys.stdin.isatty():
-        raise typer.BadParameter("no terminal to ask on; give --password-stdin or --password-file", param_hint="--password-stdin")
+        raise typer.BadParameter(
+            "no terminal to ask on; give --password-stdin or --password-file", param_hint="--password-stdin"
+        )
     password = getpass.getpass("Password: ")
     if getpass.getpass("Again: ") != password:
         raise Invalid("the passwords differ; nothing was changed")

@@ -1,4 +1,8 @@
-"""Access tokens: JWT (RFC 7519) of the type at+jwt (RFC 9068), signed with ES256. Refresh tokens: a counter and its MAC."""
+"""Tokens.
+
+Access tokens are JWT (RFC 7519) of the type at+jwt (RFC 9068), signed with ES256. Refresh tokens are a counter and its
+MAC.
+"""
 
 import base64
 import hmac
@@ -19,6 +23,7 @@ from app.modules.auth.settings import AuthSettings
 _ALGORITHM = "ES256"
 _TYPE = "at+jwt"
 _LONGEST = 4096
+_ANY_AGE_S = 10**10
 
 
 class JwtTokens:
@@ -38,6 +43,7 @@ class JwtTokens:
             "exp": {"essential": True},
         }
         self._registry = JWTClaimsRegistry(leeway=0, **expected)
+        self._registry_of_ended = JWTClaimsRegistry(leeway=_ANY_AGE_S, **expected)
 
     def access(self, session: Session, now: datetime) -> IssuedToken:
         """Return a new access token for the session."""
@@ -69,13 +75,10 @@ class JwtTokens:
             decoded = jwt.decode(token, self._keys, algorithms=[_ALGORITHM])
             if decoded.header.get("typ") != _TYPE:
                 raise InvalidToken
-            self._registry.validate(decoded.claims)
-        except ExpiredTokenError:
-            if not allow_expired:
-                raise TokenExpired from None
-        except (JoseError, ValueError):
-            raise InvalidToken from None
-        try:
+            registry = self._registry_of_ended if allow_expired else self._registry
+            registry.validate(decoded.claims)
             return Claims(UUID(decoded.claims["sub"]), UUID(decoded.claims["sid"]))
-        except (ValueError, AttributeError, TypeError):
+        except ExpiredTokenError:
+            raise TokenExpired from None
+        except (JoseError, ValueError, AttributeError, TypeError):
             raise InvalidToken from None

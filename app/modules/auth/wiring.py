@@ -80,9 +80,7 @@ async def auth(p: Process) -> AsyncGenerator[Auth]:
     db, issued, sessions = await p.use(database), await p.use(tokens), PostgresSessions()
     hashing = await p.use(passwords)
     yield Auth(
-        login=Login(
-            db, PostgresActors(), sessions, hashing, issued, settings.session_idle, settings.session_lifetime
-        ),
+        login=Login(db, PostgresActors(), sessions, hashing, issued, settings.session_idle, settings.session_lifetime),
         logout=Logout(db, sessions, issued),
         get_me=GetMe(),
     )

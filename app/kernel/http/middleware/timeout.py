@@ -21,8 +21,9 @@ class Timeout:
             started = True
             await send(message)
 
+        limit = asyncio.timeout(self._seconds)
         try:
-            async with asyncio.timeout(self._seconds) as limit:
+            async with limit:
                 await self._app(scope, receive, note)
         except TimeoutError:
             if started or not limit.expired():

@@ -1,0 +1,159 @@
+"""Fixtures. Asking for `database` is what makes a test an integration test."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from tests.support.project import ROOT, Project, Running
+
+SUPERUSER = ("root", "correct horse battery staple")
+
+
+@dataclass
+class PostgresServer:
+    """A server of our own, held by a process of its own."""
+
+    folder: Path
+    host: str
+    port: int
+    user: str
+
+    def conninfo(self, db: str = "app") -> str:
+        return f"host={self.host} port={self.port} user={self.user} dbname={db}"
+
+    def postmaster(self) -> int:
+        """Return the process id of the postmaster."""
+        found = next(self.folder.rglob("postmaster.pid"))
+        return int(found.read_text().splitlines()[0])
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen[str], PostgresServer]:
+    holder = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.server", str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    line = holder.stdout.readline()
+    assert line, "the test server did not start"
+    return holder, PostgresServer(folder, **json.loads(line))
+
+
+def stop_server(holder: subprocess.Popen[str]) -> None:
+    holder.communicate(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server shared by the tests of one worker."""
+    holder, server = start_server(tmp_path_factory.mktemp("pg"))
+    yield server
+    stop_server(holder)
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server that a test may freeze or kill."""
+    holder, server = start_server(tmp_path / "pg")
+    yield server
+    stop_server(holder)
+
+
+@dataclass
+class TestDatabase:
+    """An empty database."""
+
+    __test__ = False
+    server: PostgresServer
+    name: str
+
+    @property
+    def conninfo(self) -> str:
+        return self.server.conninfo(self.name)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "POSTGRES_HOST": self.server.host,
+            "POSTGRES_PORT": str(self.server.port),
+            "POSTGRES_USER": self.server.user,
+            "POSTGRES_DB": self.name,
+        }
+
+    def all(self, sql: str, *parameters: object) -> list[tuple]:
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    def run(self, sql: str, *parameters: object) -> None:
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            connection.execute(sql, parameters)
+
+
+def _create(server: PostgresServer) -> TestDatabase:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return TestDatabase(server, name)
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[TestDatabase]:
+    """An empty database on the shared server."""
+    created = _create(postgres)
+    yield created
+    with psycopg.connect(postgres.conninfo(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {created.name} WITH (FORCE)")
+
+
+@pytest.fixture
+def own_database(own_postgres: PostgresServer) -> TestDatabase:
+    """An empty database on a server that the test may freeze or kill."""
+    return _create(own_postgres)
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Project]:
+    """The project without a database: for commands that need none."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    project = Project(ROOT, scratch)
+    yield project
+    project.end()
+
+
+@pytest.fixture
+def project(cli: Project, database: TestDatabase) -> Project:
+    """The project on an empty database."""
+    cli.env |= database.env
+    return cli
+
+
+def log_in(project: Project, process: Running) -> httpx.Client:
+    """Make the superuser; return a client that is signed in to the process as it."""
+    username, password = SUPERUSER
+    made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
+    assert made.returncode == 0, made.stderr
+    client = project.client(process.ready())
+    answer = client.post("/auth/v1/login", json={"username": username, "password": password})
+    assert answer.status_code == 200, answer.text
+    client.headers["Authorization"] = f"Bearer {answer.json()['session']['access_token']}"
+    return client
+
+
+def required(name: str) -> None:
+    """Skip a test whose server is missing on this machine; under CI it fails instead."""
+    message = f"{name} is not installed"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)

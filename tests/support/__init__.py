@@ -1,0 +1,1 @@
+"""What tests share: a copy of the project, its processes, servers."""

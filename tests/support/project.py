@@ -1,0 +1,163 @@
+"""The `app` command as its users run it: real processes, in the project or in a copy of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], seconds: float = 20, every: float = 0.05) -> T:
+    """Return the first true value of a probe; fail when there is none in time. Its AssertionErrors count as false."""
+    deadline = time.monotonic() + seconds
+    while True:
+        last: object = None
+        try:
+            value = probe()
+        except AssertionError as error:
+            last = error
+        else:
+            if value:
+                return value
+            last = value
+        assert time.monotonic() < deadline, f"did not happen within {seconds} s; last: {last!r}"
+        time.sleep(every)
+
+
+@dataclass
+class Running:
+    """A process that was started."""
+
+    popen: subprocess.Popen[bytes]
+    output: Path
+    errors: Path
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Return the JSON log lines so far."""
+        lines = self.output.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def messages(self) -> list[str]:
+        return [line["message"] for line in self.logs()]
+
+    def url(self, seconds: float = 20) -> str:
+        """Wait for the address that it serves on."""
+
+        def served() -> str | None:
+            assert self.popen.poll() is None, f"exited with {self.popen.returncode}: {self.said()}"
+            return next((line["url"] for line in self.logs() if "url" in line), None)
+
+        return eventually(served, seconds)
+
+    def ready(self, seconds: float = 20) -> str:
+        """Wait until /ready is 200; return the address."""
+        url = self.url(seconds)
+        eventually(lambda: _get(f"{url}/ready") == 200, seconds)
+        return url
+
+    def said(self) -> str:
+        return self.output.read_text()[-4000:] + self.errors.read_text()[-4000:]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Wait for the end; return the exit status."""
+        return self.popen.wait(seconds)
+
+    def stop(self, seconds: float = 30) -> int:
+        self.signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+
+def _get(url: str) -> int:
+    try:
+        return httpx.get(url, timeout=5).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+@dataclass
+class Project:
+    """The project, or a copy of it that a test may change."""
+
+    root: Path
+    scratch: Path
+    env: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+    running: list[Running] = field(default_factory=list)
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    def environment(self, env: dict[str, str] | None = None) -> dict[str, str]:
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TZ") if key in os.environ}
+        return {**kept, "APP_ENV": "test", "PYTHONDONTWRITEBYTECODE": "1", **self.env, **(env or {})}
+
+    def app(
+        self, *args: str, env: dict[str, str] | None = None, stdin: str | None = None, seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [self.python, "-m", "app", *args],
+            cwd=self.root,
+            env=self.environment(env),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def start(self, *args: str, env: dict[str, str] | None = None) -> Running:
+        """Start a process; `run-*` gets a free port."""
+        if args[0].startswith("run-") and "--port" not in args:
+            args = (*args, "--port", "0")
+        number = len(self.running)
+        output, errors = self.scratch / f"{number}-{args[0]}.out", self.scratch / f"{number}-{args[0]}.err"
+        with output.open("wb") as out, errors.open("wb") as err:
+            popen = subprocess.Popen(
+                [self.python, "-m", "app", *args],
+                cwd=self.root,
+                env=self.environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+        started = Running(popen, output, errors)
+        self.running.append(started)
+        return started
+
+    def copy(self, to: Path) -> "Project":
+        """Return a copy that a test may change."""
+        for name in ("app", "migrations", "settings"):
+            shutil.copytree(self.root / name, to / name)
+        return Project(to, self.scratch, dict(self.env), self.python, self.running, self.clients)
+
+    def client(self, url: str) -> httpx.Client:
+        """Return a client, closed when the test ends."""
+        self.clients.append(httpx.Client(base_url=url, timeout=10))
+        return self.clients[-1]
+
+    def end(self) -> None:
+        for client in self.clients:
+            client.close()
+        for process in self.running:
+            if process.popen.poll() is None:
+                process.popen.send_signal(signal.SIGCONT)
+                process.popen.kill()
+            process.popen.wait(10)
