@@ -112,8 +112,14 @@ class Process:
         """
         loop = asyncio.get_running_loop()
         body = asyncio.ensure_future(self._body(factories))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number, body)
+
+        def signalled(number: int, _: object) -> None:
+            # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
+            self._signals += 1
+            self._watch(_CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
+            loop.call_soon_threadsafe(self._on_signal, signal.Signals(number).name, self._signals, body)
+
+        previous = {number: signal.signal(number, signalled) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             await asyncio.wait({body})
         except asyncio.CancelledError:
@@ -121,8 +127,8 @@ class Process:
             await asyncio.wait({body})
             raise
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             for watchdog in self._watchdogs:
                 watchdog.cancel()
         if self._signals > 1:
@@ -131,20 +137,21 @@ class Process:
             return 0
         return body.result()
 
-    def _on_signal(self, number: int, body: "asyncio.Future[int]") -> None:
-        self._signals += 1
-        name = signal.Signals(number).name
-        if self._signals > 1:
+    def _on_signal(self, name: str, count: int, body: "asyncio.Future[int]") -> None:
+        if count > 1:
             logger.warning("{} again: stopping at once", name)
-            self._watch(_CLOSE_S, 130)
             body.cancel()
         elif self.state == "starting":
             logger.info("{}: stopping before having started", name)
-            self._watch(4 * _CLOSE_S, 130)
             body.cancel()
         else:
             logger.info("{}: draining", name)
             self._stop.set()
+
+    def _stop_s(self) -> float:
+        """The longest time from the request to stop until the end."""
+        limits = self.settings[ProcessSettings]
+        return limits.drain_delay + limits.grace + 3 * _CLOSE_S
 
     async def _body(self, factories: Sequence[ServiceFactory]) -> int:
         async with self._stack:
@@ -169,10 +176,9 @@ class Process:
             ended_early = [name for task, name in tasks.items() if task.done() and not self._stop.is_set()]
             self.state = "stopping"
             self._stop.set()
-            allowed_s = limits.drain_delay + limits.grace
-            self._watch(allowed_s + 2 * _CLOSE_S, 70)
+            self._watch(self._stop_s(), 70)
             if normal:
-                await asyncio.wait(normal, timeout=allowed_s)
+                await asyncio.wait(normal, timeout=limits.drain_delay + limits.grace)
             last_stop.set()
             await self._cut({task: name for task, name in normal.items() if not task.done()})
             if last:

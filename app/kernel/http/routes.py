@@ -1,7 +1,7 @@
 """From use case to route. Routes are declared; one generic endpoint decodes, checks, runs and encodes."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -53,7 +53,7 @@ class _Endpoint:
         self._max_body_bytes = max_body_bytes
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
-        inputs = [hint for hint in hints.values() if hint is not BearerToken and not issubclass(hint, Caller)]
+        inputs = [hint for hint in hints.values() if is_dataclass(hint) and not issubclass(hint, Caller)]
         self._parameters = list(hints.values())
         self._input = _strict(inputs[0]) if inputs else None
         self._in_path = {f.name for f in fields(inputs[0])} & _parameters(route.path) if inputs else set[str]()

@@ -18,6 +18,7 @@ from app.kernel.config import HttpServerSettings, ProcessSettings
 from app.kernel.errors import Unavailable
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send
 from app.kernel.http.middleware import stack
+from app.kernel.http.problems import send_problem
 from app.kernel.process import Process, Service
 
 _NEVER = 1e6
@@ -38,7 +39,11 @@ class _InFlight:
         if scope["type"] != "http":  # neither lifespan nor websockets
             raise NotImplementedError(scope["type"])
 
+        started = False
+
         async def closing(message: Message) -> None:
+            nonlocal started
+            started = True
             stopping = self._process.state == "stopping" and scope["http_version"].startswith("1")
             if stopping and message["type"] == "http.response.start":  # never in HTTP/2 (RFC 9113, section 8.2.2)
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
@@ -48,6 +53,12 @@ class _InFlight:
         self._tasks.add(task)
         try:
             await self._app(scope, receive, closing)
+        except asyncio.CancelledError:
+            if not started:
+                await send_problem(
+                    scope, closing, Unavailable("this process is stopping; ask another", retry_after_s=1)
+                )
+            raise
         finally:
             self._tasks.discard(task)
 

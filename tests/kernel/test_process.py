@@ -1,0 +1,306 @@
+"""The process model: opening, closing, stopping."""
+
+import asyncio
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from app.kernel.config import load
+from app.kernel.process import DependencyCycle, Process, Service
+from app.processes import sections
+from tests.support.project import ROOT, Project, eventually
+
+
+def process() -> Process:
+    return Process("test", load(ROOT, sections(), {"APP_ENV": "test"}), ROOT)
+
+
+async def test_what_is_used_first_is_opened_once_and_closed_last() -> None:
+    happened: list[str] = []
+
+    @asynccontextmanager
+    async def pool(p: Process) -> AsyncGenerator[str]:
+        happened.append("open pool")
+        yield "pool"
+        happened.append("close pool")
+
+    @asynccontextmanager
+    async def queue(p: Process) -> AsyncGenerator[str]:
+        used = await p.use(pool)
+        happened.append("open queue")
+        yield f"queue on {used}"
+        happened.append("close queue")
+
+    async with process().opened() as p:
+        assert await p.use(queue) == "queue on pool"
+        assert await p.use(pool) == "pool"
+        assert await p.use(queue) == "queue on pool"
+    assert happened == ["open pool", "open queue", "close queue", "close pool"]
+
+
+async def test_everything_open_is_closed_when_a_later_provider_fails() -> None:
+    happened: list[str] = []
+
+    @asynccontextmanager
+    async def first(p: Process) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            happened.append("closed")
+
+    @asynccontextmanager
+    async def broken(p: Process) -> AsyncGenerator[None]:
+        await p.use(first)
+        raise RuntimeError("no")
+        yield
+
+    with pytest.raises(RuntimeError, match="no"):
+        async with process().opened() as p:
+            await p.use(broken)
+    assert happened == ["closed"]
+
+
+async def test_providers_that_need_each_other_are_named() -> None:
+    @asynccontextmanager
+    async def hen(p: Process) -> AsyncGenerator[None]:
+        await p.use(egg)
+        yield
+
+    @asynccontextmanager
+    async def egg(p: Process) -> AsyncGenerator[None]:
+        await p.use(hen)
+        yield
+
+    async with process().opened() as p:
+        with pytest.raises(DependencyCycle, match=r"hen -> \S*egg -> \S*hen"):
+            await p.use(hen)
+
+
+async def test_a_service_that_fails_drains_its_siblings_and_the_status_is_70() -> None:
+    drained: list[str] = []
+
+    async def sibling(p: Process) -> Service:
+        async def run(stop: asyncio.Event) -> None:
+            await stop.wait()
+            await asyncio.sleep(0.05)
+            drained.append(p.state)
+
+        return Service("sibling", run)
+
+    async def failing(p: Process) -> Service:
+        async def run(stop: asyncio.Event) -> None:
+            raise RuntimeError("broken")
+
+        return Service("failing", run)
+
+    assert await process().run([sibling, failing]) == 70
+    assert drained == ["stopping"]
+
+
+async def test_a_service_that_ends_by_itself_is_a_failure() -> None:
+    async def ending(p: Process) -> Service:
+        async def run(stop: asyncio.Event) -> None:
+            return
+
+        return Service("ending", run)
+
+    assert await process().run([ending]) == 70
+
+
+async def test_a_service_that_outlives_the_others_is_asked_last() -> None:
+    happened: list[str] = []
+
+    async def worker(p: Process) -> Service:
+        async def run(stop: asyncio.Event) -> None:
+            await stop.wait()
+            await asyncio.sleep(0.05)
+            happened.append("worker")
+
+        return Service("worker", run)
+
+    async def operations(p: Process) -> Service:
+        async def run(stop: asyncio.Event) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            await stop.wait()
+            happened.append("operations")
+
+        return Service("operations", run, outlives=True)
+
+    assert await process().run([operations, worker]) == 0
+    assert happened == ["worker", "operations"]
+
+
+# Real processes from here on.
+
+
+def slow_request(url: str) -> socket.socket:
+    """Send a login whose body is not complete; the server waits for the rest of it."""
+    parts = urlsplit(url)
+    sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
+    body = b'{"username":"nobody","password":"nothing"}'
+    head = f"POST /auth/v1/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    sock.sendall(head.encode() + b"\r\n" + body[:10])
+    return sock
+
+
+def test_clients_that_leave_when_ready_says_so_lose_no_request(project: Project) -> None:
+    running = project.start("run-auth-http", env={"PROCESS_DRAIN_DELAY": "2s"})
+    url = running.ready()
+    leave = threading.Event()
+    failures: list[str] = []
+    counts = [0, 0]
+
+    def balancer() -> None:
+        while not leave.is_set():
+            if httpx.get(f"{url}/ready").status_code == 503:
+                leave.set()
+            time.sleep(0.1)
+
+    def client(number: int) -> None:
+        parts = urlsplit(url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+        while not leave.is_set():
+            try:
+                connection.request("GET", "/auth/v1/me" if number % 2 else "/health")
+                answer = connection.getresponse()
+                answer.read()
+                counts[0] += 1
+                counts[1] += answer.getheader("connection") == "close"
+                if answer.status not in (200, 401):
+                    failures.append(str(answer.status))
+            except (OSError, http.client.HTTPException) as error:
+                failures.append(repr(error))
+            if number % 3 == 0:
+                connection.close()
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+    threads.append(threading.Thread(target=balancer))
+    for thread in threads:
+        thread.start()
+    eventually(lambda: counts[0] > 500)
+    running.signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(30)
+    assert running.wait() == 0
+    assert failures == []
+    assert counts[1] > 0, "no answer asked the client to leave"
+
+
+def test_a_request_that_outlives_the_grace_is_cut_at_the_deadline(project: Project) -> None:
+    running = project.start("run-auth-http", env={"PROCESS_GRACE": "1s"})
+    with slow_request(running.ready()) as sock:
+        started = time.monotonic()
+        assert running.stop() == 0
+        took = time.monotonic() - started
+        answer = sock.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"retry-after: 1\r\n" in answer
+        assert b"connection: close\r\n" in answer
+        assert sock.recv(1000) == b""
+    assert 1 <= took < 4
+    assert any("cut" in message for message in running.messages())
+
+
+def test_a_request_that_ends_within_the_grace_is_answered(project: Project) -> None:
+    running = project.start("run-auth-http", env={"PROCESS_GRACE": "20s"})
+    with slow_request(running.ready()) as sock:
+        running.signal(signal.SIGTERM)
+        eventually(lambda: "SIGTERM: draining" in running.messages())
+        sock.sendall(b'"nobody","password":"nothing"}'.rjust(32)[-32:])
+        answer = sock.recv(10_000)
+    assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400", b"HTTP/1.1 422")), answer
+    assert b"connection: close" in answer
+    assert running.wait(10) == 0
+
+
+def test_idle_keep_alive_connections_do_not_hold_the_stop(project: Project) -> None:
+    running = project.start("run-auth-http", env={"PROCESS_GRACE": "20s"})
+    url = running.ready()
+    with httpx.Client(base_url=url) as client:
+        assert client.get("/health").status_code == 200
+        started = time.monotonic()
+        assert running.stop() == 0
+    assert time.monotonic() - started < 5
+
+
+def test_a_second_signal_stops_at_once(project: Project) -> None:
+    running = project.start("run-auth-http", env={"PROCESS_GRACE": "60s"})
+    with slow_request(running.ready()):
+        running.signal(signal.SIGTERM)
+        eventually(lambda: "SIGTERM: draining" in running.messages())
+        started = time.monotonic()
+        running.signal(signal.SIGINT)
+        assert running.wait() == 130
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_start_up_stops_cleanly(cli: Project, number: signal.Signals) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
+        env = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(closed.getsockname()[1])}
+        running = cli.start("run-cron-manager", env=env)
+        eventually(lambda: any("waiting for PostgreSQL" in message for message in running.messages()))
+        running.signal(number)
+        assert running.wait(10) == 0
+    assert running.errors.read_text() == ""
+
+
+def test_a_port_in_use_is_one_clear_line(cli: Project) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for command in ("run-auth-http", "run-cron-manager"):
+            ended = cli.app(command, "--port", str(port))
+            assert ended.returncode == 69
+            assert ended.stderr == f"app: port {port} on 127.0.0.1 is in use; choose another with --port\n"
+
+
+def test_every_process_answers_the_operators_while_it_lives(project: Project) -> None:
+    commands = ("run-auth-http", "run-platform-http", "run-cron-manager", "run-event-consumer", "run-all-in-one")
+    for running in [project.start(command) for command in commands]:
+        url = running.ready()
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        assert "process_resident_memory_bytes" in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/nowhere").status_code == 404
+        assert httpx.post(f"{url}/health").status_code == 405
+        assert running.stop() == 0
+
+
+def test_a_loop_that_blocks_cannot_keep_the_process_alive(project: Project, tmp_path: Path) -> None:
+    copied = project.copy(tmp_path / "copy")
+    usecase = copied.root / "app/modules/auth/usecases/logout.py"
+    text = usecase.read_text()
+    usecase.write_text(text.replace("claims = self.tokens", "import time; time.sleep(120)\n        claims = self.tokens"))
+    assert usecase.read_text() != text
+    running = copied.start("run-auth-http")
+    url = running.ready()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/auth/v1/logout", headers={"authorization": "Bearer x"}, timeout=1)
+    running.signal(signal.SIGTERM)
+    time.sleep(0.2)  # two signals at the same instant are one
+    running.signal(signal.SIGTERM)
+    assert running.wait(20) == 130
+    assert 'logout.py", line' in running.errors.read_text(), "it does not say what blocked"
+
+
+def test_logs_of_a_process_are_json_lines_with_process_and_request(project: Project) -> None:
+    running = project.start("run-auth-http")
+    url = running.ready()
+    httpx.get(f"{url}/auth/v1/me", headers={"x-request-id": "abc-1"})
+    line = eventually(lambda: next((line for line in running.logs() if "/auth/v1/me" in line["message"]), None))
+    assert {"time", "level", "message", "process", "pid", "request_id", "trace_id"} <= line.keys()
+    assert (line["process"], line["pid"], line["request_id"]) == ("run-auth-http", running.pid, "abc-1")
+    assert all(json.loads(text) for text in running.output.read_text().splitlines())
