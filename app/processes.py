@@ -67,7 +67,7 @@ async def consumer(p: "Process") -> "Service":
 
 async def reporter(p: "Process") -> "Service":
     """Reports the process to the registry."""
-    from app.kernel.registry import reporter
+    from app.kernel.reporter import reporter
 
     return await reporter(p)
 

@@ -62,12 +62,31 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     stop_server(holder)
 
 
+class Holder:
+    """Holds a server of a test's own, which the test may stop, start, freeze or kill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process, self.server = start_server(folder)
+
+    def stop(self) -> None:
+        stop_server(self.process)
+
+    def start(self) -> None:
+        self.process, self.server = start_server(self.server.folder)
+
+
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+def own_holder(tmp_path: Path) -> Iterator[Holder]:
+    """The holder of `own_postgres`."""
+    holder = Holder(tmp_path / "pg")
+    yield holder
+    holder.stop()
+
+
+@pytest.fixture
+def own_postgres(own_holder: Holder) -> PostgresServer:
     """A server that a test may freeze or kill."""
-    holder, server = start_server(tmp_path / "pg")
-    yield server
-    stop_server(holder)
+    return own_holder.server
 
 
 @dataclass

@@ -19,13 +19,14 @@ Environment = Literal["local", "test", "staging", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
 DEFAULT_ENVIRONMENT: Environment = "local"
 _UNSAFE: tuple[Environment, ...] = ("local", "test")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
+_FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def _seconds(value: object) -> object:
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        return float(match[1]) * _SECONDS[match[2]]
+        return float(match[1]) * _SECONDS[match[2] or "s"]
     if isinstance(value, str | bool):
         raise ValueError("expected a duration such as 500ms, 30s, 5m, 12h or 7d")
     return value
@@ -35,7 +36,7 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 """Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Secret = SecretStr
@@ -223,6 +224,16 @@ def _is_secret(kind: type[Section], name: str) -> bool:
     return hint is SecretStr or getattr(hint, "__origin__", None) is SecretStr
 
 
+def _is_missing_secret(kind: type[Section], section: Mapping[str, object], name: str) -> bool:
+    return _is_secret(kind, name) and not section.get(name)
+
+
+def _counted(kind: type[Section], name: str, value: object) -> object:
+    """Return the value; true and false are no numbers, though Python and pydantic take them for 1 and 0."""
+    hint = _hints(kind)[name]
+    return str(value).lower() if isinstance(value, bool) and getattr(hint, "__origin__", hint) is int else value
+
+
 def environment_name(key: str) -> str:
     """Return the environment variable that overrides `section.key`."""
     return key.replace(".", "_").upper()
@@ -234,7 +245,7 @@ def current_environment(environ: Mapping[str, str]) -> Environment:
     for known in ENVIRONMENTS:
         if name == known:
             return known
-    near = get_close_matches(name, ENVIRONMENTS, 1)
+    near = get_close_matches(name.lower(), ENVIRONMENTS, 1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise Misconfigured(f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}")
 
@@ -252,75 +263,108 @@ def load(
     """
     environment = current_environment(environ)
     kinds = {kind.section: kind for kind in sections}
-    tree, sources = _layers(root, environment)
-    problems = _unknown(kinds, tree, sources)
+    tree, sources, problems = _layers(root, environment)
+    problems += _unknown(kinds, tree, sources)
     for name, kind in kinds.items():
         section = tree.setdefault(name, {})
         for key in describe(kind):
             problems += _overlay(f"{name}.{key}", section, sources, environ, overrides or {})
     built: dict[type[Any], Any] = {}
     for name, kind in kinds.items():
-        known = {key: value for key, value in tree[name].items() if key in describe(kind)}
+        known = {key: _counted(kind, key, value) for key, value in tree[name].items() if key in describe(kind)}
         try:
             built[kind] = TypeAdapter(kind).validate_python(known)
         except ValidationError as error:
             problems += [
                 _explain(kind, dict(e), sources)
                 for e in error.errors(include_url=False)
-                if not (_is_secret(kind, str(e["loc"][0])) and not e["input"])  # reported below, as missing
+                if environment in _UNSAFE or not _is_missing_secret(kind, tree[name], str(e["loc"][0]))
             ]
-    problems += _required(root, environment, kinds, tree, sources)
+    if environment not in _UNSAFE:
+        problems += _required(root, kinds, tree, sources)
     if problems:
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
         raise Misconfigured(f"settings for APP_ENV={environment}: {count}", problems)
     return Settings(environment, built, sources)
 
 
-def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
+def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, object]], dict[str, str], list[Problem]]:
     folder = root / "settings"
     files = [folder / "default.yaml", folder / f"{environment}.yaml"]
-    if missing := [file for file in files if not file.is_file()]:
-        raise Misconfigured(f"{missing[0]} is missing; restore it")
-    if (secrets := folder / ".secrets.yaml").is_file():
+    if os.path.lexists(secrets := folder / ".secrets.yaml"):  # a link that leads nowhere must not go unnoticed
         files.append(secrets)
     tree: dict[str, dict[str, object]] = {}
     sources: dict[str, str] = {}
-    for file, content in _read(folder, files):
+    problems: list[Problem] = []
+    for file, content in _read(files):
         for name, section in content.items():
             if not isinstance(section, dict):
-                problem = Problem(name.lower(), file, "expected a section with keys below it")
-                raise Misconfigured(f"settings for APP_ENV={environment}", [problem])
-            layer = tree.setdefault(name.lower(), {})
-            for key, value in cast("dict[str, object]", section).items():
-                if key not in layer or layer[key] != value:  # Dynaconf reports sections already merged
-                    layer[key], sources[f"{name.lower()}.{key}"] = value, file
-    return tree, sources
+                problems.append(Problem(name, file, "expected a section with keys below it"))
+                continue
+            for key, value in cast("dict[object, object]", section).items():
+                tree.setdefault(name, {})[str(key)], sources[f"{name}.{key}"] = value, file
+    return tree, sources, problems
 
 
-def _read(folder: Path, files: list[Path]) -> list[tuple[str, dict[str, object]]]:
-    """Return the content of each file, merged with those before it."""
+def _read(files: list[Path]) -> list[tuple[str, dict[str, object]]]:
+    """Return what each file holds. Raises Misconfigured with every file that cannot be read."""
+    names = {file.name: _label(file) for file in files}
+    try:
+        for file in files:  # Dynaconf only warns of what it may not read
+            file.read_text(encoding="utf-8")
+        history = _history(files)
+    except Exception:  # noqa: BLE001 - which file, and why, is found out below
+        problems = [problem for file in files for problem in _why_unreadable(file)]
+        raise Misconfigured(f"the settings in {files[0].parent} cannot be read", problems) from None
+    return [
+        (names[name], {str(key).lower(): value for key, value in entry["value"].items()})
+        for entry in history
+        # Dynaconf takes a default.local.yaml along, which is none of our layers
+        if entry["loader"] == "yaml" and (name := Path(entry["identifier"]).name) in names
+    ]
+
+
+def _history(files: list[Path]) -> list[dict[str, Any]]:
     from dynaconf import Dynaconf  # pyright: ignore[reportMissingTypeStubs]
     from dynaconf.utils.inspect import get_history  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
+    loaded: Any = Dynaconf(
+        settings_files=[str(file) for file in files],
+        merge_enabled=False,  # it would join lists; _layers merges section by section
+        load_dotenv=False,
+        environments=False,
+        envvar_prefix=False,
+        loaders=[],
+        core_loaders=["YAML"],
+        auto_cast=False,
+    )
+    return cast("list[dict[str, Any]]", get_history(loaded))
+
+
+def _why_unreadable(file: Path) -> list[Problem]:
+    """Say where a file is broken. The parser's own words would show what stands there, and that may be a secret."""
     try:
-        loaded: Any = Dynaconf(
-            settings_files=[str(file) for file in files],
-            merge_enabled=True,
-            load_dotenv=False,
-            environments=False,
-            envvar_prefix=False,
-            loaders=[],
-            core_loaders=["YAML"],
-            auto_cast=False,
-        )
-        history = cast("list[dict[str, Any]]", get_history(loaded))
+        file.read_text(encoding="utf-8")
+        _history([file])
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        reason = "is not UTF-8 text"
     except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
-        raise Misconfigured(f"a file in {folder} cannot be read: {' '.join(str(error).split())}") from None
-    return [
-        (f"{folder.name}/{Path(entry['identifier']).name}", entry["value"])
-        for entry in history
-        if entry["loader"] == "yaml"
-    ]
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            reason = "expected sections with keys below them"
+        elif type(error).__name__ == "DuplicateKeyError":
+            reason = f"a key stands there twice, again at line {mark.line + 1}"
+        else:
+            reason = f"not YAML at line {mark.line + 1}, column {mark.column + 1}; quote values with special characters"
+    else:
+        return []
+    return [Problem("-", _label(file), reason)]
+
+
+def _label(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
 
 
 def _unknown(
@@ -371,29 +415,31 @@ def _explain(kind: type[Section], error: dict[str, Any], sources: Mapping[str, s
         return Problem(key, "nowhere", f"missing; set {environment_name(key)}")
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] in ("too_short", "string_too_short"):
-        message = f"at least {error['ctx']['min_length']} characters"
+        least = error["ctx"]["min_length"]
+        message = "something, not nothing" if least == 1 else f"at least {least} characters"
     expected = message if message.startswith("expected") else f"expected {message}"
-    shown = "" if _is_secret(kind, name) else f", got {error['input']!r}"
+    value = error["input"]
+    # what stands below a misplaced key may be a secret
+    shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    shown = "" if _is_secret(kind, name) else f", got {shown}"
     return Problem(key, sources.get(key, "nowhere"), expected + shown)
 
 
 def _required(
     root: Path,
-    environment: Environment,
     kinds: Mapping[str, type[Section]],
     tree: Mapping[str, Mapping[str, object]],
     sources: Mapping[str, str],
 ) -> list[Problem]:
     """What is fine on a laptop and refused elsewhere: no server, debugging, secrets missing or known to everybody."""
-    if environment in _UNSAFE:
-        return []
-    known = [_layers(root, unsafe)[0] for unsafe in _UNSAFE]
+    files = [root / "settings" / f"{name}.yaml" for name in ("default", *_UNSAFE)]
+    known = [content for _, content in _read([file for file in files if file.is_file()])]
     problems: list[Problem] = []
     for name, kind in kinds.items():
         for key in describe(kind):
             full = f"{name}.{key}"
             value, source, variable = tree[name].get(key), sources.get(full, "nowhere"), environment_name(full)
-            if full == "http_server.debug" and str(value).lower() not in ("false", "0"):
+            if full == "http_server.debug" and str(value).lower() not in _FALSE:
                 problems.append(Problem(full, source, "must be false outside local and test"))
             elif full == "postgres.host" and not value:
                 problems.append(Problem(full, source, f"nothing is embedded outside local and test; set {variable}"))
@@ -401,6 +447,6 @@ def _required(
                 continue
             elif not value:
                 problems.append(Problem(full, source, f"missing secret; set {variable} or {variable}_FILE"))
-            elif any(layer.get(name, {}).get(key) == value for layer in known):
+            elif any(isinstance(s := content.get(name), dict) and s.get(key) == value for content in known):
                 problems.append(Problem(full, source, f"a default that everybody knows; set {variable}"))
     return problems

@@ -221,5 +221,15 @@ class Process:
             await asyncio.wait(left, timeout=_CLOSE_S)
 
 
+async def pause(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait, but no longer than until asked to stop; return whether that was asked."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 def _name(provider: Provider[Any]) -> str:
     return f"{getattr(provider, '__module__', '')}.{getattr(provider, '__qualname__', repr(provider))}"

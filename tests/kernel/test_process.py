@@ -148,7 +148,9 @@ def slow_request(url: str) -> socket.socket:
     parts = urlsplit(url)
     sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
     body = b'{"username":"nobody","password":"nothing"}'
-    head = f"POST /auth/v1/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    head = (
+        f"POST /auth/v1/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    )
     sock.sendall(head.encode() + b"\r\n" + body[:10])
     return sock
 
@@ -283,7 +285,9 @@ def test_a_loop_that_blocks_cannot_keep_the_process_alive(project: Project, tmp_
     copied = project.copy(tmp_path / "copy")
     usecase = copied.root / "app/modules/auth/usecases/logout.py"
     text = usecase.read_text()
-    usecase.write_text(text.replace("claims = self.tokens", "import time; time.sleep(120)\n        claims = self.tokens"))
+    usecase.write_text(
+        text.replace("claims = self.tokens", "import time; time.sleep(120)\n        claims = self.tokens")
+    )
     assert usecase.read_text() != text
     running = copied.start("run-auth-http")
     url = running.ready()

@@ -53,7 +53,8 @@ class _Endpoint:
         self._max_body_bytes = max_body_bytes
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
-        inputs = [hint for hint in hints.values() if is_dataclass(hint) and not issubclass(hint, Caller)]
+        dataclasses = [hint for hint in hints.values() if isinstance(hint, type) and is_dataclass(hint)]
+        inputs = [kind for kind in dataclasses if not issubclass(kind, Caller)]
         self._parameters = list(hints.values())
         self._input = _strict(inputs[0]) if inputs else None
         self._in_path = {f.name for f in fields(inputs[0])} & _parameters(route.path) if inputs else set[str]()

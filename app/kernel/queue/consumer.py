@@ -20,9 +20,8 @@ from app.kernel.db import Database
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
 from app.kernel.identifiers import uuid7
-from app.kernel.process import Process, Service
+from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Task
-from app.kernel.queue.pause import pause
 
 _LEASE = """
 UPDATE kernel.jobs

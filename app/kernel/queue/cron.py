@@ -19,9 +19,8 @@ from app.kernel.db import Database
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
 from app.kernel.identifiers import uuid7
-from app.kernel.process import Process, Service
+from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Schedule
-from app.kernel.queue.pause import pause
 
 _CATCH_UP = 1000  # ticks of one schedule enqueued in one transaction
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -61,7 +60,6 @@ class CronManager:
     def __init__(self, db: Database, schedules: Sequence[Schedule], poll_s: float) -> None:
         self._db = db
         self._schedules = {schedule.name: schedule for schedule in schedules}
-        self._triggers = {schedule.name: _trigger(schedule) for schedule in schedules}
         self._poll_s = poll_s
 
     async def register(self) -> None:
@@ -69,7 +67,7 @@ class CronManager:
         now = datetime.now(UTC)
         for name, schedule in self._schedules.items():
             spec = schedule.cron or f"every {schedule.every_s} s"
-            first = next(_ticks(self._triggers[name], now))
+            first = next(upcoming(schedule, now))
             await self._db.run(_REGISTER, {"name": name, "spec": spec, "misfire": schedule.misfire, "next": first})
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -89,34 +87,29 @@ class CronManager:
             if row is None:
                 return False
             name, due, now = row
-            ticks = itertools.takewhile(lambda tick: tick <= now, _ticks(self._triggers[name], due))
+            schedule = self._schedules[name]
+            ticks = itertools.takewhile(lambda tick: tick <= now, upcoming(schedule, due))
             missed = list(itertools.islice(itertools.chain([due], ticks), _CATCH_UP))
             last = missed[-1]
-            for tick in missed if self._schedules[name].misfire == "all" else [last]:
+            for tick in missed if schedule.misfire == "all" else [last]:
                 key = f"{name}@{tick.isoformat()}"
                 await tx.run(_ENQUEUE, {"id": uuid7(), "task": name, "key": key, "max_attempts": _MAX_ATTEMPTS})
-            following = next(_ticks(self._triggers[name], last))
+            following = next(upcoming(schedule, last))
             await tx.run(_ADVANCE, {"name": name, "next": following, "last": last})
         logger.bind(schedule=name, tick=last.isoformat()).debug("tick of {}", name)
         return True
 
 
-def _trigger(schedule: Schedule) -> Any:  # APScheduler is not annotated
+def upcoming(schedule: Schedule, after: datetime) -> Iterator[datetime]:
+    """Yield the ticks of a schedule later than a moment, in UTC; the same in every process."""
+    trigger: Any  # APScheduler is not annotated
     if schedule.cron:
-        return cast("Any", CronTrigger).from_crontab(schedule.cron, timezone=UTC)
-    # from a fixed start, so that every manager computes the same ticks
-    return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
-
-
-def _ticks(trigger: Any, after: datetime) -> Iterator[datetime]:
-    """Yield the fire times later than a moment."""
+        trigger = cast("Any", CronTrigger).from_crontab(schedule.cron, timezone=UTC)
+    else:
+        trigger = IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
     while True:
-        following = trigger.get_next_fire_time(after, after)
-        if following is not None and following <= after:  # an interval's own tick
-            following = trigger.get_next_fire_time(after, after + timedelta(microseconds=1))
-        if following is None:
-            raise ValueError("a schedule must not end")
-        after = following.astimezone(UTC)
+        # without a previous fire time, the triggers compute the first tick at or after the moment
+        after = trigger.get_next_fire_time(None, after + timedelta(microseconds=1)).astimezone(UTC)
         yield after
 
 

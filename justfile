@@ -1,0 +1,55 @@
+# `just` lists the recipes. Nobody needs to have just installed: it is .venv/bin/just once the environment is made.
+
+python := ".venv/bin/python"
+
+_list:
+    @just --list --unsorted
+
+# make or refresh the development environment
+install:
+    @test -x {{python}} || python3 -m venv .venv
+    @{{python}} -m pip install -qr requirements-dev.txt
+
+# run a process, everything by default: just run run-auth-http --port 9000
+run *arguments="run-all-in-one": install
+    {{python}} -m app {{arguments}}
+
+# run the tests: just test tests/kernel -k drain
+test *arguments: install
+    {{python}} -m pytest -n auto {{arguments}}
+
+# what CI checks besides the tests
+check: install
+    .venv/bin/ruff check
+    .venv/bin/ruff format --check
+    .venv/bin/basedpyright
+    .venv/bin/lint-imports
+
+# format, and fix what can be fixed
+fmt: install
+    .venv/bin/ruff check --fix
+    .venv/bin/ruff format
+
+# make an empty migration: just migrate-create auth add_user_roles
+migrate-create module description: install
+    {{python}} -m app migrate create {{module}} {{description}}
+
+# apply pending migrations
+migrate-up: install
+    {{python}} -m app migrate up
+
+# roll back the newest migration
+migrate-down: install
+    {{python}} -m app migrate down
+
+# measure against the peers, in an environment of their own
+bench *names="startup http":
+    @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
+    @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
+    for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done
+
+# write the lock files anew from pyproject.toml (needs uv)
+lock:
+    uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
+    uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+    uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev --group bench -c requirements-dev.txt -o benchmarks/requirements.txt
