@@ -1,0 +1,218 @@
+"""Middlewares, problem details and the generic endpoint, over ASGI in process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated
+from uuid import UUID
+
+import httpx
+import pytest
+from annotated_types import Len
+
+from app.kernel.config import HttpServerSettings, load
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal, Unauthenticated, Unavailable
+from app.kernel.http.middleware import stack
+from app.kernel.http.routes import Route, router
+from app.kernel.operations import BearerToken, Caller
+from app.processes import sections
+from tests.support.project import ROOT
+
+SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[HttpServerSettings]
+
+
+@dataclass(frozen=True)
+class Greeting:
+    name: Annotated[str, Len(2, 10)]
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Rename:
+    id: UUID
+    name: Annotated[str, Len(2, 10)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+
+
+class Greet:
+    async def __call__(self, greeting: Greeting) -> Answer:
+        return Answer(greeting.name * greeting.times)
+
+
+class RenameIt:
+    async def __call__(self, caller: Caller, rename: Rename) -> Answer:
+        return Answer(f"{rename.id} {rename.name}")
+
+
+class Whisper:
+    async def __call__(self, token: BearerToken) -> None:
+        assert token == "gone"
+
+
+class Refuse:
+    refusal: Refusal = NotFound()
+
+    async def __call__(self) -> Answer:
+        raise self.refusal
+
+
+class Fail:
+    async def __call__(self) -> Answer:
+        raise RuntimeError("a secret detail")
+
+
+class Sleep:
+    cancelled = False
+
+    async def __call__(self) -> Answer:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            Sleep.cancelled = True
+            raise
+        return Answer("")
+
+
+async def authenticate(token: str) -> Caller:
+    if token != "good":
+        raise Unauthenticated("no")
+    return Caller(permissions=frozenset({"x:y:read"}))
+
+
+@asynccontextmanager
+async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
+    settings = replace(SETTINGS, **changes)
+    routes = [
+        Route("POST", "/greet", Greet(), public=True),
+        Route("GET", "/greet", Greet(), public=True),
+        Route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
+        Route("DELETE", "/things/{id}", RenameIt(), permission="x:y:write"),
+        Route("POST", "/whisper", Whisper(), public=True),
+        Route("GET", "/refuse", Refuse(), public=True),
+        Route("GET", "/fail", Fail(), public=True),
+        Route("GET", "/sleep", Sleep(), public=True),
+    ]
+    app = stack(router(routes, authenticate, settings.max_body_bytes), settings)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status", "code"),
+    [
+        ("GET", "/nowhere", {}, 404, "NOT_FOUND"),
+        ("GET", "/greet/", {}, 404, "NOT_FOUND"),
+        ("PUT", "/greet", {}, 405, "METHOD_NOT_ALLOWED"),
+        ("POST", "/greet", {"content": b"name=x"}, 415, "UNSUPPORTED_MEDIA_TYPE"),
+        ("POST", "/greet", {"json": None}, 415, "UNSUPPORTED_MEDIA_TYPE"),
+        ("POST", "/greet", {"content": b"{", "headers": {"content-type": "application/json"}}, 400, "MALFORMED"),
+        ("POST", "/greet", {"json": {"name": "x" * 3000}}, 413, "BODY_TOO_LARGE"),
+        ("POST", "/greet", {"json": []}, 422, "INVALID_INPUT"),
+        ("POST", "/greet", {"json": {"name": "yo", "times": "2"}}, 422, "INVALID_INPUT"),
+        ("POST", "/greet", {"json": {"name": "yo", "more": 2}}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times=x", {}, 422, "INVALID_INPUT"),
+        ("PATCH", "/things/1", {"json": {"name": "yo"}}, 401, "INVALID_TOKEN"),
+        ("POST", "/whisper", {}, 401, "INVALID_TOKEN"),
+    ],
+)
+async def test_what_cannot_be_handled_is_refused_as_a_problem(
+    method: str, path: str, options: dict, status: int, code: str
+) -> None:
+    async with client(max_body_bytes=1024) as http:
+        answer = await http.request(method, path, **options)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert {"type", "title", "detail", "request_id", "trace_id"} <= problem.keys()
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_every_invalid_field_is_named_and_no_value_is_repeated() -> None:
+    async with client() as http:
+        answer = await http.post("/greet", json={"name": "secretsecret", "times": "secret", "more": 1})
+    assert [error["field"] for error in answer.json()["errors"]] == ["name", "times", "more"]
+    assert "secret" not in answer.text
+
+
+async def test_inputs_come_from_body_query_and_path() -> None:
+    thing = "01a20304-51b9-712d-b52c-fd40df0b43e3"
+    async with client() as http:
+        assert (await http.post("/greet", json={"name": "yo", "times": 2})).json() == {"text": "yoyo"}
+        assert (await http.get("/greet?name=yo&times=2")).json() == {"text": "yoyo"}
+        http.headers["authorization"] = "Bearer good"
+        answer = await http.patch(f"/things/{thing}", json={"name": "yo"})
+        assert answer.json() == {"text": f"{thing} yo"}
+        assert (await http.patch(f"/things/{thing}", json={"name": "yo", "id": thing})).status_code == 422
+        assert (await http.patch("/things/7", json={"name": "yo"})).status_code == 422
+        denied = await http.delete(f"/things/{thing}")
+        assert (denied.status_code, denied.json()["code"]) == (403, "PERMISSION_DENIED")
+        assert (await http.post("/whisper", headers={"authorization": "bearer  gone"})).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "header"),
+    [
+        (Invalid(), 422, None),
+        (Unauthenticated(), 401, ("www-authenticate", "Bearer")),
+        (Denied(), 403, None),
+        (NotFound(), 404, None),
+        (Conflict(), 409, None),
+        (Unavailable(retry_after_s=7), 503, ("retry-after", "7")),
+    ],
+)
+async def test_each_kind_of_refusal_has_its_status(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, status: int, header: tuple[str, str] | None
+) -> None:
+    monkeypatch.setattr(Refuse, "refusal", refusal)
+    async with client() as http:
+        answer = await http.get("/refuse")
+    assert answer.status_code == status
+    assert answer.json()["title"] == type(refusal).title()
+    assert header is None or answer.headers[header[0]] == header[1]
+
+
+async def test_an_unexpected_error_is_a_500_without_details_unless_debugging() -> None:
+    async with client() as http:
+        answer = await http.get("/fail")
+        assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL_ERROR")
+        assert "secret" not in answer.text
+        assert answer.json()["request_id"]
+    async with client(debug=True) as http:
+        assert "a secret detail" in (await http.get("/fail")).json()["detail"]
+
+
+async def test_a_request_over_the_handle_timeout_is_cancelled_and_answered_504() -> None:
+    async with client(handle_timeout=0.05) as http:
+        answer = await http.get("/sleep")
+    assert (answer.status_code, answer.json()["code"]) == (504, "TIMEOUT")
+    assert Sleep.cancelled
+
+
+@pytest.mark.parametrize("given", ["abc-1", "A.b_C-9" * 9])
+async def test_a_well_formed_request_id_is_kept(given: str) -> None:
+    async with client() as http:
+        assert (await http.get("/greet?name=yo", headers={"x-request-id": given})).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\tb", "ü"])
+async def test_another_request_id_is_made_when_it_is_not_well_formed(given: str) -> None:
+    async with client() as http:
+        answer = await http.get("/greet?name=yo", headers={"x-request-id": given.encode()})
+    assert UUID(answer.headers["x-request-id"]).version == 7
+
+
+async def test_the_callers_trace_is_continued_and_a_broken_one_is_not() -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    async with client() as http:
+        kept = await http.get("/nowhere", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+        assert kept.json()["trace_id"] == trace
+        for broken in (f"00-{trace}-0000000000000000-01", f"ff-{trace}-b7ad6b7169203331-01", "nonsense"):
+            made = await http.get("/nowhere", headers={"traceparent": broken})
+            assert made.json()["trace_id"] not in (trace, "0" * 32)
