@@ -1,0 +1,142 @@
+"""Access tokens, attacked."""
+
+import base64
+import hmac
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from app.kernel.config import load
+from app.kernel.identifiers import uuid7
+from app.modules.auth.domain import InvalidToken, Session, TokenExpired
+from app.modules.auth.keys import Keyring
+from app.modules.auth.settings import AuthSettings
+from app.modules.auth.tokens import JwtTokens
+from app.processes import sections
+from tests.support.project import ROOT
+
+KEY = ECKey.generate_key("P-256", {"kid": "one", "alg": "ES256"}, private=True)
+SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[AuthSettings]
+TOKENS = JwtTokens(Keyring([KEY], b"x" * 32), SETTINGS)
+NOW = datetime.now(UTC)
+SESSION = Session(uuid7(), uuid7(), 0, NOW + timedelta(days=1), NOW + timedelta(days=2))
+HEADER = {"alg": "ES256", "typ": "at+jwt", "kid": "one"}
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    good = {
+        "iss": SETTINGS.issuer,
+        "aud": SETTINGS.audience,
+        "sub": str(SESSION.actor_id),
+        "sid": str(SESSION.id),
+        "jti": "1",
+        "iat": int(NOW.timestamp()),
+        "exp": int(NOW.timestamp()) + 60,
+    }
+    return {name: value for name, value in {**good, **changes}.items() if value is not None}
+
+
+def forged(header: dict[str, Any] | None = None, key: Any = KEY, **changes: Any) -> str:
+    return jwt.encode(header or HEADER, claims(**changes), key, algorithms=["ES256", "HS256"])
+
+
+def test_a_token_says_who_and_under_which_session() -> None:
+    issued = TOKENS.access(SESSION, NOW)
+    found = TOKENS.claims(issued.value)
+    assert (found.actor_id, found.session_id) == (SESSION.actor_id, SESSION.id)
+    assert issued.expires_at == NOW + timedelta(seconds=SETTINGS.access_token_ttl)
+    assert TOKENS.claims(forged()) == found
+
+
+@pytest.mark.parametrize("name", ["iss", "aud", "sub", "sid", "jti", "exp"])
+def test_a_token_without_one_of_its_claims_is_refused(name: str) -> None:
+    with pytest.raises(InvalidToken):
+        TOKENS.claims(forged(**{name: None}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"iss": "http://evil"}, {"aud": "other"}, {"sub": "me"}, {"sid": 7}, {"exp": "never"}]
+)
+def test_a_token_with_a_wrong_claim_is_refused(change: dict[str, Any]) -> None:
+    for allow_expired in (False, True):
+        with pytest.raises(InvalidToken):
+            TOKENS.claims(forged(**change), allow_expired=allow_expired)
+
+
+def test_an_expired_token_is_refused_except_to_end_its_session() -> None:
+    expired = forged(exp=int(NOW.timestamp()) - 1)
+    with pytest.raises(TokenExpired):
+        TOKENS.claims(expired)
+    assert TOKENS.claims(expired, allow_expired=True).session_id == SESSION.id
+
+
+@pytest.mark.parametrize("header", [{**HEADER, "typ": "JWT"}, {"alg": "ES256", "kid": "one"}, {**HEADER, "kid": "two"}])
+def test_a_token_of_another_kind_or_key_is_refused(header: dict[str, Any]) -> None:
+    with pytest.raises(InvalidToken):
+        TOKENS.claims(forged(header))
+
+
+def test_a_token_signed_by_somebody_else_is_refused() -> None:
+    other = ECKey.generate_key("P-256", {"kid": "one"}, private=True)
+    with pytest.raises(InvalidToken):
+        TOKENS.claims(forged(key=other))
+
+
+def encoded(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def part(value: object) -> str:
+    return encoded(json.dumps(value).encode())
+
+
+def test_the_public_key_is_no_secret_to_sign_with() -> None:
+    signed = f"{part({**HEADER, 'alg': 'HS256'})}.{part(claims())}"
+    mac = hmac.digest(KEY.as_pem(private=False), signed.encode(), "sha256")
+    with pytest.raises(InvalidToken):
+        TOKENS.claims(f"{signed}.{encoded(mac)}")
+
+
+def test_a_token_that_demands_something_unknown_is_refused() -> None:
+    signed = f"{part({**HEADER, 'crit': ['x'], 'x': 1})}.{part(claims())}"
+    private: Any = KEY.private_key
+    r, s = decode_dss_signature(private.sign(signed.encode(), ECDSA(SHA256())))
+    with pytest.raises(InvalidToken):
+        TOKENS.claims(f"{signed}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
+    plain = f"{part(HEADER)}.{part(claims())}"
+    r, s = decode_dss_signature(private.sign(plain.encode(), ECDSA(SHA256())))
+    assert TOKENS.claims(f"{plain}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "x",
+        "a.b.c",
+        "ü.ü.ü",
+        f"{part({'alg': 'none', 'typ': 'at+jwt'})}.{part(claims())}.",
+        forged()[:-4] + "AAAA",
+        "x" * 5000,
+        f"{part([])}.{part([])}.x",
+        f"{part(HEADER)}.{part('text')}.x",
+    ],
+)
+def test_what_is_no_token_is_refused(token: str) -> None:
+    with pytest.raises(InvalidToken):
+        TOKENS.claims(token)
+
+
+def test_refresh_tokens_differ_by_session_and_counter() -> None:
+    later = replace(SESSION, refresh_counter=1)
+    other = replace(SESSION, id=uuid7())
+    assert len({TOKENS.refresh(session).value for session in (SESSION, later, other)}) == 3
+    assert "rt_" not in repr(TOKENS.refresh(SESSION))
