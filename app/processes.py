@@ -35,7 +35,7 @@ def http(*modules: str) -> "ServiceFactory":
 
             routes = [route for module in adapters("http", modules) for route in await module.routes(p)]
             portal = await p.use(wiring.portal)
-            api = router(routes, portal.authenticate, settings.max_body_bytes)
+            api = router(routes, portal.authenticate, settings)
             return http_service(p, Operations(p, api), sock)
 
     return service

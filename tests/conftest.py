@@ -119,7 +119,7 @@ class TestDatabase:
             connection.execute(sql, parameters)
 
 
-def _create(server: PostgresServer) -> TestDatabase:
+def create_database(server: PostgresServer) -> TestDatabase:
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -129,7 +129,7 @@ def _create(server: PostgresServer) -> TestDatabase:
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[TestDatabase]:
     """An empty database on the shared server."""
-    created = _create(postgres)
+    created = create_database(postgres)
     yield created
     with psycopg.connect(postgres.conninfo(), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {created.name} WITH (FORCE)")
@@ -138,7 +138,7 @@ def database(postgres: PostgresServer) -> Iterator[TestDatabase]:
 @pytest.fixture
 def own_database(own_postgres: PostgresServer) -> TestDatabase:
     """An empty database on a server that the test may freeze or kill."""
-    return _create(own_postgres)
+    return create_database(own_postgres)
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ class HttpServerSettings:
     debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
     handle_timeout: Annotated[Duration, Field(gt=0, description="a request that takes longer is answered 504")]
     max_body_bytes: Annotated[int, Field(ge=1024, description="a larger request body is answered 413")]
+    body_timeout: Annotated[Duration, Field(gt=0, description="a request body that takes longer is answered 408")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,8 +302,10 @@ def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, o
             if not isinstance(section, dict):
                 problems.append(Problem(name, file, "expected a section with keys below it"))
                 continue
-            for key, value in cast("dict[object, object]", section).items():
-                tree.setdefault(name, {})[str(key)], sources[f"{name}.{key}"] = value, file
+            layer = tree.setdefault(name, {})
+            for key, value in cast("dict[str, object]", section).items():
+                if key not in layer or layer[key] != value:  # Dynaconf merges `section.key: value` itself
+                    layer[key], sources[f"{name}.{key}"] = value, file
     return tree, sources, problems
 
 
@@ -433,7 +436,7 @@ def _required(
 ) -> list[Problem]:
     """What is fine on a laptop and refused elsewhere: no server, debugging, secrets missing or known to everybody."""
     files = [root / "settings" / f"{name}.yaml" for name in ("default", *_UNSAFE)]
-    known = [content for _, content in _read([file for file in files if file.is_file()])]
+    known = [_sections(content) for _, content in _read([file for file in files if file.is_file()])]
     problems: list[Problem] = []
     for name, kind in kinds.items():
         for key in describe(kind):
@@ -447,6 +450,10 @@ def _required(
                 continue
             elif not value:
                 problems.append(Problem(full, source, f"missing secret; set {variable} or {variable}_FILE"))
-            elif any(isinstance(s := content.get(name), dict) and s.get(key) == value for content in known):
+            elif value in [content[name][key] for content in known if key in content.get(name, {})]:
                 problems.append(Problem(full, source, f"a default that everybody knows; set {variable}"))
     return problems
+
+
+def _sections(content: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    return {name: cast("dict[str, object]", section) for name, section in content.items() if isinstance(section, dict)}

@@ -10,8 +10,10 @@ from starlette.datastructures import QueryParams
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
+from app.kernel.config import HttpServerSettings
 from app.kernel.errors import Denied, Invalid, Unauthenticated
 from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
+from app.kernel.http.body import check_json, read_body
 from app.kernel.http.problems import HttpProblem
 from app.kernel.operations import BearerToken, Caller
 
@@ -47,10 +49,10 @@ class Route:
 class _Endpoint:
     """Runs one operation for one route."""
 
-    def __init__(self, route: Route, authenticate: Authenticate, max_body_bytes: int) -> None:
+    def __init__(self, route: Route, authenticate: Authenticate, limits: HttpServerSettings) -> None:
         self._route = route
         self._authenticate = authenticate
-        self._max_body_bytes = max_body_bytes
+        self._limits = limits
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
         dataclasses = [hint for hint in hints.values() if isinstance(hint, type) and is_dataclass(hint)]
@@ -85,8 +87,11 @@ class _Endpoint:
         try:
             if self._route.method not in _WITH_BODY:
                 query = QueryParams(scope["query_string"])
-                return adapter.validate_strings({**dict(query), **scope["path_params"]})
-            body = await _body(scope, receive, self._max_body_bytes)
+                return adapter.validate_strings({**_single(query), **scope["path_params"]})
+            if (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower() != _JSON:
+                raise HttpProblem(415)
+            body = await read_body(scope, receive, self._limits.max_body_bytes, self._limits.body_timeout)
+            check_json(body)
             if self._in_path:
                 body = _merged(body, scope["path_params"])
             return adapter.validate_json(body)
@@ -111,40 +116,26 @@ def _parameters(path: str) -> set[str]:
     return {part[1:-1] for part in path.split("/") if part.startswith("{")}
 
 
+def _single(query: QueryParams) -> dict[str, str]:
+    found = dict(query.multi_items())
+    if len(found) != len(query.multi_items()):
+        raise HttpProblem(400, "a query parameter stands twice")
+    if any("\0" in value for value in found.values()):
+        raise HttpProblem(400, "NUL is not allowed in the query")
+    return found
+
+
 def _merged(body: bytes, path: dict[str, str]) -> bytes:
-    try:
-        value = from_json(body)
-    except ValueError as error:
-        raise HttpProblem(400, f"the body is not JSON: {error}") from None
+    value = from_json(body)
     if not isinstance(value, dict) or value.keys() & path.keys():
         raise Invalid("the body must be an object without what the path already says")
     return to_json({**value, **path})
 
 
-def _refused(error: ValidationError) -> Invalid | HttpProblem:
+def _refused(error: ValidationError) -> Invalid:
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    if errors[0]["type"] == "json_invalid":
-        return HttpProblem(400, f"the body is not JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}")
     found = tuple((".".join(str(part) for part in e["loc"]) or "body", e["msg"]) for e in errors)
     return Invalid("the input is invalid; see errors", found)
-
-
-async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
-    content_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
-    if content_type != _JSON:
-        raise HttpProblem(415)
-    if (length := header(scope, b"content-length")) and int(length) > most:
-        raise HttpProblem(413, f"at most {most} bytes", ((b"connection", b"close"),))
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise HttpProblem(400, "the client left before the body was complete")
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise HttpProblem(413, f"at most {most} bytes", ((b"connection", b"close"),))
-        if not message.get("more_body", False):
-            return bytes(body)
 
 
 class _Methods:
@@ -165,10 +156,10 @@ async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:  # 
     raise HttpProblem(404)
 
 
-def router(routes: Sequence[Route], authenticate: Authenticate, max_body_bytes: int) -> App:
+def router(routes: Sequence[Route], authenticate: Authenticate, limits: HttpServerSettings) -> App:
     """Return the application that serves the routes."""
     paths: dict[str, dict[str, _Endpoint]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method] = _Endpoint(route, authenticate, max_body_bytes)
+        paths.setdefault(route.path, {})[route.method] = _Endpoint(route, authenticate, limits)
     declared = [StarletteRoute(path, _Methods(endpoints)) for path, endpoints in paths.items()]
     return Router(declared, redirect_slashes=False, default=_nothing_here)  # pyright: ignore[reportReturnType]

@@ -17,6 +17,7 @@ from loguru import logger
 from app.kernel.config import HttpServerSettings, ProcessSettings
 from app.kernel.errors import Unavailable
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.edge import Edge, refuse_folded_headers
 from app.kernel.http.middleware import stack
 from app.kernel.http.problems import send_problem
 from app.kernel.process import Process, Service
@@ -90,12 +91,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = False) -> Service:
     """Return a service that serves the application, inside the middlewares, on the socket; the service closes it."""
-    wrapped = _InFlight(stack(app, p.settings[HttpServerSettings]), p)
+    wrapped = _InFlight(stack(Edge(app), p.settings[HttpServerSettings]), p)
     drain_delay_s = 0.0 if outlives else p.settings[ProcessSettings].drain_delay
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def run(stop: asyncio.Event) -> None:
+        refuse_folded_headers()
         config = Config()
         config.bind = [f"fd://{sock.detach()}"]
         config.accesslog = config.errorlog = None

@@ -97,7 +97,7 @@ async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         Route("GET", "/fail", Fail(), public=True),
         Route("GET", "/sleep", Sleep(), public=True),
     ]
-    app = stack(router(routes, authenticate, settings.max_body_bytes), settings)
+    app = stack(router(routes, authenticate, settings), settings)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened

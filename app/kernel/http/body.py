@@ -1,0 +1,106 @@
+"""Request bodies are hostile: bounded in size and time, and JSON only in the form that everybody reads alike.
+
+Refused besides what is no JSON (RFC 8259): duplicate names, NaN and Infinity, NUL, lone surrogates, integers beyond 64
+bits, nesting beyond 64, anything but UTF-8. That is I-JSON (RFC 7493) with bounds.
+"""
+
+import asyncio
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from app.kernel.http.asgi import Receive, Scope, header
+from app.kernel.http.problems import HttpProblem
+
+_DEEPEST = 64
+_LONGEST_INTEGER = 20
+_INTEGERS = range(-(2**63), 2**64)
+_CLOSE = ((b"connection", b"close"),)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
+    """Return the whole body. Raises HttpProblem: 413 when it is larger, 408 when it does not arrive in time."""
+    length = header(scope, b"content-length")
+    if length is not None and int(length) > most_bytes:
+        raise HttpProblem(413, f"at most {most_bytes} bytes", _CLOSE)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise HttpProblem(400, "the client left before the body was complete", _CLOSE)
+                body += message.get("body", b"")
+                if len(body) > most_bytes:
+                    raise HttpProblem(413, f"at most {most_bytes} bytes", _CLOSE)
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise HttpProblem(408, f"the body did not arrive within {timeout_s:g} s", _CLOSE) from None
+
+
+def check_json(body: bytes) -> None:
+    """Raise HttpProblem 400 unless the body is JSON that cannot be misread."""
+    try:
+        text = body.decode()
+        _check_depth(body)
+        value = _DECODER.decode(text)
+        if "\\u" in text:  # only an escape can hide a NUL or half a surrogate pair
+            plain = json.dumps(value, ensure_ascii=False)
+            plain.encode()
+            if "\\u0000" in plain.replace("\\\\", ""):
+                raise ValueError("NUL is not allowed")
+    except UnicodeDecodeError:
+        raise _malformed("it is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise _malformed("it has half a surrogate pair") from None
+    except json.JSONDecodeError as error:
+        raise _malformed(f"{error.msg} at position {error.pos}") from None
+    except (ValueError, RecursionError) as error:
+        raise _malformed(str(error)) from None
+
+
+def _malformed(reason: str) -> HttpProblem:
+    return HttpProblem(400, f"the body is not acceptable JSON: {reason}")
+
+
+def _check_depth(body: bytes) -> None:
+    if body.count(b"[") + body.count(b"{") <= _DEEPEST:
+        return
+    depth = 0
+    for match in _BRACKET.finditer(_STRING.sub(b"", body)):
+        depth += 1 if match[0] in b"[{" else -1
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested deeper than {_DEEPEST}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_INTEGER or int(digits) not in _INTEGERS:
+        raise ValueError("an integer is beyond 64 bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number is beyond what a double can hold")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
+)
