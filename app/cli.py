@@ -24,7 +24,7 @@ COMMANDS = {
 }
 
 EXAMPLES = """\
-  app run-all-in-one                          everything, on an embedded PostgreSQL
+  app run-all-in-one                          everything, PostgreSQL embedded
   app auth create-superuser --username root   the first account
   app migrate status                          what is applied, what is pending
   app config explain postgres.host            a setting, and where it comes from
@@ -85,62 +85,104 @@ def command() -> "TyperGroup":
             real.name = name
             return name, real, rest
 
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if ctx.resilient_parsing and not args:  # completing the first word; Typer would import pydantic for nothing
+                return []
+            return super().parse_args(ctx, args)
+
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is Typer's
             formatter.write(root_help() + "\n")
 
     root = typer.Typer(cls=Lazy, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
-    def show_version(wanted: bool) -> None:
-        if wanted:
-            typer.echo(__version__)
-            raise typer.Exit
-
     @root.callback()
     def callback(  # pyright: ignore[reportUnusedFunction]
-        version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
+        version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
     ) -> None:
         """One code base, one command, many processes."""
 
     return get_command(root)  # pyright: ignore[reportReturnType]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"{__version__}\n")
+        sys.exit(0)
+
+
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status (sysexits.h)."""
-    arguments = sys.argv[1:]
+    try:
+        _run(sys.argv[1:])
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is left of stdout, while something can still be said about it."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - so it is when it was closed
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # who reads may leave early, as head does
+            sys.stderr.write(f"app: cannot write to stdout: {error.strerror}\n")
+            sys.exit(1)
+
+
+def _run(arguments: list[str]) -> NoReturn:
     if "_APP_COMPLETE" not in os.environ and arguments in _ROOT_HELP:
         stream, status = (sys.stdout, 0) if arguments else (sys.stderr, 2)
         stream.write(root_help() + "\n")
         sys.exit(status)
-    sys.exit(_translated(lambda: command().main(arguments, prog_name="app")))
+    _show_version(arguments == ["--version"])
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    sys.exit(_translated(lambda: command().main(arguments, prog_name="app", color=False if plain else None)))
 
 
 def _translated(run: Callable[[], object]) -> int:
     """Run it; return the exit status, having said in one line what is wrong when something is."""
-    from app.kernel.config import Misconfigured
-    from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal, Unauthenticated, Unavailable
-
-    statuses: dict[type[Exception], int] = {
-        Misconfigured: 78,
-        Invalid: 65,
-        NotFound: 67,
-        Unavailable: 69,
-        Conflict: 73,
-        Denied: 77,
-        Unauthenticated: 77,
-        Refusal: 1,
-    }
     try:
         run()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except tuple(statuses) as error:
-        sys.stderr.write(f"app: {error}\n")
-        return next(status for kind, status in statuses.items() if isinstance(error, kind))
-    except Exception:  # noqa: BLE001 - the last one to know
+    except Exception as error:  # noqa: BLE001 - the last one to know
+        if (status := _status(error)) is not None:
+            sys.stderr.write(f"app: {error}\n")
+            return status
         import traceback
 
         traceback.print_exc()
         sys.stderr.write("app: an internal error; please report it with the lines above\n")
         return 70
     return 0
+
+
+def _status(error: Exception) -> int | None:
+    """Return the exit status of an expected error. Its kinds are imported when there is one: completion is faster."""
+    from app.kernel.config import Misconfigured
+    from app.kernel.errors import (
+        Conflict,
+        Denied,
+        Invalid,
+        NotFound,
+        RateLimited,
+        Refusal,
+        Unauthenticated,
+        Unavailable,
+    )
+
+    statuses: dict[type[Exception], int] = {
+        Misconfigured: 78,
+        Invalid: 65,
+        NotFound: 67,
+        RateLimited: 75,
+        Unavailable: 69,
+        Conflict: 73,
+        Denied: 77,
+        Unauthenticated: 77,
+        Refusal: 1,
+    }
+    return next((status for kind, status in statuses.items() if isinstance(error, kind)), None)

@@ -1,6 +1,7 @@
 """`app config`: the effective settings, redacted."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, cast
 
 import typer
 
@@ -14,6 +15,15 @@ _app = group("Show, explain and validate the settings.")
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
     return _app
+
+
+def _written(value: object) -> str:
+    """Return a value as it would stand in the environment. The only fractions are durations."""
+    if isinstance(value, tuple | list):
+        return ",".join(str(item) for item in cast("Sequence[object]", value))
+    if isinstance(value, float):
+        return f"{value:.12g}s"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @_app.command()
@@ -30,7 +40,7 @@ def show(as_json: Json = False) -> None:
         values = {v.key: {"value": v.value, "source": v.source} for v in settings.values()}
         print_json({"environment": settings.environment, "settings": values})
     else:
-        print_table(("key", "value", "source"), [(v.key, v.value, v.source) for v in settings.values()])
+        print_table(("key", "value", "source"), [(v.key, _written(v.value), v.source) for v in settings.values()])
 
 
 @_app.command()
@@ -51,7 +61,7 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
             f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else "; see app config show")
         )
     variable = environment_name(key)
-    facts = {
+    facts: dict[str, object] = {
         "key": key,
         "meaning": value.description,
         "value": value.value,
@@ -62,7 +72,7 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
     if as_json:
         print_json(facts)
     else:
-        print_table(("", ""), facts.items())
+        print_table(("", ""), (facts | {"value": _written(value.value)}).items())
 
 
 @_app.command()

@@ -1,6 +1,7 @@
 """What commands share: a Typer group, tables for people or JSON for programs, one-off processes."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -24,14 +25,34 @@ def print_json(value: object) -> None:
     sys.stdout.write(to_json(value, indent=2).decode() + "\n")
 
 
+def can_ask() -> bool:
+    """Return whether there is somebody at a terminal to ask."""
+    return sys.stdin is not None and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison] - so it is when closed
+
+
+def confirm(question: str) -> None:
+    """Ask on stderr, since stdout is data. Raises Refusal unless the answer is yes."""
+    from app.kernel.errors import Refusal
+
+    sys.stderr.write(f"{question} [y/N]: ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Refusal("not confirmed; nothing was changed")
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows on stdout: a table on a terminal, aligned plain text elsewhere, never cut to a width there."""
+    """Print rows on stdout: a table on a terminal, aligned plain text elsewhere, never cut to a width there.
+
+    Columns without names have no heading.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console() if sys.stdout.isatty() else Console(width=10_000, color_system=None)
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    plain = "NO_COLOR" in os.environ  # rich leaves out the colours, but not the bold type
+    heading = "" if plain else "bold"
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style=heading, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

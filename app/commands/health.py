@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,10 @@ def health(
         bool, typer.Option("--ready", help="Ask whether it can accept work, not only whether it lives.")
     ] = False,
     port: Annotated[
-        int | None, typer.Option(help="Where to ask.", show_default="the API's port of the settings, then the workers'")
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Where to ask.", show_default="the API's port of the settings, then the workers'"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,24 +40,37 @@ def health(
       app health --ready --port 9000
     """
     settings = load_settings()
-    ports = [port] if port else [settings[HttpServerSettings].port, settings[OperationsSettings].port]
+    api, workers = settings[HttpServerSettings], settings[OperationsSettings]
+    places = dict.fromkeys((_reachable(s.host), port or s.port) for s in (api, workers))
     path = "/ready" if ready else "/health"
-    for candidate in ports:
-        connection = http.client.HTTPConnection("127.0.0.1", candidate, timeout=_TIMEOUT_S)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        except (OSError, ValueError, http.client.HTTPException):
+    for host, candidate in places:
+        if (found := _ask(host, candidate, path)) is None:
             continue
-        finally:
-            connection.close()
+        status, answer = found
         if as_json:
-            print_json({"port": candidate, "status_code": response.status, **answer})
+            print_json({"port": candidate, "status_code": status, **answer})
         else:
             missing = ", ".join(f"{name}: {reason}" for name, reason in answer.get("missing", {}).items())
-            typer.echo(
-                f"port {candidate}: {answer.get('status', response.status)}" + (f" ({missing})" if missing else "")
-            )
-        raise typer.Exit(0 if response.status == 200 else 1)
-    raise Unavailable(f"nothing answers {path} on 127.0.0.1, port {' or '.join(map(str, ports))}")
+            typer.echo(f"port {candidate}: {answer.get('status', status)}" + (f" ({missing})" if missing else ""))
+        raise typer.Exit(0 if status == 200 else 1)
+    asked = [f"{host}, port {candidate}" for host, candidate in places]
+    raise Unavailable(f"nothing answers {path} on {' or '.join(asked)}")
+
+
+def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, Any]] | None:
+    """Return the status and the answer, or None when nothing of ours answers."""
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else None
+
+
+def _reachable(host: str) -> str:
+    """Return an address to connect to for one that is listened on."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on

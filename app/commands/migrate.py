@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app import ROOT
-from app.commands.console import Json, group, print_json, print_table, run_once
+from app.commands.console import Json, can_ask, confirm, group, print_json, print_table, run_once
 from app.modules import MODULES
 
 if TYPE_CHECKING:
@@ -84,11 +84,9 @@ def down(
       app migrate down --yes
     """
     if not yes:
-        if no_input or not sys.stdin.isatty():
+        if no_input or not can_ask():
             raise typer.BadParameter("this may drop data; say --yes to do it", param_hint="--yes")
-        typer.confirm(
-            "This may drop tables with what is in them. Roll back the newest migration?", abort=True, err=True
-        )
+        confirm("This may drop tables with what is in them. Roll back the newest migration?")
     undone = _with_migrator(lambda migrator: migrator.down(_tell))
     if as_json:
         print_json({"rolled_back": undone})

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast, get_type_hints
 
-from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 
 Environment = Literal["local", "test", "staging", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
@@ -34,6 +35,15 @@ def _seconds(value: object) -> object:
 
 def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for network in value:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise ValueError("expected addresses or CIDR such as 10.0.0.0/8, separated by commas") from None
+    return value
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
@@ -71,6 +81,12 @@ class HttpServerSettings:
     debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
     handle_timeout: Annotated[Duration, Field(gt=0, description="a request that takes longer is answered 504")]
     max_body_bytes: Annotated[int, Field(ge=1024, description="a larger request body is answered 413")]
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_names),
+        AfterValidator(_networks),
+        Field(description="whose X-Forwarded-For is believed: addresses or CIDR"),
+    ]
     body_timeout: Annotated[Duration, Field(gt=0, description="a request body that takes longer is answered 408")]
 
 

@@ -68,3 +68,9 @@ class Unavailable(Refusal):
     def __init__(self, detail: str = "", retry_after_s: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Unavailable):
+    """There were too many attempts."""
+
+    code = "RATE_LIMITED"

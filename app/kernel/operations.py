@@ -30,6 +30,15 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a call comes from: empty for commands and jobs."""
+
+    address: str = ""
+    user_agent: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: an actor under a session, or nobody known."""
 
@@ -37,6 +46,7 @@ class Caller:
     session_id: UUID | None = None
     permissions: frozenset[str] = field(default_factory=frozenset[str])
     is_superuser: bool = False
+    origin: Origin = field(default_factory=Origin)
 
     def may(self, permission: str) -> bool:
         """Return whether the caller holds the permission; a superuser holds every one."""

@@ -2,16 +2,19 @@
 
 A file is `{yyyymmddHHMMSS}_{module}_{description}.sql` with a `.rollback.sql` beside it. The lock is an advisory lock
 on the connection that migrates, so a killed migrator blocks nobody. Who waits polls: a blocked `pg_advisory_lock`
-would itself make CREATE INDEX CONCURRENTLY wait.
+would itself make CREATE INDEX CONCURRENTLY wait. That statement needs `-- transactional: false` and a file of its own;
+what an interrupted one left is dropped before it runs again.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import re
+import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from typing import Any, Literal
 
 import psycopg
 from loguru import logger
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.config import PostgresSettings
@@ -33,6 +37,13 @@ TABLE = "_migrations"
 _LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
 _WAIT_S = 3600.0
 _POLL_S = 0.1
+_STOP_S = 4.0
+_LONGEST_NAME = 100
+_BUILDS_INDEX = re.compile(
+    r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>[\w$]+|\"[^\"]+\")"
+    r"\s+ON\s+(?:ONLY\s+)?(?P<table>[\w$.\"]+)",
+    re.IGNORECASE,
+)
 
 State = Literal["applied", "pending", "edited", "unknown"]
 
@@ -91,13 +102,14 @@ def create(folder: Path, module: str, description: str, modules: Sequence[str]) 
         raise Invalid(f"unknown module {module!r}; one of {', '.join(modules)}")
     if not words:
         raise Invalid("the description needs a letter or a digit, such as: add_user_roles")
-    taken = {migration.id[:14] for migration in read(folder)}
-    moment = int(datetime.now(UTC).strftime("%Y%m%d%H%M%S"))
-    while str(moment) in taken:  # two in one second would have no order
-        moment += 1
+    if len(words) > _LONGEST_NAME:
+        raise Invalid(f"the description is longer than {_LONGEST_NAME} characters; the rest belongs into the file")
+    newest = max((int(migration.id[:14]) for migration in read(folder)), default=0)
+    # after the newest, whatever the clock says: two in one second, or one from a clock ahead, would have no order
+    moment = max(int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), newest + 1)
     up = folder / f"{moment}_{module}_{words}.sql"
     down = up.with_suffix(".rollback.sql")
-    up.write_text(f"-- {module}: {description}\n", encoding="utf-8")
+    up.write_text(f"-- {module}: {' '.join(description.split())}\n", encoding="utf-8")
     down.write_text(f"-- undoes {up.name}\n", encoding="utf-8")
     return up, down
 
@@ -114,6 +126,7 @@ class Migrator:
     def status(self) -> list[Status]:
         """Return every migration with its state, in order. Changes nothing."""
         with psycopg.connect(self._server.conninfo(statement_timeout=10_000), autocommit=True) as connection:
+            self._connection = connection
             return self._status(connection)
 
     def _status(self, connection: psycopg.Connection[Any]) -> list[Status]:
@@ -188,11 +201,22 @@ class Migrator:
             return newest.id
 
     def stop(self) -> None:
-        """Give up: stop waiting, cancel the statement that runs. Safe to repeat."""
+        """Give up: stop waiting, begin no other migration, cancel the statement that runs. Safe to repeat."""
         self._stopped.set()
         if (connection := self._connection) is not None:
             with contextlib.suppress(psycopg.Error):
-                connection.cancel_safe(timeout=2)
+                connection.cancel_safe(timeout=1)
+
+    def hang_up(self) -> None:
+        """Give up without asking a server that does not answer; it rolls back when it notices. Safe to repeat."""
+        self._stopped.set()
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(psycopg.Error, OSError):
+                sock = socket.socket(fileno=connection.fileno())
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                finally:
+                    sock.detach()
 
     @contextlib.contextmanager
     def _locked(self, report: Callable[[str], None]) -> Generator[Any]:
@@ -209,6 +233,7 @@ class Migrator:
         )
         uri = DatabaseURI("postgresql+psycopg", None, None, None, None, parameters.pop("dbname"), parameters)
         backend: Any = PostgresqlPsycopgBackend(uri, TABLE)
+        backend.get_log_data = self._log_data
         connection: psycopg.Connection[Any] = backend.connection
         self._connection = connection
         with contextlib.closing(connection):
@@ -236,23 +261,27 @@ class Migrator:
                 report(f"waiting for {self._holder(connection)} to finish migrating")
             if self._stopped.wait(_POLL_S):
                 raise Unavailable("stopped while waiting for another migrator")
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise Unavailable("stopped before everything was migrated")
 
     def _holder(self, connection: psycopg.Connection[Any]) -> str:
         row = connection.execute(
             "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
             " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+            " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             " AND (l.classid::bigint << 32 | l.objid::bigint) = %s",
             (_LOCK_KEY,),
         ).fetchone()
-        return row[0] if row else "another process"
+        return row[0] if row and row[0] else "another process"
 
     def _step(self, backend: Any, migration: Migration, direction: Literal["apply", "rollback"]) -> None:
         """Apply or roll back one file, together with its record: yoyo's own apply_one would commit them apart."""
-        from yoyo.migrations import Migration as YoyoMigration
-
-        step: Any = YoyoMigration(migration.id, str(migration.path), str(self._folder))
+        self._go_on()
+        step = _load(migration, self._folder)
         try:
-            step.load()
             # yoyo prints what a SELECT returns
             with contextlib.redirect_stdout(sys.stderr):
                 if step.use_transactions:
@@ -260,12 +289,39 @@ class Migrator:
                         step.process_steps(backend, direction)
                         self._record(backend, step, migration, direction)
                 else:
+                    if direction == "apply":
+                        self._drop_half_built(backend.connection, migration)
                     step.process_steps(backend, direction)
                     with backend.transaction():
                         self._record(backend, step, migration, direction)
         except psycopg.Error as error:
             reason = " ".join(str(error).split())
             raise MigrationFailed(f"{migration.path.name}: {direction} failed: {reason}") from error
+
+    def _log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, object]:
+        """Return a row of yoyo's log. Its own asks for the user's name, which a container may not have, and the DNS."""
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": self._server.parameters["application_name"],
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+    def _drop_half_built(self, connection: psycopg.Connection[Any], migration: Migration) -> None:
+        """Drop the invalid index that an interrupted build left: IF NOT EXISTS would take it for done."""
+        for build in _BUILDS_INDEX.finditer(migration.path.read_text(encoding="utf-8")):
+            index = build["index"]
+            left = connection.execute(
+                "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE i.indrelid = to_regclass(%s) AND c.relname = %s AND NOT i.indisvalid",
+                (build["table"], index.strip('"') if index.startswith('"') else index.lower()),
+            ).fetchall()
+            for schema, name in left:
+                connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(schema, name)))
 
     def _record(self, backend: Any, step: Any, migration: Migration, direction: str) -> None:
         backend.log_migration(step, direction)
@@ -281,17 +337,52 @@ class Migrator:
             backend.connection.execute("DELETE FROM _migration_checksums WHERE migration_id = %s", (migration.id,))
 
 
+def _load(migration: Migration, folder: Path) -> Any:
+    """Return yoyo's own migration, read. Raises BadMigration."""
+    from yoyo.exceptions import BadMigration as YoyoBadMigration
+    from yoyo.migrations import Migration as YoyoMigration
+
+    step: Any = YoyoMigration(migration.id, str(migration.path), str(folder))
+    name = migration.path.name
+    try:
+        step.load()
+    except UnicodeDecodeError:
+        raise BadMigration(f"{name} or its rollback is not UTF-8 text") from None
+    except KeyError as error:
+        raise BadMigration(f"{name}: transactional is true or false, not {error}") from None
+    except YoyoBadMigration:
+        raise BadMigration(f"{name}: remove its depends line; migrations apply in the order of their names") from None
+    return step
+
+
 async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
-    """Run a blocking method of the migrator; when cancelled, stop it and wait until it has let go."""
+    """Run a blocking method of the migrator; when cancelled, stop it and wait until it has let go.
+
+    Raises what the work raises, Unavailable when the database goes away, MigrationFailed when it denies something.
+    """
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.to_thread(migrator.stop)
-        await asyncio.wait({task}, timeout=10)
+        deadline = time.monotonic() + _STOP_S
+        try:
+            while not task.done() and time.monotonic() < deadline:  # one may come between two statements
+                await asyncio.to_thread(migrator.stop)
+                await asyncio.wait({task}, timeout=0.2)
+        finally:
+            migrator.hang_up()  # nothing, unless it still runs
+            await asyncio.wait({task}, timeout=1)
+        if task.done():
+            task.exception()  # it was told to fail
         raise
     except psycopg.OperationalError as error:
         raise Unavailable(f"the database went away while migrating: {' '.join(str(error).split())}") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        reason = " ".join(str(error).split())
+        raise MigrationFailed(
+            f"the database does not let this role migrate: {reason}; make it the owner of the database,"
+            " or let it: GRANT CREATE ON SCHEMA public"
+        ) from error
 
 
 @asynccontextmanager

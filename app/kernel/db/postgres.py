@@ -3,12 +3,14 @@
 import asyncio
 import select
 import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.errors import DeadlockDetected, LockNotAvailable, QueryCanceled, SerializationFailure
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -19,9 +21,16 @@ from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 
-Connection = AsyncConnection[Row]
+_CANCEL_S = 1.0
 _GIVE_UP = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests, PoolClosed)
 _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not even cancel is frozen or gone
+
+
+class Connection(AsyncConnection[Row]):
+    """A connection. When its task is cancelled it asks the server to cancel, which may be frozen."""
+
+    async def cancel_safe(self, *, timeout: float = _CANCEL_S) -> None:  # noqa: ASYNC109 - the signature is psycopg's
+        await super().cancel_safe(timeout=min(timeout, _CANCEL_S))
 
 
 class _Queries:
@@ -30,20 +39,42 @@ class _Queries:
     def __init__(self, connection: Connection, deadline_s: float) -> None:
         self._connection = connection
         self._deadline_s = deadline_s
+        self._ended = False
+        self.outdated = False
 
     @property
-    def failed(self) -> bool:
-        """Whether the open transaction can only be rolled back: COMMIT would do that, and say nothing."""
-        return self._connection.info.transaction_status == TransactionStatus.INERROR
+    def transaction(self) -> TransactionStatus:
+        """The state of the connection; INERROR can only be rolled back: COMMIT would do that, and say nothing."""
+        return self._connection.info.transaction_status
+
+    def end(self) -> None:
+        """Refuse further statements: the connection may be somebody else's by then."""
+        self._ended = True
 
     async def _execute(self, sql: LiteralString, parameters: Parameters) -> psycopg.AsyncCursor[Row]:
-        hang_up = asyncio.get_running_loop().call_later(self._deadline_s, _hang_up, self._connection)
+        if self._ended:
+            raise RuntimeError("this transaction has ended; open another one with begin()")
+        loop = asyncio.get_running_loop()
+
+        def give_up() -> None:
+            nonlocal timer
+            if _readable(self._connection):  # it was this process that slept: the answer is here
+                timer = loop.call_later(_FROZEN_S, give_up)
+            else:
+                _hang_up(self._connection)
+
+        timer = loop.call_later(self._deadline_s, give_up)
         try:
             return await self._connection.execute(sql, parameters or None)
         except _GIVE_UP as error:
             raise _unavailable(error) from error
+        except psycopg.errors.FeatureNotSupported as error:
+            if "cached plan" not in str(error):
+                raise
+            self.outdated = True
+            raise Unavailable("the schema has just changed") from error
         finally:
-            hang_up.cancel()
+            timer.cancel()
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         return await (await self._execute(sql, parameters)).fetchone()
@@ -64,14 +95,44 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[_Queries]:
+        queries, connection = await self._alive()
         try:
-            connection = await self._pool.getconn()
-        except _GIVE_UP as error:
-            raise _unavailable(error) from error
-        try:
-            yield _Queries(connection, self._deadline_s)
+            yield queries
         finally:
-            await self._pool.putconn(connection)
+            queries.end()
+            await self._give_back(connection, queries)
+
+    async def _alive(self) -> tuple[_Queries, Connection]:
+        """Take a connection. Those that the server closed meanwhile are replaced, all of them if need be.
+
+        The pool's own `check` waits a second after the second dead one, so a restarted server would cost the next
+        requests their connection. An idle connection has nothing to read; only if it has, a round trip is needed.
+        """
+        deadline = time.monotonic() + self._pool.timeout
+        while True:
+            try:
+                connection = await self._pool.getconn(deadline - time.monotonic())
+            except _GIVE_UP as error:
+                raise _unavailable(error) from error
+            queries = _Queries(connection, self._deadline_s)
+            try:
+                if connection.closed or _readable(connection):
+                    await queries.run("SELECT 1")
+            except (Unavailable, psycopg.Error):
+                await connection.close()
+                await self._give_back(connection, queries)
+            except BaseException:
+                await self._give_back(connection, queries)
+                raise
+            else:
+                return queries, connection
+
+    async def _give_back(self, connection: Connection, queries: _Queries) -> None:
+        if queries.outdated:  # and so are the others, which prepared the same statements
+            await self._pool.drain()
+        if queries.outdated or queries.transaction != TransactionStatus.IDLE:
+            await connection.close()  # the pool would wait for a rollback, however long it takes
+        await self._pool.putconn(connection)
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         async with self._connection() as connection:
@@ -88,16 +149,27 @@ class PostgresDatabase:
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[Transaction]:
         async with self._connection() as tx:
-            await tx.run("BEGIN")
             try:
+                await tx.run("BEGIN")
                 yield tx
-                if tx.failed:
+                if tx.transaction == TransactionStatus.INERROR:
                     raise RuntimeError("a statement failed in this transaction, and the code went on; rolled back")
+                if tx.transaction == TransactionStatus.IDLE:
+                    raise RuntimeError("the code ended this transaction itself; what begin() opens, it ends")
             except BaseException:
-                with suppress(Unavailable):  # a broken connection has rolled back already
-                    await tx.run("ROLLBACK")
+                if tx.transaction in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                    with suppress(Unavailable):  # a broken connection has rolled back already
+                        await tx.run("ROLLBACK")
                 raise
-            await tx.run("COMMIT")
+            lost_before = tx.transaction == TransactionStatus.UNKNOWN
+            try:
+                await tx.run("COMMIT")
+            except Unavailable as error:
+                if tx.transaction == TransactionStatus.UNKNOWN and not lost_before:
+                    raise Unavailable(
+                        "the database went away during the commit; the change may have been made", retry_after_s=2
+                    ) from error
+                raise
 
     async def check(self) -> None:
         """Raise Unavailable unless the database answers."""
@@ -109,32 +181,29 @@ def _unavailable(error: BaseException) -> Unavailable:
         return Unavailable("too many requests are waiting for a database connection")
     if isinstance(error, PoolTimeout):
         return Unavailable("no database connection became free in time", retry_after_s=2)
-    if isinstance(error, psycopg.errors.QueryCanceled):
+    if isinstance(error, QueryCanceled):
         return Unavailable("the database took too long")
-    if isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.TransactionRollback):
+    if isinstance(error, LockNotAvailable | DeadlockDetected | SerializationFailure):
         return Unavailable("the database is busy with a conflicting change")
     return Unavailable("the database is not available", retry_after_s=2)
 
 
 def _hang_up(connection: Connection) -> None:
     """Shut the socket: the waiting statement fails at once, without asking a server that does not answer."""
+    with suppress(psycopg.Error, OSError):  # closed meanwhile
+        sock = socket.socket(fileno=connection.fileno())
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        finally:
+            sock.detach()
+
+
+def _readable(connection: Connection) -> bool:
     if connection.closed:
-        return
-    sock = socket.socket(fileno=connection.fileno())
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-    finally:
-        sock.detach()
-
-
-async def _check(connection: Connection) -> None:
-    """Refuse a connection that the server has closed. An idle one has nothing to read, so no round trip is needed."""
+        return False
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        await AsyncConnectionPool.check_connection(connection)
+    return bool(poll.poll(0))
 
 
 @asynccontextmanager
@@ -151,12 +220,12 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     kwargs: dict[str, Any] = {"autocommit": True}
     pool = AsyncConnectionPool[Connection](
         conninfo,
+        connection_class=Connection,
         kwargs=kwargs,
         min_size=1,
         max_size=settings.pool_size,
         timeout=settings.pool_timeout,
         max_waiting=settings.pool_queue,
-        check=_check,
         # a lost connection is replaced when somebody asks for one, not after an ever longer backoff
         reconnect_timeout=1,
         open=False,

@@ -20,7 +20,7 @@ from app.kernel.process import Process
 
 _CONNECT_S = 2
 _WORTH_RETRYING = ("starting up", "shutting down", "recovery", "too many", "connection slots")
-_NOT_WORTH_RETRYING = ("FATAL:", "does not support SSL", "certificate")
+_NOT_WORTH_RETRYING = ("FATAL:", "does not support SSL", "certificate", "no password supplied")
 
 
 @dataclass(frozen=True, slots=True)

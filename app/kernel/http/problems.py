@@ -5,7 +5,7 @@ from typing import Any
 from opentelemetry import trace
 from pydantic_core import to_json
 
-from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal, Unauthenticated, Unavailable
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import Scope, Send, respond
 
 _STATUS: dict[type[Refusal], int] = {
@@ -14,6 +14,7 @@ _STATUS: dict[type[Refusal], int] = {
     Denied: 403,
     NotFound: 404,
     Conflict: 409,
+    RateLimited: 429,
     Unavailable: 503,
 }
 _TITLES = {

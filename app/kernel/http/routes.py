@@ -14,8 +14,9 @@ from app.kernel.config import HttpServerSettings
 from app.kernel.errors import Denied, Invalid, Unauthenticated
 from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
 from app.kernel.http.body import check_json, read_body
+from app.kernel.http.origin import networks, origin
 from app.kernel.http.problems import HttpProblem
-from app.kernel.operations import BearerToken, Caller
+from app.kernel.operations import BearerToken, Caller, Origin
 
 Operation = Callable[..., Awaitable[Any]]
 _JSON = b"application/json"
@@ -25,7 +26,7 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 class Authenticate(Protocol):
     """Turn a bearer token into who asks. Raises Unauthenticated, Unavailable."""
 
-    async def __call__(self, token: str) -> Caller:
+    async def __call__(self, token: str, origin: Origin) -> Caller:
         """Return who holds the token."""
         ...
 
@@ -36,7 +37,7 @@ class Route:
 
     The operation is given what the types of its parameters ask for: the Caller, the BearerToken as it was sent, or an
     input dataclass made of path, query and body. A route is for those who hold `permission`, for everyone with a live
-    session when that is empty, for everyone at all when `public`.
+    session when that is empty, for everyone at all when `public`. Answers may be kept by caches for `cache_s` seconds.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Route:
     operation: Operation
     permission: str = ""
     public: bool = False
+    cache_s: int = 0
 
 
 class _Endpoint:
@@ -53,6 +55,8 @@ class _Endpoint:
         self._route = route
         self._authenticate = authenticate
         self._limits = limits
+        self._cache = f"public, max-age={route.cache_s}".encode() if route.cache_s else b"no-store"
+        self._trusted = networks(limits.trusted_proxies)
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
         dataclasses = [hint for hint in hints.values() if isinstance(hint, type) and is_dataclass(hint)]
@@ -64,8 +68,11 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
-        caller = None if route.public else await self._authenticate(_bearer(scope))
-        if route.permission and not (caller and caller.may(route.permission)):
+        came_from = origin(scope, self._trusted)
+        caller = Caller(origin=came_from)
+        if not route.public:
+            caller = await self._authenticate(_bearer(scope), came_from)
+        if route.permission and not caller.may(route.permission):
             raise Denied(f"this needs the permission {route.permission}")
         arguments: list[Any] = []
         for kind in self._parameters:
@@ -80,7 +87,7 @@ class _Endpoint:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         else:
-            await respond(send, 200, _JSON, self._output.dump_json(result), [(b"cache-control", b"no-store")])
+            await respond(send, 200, _JSON, self._output.dump_json(result), [(b"cache-control", self._cache)])
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)

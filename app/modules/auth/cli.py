@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.console import Json, group, print_json, run_once
+from app.commands.console import Json, can_ask, group, print_json, print_table, run_once
 from app.kernel.errors import Invalid
 
 if TYPE_CHECKING:
     from app.kernel.process import Process
+    from app.modules.auth.keys import ListedKey
     from app.modules.auth.usecases.create_superuser import Superuser
+    from app.modules.auth.usecases.recover import Reset
+    from app.modules.auth.usecases.signing_keys import Rotated
 
 _LONGEST = 4096
 
@@ -47,9 +50,10 @@ def create_superuser(
     password = _password(password_stdin, password_file, no_input)
 
     async def work(p: "Process") -> "Superuser":
+        from app.kernel.operations import Caller
         from app.modules.auth import wiring
 
-        return await (await p.use(wiring.create_superuser))(username, password)
+        return await (await p.use(wiring.recovery)).create_superuser(Caller(), username, password)
 
     made = run_once("auth create-superuser", work)
     if as_json:
@@ -58,6 +62,105 @@ def create_superuser(
         typer.echo(f"created the superuser {made.username} ({made.id})")
     else:
         typer.echo(f"the superuser {made.username} exists already ({made.id}); nothing was changed")
+
+
+@_app.command()
+def reset_password(
+    username: Annotated[str, typer.Option(help="Whose password.")],
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+    password_file: Annotated[Path | None, typer.Option(help="Read the password from a file.")] = None,
+    no_input: Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Set a new password for an actor. Ends all of its sessions, and lifts the lock of failed sign-ins.
+
+    \b
+    Examples:
+      app auth reset-password --username root
+    """
+    password = _password(password_stdin, password_file, no_input)
+
+    async def work(p: "Process") -> "Reset":
+        from app.kernel.operations import Caller
+        from app.modules.auth import wiring
+
+        return await (await p.use(wiring.recovery)).reset_password(Caller(), username, password)
+
+    done = run_once("auth reset-password", work)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(f"{done.username} has a new password; {done.sessions_ended} sessions ended")
+
+
+@_app.command()
+def unlock(username: Annotated[str, typer.Option(help="Whose name is locked.")], as_json: Json = False) -> None:
+    """Lift the lock that failed sign-ins have put on a name. Safe to repeat.
+
+    \b
+    Examples:
+      app auth unlock --username root
+    """
+
+    async def work(p: "Process") -> bool:
+        from app.kernel.operations import Caller
+        from app.modules.auth import wiring
+
+        return await (await p.use(wiring.recovery)).unlock(Caller(), username)
+
+    unlocked = run_once("auth unlock", work)
+    if as_json:
+        print_json({"username": username, "unlocked": unlocked})
+    else:
+        typer.echo(f"{username} can sign in again" if unlocked else f"{username} was not locked")
+
+
+_keys = group("Signing keys.")
+_app.add_typer(_keys, name="keys")
+
+
+@_keys.command("list")
+def list_keys(as_json: Json = False) -> None:
+    """List the signing keys, newest first. The newest one signs, the others verify until their tokens have expired.
+
+    \b
+    Examples:
+      app auth keys list
+    """
+
+    async def work(p: "Process") -> "list[ListedKey]":
+        from app.modules.auth import wiring
+
+        return await (await p.use(wiring.keyring)).listed()
+
+    found = run_once("auth keys list", work)
+    if as_json:
+        print_json({"items": found})
+    else:
+        rows = [(k.kid, k.algorithm, f"{k.created_at:%Y-%m-%d %H:%M:%S}Z", "yes" if k.signs else "") for k in found]
+        print_table(("key", "algorithm", "created at", "signs"), rows)
+
+
+@_keys.command("rotate")
+def rotate_keys(as_json: Json = False) -> None:
+    """Sign with a new key. Running processes follow within half a minute; tokens of the former key stay valid.
+
+    \b
+    Examples:
+      app auth keys rotate
+    """
+
+    async def work(p: "Process") -> "Rotated":
+        from app.kernel.operations import Caller
+        from app.modules.auth import wiring
+
+        return await (await p.use(wiring.rotate_keys))(Caller())
+
+    rotated = run_once("auth keys rotate", work)
+    if as_json:
+        print_json(rotated)
+    else:
+        typer.echo(f"the new key {rotated.kid} signs; {len(rotated.forgotten)} old keys were forgotten")
 
 
 def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
@@ -71,7 +174,7 @@ def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
                 return _line(opened.read(_LONGEST), str(file))
     except OSError as error:
         raise Invalid(f"cannot read {file}: {error.strerror}") from None
-    if no_input or not sys.stdin.isatty():
+    if no_input or not can_ask():
         raise typer.BadParameter(
             "no terminal to ask on; give --password-stdin or --password-file", param_hint="--password-stdin"
         )

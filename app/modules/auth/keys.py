@@ -1,8 +1,10 @@
 """The keyring: signing keys, in the database, encrypted under keys derived from the master secret."""
 
+import asyncio
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -17,55 +19,142 @@ from app.kernel.config import Misconfigured
 from app.kernel.db import Database, Queries, Transaction
 from app.kernel.identifiers import uuid7
 
+ALGORITHM = "ES256"
 _NONCE_BYTES = 12
+_FRESH_S = 30.0  # a rotated key is used by all processes within this time
+_UNKNOWN_S = 1.0  # tokens with an unknown key id make us look at the database at most this often
 
 
 class SigningKeys(Protocol):
     """Encrypted signing keys, stored."""
 
-    async def all(self, db: Queries) -> list[tuple[str, bytes]]:
-        """Return key ids and encrypted private keys, newest first."""
+    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime]]:
+        """Return key ids, encrypted private keys and times of creation, newest first."""
+        ...
+
+    async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
+        """Store a key."""
         ...
 
     async def add_first(self, tx: Transaction, kid: str, private_key: bytes) -> None:
         """Store the first key, unless another process was faster."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class Keyring:
-    """The keys of this deployment; the first one signs."""
-
-    signing: Sequence[ECKey] = field(repr=False)
-    refresh_mac: bytes = field(repr=False)
+    async def forget(self, tx: Transaction, before: datetime) -> list[str]:
+        """Remove all keys but the newest that were replaced before a moment; return their ids."""
+        ...
 
 
-def _derive(master_secret: str, purpose: str) -> bytes:
+def derive(master_secret: str, purpose: str) -> bytes:
     """Return 32 bytes for one purpose (HKDF, RFC 5869)."""
     return HKDF(SHA256(), 32, None, f"app auth {purpose}".encode()).derive(master_secret.encode())
 
 
-async def open_keyring(db: Database, stored: SigningKeys, master_secret: str) -> Keyring:
-    """Return the keyring, with a first signing key if there was none. Safe to repeat, and in many processes at once.
+class Sealer:
+    """Encrypts what is stored (AES-256-GCM), bound to the name it is stored under."""
 
-    Raises Misconfigured when the master secret is not the one the keys were encrypted with.
-    """
-    cipher = AESGCM(_derive(master_secret, "signing keys"))
-    rows = await stored.all(db)
-    if not rows:
+    def __init__(self, master_secret: str, purpose: str) -> None:
+        self._cipher = AESGCM(derive(master_secret, purpose))
+
+    def seal(self, content: bytes, name: str) -> bytes:
+        """Return nonce and ciphertext."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, content, name.encode())
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        """Return the content. Raises InvalidTag when it was sealed with another secret or under another name."""
+        return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A signing key, without its secret part."""
+
+    kid: str
+    algorithm: str
+    created_at: datetime
+    signs: bool
+
+
+class Keyring:
+    """The keys of this deployment, followed as they rotate. The newest one signs, all of them verify."""
+
+    def __init__(self, db: Database, stored: SigningKeys, master_secret: str) -> None:
+        self._db = db
+        self._stored = stored
+        self._sealer = Sealer(master_secret, "signing keys")
+        self._keys: dict[str, ECKey] = {}
+        self._listed: list[ListedKey] = []
+        self._loaded_at = float("-inf")
+        self._loading = asyncio.Lock()
+        self.refresh_mac = derive(master_secret, "refresh tokens")
+
+    async def open(self) -> None:
+        """Load the keys, making a first one if there is none. Safe to repeat, and in many processes at once.
+
+        Raises Misconfigured when the master secret is not the one the keys were encrypted with.
+        """
+        await self._load()
+        if not self._keys:
+            kid, sealed = self._made()
+            async with self._db.begin() as tx:
+                await self._stored.add_first(tx, kid, sealed)
+            await self._load()
+
+    async def signing(self) -> ECKey:
+        """Return the key to sign with."""
+        await self._fresh(_FRESH_S)
+        return next(iter(self._keys.values()))
+
+    async def find(self, kid: str) -> ECKey | None:
+        """Return the key of a token."""
+        await self._fresh(_FRESH_S)
+        if kid not in self._keys:
+            await self._fresh(_UNKNOWN_S)
+        return self._keys.get(kid)
+
+    async def public(self) -> list[dict[str, object]]:
+        """Return the public keys as JWK (RFC 7517)."""
+        await self._fresh(_FRESH_S)
+        return [{**key.as_dict(private=False)} for key in self._keys.values()]
+
+    async def listed(self) -> list[ListedKey]:
+        """Return the keys without their secrets, newest first."""
+        await self._load()
+        return self._listed
+
+    async def rotate(self, tx: Transaction, forget_before: datetime) -> tuple[str, list[str]]:
+        """Make a new signing key, and forget those whose tokens have expired; return the new id and the forgotten."""
+        kid, sealed = self._made()
+        await self._stored.add(tx, kid, sealed)
+        return kid, await self._stored.forget(tx, forget_before)
+
+    def _made(self) -> tuple[str, bytes]:
         private = ec.generate_private_key(ec.SECP256R1())
-        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        kid, nonce = str(uuid7()), os.urandom(_NONCE_BYTES)
-        async with db.begin() as tx:
-            await stored.add_first(tx, kid, nonce + cipher.encrypt(nonce, pem, kid.encode()))
-        rows = await stored.all(db)
-    keys: list[ECKey] = []
-    for kid, sealed in rows:
-        try:
-            pem = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], kid.encode())
-        except InvalidTag:
-            raise Misconfigured(
-                "AUTH_MASTER_SECRET does not open the signing keys in the database; set the one they were made with"
-            ) from None
-        keys.append(ECKey.import_key(pem, {"kid": kid, "alg": "ES256", "use": "sig"}))
-    return Keyring(keys, _derive(master_secret, "refresh tokens"))
+        kid = str(uuid7())
+        return kid, self._sealer.seal(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), kid)
+
+    async def _fresh(self, seconds: float) -> None:
+        if time.monotonic() - self._loaded_at < seconds:
+            return
+        async with self._loading:
+            if time.monotonic() - self._loaded_at >= seconds:
+                await self._load()
+
+    async def _load(self) -> None:
+        rows = await self._stored.all(self._db)
+        keys: dict[str, ECKey] = {}
+        for kid, sealed, _ in rows:
+            if kid in self._keys:
+                keys[kid] = self._keys[kid]
+                continue
+            try:
+                pem = self._sealer.open(sealed, kid)
+            except InvalidTag:
+                raise Misconfigured(
+                    "AUTH_MASTER_SECRET does not open the signing keys in the database; set the one they were made with"
+                ) from None
+            keys[kid] = ECKey.import_key(pem, {"kid": kid, "alg": ALGORITHM, "use": "sig"})
+        self._keys = keys
+        self._listed = [ListedKey(kid, ALGORITHM, at, number == 0) for number, (kid, _, at) in enumerate(rows)]
+        self._loaded_at = time.monotonic()

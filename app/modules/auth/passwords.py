@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -30,10 +31,15 @@ class Argon2Passwords:
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
         """Return whether the password fits. Raises Unavailable when too many wait."""
-        if password_hash is None:
-            await self._in_thread(self._matches, _DUMMY, password)
-            return False
-        return await self._in_thread(self._matches, password_hash, password)
+        fits = await self._in_thread(self._matches, password_hash or _DUMMY, password)
+        return fits and password_hash is not None
+
+    def is_outdated(self, password_hash: str) -> bool:
+        return self._hasher.check_needs_rehash(password_hash)
+
+    def is_common(self, password: str) -> bool:
+        """Return whether it is one of the 30,000 most used ones (zxcvbn's list, MIT)."""
+        return password.casefold() in _common()
 
     def _matches(self, password_hash: str, password: str) -> bool:
         try:
@@ -53,3 +59,10 @@ class Argon2Passwords:
     def close(self) -> None:
         """Let the threads end. Safe to repeat."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+@cache
+def _common() -> frozenset[str]:
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+    return frozenset(FREQUENCY_LISTS["passwords"])

@@ -5,48 +5,60 @@ MAC.
 """
 
 import base64
+import binascii
 import hmac
+import time
+from collections import OrderedDict
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, JoseError
-from joserfc.jwk import KeySet
+from joserfc.jws import extract_compact
 from joserfc.jwt import JWTClaimsRegistry
 
 from app.kernel.identifiers import uuid7
-from app.modules.auth.domain import Claims, InvalidToken, IssuedToken, Session, TokenExpired
-from app.modules.auth.keys import Keyring
+from app.modules.auth.domain.sessions import (
+    Claims,
+    InvalidRefreshToken,
+    InvalidToken,
+    Session,
+    SessionTokens,
+    TokenExpired,
+)
+from app.modules.auth.keys import ALGORITHM, Keyring
 from app.modules.auth.settings import AuthSettings
 
-_ALGORITHM = "ES256"
 _TYPE = "at+jwt"
 _LONGEST = 4096
 _ANY_AGE_S = 10**10
+_REMEMBERED = 4096
+_REFRESH_PREFIX = "rt_"
+_REFRESH_BYTES = 16 + 8 + 32
 
 
 class JwtTokens:
-    """Issues and reads the tokens of one deployment."""
+    """Issues and reads the tokens of one deployment.
+
+    The signature of a token does not change, so it is verified once and remembered; expiry is checked every time.
+    """
 
     def __init__(self, keyring: Keyring, settings: AuthSettings) -> None:
-        self._signing = keyring.signing[0]
-        self._keys = KeySet(list(keyring.signing))
-        self._refresh_mac = keyring.refresh_mac
+        self._keyring = keyring
         self._settings = settings
         expected: Any = {
             "iss": {"essential": True, "value": settings.issuer},
             "aud": {"essential": True, "value": settings.audience},
-            "sub": {"essential": True},
-            "sid": {"essential": True},
-            "jti": {"essential": True},
-            "exp": {"essential": True},
+            **{name: {"essential": True} for name in ("sub", "sid", "jti", "exp")},
         }
         self._registry = JWTClaimsRegistry(leeway=0, **expected)
         self._registry_of_ended = JWTClaimsRegistry(leeway=_ANY_AGE_S, **expected)
+        self._verified: OrderedDict[str, tuple[str, int, Claims]] = OrderedDict()
 
-    def access(self, session: Session, now: datetime) -> IssuedToken:
-        """Return a new access token for the session."""
+    async def issue(self, session: Session, now: datetime) -> SessionTokens:
+        """Return a new access token, and the refresh token of the session's present counter."""
+        key = await self._keyring.signing()
         expires_at = now + timedelta(seconds=self._settings.access_token_ttl)
         claims: dict[str, Any] = {
             "iss": self._settings.issuer,
@@ -57,28 +69,55 @@ class JwtTokens:
             "iat": int(now.timestamp()),
             "exp": int(expires_at.timestamp()),
         }
-        header = {"alg": _ALGORITHM, "typ": _TYPE, "kid": self._signing.kid}
-        return IssuedToken(jwt.encode(header, claims, self._signing, algorithms=[_ALGORITHM]), expires_at)
+        header = {"alg": ALGORITHM, "typ": _TYPE, "kid": key.kid}
+        access = jwt.encode(header, claims, key, algorithms=[ALGORITHM])
+        refresh_expires_at = min(session.idle_expires_at, session.expires_at)
+        return SessionTokens(session.id, "Bearer", access, expires_at, self._refresh(session), refresh_expires_at)
 
-    def refresh(self, session: Session) -> IssuedToken:
-        """Return the refresh token of the session's present counter."""
-        content = session.id.bytes + session.refresh_counter.to_bytes(8, "big")
-        mac = hmac.digest(self._refresh_mac, content, "sha256")
-        value = base64.urlsafe_b64encode(content + mac).rstrip(b"=").decode()
-        return IssuedToken(f"rt_{value}", min(session.idle_expires_at, session.expires_at))
-
-    def claims(self, token: str, *, allow_expired: bool = False) -> Claims:
+    async def claims(self, token: str, *, allow_expired: bool = False) -> Claims:
         """Return what an access token says. Raises InvalidToken, TokenExpired."""
+        remembered = self._verified.get(token)
+        if remembered is not None:
+            kid, expires, claims = remembered
+            if await self._keyring.find(kid) is not None:
+                if expires <= time.time() and not allow_expired:
+                    raise TokenExpired
+                return claims
         if len(token) > _LONGEST:
             raise InvalidToken
         try:
-            decoded = jwt.decode(token, self._keys, algorithms=[_ALGORITHM])
+            kid = str(extract_compact(token.encode("ascii")).headers().get("kid"))
+            key = await self._keyring.find(kid)
+            if key is None:
+                raise InvalidToken
+            decoded = jwt.decode(token, key, algorithms=[ALGORITHM])
             if decoded.header.get("typ") != _TYPE:
                 raise InvalidToken
-            registry = self._registry_of_ended if allow_expired else self._registry
-            registry.validate(decoded.claims)
-            return Claims(UUID(decoded.claims["sub"]), UUID(decoded.claims["sid"]))
+            (self._registry_of_ended if allow_expired else self._registry).validate(decoded.claims)
+            claims = Claims(UUID(decoded.claims["sub"]), UUID(decoded.claims["sid"]))
         except ExpiredTokenError:
             raise TokenExpired from None
         except (JoseError, ValueError, AttributeError, TypeError):
             raise InvalidToken from None
+        self._verified[token] = (kid, decoded.claims["exp"], claims)
+        if len(self._verified) > _REMEMBERED:
+            self._verified.popitem(last=False)
+        return claims
+
+    def refresh_claims(self, token: str) -> tuple[UUID, int]:
+        """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
+        try:
+            content = base64.b64decode(token.removeprefix(_REFRESH_PREFIX) + "=", altchars=b"-_", validate=True)
+        except (ValueError, binascii.Error):
+            raise InvalidRefreshToken from None
+        stated, mac = content[:24], content[24:]
+        if len(content) != _REFRESH_BYTES or not hmac.compare_digest(mac, self._mac(stated)):
+            raise InvalidRefreshToken
+        return UUID(bytes=stated[:16]), int.from_bytes(stated[16:], "big")
+
+    def _refresh(self, session: Session) -> str:
+        stated = session.id.bytes + session.refresh_counter.to_bytes(8, "big")
+        return _REFRESH_PREFIX + base64.urlsafe_b64encode(stated + self._mac(stated)).rstrip(b"=").decode()
+
+    def _mac(self, stated: bytes) -> bytes:
+        return hmac.digest(self._keyring.refresh_mac, stated, "sha256")

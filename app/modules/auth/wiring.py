@@ -5,28 +5,56 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
 from app.kernel.process import Process
+from app.kernel.queue.events import Events
 from app.modules.auth.portal import Portal
-from app.modules.auth.postgres import PostgresActors, PostgresSessions, PostgresSigningKeys
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import PostgresLimits
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.settings import AuthSettings
 
 if TYPE_CHECKING:
-    from app.modules.auth.domain import Passwords, Tokens
+    from app.modules.auth.domain.actors import Passwords
+    from app.modules.auth.domain.sessions import Tokens
+    from app.modules.auth.keys import Keyring
     from app.modules.auth.usecases.authenticate import Authenticate
+    from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
     from app.modules.auth.usecases.get_me import GetMe
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
+    from app.modules.auth.usecases.my_sessions import EndMySession, ListMySessions
+    from app.modules.auth.usecases.recover import ResetPassword, Unlock
+    from app.modules.auth.usecases.refresh import Refresh
+    from app.modules.auth.usecases.signing_keys import GetJwks, RotateKeys
+
+AUDIT, EVENTS = Audit(), Events()
+ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), PostgresLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class Auth:
-    """The use cases of the auth API."""
+class SignIn:
+    """The use cases of signing in and out."""
 
     login: "Login"
+    refresh: "Refresh"
     logout: "Logout"
     get_me: "GetMe"
+    change_password: "ChangePassword"
+    list_my_sessions: "ListMySessions"
+    end_my_session: "EndMySession"
+    get_jwks: "GetJwks"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The use cases of operators at a terminal."""
+
+    create_superuser: "CreateSuperuser"
+    reset_password: "ResetPassword"
+    unlock: "Unlock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +65,23 @@ class AuthPortal:
 
 
 @asynccontextmanager
+async def keyring(p: Process) -> AsyncGenerator["Keyring"]:
+    """Provide the keys of this deployment, with a first one if there was none."""
+    from app.modules.auth.keys import Keyring
+    from app.modules.auth.postgres.signing_keys import PostgresSigningKeys
+
+    secret = p.settings[AuthSettings].master_secret.get_secret_value()
+    opened = Keyring(await p.use(database), PostgresSigningKeys(), secret)
+    await opened.open()
+    yield opened
+
+
+@asynccontextmanager
 async def tokens(p: Process) -> AsyncGenerator["Tokens"]:
-    """Provide the tokens of this deployment, with a first signing key if there was none."""
-    from app.modules.auth.keys import open_keyring
+    """Provide the tokens of this deployment."""
     from app.modules.auth.tokens import JwtTokens
 
-    settings = p.settings[AuthSettings]
-    keyring = await open_keyring(
-        await p.use(database), PostgresSigningKeys(), settings.master_secret.get_secret_value()
-    )
-    yield JwtTokens(keyring, settings)
+    yield JwtTokens(await p.use(keyring), p.settings[AuthSettings])
 
 
 @asynccontextmanager
@@ -66,29 +101,53 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
     from app.modules.auth.usecases.authenticate import Authenticate
 
-    yield AuthPortal(Authenticate(await p.use(database), PostgresSessions(), await p.use(tokens)))
+    yield AuthPortal(Authenticate(await p.use(database), SESSIONS, await p.use(tokens)))
 
 
 @asynccontextmanager
-async def auth(p: Process) -> AsyncGenerator[Auth]:
-    """Provide the use cases of the API."""
+async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
+    """Provide the use cases of signing in and out."""
+    from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.get_me import GetMe
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
+    from app.modules.auth.usecases.my_sessions import EndMySession, ListMySessions
+    from app.modules.auth.usecases.refresh import Refresh
+    from app.modules.auth.usecases.signing_keys import GetJwks
 
     settings = p.settings[AuthSettings]
-    db, issued, sessions = await p.use(database), await p.use(tokens), PostgresSessions()
-    hashing = await p.use(passwords)
-    yield Auth(
-        login=Login(db, PostgresActors(), sessions, hashing, issued, settings.session_idle, settings.session_lifetime),
-        logout=Logout(db, sessions, issued),
+    db, issued, hashing = await p.use(database), await p.use(tokens), await p.use(passwords)
+    idle_s, lifetime_s = settings.session_idle, settings.session_lifetime
+    yield SignIn(
+        login=Login(db, ACTORS, SESSIONS, hashing, issued, LIMITS, AUDIT, EVENTS, idle_s, lifetime_s),
+        refresh=Refresh(db, SESSIONS, issued, AUDIT, idle_s),
+        logout=Logout(db, SESSIONS, issued, AUDIT),
         get_me=GetMe(),
+        change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, EVENTS),
+        list_my_sessions=ListMySessions(db, SESSIONS),
+        end_my_session=EndMySession(db, SESSIONS, AUDIT),
+        get_jwks=GetJwks(await p.use(keyring)),
     )
 
 
 @asynccontextmanager
-async def create_superuser(p: Process) -> AsyncGenerator["CreateSuperuser"]:
-    """Provide the use case of `auth create-superuser`."""
+async def recovery(p: Process) -> AsyncGenerator[Recovery]:
+    """Provide the use cases of operators at a terminal."""
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
+    from app.modules.auth.usecases.recover import ResetPassword, Unlock
 
-    yield CreateSuperuser(await p.use(database), PostgresActors(), await p.use(passwords))
+    db, hashing = await p.use(database), await p.use(passwords)
+    yield Recovery(
+        create_superuser=CreateSuperuser(db, ACTORS, hashing, AUDIT, EVENTS),
+        reset_password=ResetPassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, EVENTS),
+        unlock=Unlock(db, ACTORS, LIMITS, AUDIT),
+    )
+
+
+@asynccontextmanager
+async def rotate_keys(p: Process) -> AsyncGenerator["RotateKeys"]:
+    """Provide the use case of `auth keys rotate`."""
+    from app.modules.auth.usecases.signing_keys import RotateKeys
+
+    ttl_s = p.settings[AuthSettings].access_token_ttl
+    yield RotateKeys(await p.use(database), await p.use(keyring), AUDIT, ttl_s)

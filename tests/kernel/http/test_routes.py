@@ -12,10 +12,10 @@ import pytest
 from annotated_types import Len
 
 from app.kernel.config import HttpServerSettings, load
-from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal, Unauthenticated, Unavailable
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.middleware import stack
 from app.kernel.http.routes import Route, router
-from app.kernel.operations import BearerToken, Caller
+from app.kernel.operations import BearerToken, Caller, Origin
 from app.processes import sections
 from tests.support.project import ROOT
 
@@ -78,7 +78,7 @@ class Sleep:
         return Answer("")
 
 
-async def authenticate(token: str) -> Caller:
+async def authenticate(token: str, origin: Origin) -> Caller:
     if token != "good":
         raise Unauthenticated("no")
     return Caller(permissions=frozenset({"x:y:read"}))
@@ -165,6 +165,7 @@ async def test_inputs_come_from_body_query_and_path() -> None:
         (NotFound(), 404, None),
         (Conflict(), 409, None),
         (Unavailable(retry_after_s=7), 503, ("retry-after", "7")),
+        (RateLimited(retry_after_s=9), 429, ("retry-after", "9")),
     ],
 )
 async def test_each_kind_of_refusal_has_its_status(

@@ -3,9 +3,10 @@
 import base64
 import hmac
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
@@ -16,7 +17,7 @@ from joserfc.jwk import ECKey
 
 from app.kernel.config import load
 from app.kernel.identifiers import uuid7
-from app.modules.auth.domain import InvalidToken, Session, TokenExpired
+from app.modules.auth.domain.sessions import InvalidRefreshToken, InvalidToken, Session, TokenExpired
 from app.modules.auth.keys import Keyring
 from app.modules.auth.settings import AuthSettings
 from app.modules.auth.tokens import JwtTokens
@@ -25,9 +26,23 @@ from tests.support.project import ROOT
 
 KEY = ECKey.generate_key("P-256", {"kid": "one", "alg": "ES256"}, private=True)
 SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[AuthSettings]
-TOKENS = JwtTokens(Keyring([KEY], b"x" * 32), SETTINGS)
+
+
+class OneKey:
+    """A keyring of one key."""
+
+    refresh_mac = b"x" * 32
+
+    async def signing(self) -> ECKey:
+        return KEY
+
+    async def find(self, kid: str) -> ECKey | None:
+        return KEY if kid == "one" else None
+
+
+TOKENS = JwtTokens(cast("Keyring", OneKey()), SETTINGS)
 NOW = datetime.now(UTC)
-SESSION = Session(uuid7(), uuid7(), 0, NOW + timedelta(days=1), NOW + timedelta(days=2))
+SESSION = Session(uuid7(), uuid7(), 0, NOW, NOW + timedelta(days=1), NOW + timedelta(days=2))
 HEADER = {"alg": "ES256", "typ": "at+jwt", "kid": "one"}
 
 
@@ -48,46 +63,46 @@ def forged(header: dict[str, Any] | None = None, key: Any = KEY, **changes: Any)
     return jwt.encode(header or HEADER, claims(**changes), key, algorithms=["ES256", "HS256"])
 
 
-def test_a_token_says_who_and_under_which_session() -> None:
-    issued = TOKENS.access(SESSION, NOW)
-    found = TOKENS.claims(issued.value)
+async def test_a_token_says_who_and_under_which_session() -> None:
+    issued = await TOKENS.issue(SESSION, NOW)
+    found = await TOKENS.claims(issued.access_token)
     assert (found.actor_id, found.session_id) == (SESSION.actor_id, SESSION.id)
-    assert issued.expires_at == NOW + timedelta(seconds=SETTINGS.access_token_ttl)
-    assert TOKENS.claims(forged()) == found
+    assert issued.access_token_expires_at == NOW + timedelta(seconds=SETTINGS.access_token_ttl)
+    assert await TOKENS.claims(forged()) == found
 
 
 @pytest.mark.parametrize("name", ["iss", "aud", "sub", "sid", "jti", "exp"])
-def test_a_token_without_one_of_its_claims_is_refused(name: str) -> None:
+async def test_a_token_without_one_of_its_claims_is_refused(name: str) -> None:
     with pytest.raises(InvalidToken):
-        TOKENS.claims(forged(**{name: None}))
+        await TOKENS.claims(forged(**{name: None}))
 
 
 @pytest.mark.parametrize(
     "change", [{"iss": "http://evil"}, {"aud": "other"}, {"sub": "me"}, {"sid": 7}, {"exp": "never"}]
 )
-def test_a_token_with_a_wrong_claim_is_refused(change: dict[str, Any]) -> None:
+async def test_a_token_with_a_wrong_claim_is_refused(change: dict[str, Any]) -> None:
     for allow_expired in (False, True):
         with pytest.raises(InvalidToken):
-            TOKENS.claims(forged(**change), allow_expired=allow_expired)
+            await TOKENS.claims(forged(**change), allow_expired=allow_expired)
 
 
-def test_an_expired_token_is_refused_except_to_end_its_session() -> None:
+async def test_an_expired_token_is_refused_except_to_end_its_session() -> None:
     expired = forged(exp=int(NOW.timestamp()) - 1)
     with pytest.raises(TokenExpired):
-        TOKENS.claims(expired)
-    assert TOKENS.claims(expired, allow_expired=True).session_id == SESSION.id
+        await TOKENS.claims(expired)
+    assert (await TOKENS.claims(expired, allow_expired=True)).session_id == SESSION.id
 
 
 @pytest.mark.parametrize("header", [{**HEADER, "typ": "JWT"}, {"alg": "ES256", "kid": "one"}, {**HEADER, "kid": "two"}])
-def test_a_token_of_another_kind_or_key_is_refused(header: dict[str, Any]) -> None:
+async def test_a_token_of_another_kind_or_key_is_refused(header: dict[str, Any]) -> None:
     with pytest.raises(InvalidToken):
-        TOKENS.claims(forged(header))
+        await TOKENS.claims(forged(header))
 
 
-def test_a_token_signed_by_somebody_else_is_refused() -> None:
+async def test_a_token_signed_by_somebody_else_is_refused() -> None:
     other = ECKey.generate_key("P-256", {"kid": "one"}, private=True)
     with pytest.raises(InvalidToken):
-        TOKENS.claims(forged(key=other))
+        await TOKENS.claims(forged(key=other))
 
 
 def encoded(content: bytes) -> str:
@@ -98,22 +113,22 @@ def part(value: object) -> str:
     return encoded(json.dumps(value).encode())
 
 
-def test_the_public_key_is_no_secret_to_sign_with() -> None:
+async def test_the_public_key_is_no_secret_to_sign_with() -> None:
     signed = f"{part({**HEADER, 'alg': 'HS256'})}.{part(claims())}"
     mac = hmac.digest(KEY.as_pem(private=False), signed.encode(), "sha256")
     with pytest.raises(InvalidToken):
-        TOKENS.claims(f"{signed}.{encoded(mac)}")
+        await TOKENS.claims(f"{signed}.{encoded(mac)}")
 
 
-def test_a_token_that_demands_something_unknown_is_refused() -> None:
+async def test_a_token_that_demands_something_unknown_is_refused() -> None:
     signed = f"{part({**HEADER, 'crit': ['x'], 'x': 1})}.{part(claims())}"
     private: Any = KEY.private_key
     r, s = decode_dss_signature(private.sign(signed.encode(), ECDSA(SHA256())))
     with pytest.raises(InvalidToken):
-        TOKENS.claims(f"{signed}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
+        await TOKENS.claims(f"{signed}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
     plain = f"{part(HEADER)}.{part(claims())}"
     r, s = decode_dss_signature(private.sign(plain.encode(), ECDSA(SHA256())))
-    assert TOKENS.claims(f"{plain}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
+    assert await TOKENS.claims(f"{plain}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
 
 
 @pytest.mark.parametrize(
@@ -130,13 +145,46 @@ def test_a_token_that_demands_something_unknown_is_refused() -> None:
         f"{part(HEADER)}.{part('text')}.x",
     ],
 )
-def test_what_is_no_token_is_refused(token: str) -> None:
+async def test_what_is_no_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidToken):
-        TOKENS.claims(token)
+        await TOKENS.claims(token)
 
 
-def test_refresh_tokens_differ_by_session_and_counter() -> None:
-    later = replace(SESSION, refresh_counter=1)
-    other = replace(SESSION, id=uuid7())
-    assert len({TOKENS.refresh(session).value for session in (SESSION, later, other)}) == 3
-    assert "rt_" not in repr(TOKENS.refresh(SESSION))
+async def test_a_remembered_token_still_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    issued = (await TOKENS.issue(SESSION, NOW)).access_token
+    await TOKENS.claims(issued)
+    later = NOW.timestamp() + SETTINGS.access_token_ttl + 1
+    monkeypatch.setattr("app.modules.auth.tokens.time.time", lambda: later)
+    with pytest.raises(TokenExpired):
+        await TOKENS.claims(issued)
+    assert (await TOKENS.claims(issued, allow_expired=True)).session_id == SESSION.id
+
+
+async def test_a_remembered_token_dies_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    issued = (await TOKENS.issue(SESSION, NOW)).access_token
+    await TOKENS.claims(issued)
+
+    async def forgotten(self: OneKey, kid: str) -> None:
+        return None
+
+    monkeypatch.setattr(OneKey, "find", forgotten)
+    with pytest.raises(InvalidToken):
+        await TOKENS.claims(issued)
+
+
+async def test_refresh_tokens_say_session_and_counter_and_differ() -> None:
+    sessions = [SESSION, replace(SESSION, refresh_counter=1), replace(SESSION, id=uuid7())]
+    issued = [await TOKENS.issue(session, NOW) for session in sessions]
+    assert len({tokens.refresh_token for tokens in issued}) == 3
+    for session, tokens in zip(sessions, issued, strict=True):
+        assert TOKENS.refresh_claims(tokens.refresh_token) == (session.id, session.refresh_counter)
+        assert tokens.refresh_token not in repr(tokens)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t[:-2], lambda t: "rt_" + "A" * 75, lambda t: t[::-1], lambda t: "", lambda t: "ü"]
+)
+async def test_a_refresh_token_that_was_not_issued_is_refused(change: Callable[[str], str]) -> None:
+    issued = (await TOKENS.issue(SESSION, NOW)).refresh_token
+    with pytest.raises(InvalidRefreshToken):
+        TOKENS.refresh_claims(change(issued))

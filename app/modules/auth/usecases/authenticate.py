@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from app.kernel.db import Database
-from app.modules.auth.domain import AuthenticatedCaller, SessionNotFound, Sessions, Tokens
+from app.kernel.operations import Origin
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions, Tokens
 
 _ACTIVE_FRESH = timedelta(minutes=1)
 
@@ -17,10 +18,10 @@ class Authenticate:
     sessions: Sessions
     tokens: Tokens
 
-    async def __call__(self, token: str) -> AuthenticatedCaller:
+    async def __call__(self, token: str, origin: Origin) -> AuthenticatedCaller:
         """Return the caller. Raises InvalidToken, TokenExpired, SessionNotFound. Safe to repeat."""
-        claims = self.tokens.claims(token)
-        caller = await self.sessions.caller(self.db, claims)
+        claims = await self.tokens.claims(token)
+        caller = await self.sessions.caller(self.db, claims, origin)
         if caller is None or caller.actor is None:
             raise SessionNotFound
         active = caller.actor.last_active_at

@@ -3,10 +3,20 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.identifiers import uuid7
-from app.kernel.operations import Kind, operation
-from app.modules.auth.domain import Actors, Passwords, UsernameExists, checked_password, username_key
+from app.kernel.operations import Caller, Kind, operation
+from app.kernel.queue.events import Events
+from app.modules.auth.domain.actors import (
+    Actors,
+    Passwords,
+    UsernameExists,
+    WeakPassword,
+    checked_password,
+    username_key,
+)
+from app.modules.auth.portal import ActorCreated
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +36,23 @@ class CreateSuperuser:
     db: Database
     actors: Actors
     passwords: Passwords
+    audit: Audit
+    events: Events
 
-    async def __call__(self, username: str, password: str) -> Superuser:
+    async def __call__(self, caller: Caller, username: str, password: str) -> Superuser:
         """Return the superuser. Safe to repeat and to run many times at once: one is made; its password stays.
 
         Raises InvalidUsername, WeakPassword; UsernameExists when the name belongs to an actor who is no superuser.
         """
-        key = username_key(username)
-        password_hash = await self.passwords.hash(checked_password(password, username))
+        key, normal = username_key(username), checked_password(password, username)
+        if self.passwords.is_common(normal):
+            raise WeakPassword("the password is among the most used ones; choose another")
+        password_hash = await self.passwords.hash(normal)
         actor_id = uuid7()
         async with self.db.begin() as tx:
             if await self.actors.add_superuser(tx, actor_id, username, key, password_hash):
+                await self.audit.record(tx, caller, "auth.create_superuser", target=actor_id)
+                await self.events.publish(tx, ActorCreated(actor_id, "admin", username))
                 return Superuser(actor_id, username, created=True)
             found = await self.actors.by_username(tx, key)
         if found is None or not found[0].is_superuser:

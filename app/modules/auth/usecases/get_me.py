@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain import Actor, AuthenticatedCaller, SessionNotFound
+from app.modules.auth.domain.actors import SUPERUSER, Actor
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,5 @@ class GetMe:
         """Return the caller as authenticated for this request. Safe to repeat."""
         if caller.actor is None or caller.session_id is None:
             raise SessionNotFound
-        granted = set(caller.permissions) | ({"auth:superuser"} if caller.is_superuser else set[str]())
+        granted = caller.permissions | {SUPERUSER} if caller.is_superuser else caller.permissions
         return Me(caller.actor, caller.session_id, sorted(granted))

@@ -1,26 +1,33 @@
 """Sign in with a password."""
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
-from uuid import UUID
 
 from annotated_types import Len
 
+from app.kernel.audit import Audit
 from app.kernel.db import Database
+from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
-from app.kernel.operations import Kind, operation
-from app.modules.auth.domain import (
-    Actor,
-    Actors,
+from app.kernel.operations import Caller, Kind, operation
+from app.kernel.queue.events import Events
+from app.modules.auth.domain.actors import Actor, Actors, InvalidUsername, Passwords, username_key
+from app.modules.auth.domain.sessions import (
     InvalidCredentials,
-    InvalidUsername,
-    Passwords,
+    Limits,
     Session,
     Sessions,
+    SessionTokens,
     Tokens,
-    username_key,
 )
+from app.modules.auth.portal import SessionStarted
+
+WINDOW_S = 900.0
+LOCKED_FROM = 10
+REFUSED_FROM = 30
+REFUSED_FROM_ADDRESS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +39,6 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionTokens:
-    """A session with the tokens to use it."""
-
-    id: UUID
-    token_type: str
-    access_token: str = field(repr=False)
-    access_token_expires_at: datetime
-    refresh_token: str = field(repr=False)
-    refresh_token_expires_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class LoggedIn:
     """Who signed in, and their new session."""
 
@@ -51,43 +46,84 @@ class LoggedIn:
     session: SessionTokens
 
 
+def limit_of_name(username: str) -> str:
+    """Return the key under which failures for a name are counted, whether there is such an actor or not."""
+    try:
+        key = username_key(username)
+    except InvalidUsername:
+        key = username
+    return "login:name:" + hashlib.sha256(key.encode(errors="replace")).hexdigest()
+
+
 @operation("auth.login", Kind.USER_ACTION)
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Start a session for whoever knows the password."""
+    """Start a session for whoever knows the password.
+
+    Within 15 minutes, ten failures lock a name: even the right password is answered as a wrong one. Thirty failures
+    for a name, or a hundred from an address, are answered RATE_LIMITED before anything is computed.
+    """
 
     db: Database
     actors: Actors
     sessions: Sessions
     passwords: Passwords
     tokens: Tokens
+    limits: Limits
+    audit: Audit
+    events: Events
     idle_s: float
     lifetime_s: float
 
-    async def __call__(self, credentials: Credentials) -> LoggedIn:
+    async def __call__(self, caller: Caller, credentials: Credentials) -> LoggedIn:
         """Return the actor and tokens of a new session. Safe to repeat: each call is a session of its own.
 
-        Raises InvalidCredentials, the same after the same time for a wrong password and an unknown or disabled name.
+        Raises RateLimited; InvalidCredentials, the same after the same time for a wrong password and an unknown,
+        disabled or locked name.
         """
-        found = await self._find(credentials.username)
-        actor, password_hash = found or (None, None)
+        by_name, by_address = limit_of_name(credentials.username), f"login:address:{caller.origin.address}"
+        await self._refuse_too_many(by_name, by_address)
+        actor, password_hash = await self._find(credentials.username)
         fits = await self.passwords.verify(credentials.password, password_hash)
-        if actor is None or not fits or not actor.is_active:
+        # counted now, not before: guesses that run side by side must not outrun the lock
+        failures, _ = await self.limits.hits(self.db, by_name, WINDOW_S)
+        if actor is None or password_hash is None or not fits or not actor.is_active or failures >= LOCKED_FROM:
+            await self.limits.hit(self.db, by_name, WINDOW_S)
+            await self.limits.hit(self.db, by_address, WINDOW_S)
+            asked = replace(caller, actor_id=actor.id if actor else None)
+            await self.audit.record(self.db, asked, "auth.login", outcome=InvalidCredentials.code)
             raise InvalidCredentials
-        now = datetime.now(UTC)
-        idle, lifetime = now + timedelta(seconds=self.idle_s), now + timedelta(seconds=self.lifetime_s)
-        session = Session(uuid7(), actor.id, 0, min(idle, lifetime), lifetime)
-        async with self.db.begin() as tx:
-            await self.sessions.start(tx, session)
-        access, refresh = self.tokens.access(session, now), self.tokens.refresh(session)
-        return LoggedIn(
-            actor,
-            SessionTokens(session.id, "Bearer", access.value, access.expires_at, refresh.value, refresh.expires_at),
-        )
+        new_hash = None
+        if self.passwords.is_outdated(password_hash):
+            new_hash = await self.passwords.hash(credentials.password)
+        return await self._start(caller, actor, new_hash, by_name if failures else None)
 
-    async def _find(self, username: str) -> tuple[Actor, str | None] | None:
+    async def _refuse_too_many(self, by_name: str, by_address: str) -> None:
+        for key, most in ((by_name, REFUSED_FROM), (by_address, REFUSED_FROM_ADDRESS)):
+            failures, ends_in_s = await self.limits.hits(self.db, key, WINDOW_S)
+            if failures >= most:
+                raise RateLimited("too many failed sign-ins; try again later", retry_after_s=ends_in_s)
+
+    async def _find(self, username: str) -> tuple[Actor | None, str | None]:
         try:
             key = username_key(username)
         except InvalidUsername:
-            return None
-        return await self.actors.by_username(self.db, key)
+            key = ""  # nobody has it; but look, so that it takes as long
+        return await self.actors.by_username(self.db, key) or (None, None)
+
+    async def _start(self, caller: Caller, actor: Actor, new_hash: str | None, forget: str | None) -> LoggedIn:
+        now = datetime.now(UTC)
+        expires_at = now + timedelta(seconds=self.lifetime_s)
+        idle_expires_at = min(now + timedelta(seconds=self.idle_s), expires_at)
+        session = Session(uuid7(), actor.id, 0, now, idle_expires_at, expires_at)
+        tokens = await self.tokens.issue(session, now)
+        signed_in = replace(caller, actor_id=actor.id, session_id=session.id)
+        async with self.db.begin() as tx:
+            await self.sessions.start(tx, session, caller.origin)
+            if new_hash is not None:
+                await self.actors.set_password(tx, actor.id, new_hash)
+            if forget is not None:
+                await self.limits.forget(tx, forget)
+            await self.audit.record(tx, signed_in, "auth.login", target=actor.id)
+            await self.events.publish(tx, SessionStarted(actor.id, session.id))
+        return LoggedIn(replace(actor, last_active_at=now), tokens)

@@ -1,10 +1,11 @@
 """Sign out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from app.kernel.audit import Audit
 from app.kernel.db import Database
-from app.kernel.operations import BearerToken, Kind, operation
-from app.modules.auth.domain import Sessions, Tokens
+from app.kernel.operations import BearerToken, Caller, Kind, operation
+from app.modules.auth.domain.sessions import Sessions, Tokens
 
 
 @operation("auth.logout", Kind.USER_ACTION)
@@ -15,8 +16,12 @@ class Logout:
     db: Database
     sessions: Sessions
     tokens: Tokens
+    audit: Audit
 
-    async def __call__(self, token: BearerToken) -> None:
+    async def __call__(self, caller: Caller, token: BearerToken) -> None:
         """End the session, at once and in every process. Raises InvalidToken. Safe to repeat, also after expiry."""
-        claims = self.tokens.claims(token, allow_expired=True)
-        await self.sessions.end(self.db, claims.session_id)
+        claims = await self.tokens.claims(token, allow_expired=True)
+        asked = replace(caller, actor_id=claims.actor_id, session_id=claims.session_id)
+        async with self.db.begin() as tx:
+            if await self.sessions.end(tx, claims.session_id, claims.actor_id):
+                await self.audit.record(tx, asked, "auth.logout")

@@ -1,0 +1,1 @@
+"""Entities, rules and refusals of auth, and what it needs from outside."""

@@ -1,0 +1,138 @@
+"""Actors: who can act, under which name, with which password."""
+
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.errors import Conflict, Invalid, NotFound
+
+ActorType = Literal["user", "admin", "service_acc"]
+
+SUPERUSER = "auth:superuser"
+"""The permission that implies all."""
+
+_USERNAME_LENGTH = range(3, 65)
+_PASSWORD_LENGTH = range(8, 257)
+
+
+class InvalidUsername(Invalid):
+    """The username cannot be used."""
+
+    code = "INVALID_USERNAME"
+
+
+class WeakPassword(Invalid):
+    """The password is too weak."""
+
+    code = "WEAK_PASSWORD"
+
+
+class UsernameExists(Conflict):
+    """The username is taken."""
+
+    code = "USERNAME_EXISTS"
+
+
+class ActorNotFound(NotFound):
+    """There is no such actor."""
+
+    code = "ACTOR_NOT_FOUND"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Somebody or something that can act."""
+
+    id: UUID
+    type: ActorType
+    username: str
+    is_superuser: bool
+    is_active: bool
+    last_active_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+def username_key(username: str) -> str:
+    """Return what two spellings of one username have in common (NFKC, case folded). Raises InvalidUsername."""
+    key = unicodedata.normalize("NFKC", username).casefold()
+    if len(username) not in _USERNAME_LENGTH or len(key) not in _USERNAME_LENGTH:
+        raise InvalidUsername("a username has 3 to 64 characters", (("username", "3 to 64 characters"),))
+    if not all(c.isalnum() or c in "._-@+" for c in key):
+        message = "letters, digits and . _ - @ + only"
+        raise InvalidUsername(f"a username has {message}", (("username", message),))
+    if len({script for c in key if (script := _script(c))}) > 1:
+        message = "letters of one script only"
+        raise InvalidUsername(f"a username has {message}", (("username", message),))
+    return key
+
+
+_TOGETHER = {"HIRAGANA": "JAPANESE", "KATAKANA": "JAPANESE", "CJK": "JAPANESE"}
+
+
+def _script(c: str) -> str:
+    """The script of a letter, so that look-alikes of two scripts cannot be mixed (UTS 39, single script)."""
+    if not c.isalpha():
+        return ""
+    script = unicodedata.name(c, "").partition(" ")[0]
+    return _TOGETHER.get(script, script)
+
+
+def checked_password(password: str, username: str, field: str = "password") -> str:
+    """Return the password as it is hashed (NFC). Raises WeakPassword; which passwords are common is asked elsewhere."""
+    normal = unicodedata.normalize("NFC", password)
+    problem = ""
+    if len(normal) not in _PASSWORD_LENGTH:
+        problem = "8 to 256 characters"
+    elif username.casefold() in normal.casefold():
+        problem = "must not contain the username"
+    elif any(unicodedata.category(c) == "Cs" or c == "\0" for c in normal):
+        problem = "must be text"
+    if problem:
+        raise WeakPassword(f"the password: {problem}", ((field, problem),))
+    return normal
+
+
+class Actors(Protocol):
+    """Actors, stored."""
+
+    async def add_superuser(
+        self, tx: Transaction, actor_id: UUID, username: str, username_key: str, password_hash: str
+    ) -> bool:
+        """Store a new superuser; return whether it was added: False when the username is taken."""
+        ...
+
+    async def by_username(self, db: Queries, username_key: str) -> tuple[Actor, str | None] | None:
+        """Return the actor and its password hash."""
+        ...
+
+    async def lock(self, tx: Transaction, actor_id: UUID) -> tuple[Actor, str | None] | None:
+        """Return the actor and its password hash; nobody else changes them until the transaction ends."""
+        ...
+
+    async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
+        """Store another password."""
+        ...
+
+
+class Passwords(Protocol):
+    """Password hashing."""
+
+    async def hash(self, password: str) -> str:
+        """Return the hash to store."""
+        ...
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """Return whether the password fits; takes as long when there is no hash."""
+        ...
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Return whether the hash was made with other parameters than today's."""
+        ...
+
+    def is_common(self, password: str) -> bool:
+        """Return whether the password is one that attackers try first."""
+        ...

@@ -1,0 +1,195 @@
+"""Sessions, and the tokens to use them."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal, Protocol
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.errors import Unauthenticated
+from app.kernel.operations import Caller, Origin
+from app.modules.auth.domain.actors import Actor
+
+REFRESH_GRACE = timedelta(seconds=10)
+"""How long the refresh token just before the current one gets the same successor: for an answer that was lost."""
+
+
+class InvalidCredentials(Unauthenticated):
+    """The username or the password is wrong."""
+
+    code = "INVALID_CREDENTIALS"
+
+
+class InvalidToken(Unauthenticated):
+    """The access token is not valid."""
+
+    code = "INVALID_TOKEN"
+
+
+class TokenExpired(Unauthenticated):
+    """The access token has expired."""
+
+    code = "TOKEN_EXPIRED"
+
+
+class InvalidRefreshToken(Unauthenticated):
+    """The refresh token is not valid."""
+
+    code = "INVALID_REFRESH_TOKEN"
+
+
+class RefreshTokenReused(Unauthenticated):
+    """The refresh token was used before; its session has been ended."""
+
+    code = "REFRESH_TOKEN_REUSED"
+
+
+class RefreshTokenExpired(Unauthenticated):
+    """The refresh token has expired."""
+
+    code = "REFRESH_TOKEN_EXPIRED"
+
+
+class SessionNotFound(Unauthenticated):
+    """The session has ended."""
+
+    code = "SESSION_NOT_FOUND"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A signed-in actor, on one device."""
+
+    id: UUID
+    actor_id: UUID
+    refresh_counter: int
+    rotated_at: datetime
+    idle_expires_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None = None
+
+    def verdict(self, counter: int, now: datetime) -> Literal["rotate", "repeat", "reused", "expired", "unknown"]:
+        """Return what becomes of a refresh token with this counter."""
+        if self.ended_at is not None or counter > self.refresh_counter:
+            return "unknown"
+        if counter == self.refresh_counter - 1 and now - self.rotated_at <= REFRESH_GRACE:
+            return "repeat"
+        if counter < self.refresh_counter:
+            return "reused"
+        return "expired" if now >= min(self.idle_expires_at, self.expires_at) else "rotate"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """A live session, as its owner sees it."""
+
+    id: UUID
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+    address: str
+    user_agent: str
+    is_current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticatedCaller(Caller):
+    """A caller whose session lives, with the actor as it is now."""
+
+    actor: Actor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a valid access token says: who, and under which session. Never what they may do."""
+
+    actor_id: UUID
+    session_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """A token and when it expires."""
+
+    value: str = field(repr=False)
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTokens:
+    """A session with the tokens to use it."""
+
+    id: UUID
+    token_type: str
+    access_token: str = field(repr=False)
+    access_token_expires_at: datetime
+    refresh_token: str = field(repr=False)
+    refresh_token_expires_at: datetime
+
+
+class Sessions(Protocol):
+    """Sessions, stored."""
+
+    async def start(self, tx: Transaction, session: Session, origin: Origin) -> None:
+        """Store a new session, and that its actor is active now."""
+        ...
+
+    async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
+        """Return who holds a live session of an active actor, with the permissions of this moment."""
+        ...
+
+    async def touch(self, db: Queries, actor_id: UUID) -> None:
+        """Note that the actor is active; to the minute, so that reading does not write every time."""
+        ...
+
+    async def lock(self, tx: Transaction, session_id: UUID) -> Session | None:
+        """Return the session of an active actor; nobody else rotates or ends it until the transaction ends."""
+        ...
+
+    async def rotate(self, tx: Transaction, session: Session) -> None:
+        """Store the session's next counter and idle limit."""
+        ...
+
+    async def end(self, db: Queries, session_id: UUID, actor_id: UUID) -> bool:
+        """End a session of the actor; return whether it was live."""
+        ...
+
+    async def end_all(self, db: Queries, actor_id: UUID, but: UUID | None = None) -> int:
+        """End all sessions of the actor but one; return how many were live."""
+        ...
+
+    async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
+        """Return the live sessions of an actor, newest first; at most a hundred."""
+        ...
+
+
+class Tokens(Protocol):
+    """Access and refresh tokens."""
+
+    async def issue(self, session: Session, now: datetime) -> SessionTokens:
+        """Return a new access token, and the refresh token of the session's present counter."""
+        ...
+
+    async def claims(self, token: str, *, allow_expired: bool = False) -> Claims:
+        """Return what an access token says. Raises InvalidToken, TokenExpired."""
+        ...
+
+    def refresh_claims(self, token: str) -> tuple[UUID, int]:
+        """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
+        ...
+
+
+class Limits(Protocol):
+    """Attempts, counted across processes."""
+
+    async def hit(self, db: Queries, key: str, window_s: float) -> tuple[int, int]:
+        """Count an attempt; return how many there were in the present window, and the seconds until it ends."""
+        ...
+
+    async def hits(self, db: Queries, key: str, window_s: float) -> tuple[int, int]:
+        """Return the same without counting."""
+        ...
+
+    async def forget(self, db: Queries, key: str) -> bool:
+        """Start anew; return whether there was something to forget."""
+        ...

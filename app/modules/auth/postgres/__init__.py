@@ -1,0 +1,1 @@
+"""Repositories of auth: SQL beside its method."""

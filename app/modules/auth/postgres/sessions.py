@@ -1,0 +1,102 @@
+"""Sessions in `auth.sessions`."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.operations import Origin
+from app.modules.auth.domain.actors import Actor
+from app.modules.auth.domain.sessions import AuthenticatedCaller, Claims, LiveSession, Session
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSessions:
+    """Sessions in `auth.sessions`."""
+
+    async def start(self, tx: Transaction, session: Session, origin: Origin) -> None:
+        sql = """
+            WITH active AS (UPDATE auth.actors SET last_active_at = now() WHERE id = %(actor_id)s)
+            INSERT INTO auth.sessions
+                (id, actor_id, refresh_counter, rotated_at, idle_expires_at, expires_at, address, user_agent)
+            VALUES (%(id)s, %(actor_id)s, %(counter)s, %(rotated)s, %(idle)s, %(expires)s, %(address)s, %(agent)s)
+        """
+        await tx.run(
+            sql,
+            {
+                "id": session.id,
+                "actor_id": session.actor_id,
+                "counter": session.refresh_counter,
+                "rotated": session.rotated_at,
+                "idle": session.idle_expires_at,
+                "expires": session.expires_at,
+                "address": origin.address,
+                "agent": origin.user_agent,
+            },
+        )
+
+    async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
+        sql = """
+            SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
+                   ARRAY(
+                       SELECT p.permission FROM auth.actor_permissions p WHERE p.actor_id = a.id
+                       UNION
+                       SELECT p.permission
+                       FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
+                       WHERE r.actor_id = a.id
+                   )
+            FROM auth.sessions s
+            JOIN auth.actors a ON a.id = s.actor_id
+            WHERE s.id = %s AND a.id = %s AND a.is_active
+              AND s.ended_at IS NULL AND s.idle_expires_at > now() AND s.expires_at > now()
+        """
+        row = await db.one(sql, (claims.session_id, claims.actor_id))
+        if row is None:
+            return None
+        actor = Actor(*row[:-1])
+        return AuthenticatedCaller(actor.id, claims.session_id, frozenset(row[-1]), actor.is_superuser, origin, actor)
+
+    async def touch(self, db: Queries, actor_id: UUID) -> None:
+        sql = """
+            UPDATE auth.actors SET last_active_at = now()
+            WHERE id = %s AND last_active_at < now() - interval '1 minute'
+        """
+        await db.run(sql, (actor_id,))
+
+    async def lock(self, tx: Transaction, session_id: UUID) -> Session | None:
+        sql = """
+            SELECT s.id, s.actor_id, s.refresh_counter, s.rotated_at, s.idle_expires_at, s.expires_at, s.ended_at
+            FROM auth.sessions s
+            JOIN auth.actors a ON a.id = s.actor_id
+            WHERE s.id = %s AND a.is_active
+            FOR UPDATE OF s
+        """
+        row = await tx.one(sql, (session_id,))
+        return None if row is None else Session(*row)
+
+    async def rotate(self, tx: Transaction, session: Session) -> None:
+        sql = """
+            UPDATE auth.sessions SET refresh_counter = %s, rotated_at = %s, idle_expires_at = %s WHERE id = %s
+        """
+        await tx.run(sql, (session.refresh_counter, session.rotated_at, session.idle_expires_at, session.id))
+
+    async def end(self, db: Queries, session_id: UUID, actor_id: UUID) -> bool:
+        sql = "UPDATE auth.sessions SET ended_at = now() WHERE id = %s AND actor_id = %s AND ended_at IS NULL"
+        return await db.run(sql, (session_id, actor_id)) == 1
+
+    async def end_all(self, db: Queries, actor_id: UUID, but: UUID | None = None) -> int:
+        sql = """
+            UPDATE auth.sessions SET ended_at = now()
+            WHERE actor_id = %s AND id IS DISTINCT FROM %s AND ended_at IS NULL
+        """
+        return await db.run(sql, (actor_id, but))
+
+    async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
+        sql = """
+            SELECT id, created_at, rotated_at, least(idle_expires_at, expires_at),
+                   coalesce(address, ''), coalesce(user_agent, ''), id IS NOT DISTINCT FROM %(current)s
+            FROM auth.sessions
+            WHERE actor_id = %(actor_id)s AND ended_at IS NULL AND idle_expires_at > now() AND expires_at > now()
+            ORDER BY id DESC
+            LIMIT 100
+        """
+        return [LiveSession(*row) for row in await db.all(sql, {"actor_id": actor_id, "current": current})]

@@ -1,0 +1,46 @@
+"""Signing keys in `auth.signing_keys`; the private part arrives and leaves encrypted."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.kernel.db import Queries, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSigningKeys:
+    """Signing keys in `auth.signing_keys`."""
+
+    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime]]:
+        """Return key ids, encrypted private keys and times of creation, newest first."""
+        rows = await db.all(
+            "SELECT kid, private_key, created_at FROM auth.signing_keys ORDER BY created_at DESC, kid DESC"
+        )
+        return [(kid, bytes(private_key), created_at) for kid, private_key, created_at in rows]
+
+    async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
+        """Store a key."""
+        sql = "INSERT INTO auth.signing_keys (kid, algorithm, private_key) VALUES (%s, 'ES256', %s)"
+        await tx.run(sql, (kid, private_key))
+
+    async def add_first(self, tx: Transaction, kid: str, private_key: bytes) -> None:
+        """Store the first key, unless another process was faster."""
+        await tx.run("LOCK TABLE auth.signing_keys IN SHARE ROW EXCLUSIVE MODE")
+        sql = """
+            INSERT INTO auth.signing_keys (kid, algorithm, private_key)
+            SELECT %s, 'ES256', %s WHERE NOT EXISTS (SELECT FROM auth.signing_keys)
+        """
+        await tx.run(sql, (kid, private_key))
+
+    async def forget(self, tx: Transaction, before: datetime) -> list[str]:
+        """Remove all keys but the newest that were replaced before a moment; return their ids."""
+        sql = """
+            DELETE FROM auth.signing_keys
+            WHERE kid IN (
+                SELECT kid
+                FROM (SELECT kid, lead(created_at) OVER (ORDER BY created_at, kid) AS replaced_at
+                      FROM auth.signing_keys) keys
+                WHERE replaced_at < %s
+            )
+            RETURNING kid
+        """
+        return [kid for (kid,) in await tx.all(sql, (before,))]

@@ -1,0 +1,80 @@
+"""Recovery by an operator: reset a password, lift a lock, rotate the signing keys."""
+
+from dataclasses import dataclass
+
+from app.kernel.audit import Audit
+from app.kernel.db import Database
+from app.kernel.operations import Caller, Kind, operation
+from app.kernel.queue.events import Events
+from app.modules.auth.domain.actors import (
+    ActorNotFound,
+    Actors,
+    Passwords,
+    WeakPassword,
+    checked_password,
+    username_key,
+)
+from app.modules.auth.domain.sessions import Limits, Sessions
+from app.modules.auth.portal import PasswordChanged
+from app.modules.auth.usecases.login import limit_of_name
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Whose password was reset, and how many sessions that ended."""
+
+    username: str
+    sessions_ended: int
+
+
+@operation("auth.reset_password", Kind.MANUAL_COMMAND)
+@dataclass(frozen=True, slots=True)
+class ResetPassword:
+    """Set a new password for an actor, end its sessions, and lift the lock of its name."""
+
+    db: Database
+    actors: Actors
+    sessions: Sessions
+    passwords: Passwords
+    limits: Limits
+    audit: Audit
+    events: Events
+
+    async def __call__(self, caller: Caller, username: str, password: str) -> Reset:
+        """Return what was ended. Raises ActorNotFound, WeakPassword. Safe to repeat."""
+        key, normal = username_key(username), checked_password(password, username)
+        if self.passwords.is_common(normal):
+            raise WeakPassword("the password is among the most used ones; choose another")
+        password_hash = await self.passwords.hash(normal)
+        async with self.db.begin() as tx:
+            found = await self.actors.by_username(tx, key)
+            if found is None:
+                raise ActorNotFound(f"there is no actor {username}")
+            actor = found[0]
+            await self.actors.set_password(tx, actor.id, password_hash)
+            ended = await self.sessions.end_all(tx, actor.id)
+            await self.limits.forget(tx, limit_of_name(username))
+            await self.audit.record(tx, caller, "auth.reset_password", target=actor.id, sessions_ended=ended)
+            await self.events.publish(tx, PasswordChanged(actor.id))
+        return Reset(actor.username, ended)
+
+
+@operation("auth.unlock", Kind.MANUAL_COMMAND)
+@dataclass(frozen=True, slots=True)
+class Unlock:
+    """Lift the lock that failed sign-ins have put on a name."""
+
+    db: Database
+    actors: Actors
+    limits: Limits
+    audit: Audit
+
+    async def __call__(self, caller: Caller, username: str) -> bool:
+        """Return whether there were failures to forget. Raises ActorNotFound. Safe to repeat."""
+        async with self.db.begin() as tx:
+            found = await self.actors.by_username(tx, username_key(username))
+            if found is None:
+                raise ActorNotFound(f"there is no actor {username}")
+            forgotten = await self.limits.forget(tx, limit_of_name(username))
+            await self.audit.record(tx, caller, "auth.unlock", target=found[0].id)
+        return forgotten
