@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from app.kernel.process import Process
     from app.modules.auth.keys import ListedKey
     from app.modules.auth.usecases.create_superuser import Superuser
-    from app.modules.auth.usecases.recover import Reset
-    from app.modules.auth.usecases.signing_keys import Rotated
+    from app.modules.auth.usecases.reset_password import Reset
+    from app.modules.auth.usecases.rotate_keys import Rotated
 
 _LONGEST = 4096
 

@@ -6,6 +6,7 @@ MAC.
 
 import base64
 import binascii
+import hashlib
 import hmac
 import time
 from collections import OrderedDict
@@ -54,7 +55,7 @@ class JwtTokens:
         }
         self._registry = JWTClaimsRegistry(leeway=0, **expected)
         self._registry_of_ended = JWTClaimsRegistry(leeway=_ANY_AGE_S, **expected)
-        self._verified: OrderedDict[str, tuple[str, int, Claims]] = OrderedDict()
+        self._verified: OrderedDict[bytes, tuple[str, int, Claims]] = OrderedDict()
 
     async def issue(self, session: Session, now: datetime) -> SessionTokens:
         """Return a new access token, and the refresh token of the session's present counter."""
@@ -76,17 +77,18 @@ class JwtTokens:
 
     async def claims(self, token: str, *, allow_expired: bool = False) -> Claims:
         """Return what an access token says. Raises InvalidToken, TokenExpired."""
-        remembered = self._verified.get(token)
+        if len(token) > _LONGEST or not token.isascii():
+            raise InvalidToken
+        digest = hashlib.sha256(token.encode()).digest()
+        remembered = self._verified.get(digest)
         if remembered is not None:
             kid, expires, claims = remembered
             if await self._keyring.find(kid) is not None:
                 if expires <= time.time() and not allow_expired:
                     raise TokenExpired
                 return claims
-        if len(token) > _LONGEST:
-            raise InvalidToken
         try:
-            kid = str(extract_compact(token.encode("ascii")).headers().get("kid"))
+            kid = str(extract_compact(token.encode()).headers().get("kid"))
             key = await self._keyring.find(kid)
             if key is None:
                 raise InvalidToken
@@ -99,7 +101,7 @@ class JwtTokens:
             raise TokenExpired from None
         except (JoseError, ValueError, AttributeError, TypeError):
             raise InvalidToken from None
-        self._verified[token] = (kid, decoded.claims["exp"], claims)
+        self._verified[digest] = (kid, decoded.claims["exp"], claims)
         if len(self._verified) > _REMEMBERED:
             self._verified.popitem(last=False)
         return claims

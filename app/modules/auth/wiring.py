@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.authenticate import Authenticate
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
+    from app.modules.auth.usecases.end_my_session import EndMySession
+    from app.modules.auth.usecases.get_jwks import GetJwks
     from app.modules.auth.usecases.get_me import GetMe
+    from app.modules.auth.usecases.list_my_sessions import ListMySessions
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
-    from app.modules.auth.usecases.my_sessions import EndMySession, ListMySessions
-    from app.modules.auth.usecases.recover import ResetPassword, Unlock
     from app.modules.auth.usecases.refresh import Refresh
-    from app.modules.auth.usecases.signing_keys import GetJwks, RotateKeys
+    from app.modules.auth.usecases.reset_password import ResetPassword
+    from app.modules.auth.usecases.rotate_keys import RotateKeys
+    from app.modules.auth.usecases.unlock import Unlock
 
 AUDIT, EVENTS = Audit(), Events()
 ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), PostgresLimits()
@@ -108,12 +111,13 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     """Provide the use cases of signing in and out."""
     from app.modules.auth.usecases.change_password import ChangePassword
+    from app.modules.auth.usecases.end_my_session import EndMySession
+    from app.modules.auth.usecases.get_jwks import GetJwks
     from app.modules.auth.usecases.get_me import GetMe
+    from app.modules.auth.usecases.list_my_sessions import ListMySessions
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
-    from app.modules.auth.usecases.my_sessions import EndMySession, ListMySessions
     from app.modules.auth.usecases.refresh import Refresh
-    from app.modules.auth.usecases.signing_keys import GetJwks
 
     settings = p.settings[AuthSettings]
     db, issued, hashing = await p.use(database), await p.use(tokens), await p.use(passwords)
@@ -134,7 +138,8 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
 async def recovery(p: Process) -> AsyncGenerator[Recovery]:
     """Provide the use cases of operators at a terminal."""
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
-    from app.modules.auth.usecases.recover import ResetPassword, Unlock
+    from app.modules.auth.usecases.reset_password import ResetPassword
+    from app.modules.auth.usecases.unlock import Unlock
 
     db, hashing = await p.use(database), await p.use(passwords)
     yield Recovery(
@@ -147,7 +152,7 @@ async def recovery(p: Process) -> AsyncGenerator[Recovery]:
 @asynccontextmanager
 async def rotate_keys(p: Process) -> AsyncGenerator["RotateKeys"]:
     """Provide the use case of `auth keys rotate`."""
-    from app.modules.auth.usecases.signing_keys import RotateKeys
+    from app.modules.auth.usecases.rotate_keys import RotateKeys
 
     ttl_s = p.settings[AuthSettings].access_token_ttl
     yield RotateKeys(await p.use(database), await p.use(keyring), AUDIT, ttl_s)

@@ -1,24 +1,12 @@
-"""The signing keys: list, rotate, publish."""
+"""Rotate the signing keys."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
 
 from app.kernel.audit import Audit
-from app.kernel.db import Database, Transaction
+from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-
-
-class Keys(Protocol):
-    """The keyring."""
-
-    async def rotate(self, tx: Transaction, forget_before: datetime) -> tuple[str, list[str]]:
-        """Make a new signing key, and forget those whose tokens have expired; return the new id and the forgotten."""
-        ...
-
-    async def public(self) -> list[dict[str, object]]:
-        """Return the public keys as JWK."""
-        ...
+from app.modules.auth.domain.keys import Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +34,3 @@ class RotateKeys:
             kid, forgotten = await self.keys.rotate(tx, datetime.now(UTC) - overlap)
             await self.audit.record(tx, caller, "auth.rotate_keys", target=kid, forgotten=forgotten)
         return Rotated(kid, forgotten)
-
-
-@dataclass(frozen=True, slots=True)
-class KeySet:
-    """A JWK Set (RFC 7517, section 5)."""
-
-    keys: list[dict[str, Any]]
-
-
-@operation("auth.get_jwks", Kind.USER_ACTION)
-@dataclass(frozen=True, slots=True)
-class GetJwks:
-    """Publish the public keys, for those who verify access tokens themselves."""
-
-    keys: Keys
-
-    async def __call__(self) -> KeySet:
-        """Return the key set. Safe to repeat."""
-        return KeySet(await self.keys.public())

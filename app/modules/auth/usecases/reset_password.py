@@ -1,4 +1,4 @@
-"""Recovery by an operator: reset a password, lift a lock, rotate the signing keys."""
+"""Reset somebody's password."""
 
 from dataclasses import dataclass
 
@@ -57,24 +57,3 @@ class ResetPassword:
             await self.audit.record(tx, caller, "auth.reset_password", target=actor.id, sessions_ended=ended)
             await self.events.publish(tx, PasswordChanged(actor.id))
         return Reset(actor.username, ended)
-
-
-@operation("auth.unlock", Kind.MANUAL_COMMAND)
-@dataclass(frozen=True, slots=True)
-class Unlock:
-    """Lift the lock that failed sign-ins have put on a name."""
-
-    db: Database
-    actors: Actors
-    limits: Limits
-    audit: Audit
-
-    async def __call__(self, caller: Caller, username: str) -> bool:
-        """Return whether there were failures to forget. Raises ActorNotFound. Safe to repeat."""
-        async with self.db.begin() as tx:
-            found = await self.actors.by_username(tx, username_key(username))
-            if found is None:
-                raise ActorNotFound(f"there is no actor {username}")
-            forgotten = await self.limits.forget(tx, limit_of_name(username))
-            await self.audit.record(tx, caller, "auth.unlock", target=found[0].id)
-        return forgotten

@@ -1,4 +1,4 @@
-"""See and end one's own sessions."""
+"""End one of one's own sessions."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -7,15 +7,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.errors import NotFound
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession, SessionNotFound, Sessions
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSessions:
-    """Live sessions, newest first; they fit one page."""
-
-    items: list[LiveSession]
-    next_cursor: str | None = None
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +21,6 @@ class NoSuchSession(NotFound):
     """There is no such session."""
 
     code = "SESSION_NOT_FOUND"
-
-
-@operation("auth.list_my_sessions", Kind.USER_ACTION)
-@dataclass(frozen=True, slots=True)
-class ListMySessions:
-    """List the caller's live sessions."""
-
-    db: Database
-    sessions: Sessions
-
-    async def __call__(self, caller: AuthenticatedCaller) -> LiveSessions:
-        """Return the sessions. Safe to repeat."""
-        if caller.actor_id is None:
-            raise SessionNotFound
-        return LiveSessions(await self.sessions.live(self.db, caller.actor_id, caller.session_id))
 
 
 @operation("auth.end_my_session", Kind.USER_ACTION)
