@@ -33,6 +33,7 @@ def http(*modules: str) -> "ServiceFactory":
             from app.kernel.http.routes import router
             from app.modules.auth import wiring
 
+            p.permissions = permissions()
             routes = [route for module in adapters("http", modules) for route in await module.routes(p)]
             portal = await p.use(wiring.portal)
             api = router(routes, portal.authenticate, settings)
@@ -96,6 +97,11 @@ def adapters(kind: str, modules: tuple[str, ...]) -> Iterator[ModuleType]:
         name = f"app.modules.{module}.{kind}"
         if importlib.util.find_spec(name) is not None:
             yield importlib.import_module(name)
+
+
+def permissions() -> dict[str, str]:
+    """Return what can be granted: every permission that a module declares, with what it allows."""
+    return {name: text for module in adapters("portal", MODULES) for name, text in module.PERMISSIONS.items()}
 
 
 def sections() -> "list[type[Section]]":

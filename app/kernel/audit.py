@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from opentelemetry import trace
@@ -17,9 +19,53 @@ _ADD = """
 """
 
 
+_PAGE = """
+    SELECT id, at, action, outcome, actor_id, session_id, target, details, address, user_agent, request_id, trace_id
+    FROM kernel.audit
+    WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
+      AND (%(actor_id)s::uuid IS NULL OR actor_id = %(actor_id)s)
+      AND (%(target)s::text IS NULL OR target = %(target)s)
+      AND (%(action)s::text IS NULL OR action = %(action)s)
+    ORDER BY id DESC
+    LIMIT %(limit)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who did what to whom, from where, with which outcome."""
+
+    id: UUID
+    at: datetime
+    action: str
+    outcome: str
+    actor_id: UUID | None
+    session_id: UUID | None
+    target: str | None
+    details: dict[str, Any]
+    address: str
+    user_agent: str
+    request_id: str
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilters:
+    """Which entries: all that are given must fit."""
+
+    actor_id: UUID | None = None
+    target: str | None = None
+    action: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Writes the audit trail."""
+    """Writes and reads the audit trail."""
+
+    async def page(self, db: Queries, filters: EntryFilters, limit: int, after: UUID | None) -> list[Entry]:
+        """Return entries that fit, newest first, those after one."""
+        given = {"actor_id": filters.actor_id, "target": filters.target, "action": filters.action}
+        return [Entry(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
 
     async def record(
         self,

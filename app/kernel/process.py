@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +61,7 @@ class Process:
         self.started_at = datetime.now(UTC)
         self.services: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
+        self.permissions: Mapping[str, str] = {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
         self._stack = AsyncExitStack()

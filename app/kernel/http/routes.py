@@ -45,6 +45,7 @@ class Route:
     operation: Operation
     permission: str = ""
     public: bool = False
+    status: int = 200
     cache_s: int = 0
 
 
@@ -63,7 +64,9 @@ class _Endpoint:
         inputs = [kind for kind in dataclasses if not issubclass(kind, Caller)]
         self._parameters = list(hints.values())
         self._input = _strict(inputs[0]) if inputs else None
-        self._in_path = {f.name for f in fields(inputs[0])} & _parameters(route.path) if inputs else set[str]()
+        names = {field.name for kind in inputs for field in fields(kind)}
+        self._in_path = names & _parameters(route.path)
+        self._has_body = route.method in _WITH_BODY and names != self._in_path
         self._output = None if returned is type(None) else TypeAdapter[Any](returned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,12 +90,12 @@ class _Endpoint:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         else:
-            await respond(send, 200, _JSON, self._output.dump_json(result), [(b"cache-control", self._cache)])
+            await respond(send, route.status, _JSON, self._output.dump_json(result), [(b"cache-control", self._cache)])
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)
         try:
-            if self._route.method not in _WITH_BODY:
+            if not self._has_body:
                 query = QueryParams(scope["query_string"])
                 return adapter.validate_strings({**_single(query), **scope["path_params"]})
             if (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower() != _JSON:

@@ -10,6 +10,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from app.kernel.errors import Unavailable
+from app.modules.auth.domain.actors import WeakPassword, checked_password
 
 T = TypeVar("T")
 _WAITING_MOST = 200
@@ -37,9 +38,12 @@ class Argon2Passwords:
     def is_outdated(self, password_hash: str) -> bool:
         return self._hasher.check_needs_rehash(password_hash)
 
-    def is_common(self, password: str) -> bool:
-        """Return whether it is one of the 30,000 most used ones (zxcvbn's list, MIT)."""
-        return password.casefold() in _common()
+    def checked(self, password: str, username: str, field: str = "password") -> str:
+        """Return the password as it is hashed. Raises WeakPassword, also for the 30,000 most used (zxcvbn's list)."""
+        normal = checked_password(password, username, field)
+        if normal.casefold() in _common():
+            raise WeakPassword("the password is among the most used ones", ((field, "is among the most used ones"),))
+        return normal
 
     def _matches(self, password_hash: str, password: str) -> bool:
         try:

@@ -12,6 +12,7 @@ from app.kernel.queue.events import Events
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.limits import PostgresLimits
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.settings import AuthSettings
 
@@ -21,20 +22,40 @@ if TYPE_CHECKING:
     from app.modules.auth.keys import Keyring
     from app.modules.auth.usecases.authenticate import Authenticate
     from app.modules.auth.usecases.change_password import ChangePassword
+    from app.modules.auth.usecases.create_actor import CreateActor
+    from app.modules.auth.usecases.create_role import CreateRole
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
+    from app.modules.auth.usecases.delete_role import DeleteRole
+    from app.modules.auth.usecases.disable_actor import DisableActor
+    from app.modules.auth.usecases.enable_actor import EnableActor
+    from app.modules.auth.usecases.end_actor_sessions import EndActorSessions
     from app.modules.auth.usecases.end_my_session import EndMySession
+    from app.modules.auth.usecases.get_actor import GetActor
+    from app.modules.auth.usecases.get_actor_permissions import GetActorPermissions
+    from app.modules.auth.usecases.get_actor_roles import GetActorRoles
     from app.modules.auth.usecases.get_jwks import GetJwks
     from app.modules.auth.usecases.get_me import GetMe
+    from app.modules.auth.usecases.get_role import GetRole
+    from app.modules.auth.usecases.get_role_permissions import GetRolePermissions
+    from app.modules.auth.usecases.list_actor_sessions import ListActorSessions
+    from app.modules.auth.usecases.list_actors import ListActors
     from app.modules.auth.usecases.list_my_sessions import ListMySessions
+    from app.modules.auth.usecases.list_permissions import ListPermissions
+    from app.modules.auth.usecases.list_roles import ListRoles
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
     from app.modules.auth.usecases.refresh import Refresh
+    from app.modules.auth.usecases.rename_role import RenameRole
     from app.modules.auth.usecases.reset_password import ResetPassword
     from app.modules.auth.usecases.rotate_keys import RotateKeys
+    from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
+    from app.modules.auth.usecases.set_actor_roles import SetActorRoles
+    from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
     from app.modules.auth.usecases.unlock import Unlock
+    from app.modules.auth.usecases.update_actor import UpdateActor
 
 AUDIT, EVENTS = Audit(), Events()
-ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), PostgresLimits()
+ACTORS, SESSIONS, LIMITS, ROLES = PostgresActors(), PostgresSessions(), PostgresLimits(), PostgresRoles()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +70,32 @@ class SignIn:
     list_my_sessions: "ListMySessions"
     end_my_session: "EndMySession"
     get_jwks: "GetJwks"
+
+
+@dataclass(frozen=True, slots=True)
+class Administration:
+    """The use cases of managing others."""
+
+    list_actors: "ListActors"
+    create_actor: "CreateActor"
+    get_actor: "GetActor"
+    update_actor: "UpdateActor"
+    disable_actor: "DisableActor"
+    enable_actor: "EnableActor"
+    list_actor_sessions: "ListActorSessions"
+    end_actor_sessions: "EndActorSessions"
+    get_actor_roles: "GetActorRoles"
+    set_actor_roles: "SetActorRoles"
+    get_actor_permissions: "GetActorPermissions"
+    set_actor_permissions: "SetActorPermissions"
+    list_roles: "ListRoles"
+    create_role: "CreateRole"
+    get_role: "GetRole"
+    rename_role: "RenameRole"
+    delete_role: "DeleteRole"
+    get_role_permissions: "GetRolePermissions"
+    set_role_permissions: "SetRolePermissions"
+    list_permissions: "ListPermissions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +178,55 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         list_my_sessions=ListMySessions(db, SESSIONS),
         end_my_session=EndMySession(db, SESSIONS, AUDIT),
         get_jwks=GetJwks(await p.use(keyring)),
+    )
+
+
+@asynccontextmanager
+async def administration(p: Process) -> AsyncGenerator[Administration]:
+    """Provide the use cases of managing others."""
+    from app.modules.auth.usecases.create_actor import CreateActor
+    from app.modules.auth.usecases.create_role import CreateRole
+    from app.modules.auth.usecases.delete_role import DeleteRole
+    from app.modules.auth.usecases.disable_actor import DisableActor
+    from app.modules.auth.usecases.enable_actor import EnableActor
+    from app.modules.auth.usecases.end_actor_sessions import EndActorSessions
+    from app.modules.auth.usecases.get_actor import GetActor
+    from app.modules.auth.usecases.get_actor_permissions import GetActorPermissions
+    from app.modules.auth.usecases.get_actor_roles import GetActorRoles
+    from app.modules.auth.usecases.get_role import GetRole
+    from app.modules.auth.usecases.get_role_permissions import GetRolePermissions
+    from app.modules.auth.usecases.list_actor_sessions import ListActorSessions
+    from app.modules.auth.usecases.list_actors import ListActors
+    from app.modules.auth.usecases.list_permissions import ListPermissions
+    from app.modules.auth.usecases.list_roles import ListRoles
+    from app.modules.auth.usecases.rename_role import RenameRole
+    from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
+    from app.modules.auth.usecases.set_actor_roles import SetActorRoles
+    from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
+    from app.modules.auth.usecases.update_actor import UpdateActor
+
+    db, hashing, catalogue = await p.use(database), await p.use(passwords), p.permissions
+    yield Administration(
+        list_actors=ListActors(db, ACTORS),
+        create_actor=CreateActor(db, ACTORS, hashing, AUDIT, EVENTS),
+        get_actor=GetActor(db, ACTORS),
+        update_actor=UpdateActor(db, ACTORS, SESSIONS, ROLES, hashing, AUDIT, EVENTS),
+        disable_actor=DisableActor(db, ACTORS, SESSIONS, ROLES, AUDIT, EVENTS),
+        enable_actor=EnableActor(db, ACTORS, ROLES, AUDIT, EVENTS),
+        list_actor_sessions=ListActorSessions(db, ACTORS, SESSIONS),
+        end_actor_sessions=EndActorSessions(db, ACTORS, SESSIONS, ROLES, AUDIT),
+        get_actor_roles=GetActorRoles(db, ACTORS, ROLES),
+        set_actor_roles=SetActorRoles(db, ACTORS, ROLES, AUDIT),
+        get_actor_permissions=GetActorPermissions(db, ACTORS, ROLES),
+        set_actor_permissions=SetActorPermissions(db, ACTORS, ROLES, AUDIT, catalogue),
+        list_roles=ListRoles(db, ROLES),
+        create_role=CreateRole(db, ROLES, AUDIT),
+        get_role=GetRole(db, ROLES),
+        rename_role=RenameRole(db, ROLES, AUDIT),
+        delete_role=DeleteRole(db, ROLES, AUDIT),
+        get_role_permissions=GetRolePermissions(db, ROLES),
+        set_role_permissions=SetRolePermissions(db, ROLES, AUDIT, catalogue),
+        list_permissions=ListPermissions(catalogue),
     )
 
 

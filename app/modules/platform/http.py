@@ -7,5 +7,8 @@ from app.modules.platform import wiring
 
 async def routes(p: Process) -> list[Route]:
     """Return what the platform API serves."""
-    list_processes = await p.use(wiring.list_processes)
-    return [Route("GET", "/platform/v1/processes", list_processes, permission="platform:processes:read")]
+    platform = await p.use(wiring.platform)
+    return [
+        Route("GET", "/platform/v1/processes", platform.list_processes, permission="platform:processes:read"),
+        Route("GET", "/platform/v1/audit", platform.list_audit, permission="platform:audit:read"),
+    ]

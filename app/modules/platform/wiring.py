@@ -2,29 +2,42 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.kernel.db.postgres import database
 from app.kernel.process import Process
-from app.modules.platform.postgres import PostgresHeartbeats
 
 if TYPE_CHECKING:
+    from app.modules.platform.usecases.list_audit import ListAudit
     from app.modules.platform.usecases.list_processes import ListProcesses
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
 
 
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """The use cases of the platform API."""
+
+    list_processes: "ListProcesses"
+    list_audit: "ListAudit"
+
+
 @asynccontextmanager
-async def list_processes(p: Process) -> AsyncGenerator["ListProcesses"]:
-    """Provide the use case of the API."""
+async def platform(p: Process) -> AsyncGenerator[Platform]:
+    """Provide the use cases of the API."""
+    from app.kernel.audit import Audit
     from app.kernel.registry import Registry
+    from app.modules.platform.usecases.list_audit import ListAudit
     from app.modules.platform.usecases.list_processes import ListProcesses
 
-    yield ListProcesses(Registry(await p.use(database)))
+    db = await p.use(database)
+    yield Platform(ListProcesses(Registry(db)), ListAudit(db, Audit()))
 
 
 @asynccontextmanager
 async def record_heartbeat(p: Process) -> AsyncGenerator["RecordHeartbeat"]:
     """Provide the use case of the heartbeat job."""
+    from app.modules.platform.postgres import PostgresHeartbeats
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
 
     yield RecordHeartbeat(await p.use(database), PostgresHeartbeats())

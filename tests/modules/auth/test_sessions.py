@@ -133,7 +133,8 @@ def test_sessions_are_listed_and_ended_by_their_owner_only(project: Project, dat
     assert (gone.status_code, gone.json()["code"]) == (404, "SESSION_NOT_FOUND")
     database.run(
         "WITH a AS (INSERT INTO auth.actors (id, type, username, username_key)"
-        " VALUES (gen_random_uuid(), 'user', 'eve', 'eve') RETURNING id) INSERT INTO auth.sessions (id, actor_id, idle_expires_at, expires_at)"
+        " VALUES (gen_random_uuid(), 'user', 'eve', 'eve') RETURNING id)"
+        " INSERT INTO auth.sessions (id, actor_id, idle_expires_at, expires_at)"
         " SELECT %s, id, now() + interval '1 day', now() + interval '1 day' FROM a",
         "0190b3a0-0000-7000-8000-000000000001",
     )

@@ -36,6 +36,18 @@ class UsernameExists(Conflict):
     code = "USERNAME_EXISTS"
 
 
+class ActorAlreadyDisabled(Conflict):
+    """The actor is disabled already."""
+
+    code = "ACTOR_ALREADY_DISABLED"
+
+
+class LastSuperuser(Conflict):
+    """The last active superuser must stay."""
+
+    code = "LAST_SUPERUSER"
+
+
 class ActorNotFound(NotFound):
     """There is no such actor."""
 
@@ -54,6 +66,15 @@ class Actor:
     last_active_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ActorFilters:
+    """Which actors to list: all that are given must fit; `q` is a part of the username."""
+
+    type: ActorType | None = None
+    is_active: bool | None = None
+    q: str | None = None
 
 
 def username_key(username: str) -> str:
@@ -113,6 +134,26 @@ class Actors(Protocol):
         """Return the actor and its password hash; nobody else changes them until the transaction ends."""
         ...
 
+    async def page(self, db: Queries, filters: "ActorFilters", limit: int, after: UUID | None) -> list[Actor]:
+        """Return actors that fit, newest first, those after one."""
+        ...
+
+    async def get(self, db: Queries, actor_id: UUID) -> Actor | None:
+        """Return an actor."""
+        ...
+
+    async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
+        """Store a new actor; return it, or None when the username is taken."""
+        ...
+
+    async def save(self, tx: Transaction, actor: Actor, username_key: str) -> Actor | None:
+        """Store what has changed; return the actor, or None when the username is taken."""
+        ...
+
+    async def superusers(self, tx: Transaction) -> frozenset[UUID]:
+        """Return the active superusers; none of them changes until the transaction ends."""
+        ...
+
     async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
         """Store another password."""
         ...
@@ -133,6 +174,6 @@ class Passwords(Protocol):
         """Return whether the hash was made with other parameters than today's."""
         ...
 
-    def is_common(self, password: str) -> bool:
-        """Return whether the password is one that attackers try first."""
+    def checked(self, password: str, username: str, field: str = "password") -> str:
+        """Return the password as it is hashed. Raises WeakPassword, also for those that attackers try first."""
         ...

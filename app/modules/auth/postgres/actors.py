@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.auth.domain.actors import Actor
+from app.modules.auth.domain.actors import Actor, ActorFilters
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,65 @@ class PostgresActors:
         """
         row = await tx.one(sql, (actor_id,))
         return None if row is None else (Actor(*row[:-1]), row[-1])
+
+    async def page(self, db: Queries, filters: ActorFilters, limit: int, after: UUID | None) -> list[Actor]:
+        sql = """
+            SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
+            FROM auth.actors
+            WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
+              AND (%(type)s::text IS NULL OR type = %(type)s)
+              AND (%(active)s::boolean IS NULL OR is_active = %(active)s)
+              AND (%(q)s::text IS NULL OR strpos(username_key, %(q)s) > 0)
+            ORDER BY id DESC
+            LIMIT %(limit)s
+        """
+        q = None if filters.q is None else filters.q.casefold()
+        given = {"after": after, "type": filters.type, "active": filters.is_active, "q": q, "limit": limit}
+        return [Actor(*row) for row in await db.all(sql, given)]
+
+    async def get(self, db: Queries, actor_id: UUID) -> Actor | None:
+        sql = """
+            SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
+            FROM auth.actors
+            WHERE id = %s
+        """
+        row = await db.one(sql, (actor_id,))
+        return None if row is None else Actor(*row)
+
+    async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
+        sql = """
+            INSERT INTO auth.actors (id, type, username, username_key, password_hash, is_superuser, is_active)
+            VALUES (%s, %s, %s, %s, %s, %s, %s)
+            ON CONFLICT (username_key) DO NOTHING
+            RETURNING id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
+        """
+        given = (actor.id, actor.type, actor.username, username_key, password_hash, actor.is_superuser, actor.is_active)
+        row = await tx.one(sql, given)
+        return None if row is None else Actor(*row)
+
+    async def save(self, tx: Transaction, actor: Actor, username_key: str) -> Actor | None:
+        sql = """
+            UPDATE auth.actors
+            SET type = %(type)s, username = %(username)s, username_key = %(key)s, is_superuser = %(superuser)s,
+                is_active = %(active)s, updated_at = now()
+            WHERE id = %(id)s AND NOT EXISTS (SELECT FROM auth.actors WHERE username_key = %(key)s AND id <> %(id)s)
+            RETURNING id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
+        """
+        given = {
+            "id": actor.id,
+            "type": actor.type,
+            "username": actor.username,
+            "key": username_key,
+            "superuser": actor.is_superuser,
+            "active": actor.is_active,
+        }
+        row = await tx.one(sql, given)
+        return None if row is None else Actor(*row)
+
+    async def superusers(self, tx: Transaction) -> frozenset[UUID]:
+        # who comes second waits here, and then sees what the first one has left
+        sql = "SELECT id FROM auth.actors WHERE is_superuser AND is_active ORDER BY id FOR UPDATE"
+        return frozenset(actor_id for (actor_id,) in await tx.all(sql))
 
     async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
         await db.run(

@@ -10,7 +10,7 @@ from app.kernel.db import Database
 from app.kernel.errors import RateLimited
 from app.kernel.operations import Kind, operation
 from app.kernel.queue.events import Events
-from app.modules.auth.domain.actors import Actors, Passwords, WeakPassword, checked_password, username_key
+from app.modules.auth.domain.actors import Actors, Passwords, username_key
 from app.modules.auth.domain.sessions import (
     AuthenticatedCaller,
     InvalidCredentials,
@@ -51,10 +51,7 @@ class ChangePassword:
         failures, ends_in_s = await self.limits.hits(self.db, by_name, WINDOW_S)
         if failures >= LOCKED_FROM:
             raise RateLimited("too many wrong passwords; try again later", retry_after_s=ends_in_s)
-        normal = checked_password(given.new_password, actor.username, "new_password")
-        if self.passwords.is_common(normal):
-            message = "is among the most used ones"
-            raise WeakPassword(f"the password {message}", (("new_password", message),))
+        normal = self.passwords.checked(given.new_password, actor.username, "new_password")
         found = await self.actors.by_username(self.db, username_key(actor.username))
         if not await self.passwords.verify(given.current_password, found[1] if found else None):
             await self.limits.hit(self.db, by_name, WINDOW_S)

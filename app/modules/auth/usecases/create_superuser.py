@@ -8,14 +8,7 @@ from app.kernel.db import Database
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue.events import Events
-from app.modules.auth.domain.actors import (
-    Actors,
-    Passwords,
-    UsernameExists,
-    WeakPassword,
-    checked_password,
-    username_key,
-)
+from app.modules.auth.domain.actors import Actors, Passwords, UsernameExists, username_key
 from app.modules.auth.portal import ActorCreated
 
 
@@ -44,10 +37,8 @@ class CreateSuperuser:
 
         Raises InvalidUsername, WeakPassword; UsernameExists when the name belongs to an actor who is no superuser.
         """
-        key, normal = username_key(username), checked_password(password, username)
-        if self.passwords.is_common(normal):
-            raise WeakPassword("the password is among the most used ones; choose another")
-        password_hash = await self.passwords.hash(normal)
+        key = username_key(username)
+        password_hash = await self.passwords.hash(self.passwords.checked(password, username))
         actor_id = uuid7()
         async with self.db.begin() as tx:
             if await self.actors.add_superuser(tx, actor_id, username, key, password_hash):

@@ -6,14 +6,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue.events import Events
-from app.modules.auth.domain.actors import (
-    ActorNotFound,
-    Actors,
-    Passwords,
-    WeakPassword,
-    checked_password,
-    username_key,
-)
+from app.modules.auth.domain.actors import ActorNotFound, Actors, Passwords, username_key
 from app.modules.auth.domain.sessions import Limits, Sessions
 from app.modules.auth.portal import PasswordChanged
 from app.modules.auth.usecases.login import limit_of_name
@@ -42,10 +35,8 @@ class ResetPassword:
 
     async def __call__(self, caller: Caller, username: str, password: str) -> Reset:
         """Return what was ended. Raises ActorNotFound, WeakPassword. Safe to repeat."""
-        key, normal = username_key(username), checked_password(password, username)
-        if self.passwords.is_common(normal):
-            raise WeakPassword("the password is among the most used ones; choose another")
-        password_hash = await self.passwords.hash(normal)
+        key = username_key(username)
+        password_hash = await self.passwords.hash(self.passwords.checked(password, username))
         async with self.db.begin() as tx:
             found = await self.actors.by_username(tx, key)
             if found is None:

@@ -1,0 +1,121 @@
+"""Roles and permissions: what may be granted, and by whom."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound
+from app.kernel.operations import Caller
+from app.modules.auth.domain.actors import SUPERUSER
+
+_FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
+
+
+class RoleNotFound(NotFound):
+    """There is no such role."""
+
+    code = "ROLE_NOT_FOUND"
+
+
+class RoleNameExists(Conflict):
+    """The name of the role is taken."""
+
+    code = "ROLE_NAME_EXISTS"
+
+
+class InvalidPermission(Invalid):
+    """The permission cannot be granted."""
+
+    code = "INVALID_PERMISSION"
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A named set of permissions."""
+
+    id: UUID
+    name: str
+    created_at: datetime
+    updated_at: datetime
+
+
+def checked_permissions(asked: Iterable[str], catalogue: Mapping[str, str]) -> frozenset[str]:
+    """Return the permissions as a set. Raises InvalidPermission for those that no module declares."""
+    wanted = frozenset(asked)
+    if SUPERUSER in wanted:
+        raise InvalidPermission(f"{SUPERUSER} is no permission to grant; set is_superuser on the actor")
+    wrong = sorted(p for p in wanted if not _FORM.fullmatch(p) or p not in catalogue)
+    if wrong:
+        fields = tuple(("permissions", f"unknown permission {p[:100]}") for p in wrong)
+        raise InvalidPermission("unknown permissions; see GET /auth/v1/permissions", fields)
+    return wanted
+
+
+def check_may_grant(caller: Caller, added: Iterable[str]) -> None:
+    """Raise Denied unless the caller holds everything that is granted."""
+    if missing := sorted(p for p in added if not caller.may(p)):
+        raise Denied(f"you can only grant what you hold, not {', '.join(missing)}")
+
+
+def check_has_power_over(caller: Caller, permissions: Iterable[str], *, is_superuser: bool) -> None:
+    """Raise Denied when the other actor may do more than the caller: changing it would be a way to become it."""
+    if is_superuser and not caller.is_superuser:
+        raise Denied("only a superuser can change a superuser")
+    if missing := sorted(p for p in permissions if not caller.may(p)):
+        raise Denied(f"this actor holds what you do not: {', '.join(missing)}")
+
+
+class Roles(Protocol):
+    """Roles and grants, stored."""
+
+    async def page(self, db: Queries, limit: int, after: UUID | None) -> list[Role]:
+        """Return roles by id, those after one."""
+        ...
+
+    async def add(self, db: Queries, role_id: UUID, name: str) -> Role | None:
+        """Store a new role; return it, or None when the name is taken."""
+        ...
+
+    async def get(self, db: Queries, role_id: UUID) -> Role | None:
+        """Return a role."""
+        ...
+
+    async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
+        """Return the roles; nobody else changes them or their permissions until the transaction ends."""
+        ...
+
+    async def rename(self, tx: Transaction, role_id: UUID, name: str) -> Role | None:
+        """Store another name; return the role, or None when the name is taken."""
+        ...
+
+    async def delete(self, tx: Transaction, role_id: UUID) -> None:
+        """Remove the role from everybody and everything."""
+        ...
+
+    async def permissions(self, db: Queries, role_ids: Iterable[UUID]) -> frozenset[str]:
+        """Return the permissions of roles together."""
+        ...
+
+    async def replace_permissions(self, tx: Transaction, role_id: UUID, permissions: Iterable[str]) -> None:
+        """Store other permissions of a role."""
+        ...
+
+    async def of_actor(self, db: Queries, actor_id: UUID) -> list[Role]:
+        """Return the roles of an actor."""
+        ...
+
+    async def replace_of_actor(self, tx: Transaction, actor_id: UUID, role_ids: Iterable[UUID]) -> None:
+        """Store other roles of an actor."""
+        ...
+
+    async def direct(self, db: Queries, actor_id: UUID) -> frozenset[str]:
+        """Return the permissions granted to an actor directly."""
+        ...
+
+    async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
+        """Store other direct permissions of an actor."""
+        ...

@@ -1,0 +1,106 @@
+"""Roles in `auth.roles`, and who has what."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.modules.auth.domain.permissions import Role
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresRoles:
+    """Roles in `auth.roles`, and who has what."""
+
+    async def page(self, db: Queries, limit: int, after: UUID | None) -> list[Role]:
+        sql = """
+            SELECT id, name, created_at, updated_at FROM auth.roles
+            WHERE %(after)s::uuid IS NULL OR id < %(after)s
+            ORDER BY id DESC
+            LIMIT %(limit)s
+        """
+        return [Role(*row) for row in await db.all(sql, {"after": after, "limit": limit})]
+
+    async def add(self, db: Queries, role_id: UUID, name: str) -> Role | None:
+        sql = """
+            INSERT INTO auth.roles (id, name) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING
+            RETURNING id, name, created_at, updated_at
+        """
+        row = await db.one(sql, (role_id, name))
+        return None if row is None else Role(*row)
+
+    async def get(self, db: Queries, role_id: UUID) -> Role | None:
+        row = await db.one("SELECT id, name, created_at, updated_at FROM auth.roles WHERE id = %s", (role_id,))
+        return None if row is None else Role(*row)
+
+    async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
+        sql = """
+            SELECT id, name, created_at, updated_at FROM auth.roles WHERE id = ANY(%s) ORDER BY id FOR UPDATE
+        """
+        return [Role(*row) for row in await tx.all(sql, (list(role_ids),))]
+
+    async def rename(self, tx: Transaction, role_id: UUID, name: str) -> Role | None:
+        sql = """
+            UPDATE auth.roles SET name = %(name)s, updated_at = now()
+            WHERE id = %(id)s AND NOT EXISTS (SELECT FROM auth.roles WHERE name = %(name)s AND id <> %(id)s)
+            RETURNING id, name, created_at, updated_at
+        """
+        row = await tx.one(sql, {"id": role_id, "name": name})
+        return None if row is None else Role(*row)
+
+    async def delete(self, tx: Transaction, role_id: UUID) -> None:
+        await tx.run("DELETE FROM auth.roles WHERE id = %s", (role_id,))
+
+    async def permissions(self, db: Queries, role_ids: Iterable[UUID]) -> frozenset[str]:
+        sql = "SELECT DISTINCT permission FROM auth.role_permissions WHERE role_id = ANY(%s)"
+        return frozenset(permission for (permission,) in await db.all(sql, (list(role_ids),)))
+
+    async def replace_permissions(self, tx: Transaction, role_id: UUID, permissions: Iterable[str]) -> None:
+        sql = """
+            WITH wanted AS (SELECT unnest(%(permissions)s::text[]) AS permission),
+                 gone AS (
+                     DELETE FROM auth.role_permissions
+                     WHERE role_id = %(id)s AND permission NOT IN (SELECT permission FROM wanted)
+                 ),
+                 changed AS (UPDATE auth.roles SET updated_at = now() WHERE id = %(id)s)
+            INSERT INTO auth.role_permissions (role_id, permission) SELECT %(id)s, permission FROM wanted
+            ON CONFLICT DO NOTHING
+        """
+        await tx.run(sql, {"id": role_id, "permissions": list(permissions)})
+
+    async def of_actor(self, db: Queries, actor_id: UUID) -> list[Role]:
+        sql = """
+            SELECT r.id, r.name, r.created_at, r.updated_at
+            FROM auth.actor_roles a JOIN auth.roles r ON r.id = a.role_id
+            WHERE a.actor_id = %s
+            ORDER BY r.name
+        """
+        return [Role(*row) for row in await db.all(sql, (actor_id,))]
+
+    async def replace_of_actor(self, tx: Transaction, actor_id: UUID, role_ids: Iterable[UUID]) -> None:
+        sql = """
+            WITH wanted AS (SELECT unnest(%(roles)s::uuid[]) AS role_id),
+                 gone AS (
+                     DELETE FROM auth.actor_roles
+                     WHERE actor_id = %(id)s AND role_id NOT IN (SELECT role_id FROM wanted)
+                 )
+            INSERT INTO auth.actor_roles (actor_id, role_id) SELECT %(id)s, role_id FROM wanted
+            ON CONFLICT DO NOTHING
+        """
+        await tx.run(sql, {"id": actor_id, "roles": list(role_ids)})
+
+    async def direct(self, db: Queries, actor_id: UUID) -> frozenset[str]:
+        sql = "SELECT permission FROM auth.actor_permissions WHERE actor_id = %s"
+        return frozenset(permission for (permission,) in await db.all(sql, (actor_id,)))
+
+    async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
+        sql = """
+            WITH wanted AS (SELECT unnest(%(permissions)s::text[]) AS permission),
+                 gone AS (
+                     DELETE FROM auth.actor_permissions
+                     WHERE actor_id = %(id)s AND permission NOT IN (SELECT permission FROM wanted)
+                 )
+            INSERT INTO auth.actor_permissions (actor_id, permission) SELECT %(id)s, permission FROM wanted
+            ON CONFLICT DO NOTHING
+        """
+        await tx.run(sql, {"id": actor_id, "permissions": list(permissions)})

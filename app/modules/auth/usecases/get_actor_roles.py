@@ -1,0 +1,33 @@
+"""See somebody's roles."""
+
+from dataclasses import dataclass
+
+from app.kernel.db import Database
+from app.kernel.operations import Kind, operation
+from app.modules.auth.domain.actors import ActorNotFound, Actors
+from app.modules.auth.domain.permissions import Role, Roles
+from app.modules.auth.usecases.get_actor import ActorRef
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRoles:
+    """The roles of an actor, by name; they fit one page."""
+
+    items: list[Role]
+    next_cursor: str | None = None
+
+
+@operation("auth.get_actor_roles", Kind.USER_ACTION)
+@dataclass(frozen=True, slots=True)
+class GetActorRoles:
+    """List the roles of an actor."""
+
+    db: Database
+    actors: Actors
+    roles: Roles
+
+    async def __call__(self, actor: ActorRef) -> ActorRoles:
+        """Return the roles. Raises ActorNotFound. Safe to repeat."""
+        if await self.actors.get(self.db, actor.id) is None:
+            raise ActorNotFound
+        return ActorRoles(await self.roles.of_actor(self.db, actor.id))

@@ -1,0 +1,26 @@
+"""See somebody's sessions."""
+
+from dataclasses import dataclass
+
+from app.kernel.db import Database
+from app.kernel.operations import Caller, Kind, operation
+from app.modules.auth.domain.actors import ActorNotFound, Actors
+from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.usecases.get_actor import ActorRef
+from app.modules.auth.usecases.list_my_sessions import LiveSessions
+
+
+@operation("auth.list_actor_sessions", Kind.USER_ACTION)
+@dataclass(frozen=True, slots=True)
+class ListActorSessions:
+    """List the live sessions of an actor."""
+
+    db: Database
+    actors: Actors
+    sessions: Sessions
+
+    async def __call__(self, caller: Caller, actor: ActorRef) -> LiveSessions:
+        """Return the sessions. Raises ActorNotFound. Safe to repeat."""
+        if await self.actors.get(self.db, actor.id) is None:
+            raise ActorNotFound
+        return LiveSessions(await self.sessions.live(self.db, actor.id, caller.session_id))

@@ -1,0 +1,45 @@
+"""List actors."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval, Len
+
+from app.kernel.db import Database
+from app.kernel.operations import Kind, operation
+from app.kernel.pages import after, next_cursor
+from app.modules.auth.domain.actors import Actor, ActorFilters, Actors, ActorType
+
+
+@dataclass(frozen=True, slots=True)
+class ActorsWanted:
+    """Which actors, and how many of them."""
+
+    type: ActorType | None = None
+    is_active: bool | None = None
+    q: Annotated[str, Len(1, 64)] | None = None
+    limit: Annotated[int, Interval(ge=1, le=100)] = 20
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPage:
+    """Actors, newest first."""
+
+    items: list[Actor]
+    next_cursor: str | None
+
+
+@operation("auth.list_actors", Kind.USER_ACTION)
+@dataclass(frozen=True, slots=True)
+class ListActors:
+    """List actors, newest first."""
+
+    db: Database
+    actors: Actors
+
+    async def __call__(self, wanted: ActorsWanted) -> ActorPage:
+        """Return a page. Raises Invalid for a wrong cursor. Safe to repeat."""
+        filters = ActorFilters(wanted.type, wanted.is_active, wanted.q)
+        found = await self.actors.page(self.db, filters, wanted.limit, after(wanted.cursor))
+        return ActorPage(found, next_cursor(found, wanted.limit))

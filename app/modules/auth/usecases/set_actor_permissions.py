@@ -1,0 +1,50 @@
+"""Give somebody permissions directly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from annotated_types import Len
+
+from app.kernel.audit import Audit
+from app.kernel.db import Database
+from app.kernel.operations import Caller, Kind, operation
+from app.modules.auth.domain.actors import Actors
+from app.modules.auth.domain.permissions import Roles, check_may_grant, checked_permissions
+from app.modules.auth.usecases.get_actor_permissions import ActorPermissions, permissions_of
+from app.modules.auth.usecases.update_actor import locked_under_power
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPermissionsWanted:
+    """The direct permissions an actor is to have, in place of those it has."""
+
+    id: UUID
+    permissions: Annotated[list[str], Len(0, 1000)]
+
+
+@operation("auth.set_actor_permissions", Kind.USER_ACTION)
+@dataclass(frozen=True, slots=True)
+class SetActorPermissions:
+    """Replace the direct permissions of an actor; effective on its next request."""
+
+    db: Database
+    actors: Actors
+    roles: Roles
+    audit: Audit
+    catalogue: Mapping[str, str]
+
+    async def __call__(self, caller: Caller, wanted: ActorPermissionsWanted) -> ActorPermissions:
+        """Return what the actor may do now. Safe to repeat.
+
+        Raises ActorNotFound, InvalidPermission; Denied unless the caller holds what is added.
+        """
+        permissions = checked_permissions(wanted.permissions, self.catalogue)
+        async with self.db.begin() as tx:
+            actor, _ = await locked_under_power(tx, caller, wanted.id, self.actors, self.roles)
+            check_may_grant(caller, permissions - await self.roles.direct(tx, actor.id))
+            await self.roles.replace_direct(tx, actor.id, permissions)
+            given = sorted(permissions)
+            await self.audit.record(tx, caller, "auth.set_actor_permissions", target=actor.id, permissions=given)
+            return await permissions_of(tx, actor, self.roles)
