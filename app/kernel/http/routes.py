@@ -20,7 +20,6 @@ from app.kernel.operations import BearerToken, Caller, Origin
 
 Operation = Callable[..., Awaitable[Any]]
 _JSON = b"application/json"
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Authenticate(Protocol):
@@ -37,7 +36,8 @@ class Route:
 
     The operation is given what the types of its parameters ask for: the Caller, the BearerToken as it was sent, or an
     input dataclass made of path, query and body. A route is for those who hold `permission`, for everyone with a live
-    session when that is empty, for everyone at all when `public`. Answers may be kept by caches for `cache_s` seconds.
+    session when that is empty, for everyone at all when `public`. Answers may be kept by caches for `cache_s` seconds;
+    `headers` makes further header fields of a result.
     """
 
     method: str
@@ -46,6 +46,7 @@ class Route:
     permission: str = ""
     public: bool = False
     status: int = 200
+    headers: Callable[[Any], dict[str, str]] | None = None
     cache_s: int = 0
 
 
@@ -66,7 +67,7 @@ class _Endpoint:
         self._input = _strict(inputs[0]) if inputs else None
         names = {field.name for kind in inputs for field in fields(kind)}
         self._in_path = names & _parameters(route.path)
-        self._has_body = route.method in _WITH_BODY and names != self._in_path
+        self._has_body = route.method != "GET" and names != self._in_path
         self._output = None if returned is type(None) else TypeAdapter[Any](returned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +91,10 @@ class _Endpoint:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         else:
-            await respond(send, route.status, _JSON, self._output.dump_json(result), [(b"cache-control", self._cache)])
+            more = route.headers(result) if route.headers else {}
+            headers = [(name.encode(), value.encode()) for name, value in more.items()]
+            headers.append((b"cache-control", self._cache))
+            await respond(send, route.status, _JSON, self._output.dump_json(result), headers)
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)

@@ -3,9 +3,18 @@
 from app.kernel.http.routes import Route
 from app.kernel.process import Process
 from app.modules.auth import wiring
+from app.modules.auth.usecases.verify import Verified
 
 _SEE, _CHANGE = "auth:actors:read", "auth:actors:write"
 _SEE_ROLES, _CHANGE_ROLES = "auth:roles:read", "auth:roles:write"
+
+
+def _identity(verified: Verified) -> dict[str, str]:
+    return {
+        "x-auth-actor-id": str(verified.actor_id),
+        "x-auth-actor-type": verified.actor_type,
+        "x-auth-permissions": ",".join(verified.permissions),
+    }
 
 
 async def routes(p: Process) -> list[Route]:
@@ -19,6 +28,10 @@ async def routes(p: Process) -> list[Route]:
         Route("PUT", "/auth/v1/me/password", own.change_password),
         Route("GET", "/auth/v1/me/sessions", own.list_my_sessions),
         Route("DELETE", "/auth/v1/me/sessions/{id}", own.end_my_session),
+        Route("POST", "/auth/v1/me/totp", own.start_totp),
+        Route("POST", "/auth/v1/me/totp/confirm", own.confirm_totp),
+        Route("DELETE", "/auth/v1/me/totp", own.remove_totp),
+        Route("GET", "/auth/v1/verify", own.verify, headers=_identity),
         Route("GET", "/auth/v1/actors", others.list_actors, permission=_SEE),
         Route("POST", "/auth/v1/actors", others.create_actor, permission=_CHANGE, status=201),
         Route("GET", "/auth/v1/actors/{id}", others.get_actor, permission=_SEE),

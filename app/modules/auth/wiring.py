@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from app.modules.auth.keys import Keyring
     from app.modules.auth.usecases.authenticate import Authenticate
     from app.modules.auth.usecases.change_password import ChangePassword
+    from app.modules.auth.usecases.confirm_totp import ConfirmTotp
     from app.modules.auth.usecases.create_actor import CreateActor
     from app.modules.auth.usecases.create_role import CreateRole
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
@@ -45,14 +46,17 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
     from app.modules.auth.usecases.refresh import Refresh
+    from app.modules.auth.usecases.remove_totp import RemoveTotp
     from app.modules.auth.usecases.rename_role import RenameRole
     from app.modules.auth.usecases.reset_password import ResetPassword
     from app.modules.auth.usecases.rotate_keys import RotateKeys
     from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
     from app.modules.auth.usecases.set_actor_roles import SetActorRoles
     from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
+    from app.modules.auth.usecases.start_totp import StartTotp
     from app.modules.auth.usecases.unlock import Unlock
     from app.modules.auth.usecases.update_actor import UpdateActor
+    from app.modules.auth.usecases.verify import Verify
 
 AUDIT, EVENTS = Audit(), Events()
 ACTORS, SESSIONS, LIMITS, ROLES = PostgresActors(), PostgresSessions(), PostgresLimits(), PostgresRoles()
@@ -70,6 +74,10 @@ class SignIn:
     list_my_sessions: "ListMySessions"
     end_my_session: "EndMySession"
     get_jwks: "GetJwks"
+    verify: "Verify"
+    start_totp: "StartTotp"
+    confirm_totp: "ConfirmTotp"
+    remove_totp: "RemoveTotp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +165,42 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 @asynccontextmanager
 async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     """Provide the use cases of signing in and out."""
+    from app.modules.auth.keys import Sealer
+    from app.modules.auth.postgres.second_factors import PostgresSecondFactors
+    from app.modules.auth.second_factor import StoredSecondFactor
     from app.modules.auth.usecases.change_password import ChangePassword
+    from app.modules.auth.usecases.confirm_totp import ConfirmTotp
     from app.modules.auth.usecases.end_my_session import EndMySession
     from app.modules.auth.usecases.get_jwks import GetJwks
     from app.modules.auth.usecases.get_me import GetMe
     from app.modules.auth.usecases.list_my_sessions import ListMySessions
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
+    from app.modules.auth.usecases.reauthenticate import Reauthenticate
     from app.modules.auth.usecases.refresh import Refresh
+    from app.modules.auth.usecases.remove_totp import RemoveTotp
+    from app.modules.auth.usecases.start_totp import StartTotp
+    from app.modules.auth.usecases.verify import Verify
 
     settings = p.settings[AuthSettings]
     db, issued, hashing = await p.use(database), await p.use(tokens), await p.use(passwords)
+    factors = PostgresSecondFactors(Sealer(settings.master_secret.get_secret_value(), "second factors"))
+    second_factor = StoredSecondFactor(db, factors)
+    reauthenticate = Reauthenticate(db, ACTORS, hashing, LIMITS, AUDIT)
     idle_s, lifetime_s = settings.session_idle, settings.session_lifetime
     yield SignIn(
-        login=Login(db, ACTORS, SESSIONS, hashing, issued, LIMITS, AUDIT, EVENTS, idle_s, lifetime_s),
+        login=Login(db, ACTORS, SESSIONS, hashing, second_factor, issued, LIMITS, AUDIT, EVENTS, idle_s, lifetime_s),
         refresh=Refresh(db, SESSIONS, issued, AUDIT, idle_s),
         logout=Logout(db, SESSIONS, issued, AUDIT),
         get_me=GetMe(),
-        change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, EVENTS),
+        change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, reauthenticate, AUDIT, EVENTS),
         list_my_sessions=ListMySessions(db, SESSIONS),
         end_my_session=EndMySession(db, SESSIONS, AUDIT),
         get_jwks=GetJwks(await p.use(keyring)),
+        verify=Verify(),
+        start_totp=StartTotp(db, factors, reauthenticate, AUDIT, settings.audience),
+        confirm_totp=ConfirmTotp(db, factors, AUDIT),
+        remove_totp=RemoveTotp(db, factors, second_factor, reauthenticate, AUDIT),
     )
 
 

@@ -54,7 +54,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "sid": str(SESSION.id),
         "jti": "1",
         "iat": int(NOW.timestamp()),
-        "exp": int(NOW.timestamp()) + 60,
+        "exp": int(NOW.timestamp()) + 3600,
     }
     return {name: value for name, value in {**good, **changes}.items() if value is not None}
 

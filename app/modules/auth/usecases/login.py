@@ -14,6 +14,7 @@ from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue.events import Events
 from app.modules.auth.domain.actors import Actor, Actors, InvalidUsername, Passwords, username_key
+from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import (
     InvalidCredentials,
     Limits,
@@ -36,6 +37,7 @@ class Credentials:
 
     username: Annotated[str, Len(1, 256)]
     password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Login:
     actors: Actors
     sessions: Sessions
     passwords: Passwords
+    second_factor: SecondFactor
     tokens: Tokens
     limits: Limits
     audit: Audit
@@ -78,8 +81,8 @@ class Login:
     async def __call__(self, caller: Caller, credentials: Credentials) -> LoggedIn:
         """Return the actor and tokens of a new session. Safe to repeat: each call is a session of its own.
 
-        Raises RateLimited; InvalidCredentials, the same after the same time for a wrong password and an unknown,
-        disabled or locked name.
+        Raises RateLimited; OtpRequired when the password is right and a second factor is needed; InvalidCredentials,
+        the same after the same time for a wrong password and an unknown, disabled or locked name.
         """
         by_name, by_address = limit_of_name(credentials.username), f"login:address:{caller.origin.address}"
         await self._refuse_too_many(by_name, by_address)
@@ -87,7 +90,11 @@ class Login:
         fits = await self.passwords.verify(credentials.password, password_hash)
         # counted now, not before: guesses that run side by side must not outrun the lock
         failures, _ = await self.limits.hits(self.db, by_name, WINDOW_S)
-        if actor is None or password_hash is None or not fits or not actor.is_active or failures >= LOCKED_FROM:
+        welcome = fits and actor is not None and actor.is_active and failures < LOCKED_FROM
+        second = await self.second_factor.check(actor.id, credentials.otp) if welcome and actor else "bad"
+        if second == "required":
+            raise OtpRequired
+        if actor is None or password_hash is None or second == "bad":
             await self.limits.hit(self.db, by_name, WINDOW_S)
             await self.limits.hit(self.db, by_address, WINDOW_S)
             asked = replace(caller, actor_id=actor.id if actor else None)

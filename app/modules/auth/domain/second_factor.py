@@ -1,0 +1,133 @@
+"""The second factor: one-time passwords of an authenticator app, and recovery codes."""
+
+import base64
+import hashlib
+import hmac
+import os
+import struct
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+from urllib.parse import quote
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.errors import Conflict, Unauthenticated
+
+STEP_S = 30
+RECOVERY_CODES = 10
+_DIGITS = 6
+_SKEW = 1  # steps that a clock may be off
+
+
+class OtpRequired(Unauthenticated):
+    """A one-time password is needed."""
+
+    code = "OTP_REQUIRED"
+
+
+class InvalidOtp(Unauthenticated):
+    """The one-time password is wrong or was used before."""
+
+    code = "INVALID_CREDENTIALS"
+
+
+class SecondFactorExists(Conflict):
+    """There is a second factor already; remove it first."""
+
+    code = "SECOND_FACTOR_EXISTS"
+
+
+class NoSecondFactor(Conflict):
+    """There is no second factor to confirm or remove."""
+
+    code = "NO_SECOND_FACTOR"
+
+
+@dataclass(frozen=True, slots=True)
+class Totp:
+    """An authenticator app's secret, and the last step that was used, so that no password works twice."""
+
+    secret: bytes
+    is_confirmed: bool
+    last_step: int
+
+
+def totp(secret: bytes, step: int) -> str:
+    """Return the one-time password of a time step (RFC 6238, with RFC 4226's truncation of HMAC-SHA-1)."""
+    mac = hmac.digest(secret, struct.pack(">Q", step), "sha1")
+    offset = mac[-1] & 0xF
+    (value,) = struct.unpack(">I", mac[offset : offset + 4])
+    return str((value & 0x7FFF_FFFF) % 10**_DIGITS).zfill(_DIGITS)
+
+
+def matching_step(found: Totp, otp: str, now: datetime) -> int | None:
+    """Return the step whose password it is, if that is near and later than the last one used."""
+    present = int(now.timestamp()) // STEP_S
+    for step in range(present - _SKEW, present + _SKEW + 1):
+        if hmac.compare_digest(totp(found.secret, step).encode(), otp.encode(errors="replace")):
+            return step if step > found.last_step else None
+    return None
+
+
+def new_secret() -> bytes:
+    """Return a secret of 160 bits (RFC 4226, section 4)."""
+    return os.urandom(20)
+
+
+def base32(secret: bytes) -> str:
+    """Return the secret as authenticator apps take it."""
+    return base64.b32encode(secret).decode()
+
+
+def otpauth_uri(secret: bytes, username: str, issuer: str) -> str:
+    """Return the address that authenticator apps read from a QR code."""
+    label = quote(f"{issuer}:{username}", safe="")
+    return f"otpauth://totp/{label}?secret={base32(secret)}&issuer={quote(issuer, safe='')}"
+
+
+def new_recovery_code() -> str:
+    """Return 80 random bits in groups of four letters and digits."""
+    text = base64.b32encode(os.urandom(10)).decode().lower()
+    return "-".join(text[i : i + 4] for i in range(0, 16, 4))
+
+
+def recovery_hash(code: str) -> bytes:
+    """Return what is stored of a recovery code; its entropy needs no slow hash."""
+    return hashlib.sha256(code.strip().lower().replace("-", "").encode(errors="replace")).digest()
+
+
+class SecondFactors(Protocol):
+    """Second factors, stored; secrets are encrypted."""
+
+    async def get(self, db: Queries, actor_id: UUID) -> Totp | None:
+        """Return the authenticator of an actor, confirmed or not."""
+        ...
+
+    async def start(self, tx: Transaction, actor_id: UUID, secret: bytes) -> bool:
+        """Store one to be confirmed, in place of another unconfirmed one; return False when one is confirmed."""
+        ...
+
+    async def confirm(self, tx: Transaction, actor_id: UUID, step: int, recovery_hashes: list[bytes]) -> bool:
+        """Confirm the authenticator with its recovery codes; return False when it was confirmed meanwhile."""
+        ...
+
+    async def use_step(self, db: Queries, actor_id: UUID, step: int) -> bool:
+        """Note that a step was used; return False when it, or a later one, was used before."""
+        ...
+
+    async def use_recovery_code(self, db: Queries, actor_id: UUID, code_hash: bytes) -> bool:
+        """Use up a recovery code; return whether there was one."""
+        ...
+
+    async def remove(self, tx: Transaction, actor_id: UUID) -> bool:
+        """Remove authenticator and recovery codes; return whether there were any."""
+        ...
+
+
+class SecondFactor(Protocol):
+    """Checks the second factor of somebody who knows the password."""
+
+    async def check(self, actor_id: UUID, otp: str | None) -> Literal["none", "required", "good", "bad"]:
+        """Return whether the actor has one, and whether this is it; a good one is used up."""
+        ...

@@ -1,0 +1,47 @@
+"""Second factors in `auth.totp` and `auth.recovery_codes`."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.modules.auth.domain.second_factor import Totp
+from app.modules.auth.keys import Sealer
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSecondFactors:
+    """Second factors in `auth.totp` and `auth.recovery_codes`."""
+
+    sealer: Sealer
+
+    async def get(self, db: Queries, actor_id: UUID) -> Totp | None:
+        sql = "SELECT secret, confirmed_at IS NOT NULL, last_step FROM auth.totp WHERE actor_id = %s"
+        row = await db.one(sql, (actor_id,))
+        return None if row is None else Totp(self.sealer.open(bytes(row[0]), str(actor_id)), row[1], row[2])
+
+    async def start(self, tx: Transaction, actor_id: UUID, secret: bytes) -> bool:
+        sql = """
+            INSERT INTO auth.totp AS t (actor_id, secret) VALUES (%s, %s)
+            ON CONFLICT (actor_id) DO UPDATE SET secret = excluded.secret, created_at = now()
+            WHERE t.confirmed_at IS NULL
+        """
+        return await tx.run(sql, (actor_id, self.sealer.seal(secret, str(actor_id)))) == 1
+
+    async def confirm(self, tx: Transaction, actor_id: UUID, step: int, recovery_hashes: list[bytes]) -> bool:
+        sql = "UPDATE auth.totp SET confirmed_at = now(), last_step = %s WHERE actor_id = %s AND confirmed_at IS NULL"
+        if await tx.run(sql, (step, actor_id)) == 0:
+            return False
+        sql = "INSERT INTO auth.recovery_codes (actor_id, code_hash) SELECT %s, unnest(%s::bytea[])"
+        await tx.run(sql, (actor_id, recovery_hashes))
+        return True
+
+    async def use_step(self, db: Queries, actor_id: UUID, step: int) -> bool:
+        sql = "UPDATE auth.totp SET last_step = %(step)s WHERE actor_id = %(id)s AND last_step < %(step)s"
+        return await db.run(sql, {"id": actor_id, "step": step}) == 1
+
+    async def use_recovery_code(self, db: Queries, actor_id: UUID, code_hash: bytes) -> bool:
+        sql = "DELETE FROM auth.recovery_codes WHERE actor_id = %s AND code_hash = %s"
+        return await db.run(sql, (actor_id, code_hash)) == 1
+
+    async def remove(self, tx: Transaction, actor_id: UUID) -> bool:
+        return await tx.run("DELETE FROM auth.totp WHERE actor_id = %s", (actor_id,)) == 1

@@ -1,0 +1,62 @@
+"""Turn on the second factor."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated
+
+from annotated_types import Len
+
+from app.kernel.audit import Audit
+from app.kernel.db import Database
+from app.kernel.operations import Kind, operation
+from app.modules.auth.domain.second_factor import (
+    RECOVERY_CODES,
+    InvalidOtp,
+    NoSecondFactor,
+    SecondFactors,
+    matching_step,
+    new_recovery_code,
+    recovery_hash,
+)
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOtp:
+    """The first one-time password of the authenticator app."""
+
+    otp: Annotated[str, Len(6, 6)] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryCodes:
+    """Codes that work once each in place of the authenticator. Shown once."""
+
+    recovery_codes: list[str] = field(repr=False)
+
+
+@operation("auth.confirm_totp", Kind.USER_ACTION)
+@dataclass(frozen=True, slots=True)
+class ConfirmTotp:
+    """Turn on the second factor, with a one-time password that proves the app has the secret."""
+
+    db: Database
+    factors: SecondFactors
+    audit: Audit
+
+    async def __call__(self, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
+        """Return the recovery codes. Raises NoSecondFactor, InvalidOtp. Not safe to repeat."""
+        if caller.actor is None:
+            raise SessionNotFound
+        found = await self.factors.get(self.db, caller.actor.id)
+        if found is None or found.is_confirmed:
+            raise NoSecondFactor
+        step = matching_step(found, given.otp, datetime.now(UTC))
+        if step is None:
+            raise InvalidOtp
+        codes = [new_recovery_code() for _ in range(RECOVERY_CODES)]
+        async with self.db.begin() as tx:
+            if not await self.factors.confirm(tx, caller.actor.id, step, [recovery_hash(code) for code in codes]):
+                raise NoSecondFactor
+            await self.audit.record(tx, caller, "auth.confirm_totp", target=caller.actor.id)
+        return RecoveryCodes(codes)
