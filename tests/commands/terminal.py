@@ -1,0 +1,89 @@
+"""A command on a pseudo-terminal: what a person at a keyboard sees, types and interrupts."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+
+from tests.support.project import Project
+
+# makes the terminal the controlling one, so that /dev/tty and Ctrl-C work, then becomes the command
+_LAUNCH = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "app", *sys.argv[1:]])
+"""
+INTERRUPT = "\x03"
+
+
+class Terminal:
+    """A command that runs on a terminal of its own."""
+
+    def __init__(self, project: Project, args: tuple[str, ...], env: dict[str, str], columns: int) -> None:
+        self._main, second = pty.openpty()
+        fcntl.ioctl(second, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.seen = ""
+        self.popen = subprocess.Popen(
+            [project.python, "-c", _LAUNCH, *args],
+            cwd=project.root,
+            env=project.environment({"TERM": "xterm-256color", **env}),
+            stdin=second,
+            stdout=second,
+            stderr=second,
+            start_new_session=True,
+        )
+        os.close(second)
+
+    def _read(self, deadline: float) -> bool:
+        """Read what comes next; return whether there may be more."""
+        left = deadline - time.monotonic()
+        assert left > 0, f"nothing more came; seen so far: {self.seen!r}"
+        if not select.select([self._main], [], [], left)[0]:
+            return True
+        try:
+            data = os.read(self._main, 65536)
+        except OSError as error:  # Linux says so when the last holder of the other end is gone
+            if error.errno != errno.EIO:
+                raise
+            return False
+        self.seen += data.decode()
+        return bool(data)
+
+    def expect(self, text: str, seconds: float = 20) -> None:
+        """Read until the text has been shown."""
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            assert self._read(deadline), f"ended without showing {text!r}: {self.seen!r}"
+
+    def type(self, text: str) -> None:
+        os.write(self._main, text.encode())
+
+    def wait(self, seconds: float = 30) -> int:
+        """Read to the end; return the exit status."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline):
+            pass
+        return self.popen.wait(max(0.1, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait(10)
+        os.close(self._main)
+
+
+@contextlib.contextmanager
+def terminal(project: Project, *args: str, env: dict[str, str] | None = None, columns: int = 80) -> Iterator[Terminal]:
+    """Run a command on a terminal; it is ended when the context is left."""
+    opened = Terminal(project, args, env or {}, columns)
+    try:
+        yield opened
+    finally:
+        opened.close()

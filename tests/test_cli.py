@@ -1,0 +1,401 @@
+"""The command line as its users meet it: help, mistakes, plain output, completion."""
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from typer.main import get_command
+
+import app
+from app.cli import EXAMPLES, command, main, root_help, table
+from tests.commands.outcome import misused, refused
+from tests.commands.terminal import terminal
+from tests.conftest import required
+from tests.support.project import ROOT, Project
+
+ESCAPE = "\x1b"
+
+
+class Node(NamedTuple):
+    """A command or a group of commands, and how it is called."""
+
+    path: tuple[str, ...]
+    command: Any
+
+    @property
+    def is_group(self) -> bool:
+        return hasattr(self.command, "commands")
+
+
+def tree() -> Iterator[Node]:
+    """Yield every command below the root, as they really are, loaded."""
+
+    def below(node: Node) -> Iterator[Node]:
+        yield node
+        if node.is_group:
+            for name, found in node.command.commands.items():
+                yield from below(Node((*node.path, name), found))
+
+    for name, (module, _) in table().items():
+        yield from below(Node((name,), get_command(import_module(module).typer_app(name))))
+
+
+NODES = {" ".join(node.path): node for node in tree()}
+LEAVES = [name for name, node in NODES.items() if not node.is_group]
+GROUPS = [name for name, node in NODES.items() if node.is_group]
+
+
+def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[Any, str, str]:
+    """Run the command line in this process; return its status, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["app", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return (ended.value.code or 0, *capsys.readouterr())
+
+
+def examples(text: str) -> list[str]:
+    """Return the lines of the part "Examples:"."""
+    match = re.search(r"^ *Examples:\n((?: +\S.*(?:\n|$))+)", text, re.MULTILINE)
+    return [line.strip() for line in match[1].splitlines()] if match else []
+
+
+def arguments(example: str) -> list[str]:
+    """Return what stands behind `app` in an example, which may set variables and be part of a pipeline."""
+    command_line = re.split(r"\s{2,}", example)[0]  # the root's examples have remarks
+    [words] = [
+        words[words.index("app") + 1 :]
+        for part in command_line.split(" | ")
+        if "app" in (words := [word for word in shlex.split(part) if not re.match(r"[A-Z_]+=", word)])[:1]
+    ]
+    return words
+
+
+def parse(words: list[str]) -> str:
+    """Parse a command line as far as running it; return the name of the command."""
+    name = max((n for n in NODES if words[: len(n.split())] == n.split()), key=len)
+    NODES[name].command.make_context(name, words[len(name.split()) :]).close()
+    return name
+
+
+# Help
+
+
+def test_the_command_tree_is_not_empty() -> None:
+    assert {"run-all-in-one", "auth create-superuser", "migrate up", "config show", "health"} <= set(LEAVES)
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("name", ["", *NODES])
+def test_help_works_on_every_level(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, option: str
+) -> None:
+    status, out, err = run_here(capsys, monkeypatch, *name.split(), option)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: {' '.join(['app', *name.split()])} ")
+    assert "-h, --help" in out
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_the_help_of_a_command_has_examples_that_parse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _, out, _ = run_here(capsys, monkeypatch, *name.split(), "--help")
+    found = examples(out)
+    assert found
+    assert {parse(arguments(example)) for example in found} == {name}
+
+
+def test_the_examples_of_the_root_parse() -> None:
+    options = [words for line in EXAMPLES.splitlines() if (words := arguments(line.strip()))[0].startswith("-")]
+    assert options == [["--install-completion"]]
+    assert {option for param in command().params for option in param.opts} >= {"--install-completion"}
+    commands = [words for line in EXAMPLES.splitlines() if not (words := arguments(line.strip()))[0].startswith("-")]
+    assert [parse(words).split() for words in commands] == [words[: len(parse(words).split())] for words in commands]
+
+
+def test_the_root_lists_every_command_and_every_option_of_the_command_line() -> None:
+    listed = {line.split()[0] for line in root_help().splitlines() if line.startswith("  ")}
+    assert {name.split()[0] for name in NODES} <= listed
+    found = {option for param in command().params for option in param.opts}
+    assert found <= {word.strip(",") for line in root_help().splitlines() for word in line.split()}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_lists_all_of_its_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _, out, _ = run_here(capsys, monkeypatch, *name.split(), "--help")
+    listed = {line.split()[0] for line in out.partition("Commands:\n")[2].splitlines() if line.strip()}
+    assert set(NODES[name].command.commands) <= listed
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_without_a_command_shows_its_help_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    status, out, err = run_here(capsys, monkeypatch, *name.split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"Usage: app {name} ")
+
+
+def test_help_as_a_process_is_on_stdout_without_arguments_on_stderr(cli: Project) -> None:
+    asked = cli.app("--help")
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, f"{root_help()}\n", "")
+    bare = cli.app()
+    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", f"{root_help()}\n")
+    below = cli.app("migrate", "status", "--help")
+    assert (below.returncode, below.stderr) == (0, "")
+    assert below.stdout.startswith("Usage: app migrate status")
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--version", "migrate"]])
+def test_the_version_is_that_of_the_package(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    assert run_here(capsys, monkeypatch, *args) == (0, f"{app.__version__}\n", "")
+
+
+def test_the_installed_script_is_this_command_line() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts.keys() == {"app"}
+    module, _, name = scripts["app"].partition(":")
+    assert getattr(import_module(module), name) is main
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("migrat", "No such command 'migrat'. Did you mean 'migrate'?"),
+        ("run-auth-htp", "No such command 'run-auth-htp'. Did you mean 'run-auth-http'"),
+        ("migrate statsu", "No such command 'statsu'. Did you mean 'status'?"),
+        ("config sow", "No such command 'sow'. Did you mean 'show'?"),
+        ("run-auth-http --prot 1", "No such option: --prot (Possible options: --host, --port)"),
+        ("config show --jsn", "No such option: --jsn (Possible options: --json)"),
+        ("auth create-superuser --user root", "No such option: --user (Possible options: --username)"),
+        ("qqq", "No such command 'qqq'."),
+        ("--qqq", "No such option: --qqq"),
+        ("run-auth-http extra", "Got unexpected extra argument(s) (extra)"),
+        ("auth create-superuser --password-stdin", "Missing option '--username'"),
+        ("config explain", "Missing argument"),
+        ("run-auth-http --port many", "Invalid value for '--port'"),
+        ("run-auth-http --port 65536", "Invalid value for '--port'"),
+        ("run-cron-manager --port=-1", "Invalid value for '--port'"),
+        ("run-event-consumer --concurrency 0", "Invalid value for '--concurrency'"),
+        ("run-cron-manager --queue mail", "No such option: --queue"),
+    ],
+)
+def test_a_mistake_is_named_on_stderr_with_what_is_near(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str, error: str
+) -> None:
+    status, out, err = run_here(capsys, monkeypatch, *line.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("Usage: app")
+    assert error in err.splitlines()[-1]
+
+
+def test_a_mistake_as_a_process_exits_2(cli: Project) -> None:
+    assert "Did you mean 'migrate'?" in misused(cli.app("migrat"))
+
+
+@pytest.mark.parametrize("line", ["auth create-superuser --username x", "migrate down"])
+def test_a_closed_stdin_is_nobody_to_ask(cli: Project, line: str) -> None:
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh", cli.python, "-m", "app", *line.split()]
+    done = subprocess.run(shell, cwd=cli.root, env=cli.environment(), capture_output=True, text=True, check=False)
+    misused(done)
+
+
+def test_an_unexpected_error_is_70_with_what_to_report(cli: Project, tmp_path: Path) -> None:
+    copy = cli.copy(tmp_path / "copy")
+    broken = copy.root / "app" / "commands" / "health.py"
+    broken.write_text(broken.read_text().replace("    settings = load_settings()", "    raise RuntimeError('broken')"))
+    done = copy.app("health")
+    assert (done.returncode, done.stdout) == (70, "")
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert "RuntimeError: broken" in done.stderr
+    assert done.stderr.splitlines()[-1] == "app: an internal error; please report it with the lines above"
+
+
+def test_an_expected_error_is_one_line(cli: Project) -> None:
+    assert refused(cli.app("config", "explain", "nothing.at_all"), 67) == (
+        "app: there is no setting nothing.at_all; see app config show"
+    )
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "config show", "config show --json"])
+def test_a_reader_that_leaves_early_is_no_error(cli: Project, line: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = cli_to(cli, line, writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("line", ["--help", "config show --json"])
+def test_output_that_cannot_be_written_is_an_error(cli: Project, line: str) -> None:
+    done = cli_to(cli, line, os.open("/dev/full", os.O_WRONLY))
+    assert (done.returncode, done.stderr) == (1, "app: cannot write to stdout: No space left on device\n")
+
+
+def cli_to(project: Project, line: str, stdout: int) -> "subprocess.CompletedProcess[str]":
+    """Run a command with its stdout there, which is closed afterwards."""
+    try:
+        return subprocess.run(
+            [project.python, "-m", "app", *line.split()],
+            cwd=project.root,
+            env=project.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(stdout)
+
+
+# Terminals
+
+
+COLOURFUL = ["config show", "config explain postgres.ssl_root_cert", "--install-completion"]
+
+
+@pytest.fixture
+def at_home(cli: Project, tmp_path: Path) -> Project:
+    """The project with a home folder that --install-completion may write to."""
+    home = tmp_path / "home"
+    home.mkdir()
+    cli.env["HOME"] = str(home)
+    return cli
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+@pytest.mark.parametrize("line", [*COLOURFUL, "--help", "migrate -h", "migrat", "config explain nothing"])
+def test_a_terminal_that_wants_no_colour_gets_no_escape_codes(
+    at_home: Project, line: str, variable: dict[str, str]
+) -> None:
+    with terminal(at_home, *line.split(), env=variable) as shown:
+        shown.wait()
+    assert shown.seen.strip()
+    assert ESCAPE not in shown.seen
+
+
+@pytest.mark.parametrize("line", ["config show", "--install-completion"])
+def test_a_terminal_that_wants_colour_gets_it(at_home: Project, line: str) -> None:
+    with terminal(at_home, *line.split()) as shown:
+        assert shown.wait() == 0
+    assert ESCAPE in shown.seen
+
+
+def test_a_pipe_gets_no_escape_codes_and_no_line_is_cut(cli: Project) -> None:
+    long = "https://" + "x" * 300
+    done = cli.app("config", "show", env={"AUTH_ISSUER": long, "TERM": "xterm-256color", "COLUMNS": "40"})
+    assert ESCAPE not in done.stdout + done.stderr
+    assert [line.split() for line in done.stdout.splitlines() if "x" * 300 in line] == [
+        ["auth.issuer", long, "AUTH_ISSUER"]
+    ]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_table_fits_the_terminal_and_loses_nothing(cli: Project, columns: int) -> None:
+    long = "https://" + "x" * 100
+    with terminal(cli, "config", "show", env={"AUTH_ISSUER": long, "NO_COLOR": "1"}, columns=columns) as shown:
+        assert shown.wait() == 0
+    assert max(len(line) for line in shown.seen.splitlines()) <= columns
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown.seen
+    assert shown.seen.count("x") >= 100
+
+
+@pytest.mark.parametrize("name", ["", *NODES])
+def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    _, out, _ = run_here(capsys, monkeypatch, *name.split(), "--help")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+# Completion
+
+
+@pytest.fixture
+def on_path(at_home: Project, tmp_path: Path) -> Project:
+    """The project with `app` on the PATH, as installing it does."""
+    script = tmp_path / "bin" / "app"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\ncd {shlex.quote(str(ROOT))} && exec {shlex.quote(at_home.python)} -m app "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    at_home.env["PATH"] = f"{script.parent}:{os.environ['PATH']}"
+    return at_home
+
+
+def bash(project: Project, script: str, *options: str) -> str:
+    done = subprocess.run(
+        ["bash", *options, "-c", script],
+        env=project.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# what bash does for Tab: looks up the function, gives it the words, takes COMPREPLY
+_TAB = """
+tab() {
+    COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=()
+    local how; how=$(complete -p app) || return
+    local function=${how#*-F }; "${function%% *}" app
+    echo "${COMPREPLY[*]}"
+}
+"""
+
+
+def test_bash_completes_commands_and_options(on_path: Project) -> None:
+    required_program("bash")
+    script = f"""
+        source <(_APP_COMPLETE=source_bash app)
+        {_TAB}
+        tab app mig
+        tab app run-a
+        tab app migrate ''
+        tab app migrate st
+        tab app run-auth-http --
+        tab app auth create-superuser --password-
+        tab app --vers
+        tab app qqq
+    """
+    assert [line.split() for line in bash(on_path, script).split("\n")[:-1]] == [
+        ["migrate"],
+        ["run-all-in-one", "run-auth-http"],
+        list(NODES["migrate"].command.commands),
+        ["status"],
+        ["--host", "--port", "--no-migrate", "--help"],
+        ["--password-stdin", "--password-file"],
+        ["--version"],
+        [],
+    ]
+
+
+def test_bash_completes_in_a_new_shell_after_installing(on_path: Project) -> None:
+    required_program("bash")
+    (Path(on_path.env["HOME"]) / ".bashrc").touch()
+    said = bash(on_path, "app --install-completion; true")  # in a shell that stays: Typer looks who called
+    assert "bash completion installed in" in said
+    assert bash(on_path, f". ~/.bashrc\n{_TAB}\ntab app mig") == "migrate\n"
+
+
+def required_program(name: str) -> None:
+    if subprocess.run(["which", name], capture_output=True, check=False).returncode != 0:
+        required(name)

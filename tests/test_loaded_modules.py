@@ -1,0 +1,182 @@
+"""A process contains only what it needs: what each command has loaded when it ends."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.processes import PROCESSES
+from tests.commands.database import migrated_database
+from tests.conftest import PostgresServer, TestDatabase
+from tests.support.project import Project, Running
+
+# runs the command as `python -m app` does, and leaves the names of what was loaded in a file
+_LOADED = """
+import atexit, json, runpy, sys
+result = sys.argv.pop(1)
+def write():
+    with open(result, "w") as file:
+        json.dump(sorted(sys.modules), file)
+atexit.register(write)
+runpy.run_module("app", run_name="__main__", alter_sys=True)
+"""
+HEAVY = {
+    "typer",
+    "psycopg",
+    "starlette",
+    "hypercorn",
+    "yoyo",
+    "dynaconf",
+    "opentelemetry",
+    "prometheus_client",
+    "apscheduler",
+    "argon2",
+    "joserfc",
+    "cryptography",
+    "pydantic",
+    "loguru",
+    "rich",
+    "uvloop",
+}
+WEB = {"starlette", "hypercorn"}
+PASSWORD = "correct horse battery staple"
+
+Run = Callable[..., set[str]]
+
+
+def _command(project: Project, result: Path, *args: str) -> list[str]:
+    return [project.python, "-c", _LOADED, str(result), *args]
+
+
+@pytest.fixture(scope="module")
+def migrated(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
+    """A database whose schema is current, for all tests of this file."""
+    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
+        yield created
+
+
+@pytest.fixture
+def on_migrated(cli: Project, migrated: TestDatabase) -> Project:
+    cli.env |= migrated.env
+    return cli
+
+
+def loaded_by(
+    project: Project, *args: str, status: int = 0, stdin: str = "", env: dict[str, str] | None = None
+) -> set[str]:
+    """Run a command to its end; return every module that it loaded."""
+    result = project.scratch / "loaded.json"
+    done = subprocess.run(
+        _command(project, result, *args),
+        cwd=project.root,
+        env=project.environment(env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return set(json.loads(result.read_text()))
+
+
+def loaded_by_process(project: Project, name: str) -> set[str]:
+    """Run a process until it is ready, stop it; return every module that it loaded."""
+    result, output, errors = (project.scratch / f"{name}.{kind}" for kind in ("json", "out", "err"))
+    with output.open("wb") as out, errors.open("wb") as err:
+        popen = subprocess.Popen(
+            _command(project, result, name, "--port", "0"),
+            cwd=project.root,
+            env=project.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+    process = Running(popen, output, errors)
+    project.running.append(process)
+    process.ready()
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0, process.said()
+    return set(json.loads(result.read_text()))
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["--version"]])
+def test_help_and_version_load_no_infrastructure_and_nothing_of_the_kernel(cli: Project, args: list[str]) -> None:
+    loaded = loaded_by(cli, *args)
+    assert packages(loaded) & HEAVY == set()
+    assert {name for name in loaded if name.startswith("app.")} <= {
+        "app.cli",
+        "app.processes",
+        "app.modules",
+        *(f"app.modules.{module}" for module in ("auth", "platform")),
+    }
+
+
+def test_completing_the_first_word_loads_only_the_command_line(cli: Project) -> None:
+    loaded = loaded_by(cli, env={"_APP_COMPLETE": "complete_bash", "COMP_WORDS": "app mig", "COMP_CWORD": "1"})
+    assert packages(loaded) & HEAVY == {"typer"}
+
+
+COMMANDS: dict[str, tuple[list[str], int, str, set[str]]] = {
+    "create-superuser": (
+        ["auth", "create-superuser", "--username", "root", "--password-stdin"],
+        0,
+        PASSWORD,
+        {"argon2", "psycopg"},
+    ),
+    "config show": (["config", "show"], 0, "", {"dynaconf", "pydantic"}),
+    "migrate status": (["migrate", "status"], 0, "", {"psycopg"}),
+    "migrate up": (["migrate", "up"], 0, "", {"psycopg"}),
+    "health": (["health", "--port", "1"], 69, "", {"dynaconf"}),
+}
+NOT_LOADED: dict[str, set[str]] = {
+    "create-superuser": WEB | {"apscheduler", "uvloop", "joserfc", "yoyo", "rich"},
+    "config show": HEAVY - {"typer", "pydantic", "dynaconf", "rich"},
+    "migrate status": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo"},
+    "migrate up": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo", "rich"},
+    "health": HEAVY - {"typer", "pydantic", "dynaconf"},
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_loads_what_it_needs_and_nothing_else(on_migrated: Project, name: str) -> None:
+    args, status, stdin, needed = COMMANDS[name]
+    loaded = packages(loaded_by(on_migrated, *args, status=status, stdin=stdin))
+    assert needed <= loaded
+    assert loaded & NOT_LOADED[name] == set()
+
+
+ALWAYS = {"psycopg", "hypercorn", "pydantic", "loguru", "uvloop"}
+NEEDED = {
+    "run-all-in-one": ALWAYS | {"starlette", "apscheduler", "argon2", "joserfc"},
+    "run-auth-http": ALWAYS | {"starlette", "argon2", "joserfc"},
+    "run-platform-http": ALWAYS | {"starlette", "joserfc"},
+    "run-cron-manager": ALWAYS | {"apscheduler"},
+    "run-event-consumer": ALWAYS,
+}
+NEVER = {"yoyo", "rich"}  # yoyo: only when something is pending
+REFUSED = {
+    "run-all-in-one": NEVER,
+    "run-auth-http": NEVER | {"apscheduler"},
+    "run-platform-http": NEVER | {"apscheduler", "argon2"},
+    "run-cron-manager": NEVER | {"starlette", "argon2", "joserfc"},
+    "run-event-consumer": NEVER | {"starlette", "argon2", "joserfc", "apscheduler"},
+}
+
+
+def test_every_process_is_tested_here() -> None:
+    assert set(PROCESSES) == set(NEEDED) == set(REFUSED)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_process_loads_what_it_needs_and_nothing_else(on_migrated: Project, name: str) -> None:
+    loaded = packages(loaded_by_process(on_migrated, name))
+    assert NEEDED[name] <= loaded
+    assert loaded & REFUSED[name] == set()
