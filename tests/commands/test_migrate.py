@@ -1,0 +1,182 @@
+"""`app migrate`, and what a process makes of migrations that it may not or cannot apply."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.kernel.db.migrations import Migrator, read
+from app.kernel.db.server import Server
+from tests.conftest import TestDatabase
+from tests.support.project import Project
+
+LATER = "20270101000000_auth_later"
+
+
+@pytest.fixture
+def copy(project: Project, database: TestDatabase, tmp_path: Path) -> Project:
+    """A copy of the project whose migrations are applied."""
+    copied = project.copy(tmp_path / "copy")
+    server = database.server
+    where = {"host": server.host, "port": server.port, "user": server.user, "dbname": database.name}
+    Migrator(Server("test", {**where, "application_name": "test"}), copied.root / "migrations").up(lambda _: None)
+    return copied
+
+
+def ids(project: Project) -> list[str]:
+    return [migration.id for migration in read(project.root / "migrations")]
+
+
+def add(project: Project, sql: str, rollback: str | None = "", name: str = LATER) -> Path:
+    path = project.root / "migrations" / f"{name}.sql"
+    path.write_text(sql)
+    if rollback is not None:
+        path.with_suffix(".rollback.sql").write_text(rollback)
+    return path
+
+
+def printed(project: Project, *command: str) -> Any:
+    done = project.app("migrate", *command, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_up_status_plan_and_down_tell_programs_what_happened(project: Project, tmp_path: Path) -> None:
+    copied = project.copy(tmp_path / "copy")
+    names = ids(copied)
+    add(copied, "CREATE TABLE later (n int);\nSELECT 1;\n", "DROP TABLE later;\n")
+    assert printed(copied, "up") == {"applied": [*names, LATER]}
+    assert printed(copied, "up") == {"applied": []}
+    assert printed(copied, "down", "--yes") == {"rolled_back": LATER}
+    plan = printed(copied, "plan")
+    assert plan == {"items": [{"id": LATER, "sql": "CREATE TABLE later (n int);\nSELECT 1;\n"}]}
+    status = printed(copied, "status")
+    assert list(status) == ["items"]
+    assert [(item["id"], item["state"]) for item in status["items"]] == [
+        *((name, "applied") for name in names),
+        (LATER, "pending"),
+    ]
+    assert {tuple(item) for item in status["items"]} == {("id", "state", "applied_at")}
+    assert status["items"][-1]["applied_at"] is None
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT.*Z", item["applied_at"]) for item in status["items"][:-1])
+
+
+def test_up_status_plan_and_down_tell_people_what_happened(copy: Project) -> None:
+    add(copy, "CREATE TABLE later (n int);\nSELECT 'a row';\n", "DROP TABLE later;\n")
+    plan = copy.app("migrate", "plan")
+    assert plan.stdout == f"-- {LATER}.sql\nCREATE TABLE later (n int);\nSELECT 'a row';\n\n"
+    up = copy.app("migrate", "up")
+    assert (up.returncode, up.stdout) == (0, "")  # rows that a migration selects are no data of the command
+    assert re.search(rf"^applied {LATER} in \d+\.\d\d s$", up.stderr, re.MULTILINE)
+    again = copy.app("migrate", "up")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "nothing to apply\n", "")
+    status = copy.app("migrate", "status").stdout.splitlines()
+    assert status[0].split() == ["migration", "state", "applied", "at"]
+    assert re.fullmatch(rf"{LATER} +applied +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\dZ", status[-1])
+    down = copy.app("migrate", "down", "--yes")
+    assert (down.returncode, down.stdout, down.stderr) == (0, "", f"rolled back {LATER}\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--no-input",)])
+def test_down_without_a_terminal_wants_yes_and_changes_nothing(copy: Project, options: tuple[str, ...]) -> None:
+    done = copy.app("migrate", "down", *options)
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert {item["state"] for item in printed(copy, "status")["items"]} == {"applied"}
+
+
+def test_create_makes_a_file_and_its_rollback_in_ascending_order(cli: Project, tmp_path: Path) -> None:
+    copied = cli.copy(tmp_path / "copy")
+    before = ids(copied)
+    made = [copied.app("migrate", "create", "auth", "Add user roles") for _ in range(2)]
+    assert [done.returncode for done in made] == [0, 0], made
+    paths = [line for done in made for line in done.stdout.splitlines()]
+    assert all((copied.root / path).is_file() for path in paths)
+    names = [Path(path).name.removesuffix(".sql") for path in paths]
+    assert names[1::2] == [f"{name}.rollback" for name in names[::2]]
+    assert ids(copied) == [*before, *names[::2]]
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"\d{14}_auth_add_user_roles", name) for name in names[::2])
+
+
+@pytest.mark.parametrize(
+    ("module", "description", "named"),
+    [("nowhere", "add_x", "kernel, auth, platform"), ("auth", "!!", "letter"), ("auth", "long " * 100, "longer")],
+)
+def test_create_refuses_what_makes_no_name(
+    cli: Project, tmp_path: Path, module: str, description: str, named: str
+) -> None:
+    copied = cli.copy(tmp_path / "copy")
+    before = ids(copied)
+    done = copied.app("migrate", "create", module, description)
+    assert (done.returncode, done.stdout) == (65, "")
+    assert named in done.stderr
+    assert ids(copied) == before
+
+
+def broken(project: Project) -> str:
+    add(project, "CREATE TABLE later (n int); SELECT 1 / 0;")
+    return f"{LATER}.sql: apply failed: division by zero"
+
+
+def edited(project: Project) -> str:
+    first = ids(project)[0]
+    with (project.root / "migrations" / f"{first}.sql").open("a") as file:
+        file.write("-- a remark\n")
+    return f"{first}: edited after it was applied"
+
+
+def without_rollback(project: Project) -> str:
+    add(project, "SELECT 1", rollback=None)
+    return f"{LATER}.rollback.sql is missing"
+
+
+def badly_named(project: Project) -> str:
+    add(project, "SELECT 1", name="2027_auth_later")
+    return "2027_auth_later.sql: the name must be"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status"), [(broken, 1), (edited, 65), (without_rollback, 65), (badly_named, 65)], ids=lambda value: None
+)
+@pytest.mark.parametrize("command", [("migrate", "up"), ("run-event-consumer", "--port", "0")], ids=lambda c: c[0])
+def test_a_migration_that_cannot_be_applied_stops_with_one_line_that_names_it(
+    copy: Project, database: TestDatabase, command: tuple[str, ...], spoil: Callable[[Project], str], status: int
+) -> None:
+    reason = spoil(copy)
+    done = copy.app(*command)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith("app: ")
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert database.all("SELECT to_regclass('later') IS NULL") == [(True,)]
+    assert database.all("SELECT count(*) FROM _migrations WHERE migration_id = %s", LATER) == [(0,)]
+
+
+def test_a_process_that_may_not_migrate_starts_only_when_nothing_is_pending(
+    copy: Project, database: TestDatabase
+) -> None:
+    add(copy, "CREATE TABLE later (n int)")
+    refused = copy.app("run-auth-http", "--no-migrate", "--port", "0")
+    assert refused.returncode == 73
+    assert "app migrate up" in refused.stderr
+    assert LATER in refused.stderr
+    assert database.all("SELECT to_regclass('later') IS NULL") == [(True,)]
+    assert copy.app("migrate", "up").returncode == 0
+    process = copy.start("run-auth-http", "--no-migrate")
+    process.ready()
+    assert process.stop() == 0
+
+
+def test_a_process_starts_on_the_schema_of_a_newer_release_which_status_calls_unknown(copy: Project) -> None:
+    newest = add(copy, "CREATE TABLE later (n int)")
+    assert copy.app("migrate", "up").returncode == 0
+    newest.unlink()
+    newest.with_suffix(".rollback.sql").unlink()
+    process = copy.start("run-auth-http")
+    process.ready()
+    assert printed(copy, "status")["items"][-1]["state"] == "unknown"
+    assert process.stop() == 0

@@ -1,0 +1,220 @@
+"""A PostgreSQL server as operators run one: from given binaries, over TCP with a password, with or without TLS."""
+
+import ipaddress
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.support.project import eventually
+
+UNPRIVILEGED = 65534
+
+
+def installed(version: int) -> Path | None:
+    """Return the folder of Debian's binaries, or None."""
+    found = Path(f"/usr/lib/postgresql/{version}/bin")
+    return found if (found / "postgres").exists() else None
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def as_unprivileged() -> list[str]:
+    """Return what to put before a command: PostgreSQL refuses to run as root. It ends when the test does."""
+    become = [f"--reuid={UNPRIVILEGED}", f"--regid={UNPRIVILEGED}", "--clear-groups"] if os.geteuid() == 0 else []
+    return ["setpriv", *become, "--pdeathsig=INT", "--"]
+
+
+@dataclass
+class DebianServer:
+    """A server on a port and a data folder of its own."""
+
+    bin_dir: Path
+    folder: Path
+    port: int = field(default_factory=free_port)
+    password: str = field(default_factory=lambda: f"pw-{secrets.token_hex(12)}", repr=False)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return the settings of a project that uses it."""
+        return {
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": str(self.port),
+            "POSTGRES_USER": "app",
+            "POSTGRES_PASSWORD": self.password,
+            "POSTGRES_DB": "app",
+        }
+
+    def connect(self, db: str = "postgres") -> psycopg.Connection:
+        """Connect as the superuser over the socket."""
+        return psycopg.connect(host=str(self.folder), port=self.port, user="admin", dbname=db, autocommit=True)
+
+    def all(self, sql: str, db: str = "app") -> list[tuple]:
+        with self.connect(db) as connection:
+            return connection.execute(sql).fetchall()
+
+    def run(self, sql: str, db: str = "app") -> None:
+        with self.connect(db) as connection:
+            connection.execute(sql)
+
+    def _tool(self, *command: str) -> None:
+        subprocess.run(
+            [*as_unprivileged(), str(self.bin_dir / command[0]), *command[1:]],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+
+    def create(self) -> None:
+        """Make the data folder with `admin` (local only) and `app`, who owns the database `app`."""
+        self._tool("initdb", "-D", str(self.data), "-U", "admin", "-E", "UTF8", "--no-sync", "--auth-local=trust")
+        hba = "local all admin trust\nhost all app 127.0.0.1/32 scram-sha-256\nhost all app ::1/128 scram-sha-256\n"
+        (self.data / "pg_hba.conf").write_text(hba)
+        self.start()
+        self.run(f"CREATE ROLE app LOGIN PASSWORD '{self.password}'", "postgres")
+        self.run("CREATE DATABASE app OWNER app", "postgres")
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        options = {
+            "port": self.port,
+            "listen_addresses": "localhost",
+            "unix_socket_directories": self.folder,
+            "fsync": "off",
+            "password_encryption": "scram-sha-256",
+        }
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *as_unprivileged(),
+                    str(self.bin_dir / "postgres"),
+                    *("-D", str(self.data)),
+                    *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
+                ],
+                cwd=self.folder,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"},
+                stdout=log,
+                stderr=log,
+            )
+
+        def answers() -> bool:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise RuntimeError((self.folder / "server.log").read_text())
+            with suppress(psycopg.OperationalError), self.connect("postgres"):
+                return True
+            return False
+
+        eventually(answers)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(20)
+            self.process = None
+
+    def certify(self, authority: "Authority", *names: str) -> None:
+        """Turn TLS on, with a certificate of the authority for the names."""
+        key, certificate = authority.issue(*names)
+        for name, content in (("server.key", key), ("server.crt", certificate)):
+            path = self.data / name
+            path.write_bytes(content)
+            path.chmod(0o600)
+            if os.geteuid() == 0:
+                os.chown(path, UNPRIVILEGED, UNPRIVILEGED)
+        self.set_ssl("on")
+
+    def set_ssl(self, state: str) -> None:
+        """Turn TLS `on` or `off`."""
+        self.run(f"ALTER SYSTEM SET ssl = {state}", "postgres")
+        self.run("SELECT pg_reload_conf()", "postgres")
+        eventually(lambda: self.all("SHOW ssl", "postgres") == [(state,)])
+
+
+@contextmanager
+def debian_server(bin_dir: Path) -> Iterator[DebianServer]:
+    """Run a server with an empty database, in a folder that an unprivileged user can reach; both go away afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    if os.geteuid() == 0:
+        os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
+    server = DebianServer(bin_dir, folder)
+    try:
+        server.create()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
+class Authority:
+    """A certificate authority."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            self._builder(self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.file = folder / f"{name}.crt"
+        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+    def issue(self, *names: str) -> tuple[bytes, bytes]:
+        """Return a key and a certificate for the names and addresses, as PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        alternatives: list[x509.GeneralName] = []
+        for name in names:
+            try:
+                alternatives.append(x509.IPAddress(ipaddress.ip_address(name)))
+            except ValueError:
+                alternatives.append(x509.DNSName(name))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        certificate = (
+            self._builder(subject, key)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return (
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+            certificate.public_bytes(serialization.Encoding.PEM),
+        )
