@@ -180,3 +180,13 @@ def test_a_process_starts_on_the_schema_of_a_newer_release_which_status_calls_un
     process.ready()
     assert printed(copy, "status")["items"][-1]["state"] == "unknown"
     assert process.stop() == 0
+
+
+def test_a_migration_without_a_statement_is_not_applied(project: Project, tmp_path: Path) -> None:
+    copied = project.copy(tmp_path / "copy")
+    made = copied.app("migrate", "create", "auth", "later").stdout.splitlines()[0]
+    for command in ("up", "plan"):
+        refused = copied.app("migrate", command)
+        assert refused.returncode == 65
+        assert refused.stderr == f"app: {Path(made).name} has no statement yet; write it, or remove it\n"
+    assert copied.app("migrate", "status").returncode == 0

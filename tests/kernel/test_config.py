@@ -431,7 +431,7 @@ def test_no_secret_is_in_a_report_of_problems_whatever_is_wrong_with_it(folder: 
 class TestOutsideLocalAndTest:
     def test_real_secrets_and_a_server_are_enough(self, folder: Folder, environment: str) -> None:
         settings = folder.load(PRODUCTION | {"APP_ENV": environment})
-        assert settings.is_production_like
+        assert settings.environment == environment
         assert settings[LoggerSettings].format == "json"
         assert settings[PostgresSettings].ssl != "disable"
 

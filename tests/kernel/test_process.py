@@ -285,9 +285,7 @@ def test_a_loop_that_blocks_cannot_keep_the_process_alive(project: Project, tmp_
     copied = project.copy(tmp_path / "copy")
     usecase = copied.root / "app/modules/auth/usecases/logout.py"
     text = usecase.read_text()
-    usecase.write_text(
-        text.replace("claims = self.tokens", "import time; time.sleep(120)\n        claims = self.tokens")
-    )
+    usecase.write_text(text.replace("claims = await", "import time; time.sleep(120)\n        claims = await"))
     assert usecase.read_text() != text
     running = copied.start("run-auth-http")
     url = running.ready()

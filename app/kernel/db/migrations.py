@@ -169,7 +169,12 @@ class Migrator:
                 f"{', '.join(edited)}: edited after it was applied; restore the file and write a new migration"
             )
         wanted = {s.id for s in status if s.state == "pending"}
-        return [migration for migration in read(self._folder) if migration.id in wanted]
+        pending = [migration for migration in read(self._folder) if migration.id in wanted]
+        for migration in pending:
+            lines = migration.path.read_bytes().splitlines()
+            if all(not line.strip() or line.lstrip().startswith(b"--") for line in lines):
+                raise BadMigration(f"{migration.path.name} has no statement yet; write it, or remove it")
+        return pending
 
     def up(self, report: Callable[[str], None]) -> list[str]:
         """Apply what is pending, in order; return the ids. Safe to repeat, and to run many times at once.

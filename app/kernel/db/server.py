@@ -19,6 +19,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 
 _CONNECT_S = 2
+_TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _WORTH_RETRYING = ("starting up", "shutting down", "recovery", "too many", "connection slots")
 _NOT_WORTH_RETRYING = ("FATAL:", "does not support SSL", "certificate", "no password supplied")
 
@@ -78,7 +79,7 @@ async def server(p: Process) -> AsyncGenerator[Server]:
 
 
 async def _answering(server: Server, timeout_s: float) -> None:
-    deadline, told = time.monotonic() + timeout_s, 0.0
+    deadline, tell_at = time.monotonic() + timeout_s, time.monotonic() + _TELL_AFTER_S
     while True:
         try:
             connection = await psycopg.AsyncConnection.connect(server.conninfo())
@@ -90,8 +91,8 @@ async def _answering(server: Server, timeout_s: float) -> None:
                 raise Unavailable(
                     f"PostgreSQL at {server.label} does not answer: {reason}; start it, or check POSTGRES_HOST"
                 ) from None
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
+            if time.monotonic() >= tell_at:
+                tell_at = time.monotonic() + _TELL_EVERY_S
                 logger.warning("waiting for PostgreSQL at {}: {}", server.label, reason)
             await asyncio.sleep(0.25)
         else:

@@ -1,0 +1,243 @@
+"""Reads the layers of settings and validates them as a whole."""
+
+import os
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.kernel.config.sections import Section
+from app.kernel.config.settings import (
+    UNSAFE,
+    Environment,
+    Misconfigured,
+    Problem,
+    Settings,
+    current_environment,
+    describe,
+    environment_name,
+    hints,
+    is_secret,
+)
+
+_FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
+
+
+def load(
+    root: Path,
+    sections: Iterable[type[Section]],
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """Read and validate all layers.
+
+    `root` holds the folder `settings`; `overrides` maps `section.key` to the value of a command's option.
+    Raises Misconfigured with every problem found. Safe to repeat; reads only.
+    """
+    environment = current_environment(environ)
+    kinds = {kind.section: kind for kind in sections}
+    tree, sources, problems = _layers(root, environment)
+    problems += _unknown(kinds, tree, sources)
+    for name, kind in kinds.items():
+        section = tree.setdefault(name, {})
+        for key in describe(kind):
+            problems += _overlay(f"{name}.{key}", section, sources, environ, overrides or {})
+    built: dict[type[Any], Any] = {}
+    for name, kind in kinds.items():
+        known = {key: _counted(kind, key, value) for key, value in tree[name].items() if key in describe(kind)}
+        try:
+            built[kind] = TypeAdapter(kind).validate_python(known)
+        except ValidationError as error:
+            problems += [
+                _explain(kind, dict(e), sources)
+                for e in error.errors(include_url=False)
+                if environment in UNSAFE or not _is_missing_secret(kind, tree[name], str(e["loc"][0]))
+            ]
+    if environment not in UNSAFE:
+        problems += _required(root, kinds, tree, sources)
+    if problems:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise Misconfigured(f"settings for APP_ENV={environment}: {count}", problems)
+    return Settings(environment, built, sources)
+
+
+def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, object]], dict[str, str], list[Problem]]:
+    folder = root / "settings"
+    files = [folder / "default.yaml", folder / f"{environment}.yaml"]
+    if os.path.lexists(secrets := folder / ".secrets.yaml"):  # a link that leads nowhere must not go unnoticed
+        files.append(secrets)
+    tree: dict[str, dict[str, object]] = {}
+    sources: dict[str, str] = {}
+    problems: list[Problem] = []
+    for file, content in _read(files):
+        for name, section in content.items():
+            if not isinstance(section, dict):
+                problems.append(Problem(name, file, "expected a section with keys below it"))
+                continue
+            layer = tree.setdefault(name, {})
+            for key, value in cast("dict[str, object]", section).items():
+                if key not in layer or layer[key] != value:  # Dynaconf merges `section.key: value` itself
+                    layer[key], sources[f"{name}.{key}"] = value, file
+    return tree, sources, problems
+
+
+def _read(files: list[Path]) -> list[tuple[str, dict[str, object]]]:
+    """Return what each file holds. Raises Misconfigured with every file that cannot be read."""
+    names = {file.name: _label(file) for file in files}
+    try:
+        for file in files:  # Dynaconf only warns of what it may not read
+            file.read_text(encoding="utf-8")
+        history = _history(files)
+    except Exception:  # noqa: BLE001 - which file, and why, is found out below
+        problems = [problem for file in files for problem in _why_unreadable(file)]
+        raise Misconfigured(f"the settings in {files[0].parent} cannot be read", problems) from None
+    return [
+        (names[name], {str(key).lower(): value for key, value in entry["value"].items()})
+        for entry in history
+        # Dynaconf takes a default.local.yaml along, which is none of our layers
+        if entry["loader"] == "yaml" and (name := Path(entry["identifier"]).name) in names
+    ]
+
+
+def _history(files: list[Path]) -> list[dict[str, Any]]:
+    from dynaconf import Dynaconf  # pyright: ignore[reportMissingTypeStubs]
+    from dynaconf.utils.inspect import get_history  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    loaded: Any = Dynaconf(
+        settings_files=[str(file) for file in files],
+        merge_enabled=False,  # it would join lists; _layers merges section by section
+        load_dotenv=False,
+        environments=False,
+        envvar_prefix=False,
+        loaders=[],
+        core_loaders=["YAML"],
+        auto_cast=False,
+    )
+    return cast("list[dict[str, Any]]", get_history(loaded))
+
+
+def _why_unreadable(file: Path) -> list[Problem]:
+    """Say where a file is broken. The parser's own words would show what stands there, and that may be a secret."""
+    try:
+        file.read_text(encoding="utf-8")
+        _history([file])
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        reason = "is not UTF-8 text"
+    except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            reason = "expected sections with keys below them"
+        elif type(error).__name__ == "DuplicateKeyError":
+            reason = f"a key stands there twice, again at line {mark.line + 1}"
+        else:
+            reason = f"not YAML at line {mark.line + 1}, column {mark.column + 1}; quote values with special characters"
+    else:
+        return []
+    return [Problem("-", _label(file), reason)]
+
+
+def _label(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
+
+
+def _unknown(
+    kinds: Mapping[str, type[Section]], tree: Mapping[str, Mapping[str, object]], sources: Mapping[str, str]
+) -> list[Problem]:
+    everything = [f"{name}.{key}" for name, kind in kinds.items() for key in describe(kind)]
+    problems: list[Problem] = []
+    for name, section in tree.items():
+        for key in section:
+            full = f"{name}.{key}"
+            if full in everything:
+                continue
+            near = get_close_matches(full, everything, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(Problem(full, sources.get(full, ""), f"unknown key{hint}"))
+    return problems
+
+
+def _overlay(
+    key: str,
+    section: dict[str, object],
+    sources: dict[str, str],
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object],
+) -> list[Problem]:
+    name, variable = key.partition(".")[2], environment_name(key)
+    if key in overrides:
+        section[name], sources[key] = overrides[key], "command line"
+        return []
+    file = environ.get(f"{variable}_FILE")
+    if variable in environ:
+        section[name], sources[key] = environ[variable], variable
+        return [Problem(key, variable, f"{variable}_FILE is set too; keep one of them")] if file else []
+    if file:
+        sources[key] = f"{variable}_FILE"
+        try:
+            section[name] = Path(file).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            return [Problem(key, sources[key], f"cannot read {file}: {reason}")]
+    return []
+
+
+def _explain(kind: type[Section], error: dict[str, Any], sources: Mapping[str, str]) -> Problem:
+    name = str(error["loc"][0])
+    key = f"{kind.section}.{name}"
+    if error["type"] == "missing":
+        return Problem(key, "nowhere", f"missing; set {environment_name(key)}")
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] in ("too_short", "string_too_short"):
+        least = error["ctx"]["min_length"]
+        message = "something, not nothing" if least == 1 else f"at least {least} characters"
+    expected = message if message.startswith("expected") else f"expected {message}"
+    value = error["input"]
+    # what stands below a misplaced key may be a secret
+    shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    shown = "" if is_secret(kind, name) else f", got {shown}"
+    return Problem(key, sources.get(key, "nowhere"), expected + shown)
+
+
+def _required(
+    root: Path,
+    kinds: Mapping[str, type[Section]],
+    tree: Mapping[str, Mapping[str, object]],
+    sources: Mapping[str, str],
+) -> list[Problem]:
+    """What is fine on a laptop and refused elsewhere: no server, debugging, secrets missing or known to everybody."""
+    files = [root / "settings" / f"{name}.yaml" for name in ("default", *UNSAFE)]
+    known = [_sections(content) for _, content in _read([file for file in files if file.is_file()])]
+    problems: list[Problem] = []
+    for name, kind in kinds.items():
+        for key in describe(kind):
+            full = f"{name}.{key}"
+            value, source, variable = tree[name].get(key), sources.get(full, "nowhere"), environment_name(full)
+            if full == "http_server.debug" and str(value).lower() not in _FALSE:
+                problems.append(Problem(full, source, "must be false outside local and test"))
+            elif full == "postgres.host" and not value:
+                problems.append(Problem(full, source, f"nothing is embedded outside local and test; set {variable}"))
+            elif not is_secret(kind, key):
+                continue
+            elif not value:
+                problems.append(Problem(full, source, f"missing secret; set {variable} or {variable}_FILE"))
+            elif value in [content[name][key] for content in known if key in content.get(name, {})]:
+                problems.append(Problem(full, source, f"a default that everybody knows; set {variable}"))
+    return problems
+
+
+def _sections(content: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    return {name: cast("dict[str, object]", section) for name, section in content.items() if isinstance(section, dict)}
+
+
+def _is_missing_secret(kind: type[Section], section: Mapping[str, object], name: str) -> bool:
+    return is_secret(kind, name) and not section.get(name)
+
+
+def _counted(kind: type[Section], name: str, value: object) -> object:
+    """Return the value; true and false are no numbers, though Python and pydantic take them for 1 and 0."""
+    hint = hints(kind)[name]
+    return str(value).lower() if isinstance(value, bool) and getattr(hint, "__origin__", hint) is int else value

@@ -1,0 +1,138 @@
+"""The types of settings, and the sections of the kernel. Each section is a frozen dataclass under one name."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _SECONDS[match[2] or "s"]
+    if isinstance(value, str | bool):
+        raise ValueError("expected a duration such as 500ms, 30s, 5m, 12h or 7d")
+    return value
+
+
+def _names(value: object) -> object:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for network in value:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise ValueError("expected addresses or CIDR such as 10.0.0.0/8, separated by commas") from None
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+"""Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds."""
+Port = Annotated[int, Field(ge=0, le=65535)]
+Secret = SecretStr
+
+
+class Section(Protocol):
+    """A frozen dataclass of settings under one name."""
+
+    section: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """How a process stops."""
+
+    section: ClassVar[str] = "process"
+    drain_delay: Annotated[Duration, Field(description="between /ready turning 503 and the listener closing")]
+    grace: Annotated[Duration, Field(description="for what is in flight, after the drain delay")]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpServerSettings:
+    """The HTTP server of the API processes."""
+
+    section: ClassVar[str] = "http_server"
+    host: Annotated[str, Field(min_length=1, description="address to listen on")]
+    port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
+    debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
+    handle_timeout: Annotated[Duration, Field(gt=0, description="a request that takes longer is answered 504")]
+    max_body_bytes: Annotated[int, Field(ge=1024, description="a larger request body is answered 413")]
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_names),
+        AfterValidator(_networks),
+        Field(description="whose X-Forwarded-For is believed: addresses or CIDR"),
+    ]
+    body_timeout: Annotated[Duration, Field(gt=0, description="a request body that takes longer is answered 408")]
+
+
+@dataclass(frozen=True, slots=True)
+class OperationsSettings:
+    """Where worker processes answer /health, /ready and /metrics."""
+
+    section: ClassVar[str] = "operations"
+    host: Annotated[str, Field(min_length=1, description="address to listen on")]
+    port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSettings:
+    """The database. Without a host, the embedded server is used (local and test only)."""
+
+    section: ClassVar[str] = "postgres"
+    host: Annotated[str, Field(description="host name, address or socket folder; empty: the embedded server")]
+    port: Annotated[Port, Field(ge=1, description="port of the server")]
+    user: Annotated[str, Field(min_length=1, description="role to connect as")]
+    password: Annotated[Secret, Field(description="password of the role")]
+    db: Annotated[str, Field(min_length=1, description="name of the database")]
+    ssl: Annotated[Literal["disable", "require", "verify-full"], Field(description="transport security")]
+    ssl_root_cert: Annotated[
+        str, Field(description="file of trusted certificates for verify-full; system: the system's")
+    ]
+    pool_size: Annotated[int, Field(ge=1, le=1000, description="most connections of one process")]
+    pool_timeout: Annotated[Duration, Field(gt=0, description="longest wait for a connection")]
+    pool_queue: Annotated[int, Field(ge=1, description="most requests that wait for a connection at once")]
+    statement_timeout: Annotated[Duration, Field(gt=0, description="longest statement")]
+    lock_timeout: Annotated[Duration, Field(gt=0, description="longest wait for a lock")]
+    startup_timeout: Annotated[Duration, Field(description="how long a starting process waits for the server")]
+    migrate: Annotated[bool, Field(description="apply pending migrations when starting; otherwise refuse to start")]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggerSettings:
+    """Logs of the long-running processes."""
+
+    section: ClassVar[str] = "logger"
+    level: Annotated[Literal["debug", "info", "warn", "error"], Field(description="least severe level written")]
+    format: Annotated[Literal["json", "console"], Field(description="one JSON object a line, or text for people")]
+    output: Annotated[str, Field(min_length=1, description="stdout, or the path of a file")]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """Jobs and schedules."""
+
+    section: ClassVar[str] = "queue"
+    names: Annotated[
+        tuple[str, ...], BeforeValidator(_names), Field(min_length=1, description="queues that a consumer works on")
+    ]
+    concurrency: Annotated[int, Field(ge=1, le=10_000, description="most jobs that one consumer runs at once")]
+    poll_interval: Annotated[Duration, Field(gt=0, description="longest time that a due job or tick goes unnoticed")]
+    lease: Annotated[Duration, Field(gt=0, description="after this without a sign of life a job is given to another")]
+
+
+KERNEL_SECTIONS: tuple[type[Section], ...] = (
+    ProcessSettings,
+    HttpServerSettings,
+    OperationsSettings,
+    PostgresSettings,
+    LoggerSettings,
+    QueueSettings,
+)

@@ -1,0 +1,117 @@
+"""Settings once they are valid, and what is said when they are not."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, TypeVar, cast, get_type_hints
+
+from pydantic import SecretStr
+
+from app.kernel.config.sections import Section
+
+S = TypeVar("S", bound=Section)
+Environment = Literal["local", "test", "staging", "production"]
+ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
+DEFAULT_ENVIRONMENT: Environment = "local"
+UNSAFE: tuple[Environment, ...] = ("local", "test")
+"""Where nothing has to be secret, and a server may be embedded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the settings. Never holds a secret."""
+
+    key: str
+    source: str
+    message: str
+
+
+class Misconfigured(Exception):
+    """The settings cannot be used. `problems` lists everything that is wrong."""
+
+    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+        self.problems = tuple(problems)
+        widths = [max((len(getattr(p, name)) for p in self.problems), default=0) for name in ("key", "source")]
+        lines = [f"  {p.key:<{widths[0]}}  {p.source:<{widths[1]}}  {p.message}" for p in self.problems]
+        super().__init__("\n".join([message, *lines]))
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An effective setting: what it is, where it came from, what it means. A secret is already redacted."""
+
+    key: str
+    value: object
+    source: str
+    description: str
+    secret: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Validated settings; `settings[PostgresSettings]` is the section of that type."""
+
+    environment: Environment
+    sections: Mapping[type[Any], Any] = field(default_factory=dict[type[Any], Any])
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __getitem__(self, section: type[S]) -> S:
+        return cast("S", self.sections[section])
+
+    def values(self) -> list[Value]:
+        """Every effective setting, in the order of the schema, secrets redacted."""
+        return [
+            Value(
+                key := f"{kind.section}.{name}",
+                _shown(getattr(section, name)),
+                self.sources.get(key, "settings/default.yaml"),
+                description,
+                isinstance(getattr(section, name), SecretStr),
+            )
+            for kind, section in self.sections.items()
+            for name, description in describe(kind).items()
+        ]
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    return value
+
+
+@cache
+def hints(kind: type[Any]) -> dict[str, Any]:
+    """Return the annotations of a section, with their metadata."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def describe(kind: type[Section]) -> dict[str, str]:
+    """Return the keys of a section with what each means."""
+    found: dict[str, str] = {}
+    for item in fields(cast("Any", kind)):
+        metadata = getattr(hints(kind)[item.name], "__metadata__", ())
+        found[item.name] = next((m.description for m in metadata if getattr(m, "description", None)), "")
+    return found
+
+
+def is_secret(kind: type[Section], name: str) -> bool:
+    """Return whether a key of a section is never shown."""
+    hint = hints(kind)[name]
+    return hint is SecretStr or getattr(hint, "__origin__", None) is SecretStr
+
+
+def environment_name(key: str) -> str:
+    """Return the environment variable that overrides `section.key`."""
+    return key.replace(".", "_").upper()
+
+
+def current_environment(environ: Mapping[str, str]) -> Environment:
+    """Return the value of APP_ENV. Raises Misconfigured when it is none of ENVIRONMENTS."""
+    name = environ.get("APP_ENV", "") or DEFAULT_ENVIRONMENT
+    for known in ENVIRONMENTS:
+        if name == known:
+            return known
+    near = get_close_matches(name.lower(), ENVIRONMENTS, 1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise Misconfigured(f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}")
