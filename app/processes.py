@@ -30,6 +30,7 @@ def http(*modules: str) -> "ServiceFactory":
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(bind(settings.host, settings.port)) as sock:
+            from app.kernel.http.openapi import Documentation
             from app.kernel.http.routes import router
             from app.modules.auth import wiring
 
@@ -37,7 +38,8 @@ def http(*modules: str) -> "ServiceFactory":
             routes = [route for module in adapters("http", modules) for route in await module.routes(p)]
             portal = await p.use(wiring.portal)
             api = router(routes, portal.authenticate, settings)
-            return http_service(p, Operations(p, api), sock)
+            documented = Documentation(api, routes, f"{' and '.join(modules)} API")
+            return http_service(p, Operations(p, documented), sock)
 
     return service
 

@@ -3,10 +3,24 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Annotated, Generic, Protocol, TypeVar
 from uuid import UUID
 
+from annotated_types import Interval
+
 from app.kernel.errors import Invalid
+
+T = TypeVar("T")
+Limit = Annotated[int, Interval(ge=1, le=100)]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A part of a list, and where the next one starts; nowhere when this is the last."""
+
+    items: list[T]
+    next_cursor: str | None = None
 
 
 class HasId(Protocol):

@@ -61,12 +61,11 @@ class _Endpoint:
         self._trusted = networks(limits.trusted_proxies)
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
-        dataclasses = [hint for hint in hints.values() if isinstance(hint, type) and is_dataclass(hint)]
-        inputs = [kind for kind in dataclasses if not issubclass(kind, Caller)]
+        kind = input_type(route)
         self._parameters = list(hints.values())
-        self._input = _strict(inputs[0]) if inputs else None
-        names = {field.name for kind in inputs for field in fields(kind)}
-        self._in_path = names & _parameters(route.path)
+        self._input = None if kind is None else _strict(kind)
+        names = {field.name for field in fields(kind)} if kind else set[str]()
+        self._in_path = names & set(path_parameters(route.path))
         self._has_body = route.method != "GET" and names != self._in_path
         self._output = None if returned is type(None) else TypeAdapter[Any](returned)
 
@@ -126,8 +125,18 @@ def _strict(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _parameters(path: str) -> set[str]:
-    return {part[1:-1] for part in path.split("/") if part.startswith("{")}
+def input_type(route: Route) -> type[Any] | None:
+    """Return the dataclass that a route's operation takes as input."""
+    hints = get_type_hints(type(route.operation).__call__)
+    for hint in (hint for name, hint in hints.items() if name != "return"):
+        if isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Caller):
+            return cast("type[Any]", hint)
+    return None
+
+
+def path_parameters(path: str) -> list[str]:
+    """Return the names in braces of a path, in order."""
+    return [part[1:-1] for part in path.split("/") if part.startswith("{")]
 
 
 def _single(query: QueryParams) -> dict[str, str]:

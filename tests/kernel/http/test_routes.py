@@ -14,6 +14,7 @@ from annotated_types import Len
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.middleware import stack
+from app.kernel.http.openapi import openapi, page
 from app.kernel.http.routes import Route, router
 from app.kernel.operations import BearerToken, Caller, Origin
 from app.processes import sections
@@ -217,3 +218,36 @@ async def test_the_callers_trace_is_continued_and_a_broken_one_is_not() -> None:
         for broken in (f"00-{trace}-0000000000000000-01", f"ff-{trace}-b7ad6b7169203331-01", "nonsense"):
             made = await http.get("/nowhere", headers={"traceparent": broken})
             assert made.json()["trace_id"] not in (trace, "0" * 32)
+
+
+async def test_the_openapi_document_says_what_is_served() -> None:
+    routes = [
+        Route("POST", "/greet", Greet(), public=True),
+        Route("GET", "/greet", Greet(), public=True),
+        Route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
+        Route("POST", "/whisper", Whisper(), public=True),
+    ]
+    document = openapi(routes, "test")
+    post, get = document["paths"]["/greet"]["post"], document["paths"]["/greet"]["get"]
+    body = post["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["name"]
+    assert body["properties"]["name"] | {"title": ""} == {
+        "type": "string",
+        "minLength": 2,
+        "maxLength": 10,
+        "title": "",
+    }
+    assert [(p["name"], p["in"], p["required"]) for p in get["parameters"]] == [
+        ("name", "query", True),
+        ("times", "query", False),
+    ]
+    assert "security" not in post
+    patch = document["paths"]["/things/{id}"]["patch"]
+    assert [(p["name"], p["in"]) for p in patch["parameters"]] == [("id", "path")]
+    assert list(patch["requestBody"]["content"]["application/json"]["schema"]["properties"]) == ["name"]
+    assert patch["security"] == [{"bearer": []}]
+    assert "x:y:read" in patch["description"]
+    whisper = document["paths"]["/whisper"]["post"]
+    assert whisper["security"] == [{"bearer": []}]
+    assert set(whisper["responses"]) == {"204", "default"}
+    assert "<script" not in page(openapi(routes, "<script>"))

@@ -4,17 +4,10 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
+from app.kernel.pages import Page
 from app.modules.auth.domain.actors import ActorNotFound, Actors
 from app.modules.auth.domain.permissions import Role, Roles
 from app.modules.auth.usecases.get_actor import ActorRef
-
-
-@dataclass(frozen=True, slots=True)
-class ActorRoles:
-    """The roles of an actor, by name; they fit one page."""
-
-    items: list[Role]
-    next_cursor: str | None = None
 
 
 @operation("auth.get_actor_roles", Kind.USER_ACTION)
@@ -26,8 +19,8 @@ class GetActorRoles:
     actors: Actors
     roles: Roles
 
-    async def __call__(self, actor: ActorRef) -> ActorRoles:
+    async def __call__(self, actor: ActorRef) -> Page[Role]:
         """Return the roles. Raises ActorNotFound. Safe to repeat."""
         if await self.actors.get(self.db, actor.id) is None:
             raise ActorNotFound
-        return ActorRoles(await self.roles.of_actor(self.db, actor.id))
+        return Page(await self.roles.of_actor(self.db, actor.id))

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
+from app.kernel.pages import Page
 from app.modules.auth.domain.actors import ActorNotFound, Actors
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.domain.sessions import LiveSession, Sessions
 from app.modules.auth.usecases.get_actor import ActorRef
-from app.modules.auth.usecases.list_my_sessions import LiveSessions
 
 
 @operation("auth.list_actor_sessions", Kind.USER_ACTION)
@@ -19,8 +19,8 @@ class ListActorSessions:
     actors: Actors
     sessions: Sessions
 
-    async def __call__(self, caller: Caller, actor: ActorRef) -> LiveSessions:
+    async def __call__(self, caller: Caller, actor: ActorRef) -> Page[LiveSession]:
         """Return the sessions. Raises ActorNotFound. Safe to repeat."""
         if await self.actors.get(self.db, actor.id) is None:
             raise ActorNotFound
-        return LiveSessions(await self.sessions.live(self.db, actor.id, caller.session_id))
+        return Page(await self.sessions.live(self.db, actor.id, caller.session_id))

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Interval, Len
+from annotated_types import Len
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import after, next_cursor
+from app.kernel.pages import Limit, Page, after, next_cursor
 from app.modules.auth.domain.actors import Actor, ActorFilters, Actors, ActorType
 
 
@@ -18,16 +18,8 @@ class ActorsWanted:
     type: ActorType | None = None
     is_active: bool | None = None
     q: Annotated[str, Len(1, 64)] | None = None
-    limit: Annotated[int, Interval(ge=1, le=100)] = 20
+    limit: Limit = 20
     cursor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ActorPage:
-    """Actors, newest first."""
-
-    items: list[Actor]
-    next_cursor: str | None
 
 
 @operation("auth.list_actors", Kind.USER_ACTION)
@@ -38,8 +30,8 @@ class ListActors:
     db: Database
     actors: Actors
 
-    async def __call__(self, wanted: ActorsWanted) -> ActorPage:
+    async def __call__(self, wanted: ActorsWanted) -> Page[Actor]:
         """Return a page. Raises Invalid for a wrong cursor. Safe to repeat."""
         filters = ActorFilters(wanted.type, wanted.is_active, wanted.q)
         found = await self.actors.page(self.db, filters, wanted.limit, after(wanted.cursor))
-        return ActorPage(found, next_cursor(found, wanted.limit))
+        return Page(found, next_cursor(found, wanted.limit))

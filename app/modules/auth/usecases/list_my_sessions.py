@@ -4,15 +4,8 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
+from app.kernel.pages import Page
 from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession, SessionNotFound, Sessions
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSessions:
-    """Live sessions, newest first; they fit one page."""
-
-    items: list[LiveSession]
-    next_cursor: str | None = None
 
 
 @operation("auth.list_my_sessions", Kind.USER_ACTION)
@@ -23,8 +16,8 @@ class ListMySessions:
     db: Database
     sessions: Sessions
 
-    async def __call__(self, caller: AuthenticatedCaller) -> LiveSessions:
+    async def __call__(self, caller: AuthenticatedCaller) -> Page[LiveSession]:
         """Return the sessions. Safe to repeat."""
         if caller.actor_id is None:
             raise SessionNotFound
-        return LiveSessions(await self.sessions.live(self.db, caller.actor_id, caller.session_id))
+        return Page(await self.sessions.live(self.db, caller.actor_id, caller.session_id))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.kernel.operations import Kind, operation
+from app.kernel.pages import Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,14 +15,6 @@ class Permission:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """All permissions, by name; they fit one page."""
-
-    items: list[Permission]
-    next_cursor: str | None = None
-
-
 @operation("auth.list_permissions", Kind.USER_ACTION)
 @dataclass(frozen=True, slots=True)
 class ListPermissions:
@@ -29,6 +22,6 @@ class ListPermissions:
 
     catalogue: Mapping[str, str]
 
-    async def __call__(self) -> Catalogue:
+    async def __call__(self) -> Page[Permission]:
         """Return the catalogue. Safe to repeat."""
-        return Catalogue([Permission(name, self.catalogue[name]) for name in sorted(self.catalogue)])
+        return Page([Permission(name, self.catalogue[name]) for name in sorted(self.catalogue)])

@@ -1,13 +1,10 @@
 """List roles."""
 
 from dataclasses import dataclass
-from typing import Annotated
-
-from annotated_types import Interval
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import after, next_cursor
+from app.kernel.pages import Limit, Page, after, next_cursor
 from app.modules.auth.domain.permissions import Role, Roles
 
 
@@ -15,16 +12,8 @@ from app.modules.auth.domain.permissions import Role, Roles
 class RolesWanted:
     """How many roles, from where."""
 
-    limit: Annotated[int, Interval(ge=1, le=100)] = 20
+    limit: Limit = 20
     cursor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RolePage:
-    """Roles, newest first."""
-
-    items: list[Role]
-    next_cursor: str | None
 
 
 @operation("auth.list_roles", Kind.USER_ACTION)
@@ -35,7 +24,7 @@ class ListRoles:
     db: Database
     roles: Roles
 
-    async def __call__(self, wanted: RolesWanted) -> RolePage:
+    async def __call__(self, wanted: RolesWanted) -> Page[Role]:
         """Return a page. Raises Invalid for a wrong cursor. Safe to repeat."""
         found = await self.roles.page(self.db, wanted.limit, after(wanted.cursor))
-        return RolePage(found, next_cursor(found, wanted.limit))
+        return Page(found, next_cursor(found, wanted.limit))

@@ -9,9 +9,9 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
+from app.kernel.pages import Page
 from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.permissions import RoleNotFound, Roles, check_may_grant
-from app.modules.auth.usecases.get_actor_roles import ActorRoles
+from app.modules.auth.domain.permissions import Role, RoleNotFound, Roles, check_may_grant
 from app.modules.auth.usecases.update_actor import locked_under_power
 
 
@@ -33,7 +33,7 @@ class SetActorRoles:
     roles: Roles
     audit: Audit
 
-    async def __call__(self, caller: Caller, wanted: ActorRolesWanted) -> ActorRoles:
+    async def __call__(self, caller: Caller, wanted: ActorRolesWanted) -> Page[Role]:
         """Return the roles. Raises ActorNotFound, RoleNotFound; Denied unless the caller holds what is added."""
         async with self.db.begin() as tx:
             actor, _ = await locked_under_power(tx, caller, wanted.id, self.actors, self.roles)
@@ -46,4 +46,4 @@ class SetActorRoles:
             await self.roles.replace_of_actor(tx, actor.id, (role.id for role in roles))
             names = sorted(role.name for role in roles)
             await self.audit.record(tx, caller, "auth.set_actor_roles", target=actor.id, roles=names)
-            return ActorRoles(await self.roles.of_actor(tx, actor.id))
+            return Page(await self.roles.of_actor(tx, actor.id))

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
-from annotated_types import Interval, Len
+from annotated_types import Len
 
 from app.kernel.audit import Audit, Entry, EntryFilters
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import after, next_cursor
+from app.kernel.pages import Limit, Page, after, next_cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,8 @@ class EntriesWanted:
     actor_id: UUID | None = None
     target: Annotated[str, Len(1, 256)] | None = None
     action: Annotated[str, Len(1, 128)] | None = None
-    limit: Annotated[int, Interval(ge=1, le=100)] = 20
+    limit: Limit = 20
     cursor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EntryPage:
-    """Entries of the audit trail, newest first."""
-
-    items: list[Entry]
-    next_cursor: str | None
 
 
 @operation("platform.list_audit", Kind.USER_ACTION)
@@ -39,8 +31,8 @@ class ListAudit:
     db: Database
     audit: Audit
 
-    async def __call__(self, wanted: EntriesWanted) -> EntryPage:
+    async def __call__(self, wanted: EntriesWanted) -> Page[Entry]:
         """Return a page. Raises Invalid for a wrong cursor. Safe to repeat."""
         filters = EntryFilters(wanted.actor_id, wanted.target, wanted.action)
         found = await self.audit.page(self.db, filters, wanted.limit, after(wanted.cursor))
-        return EntryPage(found, next_cursor(found, wanted.limit))
+        return Page(found, next_cursor(found, wanted.limit))

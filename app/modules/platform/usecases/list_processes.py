@@ -3,15 +3,8 @@
 from dataclasses import dataclass
 
 from app.kernel.operations import Kind, operation
+from app.kernel.pages import Page
 from app.kernel.registry import LiveProcess, Registry
-
-
-@dataclass(frozen=True, slots=True)
-class LiveProcesses:
-    """The processes that have reported themselves lately; they fit one page."""
-
-    items: list[LiveProcess]
-    next_cursor: str | None = None
 
 
 @operation("platform.list_processes", Kind.USER_ACTION)
@@ -21,6 +14,6 @@ class ListProcesses:
 
     registry: Registry
 
-    async def __call__(self) -> LiveProcesses:
+    async def __call__(self) -> Page[LiveProcess]:
         """Return the live processes, by name. Safe to repeat."""
-        return LiveProcesses(await self.registry.alive())
+        return Page(await self.registry.alive())

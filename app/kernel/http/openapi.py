@@ -1,0 +1,179 @@
+"""OpenAPI 3.1 from the same declarations that are served, and a page for people to read it."""
+
+import html
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, cast, get_type_hints
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+
+from app import __version__
+from app.kernel.http.asgi import App, Receive, Scope, Send, respond
+from app.kernel.http.problems import HttpProblem
+from app.kernel.http.routes import Route, input_type, path_parameters
+from app.kernel.operations import BearerToken
+
+_REFERENCE = "#/components/schemas/{model}"
+_PROBLEM = {
+    "type": "object",
+    "description": "Problem details (RFC 9457)",
+    "required": ["type", "title", "status", "detail", "code", "request_id", "trace_id"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string"},
+        "request_id": {"type": "string"},
+        "trace_id": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"field": {"type": "string"}, "message": {"type": "string"}}},
+        },
+    },
+}
+
+
+def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
+    """Return the OpenAPI document of some routes."""
+    schemas = _Schemas(routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for number, route in enumerate(routes):
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, number, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": {**schemas.definitions, "Problem": _PROBLEM},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    }
+
+
+class Documentation:
+    """Answer /openapi.json and /docs; everything else goes to the application. Made when first asked for."""
+
+    def __init__(self, app: App, routes: Sequence[Route], title: str) -> None:
+        self._app = app
+        self._routes = routes
+        self._title = title
+        self._made: dict[str, tuple[bytes, bytes]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in ("/openapi.json", "/docs"):
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
+        if not self._made:
+            document = openapi(self._routes, self._title)
+            self._made = {
+                "/openapi.json": (b"application/json", json.dumps(document).encode()),
+                "/docs": (b"text/html; charset=utf-8", page(document).encode()),
+            }
+        content_type, body = self._made[scope["path"]]
+        policy = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'")
+        await respond(send, 200, content_type, body, [policy])
+
+
+class _Schemas:
+    """The JSON schemas of all inputs and outputs, with shared parts by reference."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        wanted: list[tuple[tuple[int, str], JsonSchemaMode, TypeAdapter[Any]]] = []
+        for number, route in enumerate(routes):
+            if (kind := input_type(route)) is not None:
+                wanted.append(((number, "input"), "validation", TypeAdapter(kind)))
+            if (returned := get_type_hints(type(route.operation).__call__)["return"]) is not type(None):
+                wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
+        self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
+        self.definitions = cast("dict[str, Any]", document.get("$defs", {}))
+
+    def get(self, number: int, what: str, mode: JsonSchemaMode) -> dict[str, Any] | None:
+        """Return the schema of a route's input or output."""
+        return self._found.get(((number, what), mode))
+
+    def resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Return what a schema refers to, or itself."""
+        reference = schema.get("$ref")
+        return self.definitions[reference.rpartition("/")[2]] if reference else schema
+
+
+def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
+    kind = type(route.operation)
+    described: dict[str, Any] = {
+        "operationId": getattr(kind, "operation_id", kind.__name__),
+        "summary": (inspect.getdoc(kind) or kind.__name__).splitlines()[0],
+        "description": inspect.getdoc(kind.__call__) or "",
+        "responses": {
+            str(route.status): {"description": "Done"},
+            "default": {
+                "description": "Refused",
+                "content": {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
+            },
+        },
+    }
+    output = schemas.get(number, "output", "serialization")
+    if output is None:
+        described["responses"]["204"] = described["responses"].pop(str(route.status))
+    else:
+        described["responses"][str(route.status)]["content"] = {"application/json": {"schema": output}}
+    needs_token = BearerToken in get_type_hints(kind.__call__).values()
+    if not route.public or needs_token:
+        described["security"] = [{"bearer": []}]
+    if route.permission:
+        described["description"] += f"\n\nNeeds the permission `{route.permission}`."
+    if (schema := schemas.get(number, "input", "validation")) is not None:
+        _take_input(described, route, schemas.resolved(schema))
+    return described
+
+
+def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any]) -> None:
+    properties, required = schema["properties"], schema.get("required", [])
+    in_path = [name for name in path_parameters(route.path) if name in properties]
+    rest = {name: property_ for name, property_ in properties.items() if name not in in_path}
+    described["parameters"] = [
+        {"name": name, "in": "path", "required": True, "schema": properties[name]} for name in in_path
+    ]
+    if rest and route.method == "GET":
+        described["parameters"] += [
+            {"name": name, "in": "query", "required": name in required, "schema": property_}
+            for name, property_ in rest.items()
+        ]
+    elif rest:
+        body = {
+            "type": "object",
+            "properties": rest,
+            "required": [name for name in required if name in rest],
+            "additionalProperties": False,
+        }
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+
+
+def page(document: dict[str, Any]) -> str:
+    """Return the document as a page of HTML, without scripts or anything from elsewhere."""
+    rows: list[str] = []
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            shown = {key: operation[key] for key in ("parameters", "requestBody", "responses") if key in operation}
+            details = json.dumps(shown, indent=2)
+            rows.append(
+                f"<details><summary><b>{method.upper()}</b> <code>{html.escape(path)}</code>"
+                f" {html.escape(operation['summary'])}</summary>"
+                f"<p>{html.escape(operation['description'])}</p><pre>{html.escape(details)}</pre></details>"
+            )
+    title = html.escape(document["info"]["title"])
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;"
+        "background:#fff}summary{cursor:pointer;padding:.3rem 0}summary b{display:inline-block;width:4.5rem}"
+        "pre{background:#f4f4f4;padding:1rem;overflow:auto}p{white-space:pre-wrap}"
+        "@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}pre{background:#222}}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{style}</style><h1>{title}</h1>"
+        f'<p>The same as <a href="/openapi.json">OpenAPI 3.1</a>, for machines.</p>{"".join(rows)}</html>'
+    )
