@@ -11,6 +11,7 @@ from app.kernel.process import Process
 from app.kernel.queue.events import Events
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
 from app.modules.auth.postgres.limits import PostgresLimits
 from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.postgres.sessions import PostgresSessions
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.confirm_totp import ConfirmTotp
     from app.modules.auth.usecases.create_actor import CreateActor
+    from app.modules.auth.usecases.create_api_key import CreateApiKey
     from app.modules.auth.usecases.create_role import CreateRole
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
     from app.modules.auth.usecases.delete_role import DeleteRole
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.get_role_permissions import GetRolePermissions
     from app.modules.auth.usecases.list_actor_sessions import ListActorSessions
     from app.modules.auth.usecases.list_actors import ListActors
+    from app.modules.auth.usecases.list_api_keys import ListApiKeys
     from app.modules.auth.usecases.list_my_sessions import ListMySessions
     from app.modules.auth.usecases.list_permissions import ListPermissions
     from app.modules.auth.usecases.list_roles import ListRoles
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.remove_totp import RemoveTotp
     from app.modules.auth.usecases.rename_role import RenameRole
     from app.modules.auth.usecases.reset_password import ResetPassword
+    from app.modules.auth.usecases.revoke_api_key import RevokeApiKey
     from app.modules.auth.usecases.rotate_keys import RotateKeys
     from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
     from app.modules.auth.usecases.set_actor_roles import SetActorRoles
@@ -59,7 +63,8 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.verify import Verify
 
 AUDIT, EVENTS = Audit(), Events()
-ACTORS, SESSIONS, LIMITS, ROLES = PostgresActors(), PostgresSessions(), PostgresLimits(), PostgresRoles()
+ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), PostgresLimits()
+ROLES, API_KEYS = PostgresRoles(), PostgresApiKeys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,9 @@ class Administration:
     get_role_permissions: "GetRolePermissions"
     set_role_permissions: "SetRolePermissions"
     list_permissions: "ListPermissions"
+    create_api_key: "CreateApiKey"
+    list_api_keys: "ListApiKeys"
+    revoke_api_key: "RevokeApiKey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,7 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
     from app.modules.auth.usecases.authenticate import Authenticate
 
-    yield AuthPortal(Authenticate(await p.use(database), SESSIONS, await p.use(tokens)))
+    yield AuthPortal(Authenticate(await p.use(database), SESSIONS, API_KEYS, await p.use(tokens)))
 
 
 @asynccontextmanager
@@ -208,6 +216,7 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
 async def administration(p: Process) -> AsyncGenerator[Administration]:
     """Provide the use cases of managing others."""
     from app.modules.auth.usecases.create_actor import CreateActor
+    from app.modules.auth.usecases.create_api_key import CreateApiKey
     from app.modules.auth.usecases.create_role import CreateRole
     from app.modules.auth.usecases.delete_role import DeleteRole
     from app.modules.auth.usecases.disable_actor import DisableActor
@@ -220,9 +229,11 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
     from app.modules.auth.usecases.get_role_permissions import GetRolePermissions
     from app.modules.auth.usecases.list_actor_sessions import ListActorSessions
     from app.modules.auth.usecases.list_actors import ListActors
+    from app.modules.auth.usecases.list_api_keys import ListApiKeys
     from app.modules.auth.usecases.list_permissions import ListPermissions
     from app.modules.auth.usecases.list_roles import ListRoles
     from app.modules.auth.usecases.rename_role import RenameRole
+    from app.modules.auth.usecases.revoke_api_key import RevokeApiKey
     from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
     from app.modules.auth.usecases.set_actor_roles import SetActorRoles
     from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
@@ -250,6 +261,9 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
         get_role_permissions=GetRolePermissions(db, ROLES),
         set_role_permissions=SetRolePermissions(db, ROLES, AUDIT, catalogue),
         list_permissions=ListPermissions(catalogue),
+        create_api_key=CreateApiKey(db, ACTORS, ROLES, API_KEYS, AUDIT, catalogue),
+        list_api_keys=ListApiKeys(db, ACTORS, API_KEYS),
+        revoke_api_key=RevokeApiKey(db, ACTORS, ROLES, API_KEYS, AUDIT),
     )
 
 

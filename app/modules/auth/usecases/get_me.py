@@ -13,7 +13,7 @@ class Me:
     """The caller, as others see them."""
 
     actor: Actor
-    session_id: UUID
+    session_id: UUID | None
     permissions: list[str]
 
 
@@ -24,7 +24,7 @@ class GetMe:
 
     async def __call__(self, caller: AuthenticatedCaller) -> Me:
         """Return the caller as authenticated for this request. Safe to repeat."""
-        if caller.actor is None or caller.session_id is None:
+        if caller.actor is None:
             raise SessionNotFound
         granted = caller.permissions | {SUPERUSER} if caller.is_superuser else caller.permissions
         return Me(caller.actor, caller.session_id, sorted(granted))

@@ -1,0 +1,89 @@
+"""API keys of service accounts: `app_<id>_<secret><checksum>`."""
+
+import hashlib
+import os
+import re
+import zlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.errors import Conflict, NotFound
+from app.kernel.operations import Origin
+from app.modules.auth.domain.sessions import AuthenticatedCaller
+
+PREFIX = "app_"
+_FORM = re.compile(r"app_(?P<id>[0-9a-f]{32})_(?P<secret>[0-9a-f]{64})(?P<checksum>[0-9a-f]{8})")
+
+
+class ApiKeyNotFound(NotFound):
+    """There is no such API key."""
+
+    code = "API_KEY_NOT_FOUND"
+
+
+class NoServiceAccount(Conflict):
+    """Only service accounts have API keys."""
+
+    code = "NO_SERVICE_ACCOUNT"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key, without its secret. It may do what both it and its account may."""
+
+    id: UUID
+    name: str
+    permissions: list[str]
+    expires_at: datetime
+    last_used_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """The text of a new key, and what is stored of it."""
+
+    key: str = field(repr=False)
+    secret_hash: bytes = field(repr=False)
+
+
+def new_secret(key_id: UUID) -> NewSecret:
+    """Return a new secret of 256 bits for a key."""
+    secret = os.urandom(32)
+    stated = f"{PREFIX}{key_id.hex}_{secret.hex()}"
+    return NewSecret(f"{stated}{zlib.crc32(stated.encode()):08x}", hashlib.sha256(secret).digest())
+
+
+def parsed(text: str) -> tuple[UUID, bytes] | None:
+    """Return id and hash of the secret; None for a mistyped key, which is found out without asking the database."""
+    match = _FORM.fullmatch(text)
+    if match is None or f"{zlib.crc32(text[:-8].encode()):08x}" != match["checksum"]:
+        return None
+    return UUID(match["id"]), hashlib.sha256(bytes.fromhex(match["secret"])).digest()
+
+
+class ApiKeys(Protocol):
+    """API keys, stored."""
+
+    async def add(self, tx: Transaction, key: ApiKey, actor_id: UUID, secret_hash: bytes) -> None:
+        """Store a new key."""
+        ...
+
+    async def of_actor(self, db: Queries, actor_id: UUID) -> list[ApiKey]:
+        """Return the keys of an account, newest first; at most a hundred."""
+        ...
+
+    async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
+        """Remove a key of the account; return whether there was one."""
+        ...
+
+    async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
+        """Return who holds a valid key of an active account, with the permissions of this moment."""
+        ...
+
+    async def touch(self, db: Queries, key_id: UUID) -> None:
+        """Note that the key is used; to the minute, so that reading does not write every time."""
+        ...

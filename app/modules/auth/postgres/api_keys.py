@@ -1,0 +1,69 @@
+"""API keys in `auth.api_keys`."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.operations import Origin
+from app.modules.auth.domain.actors import Actor
+from app.modules.auth.domain.api_keys import ApiKey
+from app.modules.auth.domain.sessions import AuthenticatedCaller
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresApiKeys:
+    """API keys in `auth.api_keys`."""
+
+    async def add(self, tx: Transaction, key: ApiKey, actor_id: UUID, secret_hash: bytes) -> None:
+        sql = """
+            INSERT INTO auth.api_keys (id, actor_id, name, secret_hash, permissions, expires_at, created_at)
+            VALUES (%s, %s, %s, %s, %s, %s, %s)
+        """
+        await tx.run(sql, (key.id, actor_id, key.name, secret_hash, key.permissions, key.expires_at, key.created_at))
+
+    async def of_actor(self, db: Queries, actor_id: UUID) -> list[ApiKey]:
+        sql = """
+            SELECT id, name, permissions, expires_at, last_used_at, created_at FROM auth.api_keys
+            WHERE actor_id = %s
+            ORDER BY id DESC
+            LIMIT 100
+        """
+        return [ApiKey(*row) for row in await db.all(sql, (actor_id,))]
+
+    async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
+        return await tx.run("DELETE FROM auth.api_keys WHERE id = %s AND actor_id = %s", (key_id, actor_id)) == 1
+
+    async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
+        # a superuser's key may do only what it lists
+        sql = """
+            SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
+                   ARRAY(
+                       SELECT wanted FROM unnest(k.permissions) wanted
+                       WHERE a.is_superuser OR wanted IN (
+                           SELECT p.permission FROM auth.actor_permissions p WHERE p.actor_id = a.id
+                           UNION
+                           SELECT p.permission
+                           FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
+                           WHERE r.actor_id = a.id
+                       )
+                   )
+            FROM auth.api_keys k
+            JOIN auth.actors a ON a.id = k.actor_id
+            WHERE k.id = %s AND k.secret_hash = %s AND k.expires_at > now() AND a.is_active
+        """
+        row = await db.one(sql, (key_id, secret_hash))
+        if row is None:
+            return None
+        actor = Actor(*row[:-1])
+        return AuthenticatedCaller(actor.id, None, frozenset(row[-1]), is_superuser=False, origin=origin, actor=actor)
+
+    async def touch(self, db: Queries, key_id: UUID) -> None:
+        sql = """
+            WITH used AS (
+                UPDATE auth.api_keys SET last_used_at = now()
+                WHERE id = %s AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+                RETURNING actor_id
+            )
+            UPDATE auth.actors SET last_active_at = now() WHERE id IN (SELECT actor_id FROM used)
+        """
+        await db.run(sql, (key_id,))
