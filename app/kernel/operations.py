@@ -30,6 +30,14 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class BasicAuth:
+    """Name and password of the Authorization header (RFC 7617); both empty when there are none."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where a call comes from: empty for commands and jobs."""
 

@@ -4,9 +4,10 @@ import asyncio
 import select
 import socket
 import time
+import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg import AsyncConnection
@@ -28,6 +29,14 @@ _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not even canc
 
 class Connection(AsyncConnection[Row]):
     """A connection. When its task is cancelled it asks the server to cancel, which may be frozen."""
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            return await super().connect(*args, **kwargs)
+        except psycopg.OperationalError as error:
+            _forget_attempt(error)
+            raise
 
     async def cancel_safe(self, *, timeout: float = _CANCEL_S) -> None:  # noqa: ASYNC109 - the signature is psycopg's
         await super().cancel_safe(timeout=min(timeout, _CANCEL_S))
@@ -186,6 +195,18 @@ def _unavailable(error: BaseException) -> Unavailable:
     if isinstance(error, LockNotAvailable | DeadlockDetected | SerializationFailure):
         return Unavailable("the database is busy with a conflicting change")
     return Unavailable("the database is not available", retry_after_s=2)
+
+
+def _forget_attempt(error: BaseException) -> None:
+    """Close the socket of a connection attempt that was given up.
+
+    psycopg leaves it to the generator that was connecting, which lives on in the traceback of the error: with a frozen
+    server, every attempt would cost it a connection until the error is collected as garbage.
+    """
+    following: BaseException | None = error
+    while following is not None:
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__
 
 
 def _hang_up(connection: Connection) -> None:

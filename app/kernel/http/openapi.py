@@ -13,9 +13,14 @@ from app import __version__
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.problems import HttpProblem
 from app.kernel.http.routes import Route, input_type, path_parameters
-from app.kernel.operations import BearerToken
+from app.kernel.operations import BasicAuth, BearerToken
 
 _REFERENCE = "#/components/schemas/{model}"
+_OAUTH_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+}
 _PROBLEM = {
     "type": "object",
     "description": "Problem details (RFC 9457)",
@@ -48,7 +53,10 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {**schemas.definitions, "Problem": _PROBLEM},
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "basic": {"type": "http", "scheme": "basic"},
+            },
         },
     }
 
@@ -121,9 +129,13 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
         described["responses"]["204"] = described["responses"].pop(str(route.status))
     else:
         described["responses"][str(route.status)]["content"] = {"application/json": {"schema": output}}
-    needs_token = BearerToken in get_type_hints(kind.__call__).values()
-    if not route.public or needs_token:
+    asked = get_type_hints(kind.__call__).values()
+    if not route.public or BearerToken in asked:
         described["security"] = [{"bearer": []}]
+    elif BasicAuth in asked:
+        described["security"] = [{"basic": []}, {}]
+    if route.form:
+        described["responses"]["default"]["content"] = {"application/json": {"schema": _OAUTH_ERROR}}
     if route.permission:
         described["description"] += f"\n\nNeeds the permission `{route.permission}`."
     if (schema := schemas.get(number, "input", "validation")) is not None:
@@ -150,7 +162,10 @@ def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any])
             "required": [name for name in required if name in rest],
             "additionalProperties": False,
         }
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        if route.form:
+            del body["additionalProperties"]
+        media_type = "application/x-www-form-urlencoded" if route.form else "application/json"
+        described["requestBody"] = {"required": True, "content": {media_type: {"schema": body}}}
 
 
 def page(document: dict[str, Any]) -> str:

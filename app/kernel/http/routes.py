@@ -1,8 +1,10 @@
 """From use case to route. Routes are declared; one generic endpoint decodes, checks, runs and encodes."""
 
+import base64
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, cast, get_type_hints
+from urllib.parse import unquote_plus
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
@@ -16,10 +18,11 @@ from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
 from app.kernel.http.body import check_json, read_body
 from app.kernel.http.origin import networks, origin
 from app.kernel.http.problems import HttpProblem
-from app.kernel.operations import BearerToken, Caller, Origin
+from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
 
 Operation = Callable[..., Awaitable[Any]]
 _JSON = b"application/json"
+_FORM = b"application/x-www-form-urlencoded"
 
 
 class Authenticate(Protocol):
@@ -34,10 +37,11 @@ class Authenticate(Protocol):
 class Route:
     """A method and a path that run an operation.
 
-    The operation is given what the types of its parameters ask for: the Caller, the BearerToken as it was sent, or an
-    input dataclass made of path, query and body. A route is for those who hold `permission`, for everyone with a live
-    session when that is empty, for everyone at all when `public`. Answers may be kept by caches for `cache_s` seconds;
-    `headers` makes further header fields of a result.
+    The operation is given what the types of its parameters ask for: the Caller, the BearerToken or BasicAuth as it was
+    sent, or an input dataclass made of path, query and body. A route is for those who hold `permission`, for everyone
+    with a live session when that is empty, for everyone at all when `public`. Caches may keep answers for `cache_s`
+    seconds; `headers` makes further header fields of a result. With `form`, the body is a form, and errors and answers
+    are those of OAuth 2 (RFC 6749, section 5).
     """
 
     method: str
@@ -48,6 +52,7 @@ class Route:
     status: int = 200
     headers: Callable[[Any], dict[str, str]] | None = None
     cache_s: int = 0
+    form: bool = False
 
 
 class _Endpoint:
@@ -63,13 +68,26 @@ class _Endpoint:
         returned = hints.pop("return")
         kind = input_type(route)
         self._parameters = list(hints.values())
-        self._input = None if kind is None else _strict(kind)
+        self._input = None if kind is None else _strict(kind, ignore_unknown=route.form)
         names = {field.name for field in fields(kind)} if kind else set[str]()
         self._in_path = names & set(path_parameters(route.path))
         self._has_body = route.method != "GET" and names != self._in_path
         self._output = None if returned is type(None) else TypeAdapter[Any](returned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._run(scope, receive, send)
+        except (Invalid, Unauthenticated) as refusal:
+            if not self._route.form:
+                raise
+            status, code = (401, refusal.code) if isinstance(refusal, Unauthenticated) else (400, refusal.code)
+            body = {"error": "invalid_request" if code == Invalid.code else code, "error_description": str(refusal)}
+            headers = [(b"cache-control", b"no-store")]
+            if status == 401:
+                headers.append((b"www-authenticate", b'Basic realm="oauth"'))
+            await respond(send, status, _JSON, to_json(body), headers)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
         came_from = origin(scope, self._trusted)
         caller = Caller(origin=came_from)
@@ -81,6 +99,8 @@ class _Endpoint:
         for kind in self._parameters:
             if kind is BearerToken:
                 arguments.append(_bearer(scope))
+            elif kind is BasicAuth:
+                arguments.append(_basic(scope))
             elif issubclass(kind, Caller):
                 arguments.append(caller)
             else:
@@ -93,7 +113,7 @@ class _Endpoint:
             more = route.headers(result) if route.headers else {}
             headers = [(name.encode(), value.encode()) for name, value in more.items()]
             headers.append((b"cache-control", self._cache))
-            await respond(send, route.status, _JSON, self._output.dump_json(result), headers)
+            await respond(send, route.status, _JSON, self._output.dump_json(result, exclude_none=route.form), headers)
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)
@@ -101,9 +121,12 @@ class _Endpoint:
             if not self._has_body:
                 query = QueryParams(scope["query_string"])
                 return adapter.validate_strings({**_single(query), **scope["path_params"]})
-            if (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower() != _JSON:
-                raise HttpProblem(415)
+            content_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
+            if content_type != (_FORM if self._route.form else _JSON):
+                raise HttpProblem(415, "send a form" if self._route.form else "")
             body = await read_body(scope, receive, self._limits.max_body_bytes, self._limits.body_timeout)
+            if self._route.form:
+                return adapter.validate_strings(_single(QueryParams(body)))
             check_json(body)
             if self._in_path:
                 body = _merged(body, scope["path_params"])
@@ -120,8 +143,20 @@ def _bearer(scope: Scope) -> BearerToken:
     return BearerToken(token.strip().decode("latin-1"))
 
 
-def _strict(kind: type[Any]) -> TypeAdapter[Any]:
-    kind.__pydantic_config__ = {"extra": "forbid", "strict": True}
+def _basic(scope: Scope) -> BasicAuth:
+    """Return name and password of the Authorization header, decoded as OAuth 2 wants it (RFC 6749, section 2.3.1)."""
+    scheme, _, encoded = (header(scope, b"authorization") or b"").partition(b" ")
+    if scheme.lower() != b"basic":
+        return BasicAuth()
+    try:
+        username, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        raise Unauthenticated("the Authorization header is malformed") from None
+    return BasicAuth(unquote_plus(username), unquote_plus(password))
+
+
+def _strict(kind: type[Any], *, ignore_unknown: bool) -> TypeAdapter[Any]:
+    kind.__pydantic_config__ = {"extra": "ignore" if ignore_unknown else "forbid", "strict": True}
     return TypeAdapter(kind)
 
 
@@ -129,7 +164,7 @@ def input_type(route: Route) -> type[Any] | None:
     """Return the dataclass that a route's operation takes as input."""
     hints = get_type_hints(type(route.operation).__call__)
     for hint in (hint for name, hint in hints.items() if name != "return"):
-        if isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Caller):
+        if isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Caller | BasicAuth):
             return cast("type[Any]", hint)
     return None
 

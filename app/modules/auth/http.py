@@ -19,7 +19,7 @@ def _identity(verified: Verified) -> dict[str, str]:
 
 async def routes(p: Process) -> list[Route]:
     """Return what the auth API serves."""
-    own, others = await p.use(wiring.sign_in), await p.use(wiring.administration)
+    own, others, oauth = await p.use(wiring.sign_in), await p.use(wiring.administration), await p.use(wiring.oauth)
     return [
         Route("POST", "/auth/v1/login", own.login, public=True),
         Route("POST", "/auth/v1/refresh", own.refresh, public=True),
@@ -55,5 +55,9 @@ async def routes(p: Process) -> list[Route]:
         Route("GET", "/auth/v1/roles/{id}/permissions", others.get_role_permissions, permission=_SEE_ROLES),
         Route("PUT", "/auth/v1/roles/{id}/permissions", others.set_role_permissions, permission=_CHANGE_ROLES),
         Route("GET", "/auth/v1/permissions", others.list_permissions, permission=_SEE_ROLES),
+        Route("POST", "/oauth/token", oauth.token, public=True, form=True),
+        Route("POST", "/oauth/introspect", oauth.introspect, public=True, form=True),
+        Route("POST", "/oauth/revoke", oauth.revoke, public=True, form=True),
+        Route("GET", "/.well-known/oauth-authorization-server", oauth.metadata, public=True, cache_s=300),
         Route("GET", "/.well-known/jwks.json", own.get_jwks, public=True, cache_s=300),
     ]

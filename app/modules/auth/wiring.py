@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.list_roles import ListRoles
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
+    from app.modules.auth.usecases.oauth_introspect import OAuthIntrospect
+    from app.modules.auth.usecases.oauth_metadata import OAuthMetadata
+    from app.modules.auth.usecases.oauth_revoke import OAuthRevoke
+    from app.modules.auth.usecases.oauth_token import OAuthToken
     from app.modules.auth.usecases.refresh import Refresh
     from app.modules.auth.usecases.remove_totp import RemoveTotp
     from app.modules.auth.usecases.rename_role import RenameRole
@@ -83,6 +87,16 @@ class SignIn:
     start_totp: "StartTotp"
     confirm_totp: "ConfirmTotp"
     remove_totp: "RemoveTotp"
+
+
+@dataclass(frozen=True, slots=True)
+class OAuth:
+    """The use cases of OAuth 2."""
+
+    token: "OAuthToken"
+    introspect: "OAuthIntrospect"
+    revoke: "OAuthRevoke"
+    metadata: "OAuthMetadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +223,29 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         start_totp=StartTotp(db, factors, reauthenticate, AUDIT, settings.audience),
         confirm_totp=ConfirmTotp(db, factors, AUDIT),
         remove_totp=RemoveTotp(db, factors, second_factor, reauthenticate, AUDIT),
+    )
+
+
+@asynccontextmanager
+async def oauth(p: Process) -> AsyncGenerator[OAuth]:
+    """Provide the use cases of OAuth 2."""
+    from app.modules.auth.usecases.authenticate import Authenticate
+    from app.modules.auth.usecases.oauth_client import OAuthClient
+    from app.modules.auth.usecases.oauth_introspect import OAuthIntrospect
+    from app.modules.auth.usecases.oauth_metadata import OAuthMetadata
+    from app.modules.auth.usecases.oauth_revoke import OAuthRevoke
+    from app.modules.auth.usecases.oauth_token import OAuthToken
+    from app.modules.auth.usecases.refresh import Refresh
+
+    settings = p.settings[AuthSettings]
+    db, issued = await p.use(database), await p.use(tokens)
+    client = OAuthClient(db, API_KEYS, AUDIT)
+    refresh = Refresh(db, SESSIONS, issued, AUDIT, settings.session_idle)
+    yield OAuth(
+        token=OAuthToken(db, client, SESSIONS, issued, refresh, AUDIT, settings.access_token_ttl),
+        introspect=OAuthIntrospect(client, Authenticate(db, SESSIONS, API_KEYS, issued)),
+        revoke=OAuthRevoke(db, SESSIONS, issued, AUDIT),
+        metadata=OAuthMetadata(settings.issuer),
     )
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from app.kernel.config import load
-from app.kernel.db.postgres import PostgresDatabase
+from app.kernel.db.postgres import Connection, PostgresDatabase
 from app.kernel.db.postgres import database as provider
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
@@ -63,7 +63,8 @@ async def idle(db: PostgresDatabase, database: TestDatabase, size: int) -> None:
     stats = db._pool.get_stats
     await soon(lambda: stats()["pool_available"] == stats()["pool_size"] <= size)
     assert [c.info.transaction_status.name for c in db._pool._pool] == ["IDLE"] * stats()["pool_size"]
-    assert len(database.all(BACKENDS)) == stats()["pool_size"]
+    # the server needs a moment to notice that a client has left; a leak would stay
+    await soon(lambda: len(database.all(BACKENDS)) == stats()["pool_size"])
     assert await db.one("SELECT 1") == (1,)
 
 
@@ -391,6 +392,16 @@ def frozen(server: PostgresServer) -> Iterator[None]:
         for pid in pids:
             with suppress(ProcessLookupError):  # it was about to end
                 os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_connection_attempt_that_is_given_up_costs_the_server_nothing(own_database: TestDatabase) -> None:
+    conninfo = f"{own_database.conninfo} application_name=attempt connect_timeout=2"
+    with frozen(own_database.server), pytest.raises(psycopg.OperationalError) as kept:
+        await Connection.connect(conninfo)
+    assert "timeout" in str(kept.value)
+    own_database.run("SELECT 1")  # the server has thawed
+    left = "SELECT pid FROM pg_stat_activity WHERE application_name = 'attempt'"
+    await soon(lambda: not own_database.all(left))
 
 
 async def answers(work: Callable[[], Awaitable[None]]) -> bool:

@@ -130,8 +130,16 @@ class SessionTokens:
 class Sessions(Protocol):
     """Sessions, stored."""
 
-    async def start(self, tx: Transaction, session: Session, origin: Origin) -> None:
-        """Store a new session, and that its actor is active now."""
+    async def start(
+        self,
+        tx: Transaction,
+        session: Session,
+        origin: Origin,
+        *,
+        scope: list[str] | None = None,
+        api_key_id: UUID | None = None,
+    ) -> None:
+        """Store a new session, and that its actor is active now. With a scope it may do no more than that."""
         ...
 
     async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:

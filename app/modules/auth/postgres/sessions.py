@@ -13,12 +13,22 @@ from app.modules.auth.domain.sessions import AuthenticatedCaller, Claims, LiveSe
 class PostgresSessions:
     """Sessions in `auth.sessions`."""
 
-    async def start(self, tx: Transaction, session: Session, origin: Origin) -> None:
+    async def start(
+        self,
+        tx: Transaction,
+        session: Session,
+        origin: Origin,
+        *,
+        scope: list[str] | None = None,
+        api_key_id: UUID | None = None,
+    ) -> None:
         sql = """
             WITH active AS (UPDATE auth.actors SET last_active_at = now() WHERE id = %(actor_id)s)
             INSERT INTO auth.sessions
-                (id, actor_id, refresh_counter, rotated_at, idle_expires_at, expires_at, address, user_agent)
-            VALUES (%(id)s, %(actor_id)s, %(counter)s, %(rotated)s, %(idle)s, %(expires)s, %(address)s, %(agent)s)
+                (id, actor_id, refresh_counter, rotated_at, idle_expires_at, expires_at, address, user_agent,
+                 scope, api_key_id)
+            VALUES (%(id)s, %(actor_id)s, %(counter)s, %(rotated)s, %(idle)s, %(expires)s, %(address)s, %(agent)s,
+                    %(scope)s, %(api_key_id)s)
         """
         await tx.run(
             sql,
@@ -31,6 +41,8 @@ class PostgresSessions:
                 "expires": session.expires_at,
                 "address": origin.address,
                 "agent": origin.user_agent,
+                "scope": scope,
+                "api_key_id": api_key_id,
             },
         )
 
@@ -43,7 +55,8 @@ class PostgresSessions:
                        SELECT p.permission
                        FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
                        WHERE r.actor_id = a.id
-                   )
+                   ),
+                   s.scope
             FROM auth.sessions s
             JOIN auth.actors a ON a.id = s.actor_id
             WHERE s.id = %s AND a.id = %s AND a.is_active
@@ -52,8 +65,11 @@ class PostgresSessions:
         row = await db.one(sql, (claims.session_id, claims.actor_id))
         if row is None:
             return None
-        actor = Actor(*row[:-1])
-        return AuthenticatedCaller(actor.id, claims.session_id, frozenset(row[-1]), actor.is_superuser, origin, actor)
+        actor, held, scope = Actor(*row[:-2]), frozenset(row[-2]), row[-1]
+        if scope is not None:  # a superuser's client may do only what its scope lists
+            held = frozenset(scope) if actor.is_superuser else held.intersection(scope)
+        is_superuser = actor.is_superuser and scope is None
+        return AuthenticatedCaller(actor.id, claims.session_id, held, is_superuser, origin, actor)
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
         sql = """

@@ -1,0 +1,1 @@
+ALTER TABLE auth.sessions DROP COLUMN scope, DROP COLUMN api_key_id;
