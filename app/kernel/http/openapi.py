@@ -135,7 +135,7 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
     elif BasicAuth in asked:
         described["security"] = [{"basic": []}, {}]
     if route.form:
-        described["responses"]["default"]["content"] = {"application/json": {"schema": _OAUTH_ERROR}}
+        described["responses"]["default"]["content"]["application/json"] = {"schema": _OAUTH_ERROR}
     if route.permission:
         described["description"] += f"\n\nNeeds the permission `{route.permission}`."
     if (schema := schemas.get(number, "input", "validation")) is not None:
