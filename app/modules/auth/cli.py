@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.reset_password import Reset
     from app.modules.auth.usecases.rotate_keys import Rotated
 
+PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
+PasswordFile = Annotated[Path | None, typer.Option(help="Read the password from a file.")]
+NoInput = Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")]
+
 _LONGEST = 4096
 
 _app = group("Actors, passwords and keys.")
@@ -34,9 +38,9 @@ def _group() -> None:
 @_app.command()
 def create_superuser(
     username: Annotated[str, typer.Option(help="Name to sign in with.")],
-    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
-    password_file: Annotated[Path | None, typer.Option(help="Read the password from a file.")] = None,
-    no_input: Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")] = False,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
+    no_input: NoInput = False,
     as_json: Json = False,
 ) -> None:
     """Create an actor who may do everything. Safe to repeat: an existing superuser is left as it is.
@@ -67,9 +71,9 @@ def create_superuser(
 @_app.command()
 def reset_password(
     username: Annotated[str, typer.Option(help="Whose password.")],
-    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
-    password_file: Annotated[Path | None, typer.Option(help="Read the password from a file.")] = None,
-    no_input: Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")] = False,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
+    no_input: NoInput = False,
     as_json: Json = False,
 ) -> None:
     """Set a new password for an actor. Ends all of its sessions, and lifts the lock of failed sign-ins.
