@@ -30,6 +30,8 @@ def http(*modules: str) -> "ServiceFactory":
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(bind(settings.host, settings.port)) as sock:
+            from app.kernel.audit import Audit, DenialLog
+            from app.kernel.db.postgres import database
             from app.kernel.http.openapi import Documentation
             from app.kernel.http.routes import router
             from app.modules.auth import wiring
@@ -37,7 +39,8 @@ def http(*modules: str) -> "ServiceFactory":
             p.permissions = permissions()
             routes = [route for module in adapters("http", modules) for route in await module.routes(p)]
             portal = await p.use(wiring.portal)
-            api = router(routes, portal.authenticate, settings)
+            denied = DenialLog(await p.use(database), Audit())
+            api = router(routes, portal.authenticate, denied, settings)
             documented = Documentation(api, routes, f"{' and '.join(modules)} API")
             return http_service(p, Operations(p, documented), sock)
 

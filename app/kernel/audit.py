@@ -8,7 +8,8 @@ from uuid import UUID
 
 from opentelemetry import trace
 
-from app.kernel.db import Queries
+from app.kernel.db import Database, Queries
+from app.kernel.errors import Denied
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller
 
@@ -56,6 +57,18 @@ class EntryFilters:
     actor_id: UUID | None = None
     target: str | None = None
     action: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DenialLog:
+    """Notes in the audit trail that somebody was denied an operation."""
+
+    db: Database
+    audit: "Audit"
+
+    async def __call__(self, caller: Caller, operation_id: str) -> None:
+        """Add an entry of its own. Raises Unavailable."""
+        await self.audit.record(self.db, caller, operation_id, outcome=Denied.code)
 
 
 @dataclass(frozen=True, slots=True)

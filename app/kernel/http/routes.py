@@ -33,6 +33,14 @@ class Authenticate(Protocol):
         ...
 
 
+class NoteDenied(Protocol):
+    """Note that a caller was denied an operation, for the audit trail."""
+
+    async def __call__(self, caller: Caller, operation_id: str) -> None:
+        """Note it. Raises Unavailable when it cannot be noted."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A method and a path that run an operation.
@@ -58,9 +66,12 @@ class Route:
 class _Endpoint:
     """Runs one operation for one route."""
 
-    def __init__(self, route: Route, authenticate: Authenticate, limits: HttpServerSettings) -> None:
+    def __init__(
+        self, route: Route, authenticate: Authenticate, denied: NoteDenied, limits: HttpServerSettings
+    ) -> None:
         self._route = route
         self._authenticate = authenticate
+        self._denied = denied
         self._limits = limits
         self._cache = f"public, max-age={route.cache_s}".encode() if route.cache_s else b"no-store"
         self._trusted = networks(limits.trusted_proxies)
@@ -93,8 +104,23 @@ class _Endpoint:
         caller = Caller(origin=came_from)
         if not route.public:
             caller = await self._authenticate(_bearer(scope), came_from)
-        if route.permission and not caller.may(route.permission):
-            raise Denied(f"this needs the permission {route.permission}")
+        try:
+            if route.permission and not caller.may(route.permission):
+                raise Denied(f"this needs the permission {route.permission}")
+            result = await route.operation(*await self._arguments(caller, scope, receive))
+        except Denied:
+            await self._denied(caller, getattr(type(route.operation), "operation_id", route.path))
+            raise
+        if self._output is None:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            more = route.headers(result) if route.headers else {}
+            headers = [(name.encode(), value.encode()) for name, value in more.items()]
+            headers.append((b"cache-control", self._cache))
+            await respond(send, route.status, _JSON, self._output.dump_json(result, exclude_none=route.form), headers)
+
+    async def _arguments(self, caller: Caller, scope: Scope, receive: Receive) -> list[Any]:
         arguments: list[Any] = []
         for kind in self._parameters:
             if kind is BearerToken:
@@ -105,15 +131,7 @@ class _Endpoint:
                 arguments.append(caller)
             else:
                 arguments.append(await self._decode(scope, receive))
-        result = await route.operation(*arguments)
-        if self._output is None:
-            await send({"type": "http.response.start", "status": 204, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            more = route.headers(result) if route.headers else {}
-            headers = [(name.encode(), value.encode()) for name, value in more.items()]
-            headers.append((b"cache-control", self._cache))
-            await respond(send, route.status, _JSON, self._output.dump_json(result, exclude_none=route.form), headers)
+        return arguments
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)
@@ -214,10 +232,10 @@ async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:  # 
     raise HttpProblem(404)
 
 
-def router(routes: Sequence[Route], authenticate: Authenticate, limits: HttpServerSettings) -> App:
+def router(routes: Sequence[Route], authenticate: Authenticate, denied: NoteDenied, limits: HttpServerSettings) -> App:
     """Return the application that serves the routes."""
     paths: dict[str, dict[str, _Endpoint]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method] = _Endpoint(route, authenticate, limits)
+        paths.setdefault(route.path, {})[route.method] = _Endpoint(route, authenticate, denied, limits)
     declared = [StarletteRoute(path, _Methods(endpoints)) for path, endpoints in paths.items()]
     return Router(declared, redirect_slashes=False, default=_nothing_here)  # pyright: ignore[reportReturnType]

@@ -85,6 +85,13 @@ async def authenticate(token: str, origin: Origin) -> Caller:
     return Caller(permissions=frozenset({"x:y:read"}))
 
 
+DENIED: list[str] = []
+
+
+async def note_denied(caller: Caller, operation_id: str) -> None:
+    DENIED.append(operation_id)
+
+
 @asynccontextmanager
 async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
     settings = replace(SETTINGS, **changes)
@@ -98,7 +105,7 @@ async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         Route("GET", "/fail", Fail(), public=True),
         Route("GET", "/sleep", Sleep(), public=True),
     ]
-    app = stack(router(routes, authenticate, settings), settings)
+    app = stack(router(routes, authenticate, note_denied, settings), settings)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened
@@ -154,6 +161,7 @@ async def test_inputs_come_from_body_query_and_path() -> None:
         assert (await http.patch("/things/7", json={"name": "yo"})).status_code == 422
         denied = await http.delete(f"/things/{thing}")
         assert (denied.status_code, denied.json()["code"]) == (403, "PERMISSION_DENIED")
+        assert DENIED == ["/things/{id}"]
         assert (await http.post("/whisper", headers={"authorization": "bearer  gone"})).status_code == 204
 
 

@@ -113,7 +113,9 @@ def test_roles_and_permissions_take_effect_on_the_next_request(project: Project,
     assert root.get(roles_of_ann).json()["items"] == []
 
 
-def test_nobody_grants_or_gains_what_they_do_not_hold(project: Project, root: httpx.Client) -> None:
+def test_nobody_grants_or_gains_what_they_do_not_hold(
+    project: Project, root: httpx.Client, database: TestDatabase
+) -> None:
     everything_but_audit = ["auth:actors:read", "auth:actors:write", "auth:roles:read", "auth:roles:write"]
     manager = actor(root, "manager", *everything_but_audit)
     strong = actor(root, "strong", "platform:audit:read")
@@ -143,6 +145,8 @@ def test_nobody_grants_or_gains_what_they_do_not_hold(project: Project, root: ht
     ]
     assert [code(answer) for answer in attempts] == [denied] * len(attempts)
     assert root.get(f"{ACTORS}/{weak['id']}/permissions").json()["effective"] == []
+    noted = database.all("SELECT count(*) FROM kernel.audit WHERE outcome = 'PERMISSION_DENIED'")
+    assert noted == [(len(attempts),)]
     assert (
         client.put(f"{ACTORS}/{weak['id']}/permissions", json={"permissions": ["auth:actors:read"]}).status_code == 200
     )
