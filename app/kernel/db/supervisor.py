@@ -315,7 +315,6 @@ class Supervisor:
 
     def initialise(self, place: Place) -> None:
         """Make the data in a folder beside, then move them to their place whole. Raises Failure."""
-        remove(place.base, "data-new-*")
         fresh = private_folder(place.base / f"data-new-{os.getpid()}-{time.time_ns()}", place.account)
         initdb = self.start(place, "initdb", *INITDB.split(), f"--pgdata={fresh}")
         while initdb.poll() is None and not self.over():
@@ -393,6 +392,7 @@ def main(folder: Path, programs: Path, *, create: bool) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, run.ask)
         place = run.place()
+        remove(place.base, "data-new-*")  # of an initdb that was interrupted, and may have gone on for a moment
         if create and not place.data.exists():
             run.initialise(place)
         if place.data.exists():

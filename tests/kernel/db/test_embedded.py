@@ -139,7 +139,7 @@ class Home:
         return [pid for pid, arguments, _ in self.processes() if len(arguments) > 4 and "supervisor.py" in arguments[3]]
 
     def postmasters(self):
-        return [pid for pid, arguments, _ in self.processes() if arguments[1] == "-D"]
+        return [pid for pid, arguments, _ in self.processes() if arguments[1:2] == ["-D"]]
 
     def capabilities(self):
         lines = Path(f"/proc/{self.postmasters()[0]}/status").read_text().splitlines()
