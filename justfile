@@ -1,5 +1,7 @@
 # `just` lists the recipes. Nobody needs to have just installed: it is .venv/bin/just once the environment is made.
 
+set positional-arguments
+
 python := ".venv/bin/python"
 
 _list:
@@ -11,12 +13,12 @@ install:
     @{{python}} -m pip install -qr requirements-dev.txt
 
 # run a process, everything by default: just run run-auth-http --port 9000
-run *arguments="run-all-in-one": install
-    {{python}} -m app {{arguments}}
+run command="run-all-in-one" *options: install
+    {{python}} -m app "$@"
 
 # run the tests: just test tests/kernel -k drain
 test *arguments: install
-    {{python}} -m pytest -n auto {{arguments}}
+    {{python}} -m pytest -n auto "$@"
 
 # what CI checks besides the tests
 check: install
@@ -32,7 +34,7 @@ fmt: install
 
 # make an empty migration: just migrate-create auth add_user_roles
 migrate-create module description: install
-    {{python}} -m app migrate create {{module}} {{description}}
+    {{python}} -m app migrate create "$1" "$2"
 
 # apply pending migrations
 migrate-up: install
