@@ -65,10 +65,10 @@ async def cron(p: "Process") -> "Service":
 
 
 async def consumer(p: "Process") -> "Service":
-    """The event consumer over the tasks of all modules."""
+    """The event consumer over the handlers and subscribers of all modules."""
     from app.kernel.queue.consumer import consumer
 
-    return await consumer(p, [task for module in adapters("jobs", MODULES) for task in await module.tasks(p)])
+    return await consumer(p, [handler for module in adapters("jobs", MODULES) for handler in await module.handlers(p)])
 
 
 async def reporter(p: "Process") -> "Service":

@@ -4,7 +4,7 @@ A read is one statement on any connection; a change happens inside `async with d
 takes part is given `tx`. Parameters are `%s` or `%(name)s`, never formatted into the text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, LiteralString, Protocol
 
@@ -25,6 +25,10 @@ class Queries(Protocol):
 
     async def run(self, sql: LiteralString, parameters: Parameters = ()) -> int:
         """Run one statement; return how many rows it touched."""
+        ...
+
+    async def copy(self, sql: LiteralString, rows: Iterable[Sequence[Any]]) -> None:
+        """Write rows with one COPY ... FROM STDIN."""
         ...
 
 

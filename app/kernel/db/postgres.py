@@ -5,9 +5,9 @@ import select
 import socket
 import time
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, LiteralString, Self
+from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -21,6 +21,8 @@ from app.kernel.db.migrations import migrated
 from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
+
+T = TypeVar("T")
 
 _CANCEL_S = 1.0
 _GIVE_UP = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests, PoolClosed)
@@ -61,6 +63,9 @@ class _Queries:
         self._ended = True
 
     async def _execute(self, sql: LiteralString, parameters: Parameters) -> psycopg.AsyncCursor[Row]:
+        return await self._bounded(lambda: self._connection.execute(sql, parameters or None))
+
+    async def _bounded(self, work: Callable[[], Awaitable[T]]) -> T:
         if self._ended:
             raise RuntimeError("this transaction has ended; open another one with begin()")
         loop = asyncio.get_running_loop()
@@ -74,7 +79,7 @@ class _Queries:
 
         timer = loop.call_later(self._deadline_s, give_up)
         try:
-            return await self._connection.execute(sql, parameters or None)
+            return await work()
         except _GIVE_UP as error:
             raise _unavailable(error) from error
         except psycopg.errors.FeatureNotSupported as error:
@@ -93,6 +98,14 @@ class _Queries:
 
     async def run(self, sql: LiteralString, parameters: Parameters = ()) -> int:
         return (await self._execute(sql, parameters)).rowcount
+
+    async def copy(self, sql: LiteralString, rows: Iterable[Sequence[Any]]) -> None:
+        async def write() -> None:
+            async with self._connection.cursor() as cursor, cursor.copy(sql) as copy:
+                for row in rows:
+                    await copy.write_row(row)
+
+        await self._bounded(write)
 
 
 class PostgresDatabase:
@@ -154,6 +167,10 @@ class PostgresDatabase:
     async def run(self, sql: LiteralString, parameters: Parameters = ()) -> int:
         async with self._connection() as connection:
             return await connection.run(sql, parameters)
+
+    async def copy(self, sql: LiteralString, rows: Iterable[Sequence[Any]]) -> None:
+        async with self._connection() as connection:
+            await connection.copy(sql, rows)
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[Transaction]:

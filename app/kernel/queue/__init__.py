@@ -1,31 +1,172 @@
-"""What modules declare in their `jobs.py`. Importing it loads neither driver nor scheduler."""
+"""Jobs, events, schedules: what modules declare. Importing it loads neither driver nor scheduler."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from uuid import UUID
+
+from app.kernel.db import Queries
+from app.kernel.errors import Conflict
+
+P = TypeVar("P")
+Operation = Callable[..., Awaitable[Any]]
+OnConflict = Literal["keep", "replace", "refuse"]
+Mode = Literal["at_least_once", "tx"]
+"""How an operation is run.
+
+`at_least_once`: it is given the payload; when its worker dies it runs again. `tx`: it is given a transaction and the
+payload, and what it writes commits together with the completion of the job: exactly once.
+"""
+
+
+class RetryAfter(Exception):
+    """Raised by an operation: try this job again, not before so many seconds."""
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        super().__init__(reason or f"asked to be tried again in {seconds:g} s")
+        self.seconds = seconds
+
+
+class NeverRetry(Exception):
+    """Raised by an operation: this job can never succeed; it becomes a dead letter at once."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[P]):
+    """A kind of job: what use cases enqueue, with its payload, a dataclass, or None when there is nothing to say.
+
+    A job is attempted `max_attempts` times, each for at most `timeout_s` seconds. `concurrency` limits how many jobs of
+    the same concurrency key run at once, in the whole deployment.
+    """
+
+    name: str
+    payload: type[P] | None = None
+    queue: str = "default"
+    max_attempts: int = 10
+    timeout_s: float = 300
+    concurrency: int = 1
+
+
+class Event(Protocol):
+    """A frozen dataclass of something that has happened; its name is past tense, such as `auth.actor_disabled`.
+
+    When its fields change, a class says `event_version: ClassVar[int]` (1 unless said) and has a static method
+    `upgrade(version, fields) -> fields` that makes what an older version stored into what this one reads.
+    """
+
+    event_type: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A job of this name is run by this operation."""
+class Handler:
+    """Jobs of this task are run by this operation."""
+
+    task: Task[Any]
+    operation: Operation
+    mode: Mode = "at_least_once"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """Each event of this class is given to this operation, as a job of the subscriber's own name.
+
+    With `in_order`, one event at a time, in the order of their publishing.
+    """
 
     name: str
-    operation: Callable[..., Awaitable[Any]]
-    max_attempts: int = 5
+    event: type[Event]
+    operation: Operation
+    mode: Mode = "at_least_once"
+    queue: str = "default"
+    max_attempts: int = 10
+    timeout_s: float = 300
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A job of this name is enqueued at every tick: a cron expression in UTC, or every so many seconds.
+    """A job of this task is enqueued at every tick: a cron expression in a time zone, or every so many seconds.
 
-    `misfire` says what becomes of ticks that passed while no cron manager ran: one job for all of them, or one each.
+    `misfire` says what becomes of ticks that passed while no cron manager ran: none of them, one job for all of them,
+    or one each. `overlap` says what becomes of a tick while the job of an earlier one is not finished: it runs beside
+    it, is skipped, or waits.
     """
 
-    name: str
+    task: Task[Any]
     cron: str = ""
     every_s: int = 0
-    misfire: Literal["one", "all"] = "one"
+    timezone: str = "UTC"
+    misfire: Literal["skip", "one", "all"] = "one"
+    overlap: Literal["allow", "skip", "wait"] = "allow"
+    name: str = field(default="")
 
     def __post_init__(self) -> None:
         if bool(self.cron) == bool(self.every_s):
-            raise ValueError(f"schedule {self.name}: give either cron or every_s")
+            raise ValueError(f"schedule {self.name or self.task.name}: give either cron or every_s")
+        if self.task.payload is not None:
+            raise ValueError(f"schedule {self.name or self.task.name}: its task must not need a payload")
+        if not self.name:
+            object.__setattr__(self, "name", self.task.name)
+
+    @property
+    def spec(self) -> str:
+        """The rhythm in words: when it changes, ticks are computed anew."""
+        return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every_s} s"
+
+
+class JobExists(Conflict):
+    """There is a job of this unique key already."""
+
+    code = "JOB_EXISTS"
+
+
+class Queue(Protocol):
+    """Enqueues jobs and publishes events.
+
+    Each method takes part in the transaction it is given: nothing happens unless that commits. Given the database
+    instead, it happens at once.
+    """
+
+    async def enqueue(
+        self,
+        db: Queries,
+        task: Task[Any],
+        payload: object = None,
+        *,
+        delay_s: float = 0,
+        at: datetime | None = None,
+        priority: int = 0,
+        unique_key: str | None = None,
+        on_conflict: OnConflict = "keep",
+        group_key: str | None = None,
+        concurrency_key: str | None = None,
+        max_attempts: int | None = None,
+        timeout_s: float | None = None,
+    ) -> UUID:
+        """Enqueue a job; return its id. Raises Invalid for a payload or an option that does not fit.
+
+        It runs after `delay_s` seconds or not before `at`. A point of `priority` (-1000 to 1000) outweighs ten seconds
+        of waiting. Of one `unique_key` there is at most one unfinished job of the task: on a conflict it is kept and
+        its id returned, or replaced, or JobExists is raised; so it is when the job to replace is running. Jobs of one
+        `group_key` run one at a time in the order of enqueueing, also when they are retried. Of one `concurrency_key`,
+        at most as many as the task says run at once. A job has one of the two. Safe to repeat with a `unique_key`.
+        """
+        ...
+
+    async def enqueue_many(
+        self, db: Queries, task: Task[Any], payloads: Iterable[object], *, delay_s: float = 0, priority: int = 0
+    ) -> int:
+        """Enqueue a job for each payload; return how many. Raises Invalid for one that does not fit.
+
+        Many are copied (COPY), 10,000 at a time, so a million takes seconds; give a transaction to have all or none.
+        """
+        ...
+
+    async def publish(self, db: Queries, *events: Event) -> None:
+        """Append events to the log and enqueue a job of each for each of its subscribers, in one statement.
+
+        Raises Invalid for an event whose fields do not fit.
+        """
+        ...

@@ -1,207 +1,503 @@
-"""The event consumer: leases due jobs, runs their tasks, records how they ended.
+"""The event consumer: leases jobs in batches, runs them, completes them in batches.
 
-A job is run at least once. While it runs its lease is renewed; every completion carries the lease's token, so a worker
-that was frozen past its lease cannot complete what another has taken over.
+A job is run at least once: what a worker leased and did not complete is leased to another one when the lease runs out.
 """
 
 import asyncio
-import inspect
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from loguru import logger
-from pydantic import TypeAdapter
+from opentelemetry import trace
+from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import database
+from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
-from app.kernel.identifiers import uuid7
-from app.kernel.process import Process, Service, pause
-from app.kernel.queue import Task
+from app.kernel.process import Process, Service
+from app.kernel.queue import Handler, Mode, NeverRetry, Operation, RetryAfter, Subscriber
+from app.kernel.queue.codec import adapter, decode_event, problems, version_of
+from app.kernel.queue.heartbeat import Heartbeat
+from app.kernel.queue.leases import ANY_RANK, Job, Leases
+from app.kernel.queue.listener import Listener
+from app.kernel.queue.subscriptions import Subscriptions
+from app.kernel.telemetry import metrics
+from app.kernel.telemetry.traces import continued
 
-_LEASE = """
-UPDATE kernel.jobs
-SET lease_token = %(token)s, leased_until = now() + %(lease_s)s * interval '1 second', attempt = attempt + 1
-WHERE id IN (
-    SELECT id FROM kernel.jobs
-    WHERE queue = ANY(%(queues)s) AND task = ANY(%(tasks)s) AND run_at <= now()
-      AND (leased_until IS NULL OR leased_until < now())
-    ORDER BY run_at
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
-)
-RETURNING id, task, payload, attempt, max_attempts
-"""
+_FLUSHED_AT_ONCE = 500
+_PREFETCH_S = 0.1
+_FULL_FETCH_EVERY_S = 0.1
+_PROMOTE_EVERY_S = 0.05
+_SEEN_EVERY_S = 60.0
+_AGAIN_S = 1.0
+_LONGEST_BACKOFF_S = 6 * 3600.0
+_UNKNOWN_AGAIN_S = 10.0
+_UNKNOWN_AT_MOST = 100_000  # seconds: then nobody will know it any more
 
-_RENEW = """
-UPDATE kernel.jobs SET leased_until = now() + %(lease_s)s * interval '1 second' WHERE lease_token = ANY(%(tokens)s)
-"""
+_tracer = trace.get_tracer("app")
 
-_FINISH = """
-WITH gone AS (
-    DELETE FROM kernel.jobs WHERE id = %(id)s AND lease_token = %(token)s
-    RETURNING id, queue, task, payload, unique_key, attempt, created_at
-)
-INSERT INTO kernel.finished_jobs (id, queue, task, payload, unique_key, attempt, created_at, outcome, error)
-SELECT gone.*, %(outcome)s, %(error)s FROM gone
-"""
 
-_RETRY = """
-UPDATE kernel.jobs
-SET run_at = now() + %(delay_s)s * interval '1 second', lease_token = NULL, leased_until = NULL
-WHERE id = %(id)s AND lease_token = %(token)s
-"""
-
-_HAND_BACK = """
-UPDATE kernel.jobs SET lease_token = NULL, leased_until = NULL, attempt = attempt - 1
-WHERE id = ANY(%(ids)s) AND lease_token = ANY(%(tokens)s)
-"""
-
-_BACKOFF_S = 2.0
-_BACKOFF_MOST_S = 300.0
+class _LeaseLost(Exception):
+    """The job is another worker's by now; rolls back what a `tx` operation has written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A leased job."""
+class _Runner:
+    """What runs the jobs of one name."""
 
-    token: UUID
-    id: UUID
-    task: str
-    payload: dict[str, Any]
-    attempt: int
-    max_attempts: int
+    operation: Operation
+    mode: Mode
+    handler: Handler | Subscriber
+
+    def argument(self, job: Job) -> tuple[Any, ...]:
+        """Return the payload as the operation takes it. Raises ValidationError, NeverRetry."""
+        if isinstance(self.handler, Subscriber):
+            version = job.event_version or 1
+            if version > version_of(self.handler.event):
+                raise _FromTheFuture
+            try:
+                return (decode_event(self.handler.event, version, job.payload or "null"),)
+            except ValidationError:
+                raise
+            except Exception as error:
+                raise NeverRetry(f"the event of version {version} cannot be upgraded: {error!r}") from error
+        if self.handler.task.payload is None:
+            return ()
+        return (adapter(self.handler.task.payload).validate_json(job.payload or "null"),)
+
+
+class _FromTheFuture(Exception):
+    """A newer release published this event."""
+
+
+class _QueueState:
+    """What the worker knows of one queue.
+
+    It fetches from the last rank on, so that a snapshot that is held by somebody, which keeps the rows of finished jobs
+    from being cleaned away, does not slow it down; and from the start now and then, for what was added before that.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.may_have_more = True
+        self._from = ANY_RANK
+        self._full_at = 0.0
+
+    def next_rank(self, now: float) -> int:
+        """Return the rank to fetch from."""
+        if now < self._full_at:
+            return self._from
+        self.may_have_more = False  # unless we hear otherwise while the fetch is under way
+        return ANY_RANK
+
+    def fetched(self, jobs: Sequence[Job], from_rank: int, wanted: int, started: float) -> None:
+        """Note what a fetch returned."""
+        now = time.monotonic()
+        if from_rank == ANY_RANK:
+            self._full_at = now + max(_FULL_FETCH_EVERY_S, 10 * (now - started))
+        if len(jobs) == wanted:
+            self.may_have_more = True
+        if jobs:
+            self._from = jobs[-1].rank
+
+    def wait_s(self, now: float) -> float:
+        """Return how long to wait before the next fetch when nothing wakes us."""
+        return max(0.0, self._full_at - now)
 
 
 class Consumer:
     """Runs jobs of some queues, at most so many at once."""
 
-    def __init__(self, db: Database, tasks: Sequence[Task], settings: QueueSettings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        conninfo: str,
+        handlers: Sequence[Handler | Subscriber],
+        settings: QueueSettings,
+        worker: str = "",
+    ) -> None:
         self._db = db
-        self._tasks = {task.name: task for task in tasks}
-        self._payloads = {task.name: _payload_type(task) for task in tasks}
+        self._conninfo = conninfo
+        self._runners = {
+            (handler.name if isinstance(handler, Subscriber) else handler.task.name): _Runner(
+                handler.operation, handler.mode, handler
+            )
+            for handler in handlers
+        }
+        self._subscriptions = Subscriptions([h for h in handlers if isinstance(h, Subscriber)])
         self._settings = settings
+        self._concurrency = settings.concurrency
+        self._leases = Leases(worker or f"{socket.gethostname()}:{os.getpid()}", settings.lease)
+        self._queues = deque(_QueueState(name) for name in dict.fromkeys(settings.names))
+        self._held: dict[str, Job] = {}
+        self._ready: deque[Job] = deque()
         self._running: dict[asyncio.Task[None], Job] = {}
+        self._done: list[Job] = []
+        self._flushing: list[Job] = []
+        self._some_done = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._rate = 0.0
+        self._finished = 0
+        self._measured_at = 0.0
+        self._next_due = self._poll_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until asked to stop, then finish those at hand; when cancelled, hand them back."""
-        renewed = asyncio.Event()
-        renewer = asyncio.ensure_future(self._renew(renewed))
-        try:
-            while not stop.is_set():
-                if await self._fetch() == 0:
-                    await self._wait(stop)
-            if self._running:
-                await asyncio.wait(self._running)
-        finally:
-            renewed.set()
-            await self._hand_back()
-            await renewer
+        heartbeat = Heartbeat(self._conninfo, self._leases.lease_s, self._held, self._running, self.cancel)
+        listener = Listener(self._conninfo, self._told)
+        async with self._beside(listener.run, self._complete, self._tend, lambda: self._on_stop(stop)):
+            heartbeat.start()
+            try:
+                while not stop.is_set():
+                    if not await self._fetch():
+                        await self._wait()
+                await self._hand_back(list(self._ready))
+                while self._running or self._done or self._flushing:
+                    self._wake.clear()
+                    await self._wake.wait()
+            finally:
+                await self._cut()
+                await heartbeat.stop()
 
-    async def _fetch(self) -> int:
-        free = self._settings.concurrency - len(self._running)
-        if free == 0:
-            return 0
-        token = uuid7()
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job that runs here."""
+        for task, job in self._running.items():
+            if job.id == job_id and not job.stopped_for:
+                job.stopped_for = "cancelled"
+                task.cancel()
+
+    @asynccontextmanager
+    async def _beside(self, *works: Any) -> AsyncGenerator[None]:
+        """Run something beside the body. When one of them fails, so does the body."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work()) for work in works]
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def _on_stop(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._wake.set()
+
+    def _told(self, said: str) -> None:
+        """Hear of a queue with something to do, of a cancelled job, or that we could not hear for a while."""
+        if said.startswith("c"):
+            self.cancel(said[1:])
+            return
+        for queue in self._queues:
+            if said in ("", "q" + queue.name):
+                queue.may_have_more = True
+                self._wake.set()
+
+    # fetching
+
+    def _room(self) -> int:
+        """Return how many jobs to fetch: those that can start, and as many as will within a moment."""
+        held = len(self._ready) + len(self._running)
+        if len(self._done) + len(self._flushing) > 2 * self._concurrency:
+            return 0  # completions do not get through
+        prefetch = min(self._concurrency, int(self._rate * _PREFETCH_S))
+        room = self._concurrency + prefetch - held
+        return room if not self._ready or room >= self._concurrency // 2 else 0
+
+    async def _fetch(self) -> bool:
+        """Fetch from one queue after the other; return whether it is worth going on at once."""
+        now = time.monotonic()
+        self._measure(now)
         try:
-            rows = await self._db.all(
-                _LEASE,
-                {
-                    "token": token,
-                    "lease_s": self._settings.lease,
-                    "queues": list(self._settings.names),
-                    "tasks": list(self._tasks),
-                    "limit": free,
-                },
-            )
+            if now >= self._poll_at:
+                self._look_everywhere()
+                self._poll_at = now + self._settings.poll_interval
+            if now >= self._next_due:
+                await self._promote()
+            for _ in range(len(self._queues)):
+                queue = self._queues[0]
+                self._queues.rotate()
+                room = self._room()
+                if room == 0 or not queue.may_have_more:
+                    continue
+                from_rank = queue.next_rank(now)
+                started = time.monotonic()
+                jobs = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
+                queue.fetched(jobs, from_rank, room, started)
+                for job in jobs:
+                    self._held[job.id] = job
+                self._ready.extend(jobs)
+                self._start()
+                if len(jobs) == room:
+                    return True
         except Unavailable as error:
             logger.warning("consumer: {}; trying again", error)
-            return 0
-        for row in rows:
-            job = Job(token, *row)
-            running = asyncio.ensure_future(self._run(job))
-            self._running[running] = job
-            running.add_done_callback(self._running.pop)
-        return len(rows)
+            self._look_everywhere()
+            await asyncio.sleep(min(_AGAIN_S, self._settings.poll_interval))
+        return False
 
-    async def _wait(self, stop: asyncio.Event) -> None:
-        """Until a job may be due, a place has become free, or the stop."""
-        if len(self._running) < self._settings.concurrency:
-            await pause(stop, self._settings.poll_interval)
+    async def _promote(self) -> None:
+        promoted, next_s = await self._leases.promote(self._db)
+        now = time.monotonic()
+        poll_s = self._settings.poll_interval
+        wait_s = poll_s if next_s is None else min(max(next_s, _PROMOTE_EVERY_S), poll_s)
+        self._next_due = now + (_PROMOTE_EVERY_S if promoted else wait_s)
+        if promoted:
+            self._look_everywhere()
+
+    def _look_everywhere(self) -> None:
+        for queue in self._queues:
+            queue.may_have_more = True
+
+    def _measure(self, now: float) -> None:
+        """Estimate how many jobs a second end here."""
+        elapsed = now - self._measured_at
+        if elapsed > 0.05:
+            self._rate = 0.5 * self._rate + 0.5 * self._finished / elapsed
+            self._finished, self._measured_at = 0, now
+
+    async def _wait(self) -> None:
+        """Until there may be something to fetch."""
+        now = time.monotonic()
+        timeout = min(self._next_due, self._poll_at) - now
+        if self._room() > 0:
+            timeout = min([timeout, *(queue.wait_s(now) for queue in self._queues if queue.may_have_more)])
+        if not self._wake.is_set():
+            handle = asyncio.get_running_loop().call_later(max(timeout, 0.001), self._wake.set)
+            await self._wake.wait()
+            handle.cancel()
+        self._wake.clear()
+
+    # running
+
+    def _start(self) -> None:
+        free = min(self._concurrency - len(self._running), len(self._ready))
+        for _ in range(free):
+            job = self._ready.popleft()
+            task = asyncio.ensure_future(self._work(job))
+            self._running[task] = job
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.pop(task, None)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.opt(exception=error).error("the worker itself failed: {!r}", error)
+
+    async def _work(self, job: Job) -> None:
+        """Run a job, and then others that wait, in the same task."""
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
+            await self._one(task, job)
+            self._finished += 1
+            if not self._ready:
+                return
+            job = self._running[task] = self._ready.popleft()
+            if len(self._ready) == self._concurrency // 2:
+                self._wake.set()
+
+    async def _one(self, task: "asyncio.Task[None]", job: Job) -> None:
+        runner = self._runners.get(job.task)
+        if runner is None:
+            await self._unknown(job)
             return
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({*self._running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        job.started_at = time.monotonic()
+        timer = asyncio.get_running_loop().call_later(job.timeout_s, self._overran, task, job)
+        outcome = "failed"
+        try:
+            with (
+                trace.use_span(
+                    continued(job.trace_context or ""), record_exception=False, set_status_on_exception=False
+                ),
+                logger.contextualize(job_id=job.id, task=job.task, attempt=job.attempt + 1),
+            ):
+                outcome = await self._attempt(task, job, runner)
+        finally:
+            timer.cancel()
+            metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at)
 
-    async def _run(self, job: Job) -> None:
-        with logger.contextualize(job_id=str(job.id), task=job.task, attempt=job.attempt):
-            try:
-                payload_type = self._payloads[job.task]
-                given = () if payload_type is None else (payload_type.validate_python(job.payload),)
-                await self._tasks[job.task].operation(*given)
-            except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
-                await self._failed(job, error)
-            else:
-                await self._finish(job, "done", None)
+    async def _attempt(self, task: "asyncio.Task[None]", job: Job, runner: _Runner) -> str:
+        try:
+            await self._operate(job, runner)
+        except asyncio.CancelledError:
+            if not job.stopped_for:
+                raise
+            task.uncancel()
+            outcome = await self._stopped(job)
+        except _LeaseLost:
+            self._refused(job)
+            outcome = "lost"
+        except _FromTheFuture:
+            await self._unknown(job)
+            outcome = "unknown"
+        except ValidationError as error:
+            outcome = await self._dead(job, f"the payload does not fit: {problems(error)}")
+        except NeverRetry as error:
+            outcome = await self._dead(job, f"never to be retried: {error}")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
+            outcome = await self._failed(job, error)
+        else:
+            logger.debug("job done")
+            outcome = "done"
+        return outcome
 
-    async def _failed(self, job: Job, error: Exception) -> None:
+    async def _operate(self, job: Job, runner: _Runner) -> None:
+        argument = runner.argument(job)
+        if runner.mode == "at_least_once":
+            await runner.operation(*argument)
+            self._done.append(job)
+            self._some_done.set()
+            return
+        async with self._db.begin() as tx:
+            await runner.operation(tx, *argument)
+            if await self._leases.finish(tx, [job]) == 0:
+                raise _LeaseLost
+        self._held.pop(job.id, None)
+
+    def _overran(self, task: "asyncio.Task[None]", job: Job) -> None:
+        if self._running.get(task) is job and not job.stopped_for:
+            job.stopped_for = "timeout"
+            task.cancel()
+
+    async def _stopped(self, job: Job) -> str:
+        if job.stopped_for == "timeout":
+            return await self._failed(job, TimeoutError(f"took longer than {job.timeout_s:g} s"))
+        if await self._record(job, lambda: self._leases.finish(self._db, [job], "cancelled")):
+            logger.info("job cancelled")
+        return "cancelled"
+
+    async def _failed(self, job: Job, error: BaseException) -> str:
         reason = f"{type(error).__name__}: {error}"
-        if job.attempt >= job.max_attempts:
-            logger.opt(exception=error).error("job is dead after {} attempts: {}", job.attempt, reason)
-            await self._finish(job, "dead", reason)
-            return
-        delay_s = min(_BACKOFF_S**job.attempt, _BACKOFF_MOST_S)
-        logger.opt(exception=error).warning("attempt failed, next in {:.0f} s: {}", delay_s, reason)
-        await self._record(_RETRY, {"id": job.id, "token": job.token, "delay_s": delay_s})
+        attempt = job.attempt + 1
+        if attempt >= job.max_attempts:
+            return await self._dead(job, f"failed {attempt} times, at last with {reason}", reason, error)
+        delay_s = min(attempt**4 * random.uniform(0.8, 1.2), _LONGEST_BACKOFF_S)  # noqa: S311 - jitter
+        if isinstance(error, RetryAfter):
+            delay_s = error.seconds
+        elif isinstance(error, Unavailable):
+            delay_s = max(delay_s, error.retry_after_s)
+        if await self._record(job, lambda: self._leases.postpone(self._db, job, delay_s, reason)):
+            logger.opt(exception=error).warning("attempt failed, next in {:.0f} s: {}", delay_s, reason)
+        self._next_due = min(self._next_due, time.monotonic() + delay_s)
+        return "failed"
 
-    async def _finish(self, job: Job, outcome: str, error: str | None) -> None:
-        await self._record(_FINISH, {"id": job.id, "token": job.token, "outcome": outcome, "error": error})
-        logger.info("job {}", outcome)
+    async def _dead(self, job: Job, reason: str, last: str | None = None, error: BaseException | None = None) -> str:
+        if await self._record(job, lambda: self._leases.die(self._db, job, reason, last or reason)):
+            logger.opt(exception=error).error("dead letter: {}", reason)
+        return "dead"
 
-    async def _record(self, sql: Any, parameters: dict[str, Any]) -> None:
-        """Write how a job ended; through an outage of the database for as long as the lease may still be ours."""
-        deadline = asyncio.get_running_loop().time() + self._settings.lease
+    async def _unknown(self, job: Job) -> None:
+        """Leave the job to a process that knows its task, or the version of its event: during a release, or never."""
+        if await self._record(job, lambda: self._leases.postpone(self._db, job, _UNKNOWN_AGAIN_S, None)):
+            logger.warning("job {} of {}: this release does not know it; left to another", job.id, job.task)
+
+    async def _record(self, job: Job, write: Any) -> bool:
+        """Write how a job ended, through an outage for as long as the lease may still be ours; whether it was ours."""
+        deadline = time.monotonic() + self._leases.lease_s
         while True:
             try:
-                if await self._db.run(sql, parameters) == 0:
-                    logger.warning("the lease was lost meanwhile; another worker has the job")
-                return
+                ours = bool(await write())
             except Unavailable as error:
-                if asyncio.get_running_loop().time() > deadline:
+                if time.monotonic() > deadline:
                     logger.error("could not record how the job ended, it will run again: {}", error)
-                    return
+                    self._held.pop(job.id, None)
+                    return False
                 await asyncio.sleep(0.5)
+            else:
+                self._held.pop(job.id, None)
+                if not ours:
+                    self._refused(job)
+                return ours
 
-    async def _renew(self, stop: asyncio.Event) -> None:
-        while not await pause(stop, self._settings.lease / 3):
-            if self._running:
-                with suppress(Unavailable):
-                    tokens = list({job.token for job in self._running.values()})
-                    await self._db.run(_RENEW, {"tokens": tokens, "lease_s": self._settings.lease})
+    def _refused(self, job: Job) -> None:
+        self._held.pop(job.id, None)
+        metrics.lease_lost(job.task)
+        logger.warning("job {} of {}: the lease was lost meanwhile; another worker has it", job.id, job.task)
 
-    async def _hand_back(self) -> None:
-        left = dict(self._running)
-        if not left:
-            return
-        for running in left:
-            running.cancel()
-        await asyncio.wait(left, timeout=1)
-        logger.error("{} jobs were cut and handed back: {}", len(left), ", ".join(j.task for j in left.values()))
-        with suppress(Unavailable):
-            jobs = list(left.values())
-            await self._db.run(_HAND_BACK, {"ids": [j.id for j in jobs], "tokens": list({j.token for j in jobs})})
+    # completing
+
+    async def _complete(self) -> None:
+        """Write completions: at once when nothing else is being written, else together with what came meanwhile."""
+        while True:
+            await self._some_done.wait()
+            self._some_done.clear()
+            while self._done:
+                self._flushing = self._done[:_FLUSHED_AT_ONCE]
+                del self._done[:_FLUSHED_AT_ONCE]
+                await self._flush(self._flushing)
+                self._flushing = []
+                self._wake.set()
+
+    async def _flush(self, jobs: list[Job]) -> None:
+        deadline = time.monotonic() + self._leases.lease_s
+        while True:
+            try:
+                finished = await self._leases.finish(self._db, jobs)
+                break
+            except Unavailable as error:
+                if time.monotonic() > deadline:
+                    logger.error("{} finished jobs could not be recorded and will run again: {}", len(jobs), error)
+                    finished = len(jobs)
+                    break
+                await asyncio.sleep(0.5)
+        for job in jobs:
+            self._held.pop(job.id, None)
+        if finished < len(jobs):
+            metrics.lease_lost(jobs[0].task, len(jobs) - finished)
+            logger.warning("{} leases were lost meanwhile; other workers have the jobs", len(jobs) - finished)
+
+    # tending
+
+    async def _tend(self) -> None:
+        """Free what dead workers held; say that our subscriptions are wanted."""
+        seen_at = 0.0
+        while True:
+            try:
+                rescued, dead = await self._leases.rescue(self._db)
+                if rescued or dead:
+                    logger.warning("{} jobs of workers that died or froze are free again, {} are dead", rescued, dead)
+                if time.monotonic() - seen_at > _SEEN_EVERY_S:
+                    await self._subscriptions.register(self._db)
+                    seen_at = time.monotonic()
+            except Unavailable as error:
+                logger.warning("consumer: {}; trying again", error)
+            await asyncio.sleep(max(0.05, self._leases.lease_s / 4))
+
+    async def _hand_back(self, jobs: list[Job]) -> None:
+        self._ready.clear()
+        if jobs:
+            with suppress(Unavailable):
+                await self._leases.hand_back(self._db, jobs)
+            for job in jobs:
+                self._held.pop(job.id, None)
+
+    async def _cut(self) -> None:
+        """Cancel what still runs, and hand back what was not completed."""
+        running = dict(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=1)
+            names = ", ".join(sorted({job.task for job in running.values()}))
+            logger.error("{} jobs were cut and handed back: {}", len(running), names)
+        finished = [*self._flushing, *self._done]
+        if finished:
+            with suppress(Unavailable):
+                await self._leases.finish(self._db, finished)
+        done = {job.id for job in finished}
+        await self._hand_back([job for job in list(self._held.values()) if job.id not in done])
 
 
-def _payload_type(task: Task) -> TypeAdapter[Any] | None:
-    parameters = list(inspect.signature(task.operation).parameters.values())
-    return TypeAdapter(parameters[0].annotation) if parameters else None
-
-
-async def consumer(p: Process, tasks: Sequence[Task]) -> Service:
-    """Return the consumer as a service."""
+async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Service:
+    """Return the consumer as a service, its subscriptions registered."""
     db = await p.use(database)
-    return Service("consumer", Consumer(db, tasks, p.settings[QueueSettings]).run)
+    found = await p.use(server)
+    worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings])
+    await Subscriptions([h for h in handlers if isinstance(h, Subscriber)]).register(db)
+    return Service("consumer", worker.run)

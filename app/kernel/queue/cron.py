@@ -6,52 +6,86 @@ leader is needed, and a killed manager leaves nothing behind. After procrastinat
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
+from zoneinfo import ZoneInfo
 
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from loguru import logger
 
 from app.kernel.config import QueueSettings
-from app.kernel.db import Database
+from app.kernel.db import Database, Transaction
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
-from app.kernel.identifiers import uuid7
 from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Schedule
+from app.kernel.telemetry import metrics
 
 _CATCH_UP = 1000  # ticks of one schedule enqueued in one transaction
+_FIRED_AT_ONCE = 100  # schedules advanced in one transaction
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_SEEN_EVERY_S = 10.0
+_GONE_AFTER_S = 60.0
 
+# a tick of the former rhythm that is due already is not lost with it
 _REGISTER = """
-INSERT INTO kernel.schedules (name, spec, misfire, next_fire_at)
-VALUES (%(name)s, %(spec)s, %(misfire)s, %(next)s)
+INSERT INTO kernel.schedules (name, task, spec, misfire, overlap, next_fire_at, seen_at)
+VALUES (%(name)s, %(task)s, %(spec)s, %(misfire)s, %(overlap)s, %(next)s, now())
 ON CONFLICT (name) DO UPDATE
-SET spec = excluded.spec,
-    misfire = excluded.misfire,
-    next_fire_at = CASE WHEN schedules.spec = excluded.spec THEN schedules.next_fire_at ELSE excluded.next_fire_at END
+SET task = excluded.task, spec = excluded.spec, misfire = excluded.misfire, overlap = excluded.overlap, seen_at = now(),
+    next_fire_at = CASE WHEN schedules.spec = excluded.spec OR schedules.next_fire_at <= now()
+        THEN schedules.next_fire_at ELSE excluded.next_fire_at END
 """
 
+_SEEN = """
+UPDATE kernel.schedules SET seen_at = now()
+WHERE name IN (SELECT name FROM kernel.schedules WHERE name = ANY(%s) ORDER BY name FOR UPDATE SKIP LOCKED)
+"""
+
+_FORGET_GONE = "DELETE FROM kernel.schedules WHERE seen_at < now() - %s * interval '1 second'"
+
 _TAKE_DUE = """
-SELECT name, next_fire_at, now()
-FROM kernel.schedules
-WHERE next_fire_at <= now() AND name = ANY(%s)
-ORDER BY next_fire_at
-LIMIT 1
+SELECT s.name, s.next_fire_at, now(), s.resumed_at
+FROM kernel.schedules s
+WHERE s.next_fire_at <= now() AND s.paused_at IS NULL
+  AND (s.name, s.spec) IN (SELECT * FROM unnest(%(names)s::text[], %(specs)s::text[]))
+ORDER BY s.next_fire_at
+LIMIT %(most)s
 FOR UPDATE SKIP LOCKED
 """
 
+_UNFINISHED = "SELECT count(*) FROM kernel.jobs WHERE schedule = %s AND task = %s"
+
 _ENQUEUE = """
-INSERT INTO kernel.jobs (id, task, payload, unique_key, max_attempts, run_at)
-VALUES (%(id)s, %(task)s, '{}', %(key)s, %(max_attempts)s, now())
-ON CONFLICT (unique_key) DO NOTHING
+INSERT INTO kernel.jobs
+    (id, queue, task, unique_key, rank, max_attempts, timeout_s, schedule, turn_key, in_order)
+SELECT kernel.uuid7(), queue, task, key, kernel.job_rank(now(), 0), max_attempts, timeout_s, schedule,
+    CASE WHEN waits THEN 'schedule/' || schedule END, waits
+FROM unnest(%(queues)s::text[], %(tasks)s::text[], %(keys)s::text[], %(attempts)s::integer[], %(timeouts)s::real[],
+        %(schedules)s::text[], %(waits)s::boolean[])
+    AS given (queue, task, key, max_attempts, timeout_s, schedule, waits)
+ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL DO NOTHING
 """
 
-_ADVANCE = "UPDATE kernel.schedules SET next_fire_at = %(next)s, last_fire_at = %(last)s WHERE name = %(name)s"
+_ADVANCE = """
+UPDATE kernel.schedules s
+SET next_fire_at = given.next, last_fire_at = coalesce(given.last, s.last_fire_at),
+    fired_count = fired_count + given.fired, skipped_count = skipped_count + given.skipped, resumed_at = NULL
+FROM unnest(%(names)s::text[], %(nexts)s::timestamptz[], %(lasts)s::timestamptz[], %(fired)s::integer[],
+    %(skipped)s::integer[]) AS given (name, next, last, fired, skipped)
+WHERE s.name = given.name
+"""
 
-_MAX_ATTEMPTS = 5
+_NOTIFY = "SELECT pg_notify('kernel_jobs', 'q' || queue) FROM unnest(%s::text[]) AS q (queue)"
+
+_NEXT = """
+SELECT extract(epoch FROM min(next_fire_at) - now())::float8 FROM kernel.schedules
+WHERE paused_at IS NULL AND (name, spec) IN (SELECT * FROM unnest(%(names)s::text[], %(specs)s::text[]))
+"""
 
 
 class CronManager:
@@ -61,56 +95,142 @@ class CronManager:
         self._db = db
         self._schedules = {schedule.name: schedule for schedule in schedules}
         self._poll_s = poll_s
+        self._known = {"names": list(self._schedules), "specs": [s.spec for s in schedules], "most": _FIRED_AT_ONCE}
 
     async def register(self) -> None:
-        """Store the schedules; an edited one starts anew from now. Safe to repeat."""
+        """Store the schedules; an edited one goes on in its new rhythm from now. Safe to repeat."""
         now = datetime.now(UTC)
         for name, schedule in self._schedules.items():
-            spec = schedule.cron or f"every {schedule.every_s} s"
+            given = {"name": name, "task": schedule.task.name, "spec": schedule.spec, "misfire": schedule.misfire}
             first = next(upcoming(schedule, now))
-            await self._db.run(_REGISTER, {"name": name, "spec": spec, "misfire": schedule.misfire, "next": first})
+            await self._db.run(_REGISTER, {**given, "overlap": schedule.overlap, "next": first})
 
     async def run(self, stop: asyncio.Event) -> None:
         """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""
-        while not stop.is_set():
+        seen_at = started_at = time.monotonic()
+        wait_s = 0.0
+        while not await pause(stop, wait_s):
+            wait_s = self._poll_s
             try:
-                while await self.fire_one():
+                while await self.fire_due():
                     pass
+                now = time.monotonic()
+                if now - seen_at > _SEEN_EVERY_S:
+                    seen_at = now
+                    await self._db.run(_SEEN, (list(self._schedules),))
+                    if now - started_at > _GONE_AFTER_S:  # by now every manager has said what it knows
+                        await self._db.run(_FORGET_GONE, (_GONE_AFTER_S,))
+                row = await self._db.one(_NEXT, self._known)
+                if row and row[0] is not None:
+                    wait_s = min(max(row[0], 0.001), self._poll_s)
             except Unavailable as error:
                 logger.warning("cron manager: {}; trying again", error)
-            await pause(stop, self._poll_s)
 
-    async def fire_one(self) -> bool:
-        """Take one due schedule, enqueue its jobs and advance it; return whether there was one."""
+    async def fire_due(self) -> int:
+        """Take schedules that are due, enqueue their jobs and advance them; return how many."""
         async with self._db.begin() as tx:
-            row = await tx.one(_TAKE_DUE, (list(self._schedules),))
-            if row is None:
-                return False
-            name, due, now = row
-            schedule = self._schedules[name]
-            ticks = itertools.takewhile(lambda tick: tick <= now, upcoming(schedule, due))
-            missed = list(itertools.islice(itertools.chain([due], ticks), _CATCH_UP))
-            last = missed[-1]
-            for tick in missed if schedule.misfire == "all" else [last]:
-                key = f"{name}@{tick.isoformat()}"
-                await tx.run(_ENQUEUE, {"id": uuid7(), "task": name, "key": key, "max_attempts": _MAX_ATTEMPTS})
-            following = next(upcoming(schedule, last))
-            await tx.run(_ADVANCE, {"name": name, "next": following, "last": last})
-        logger.bind(schedule=name, tick=last.isoformat()).debug("tick of {}", name)
-        return True
+            rows = await tx.all(_TAKE_DUE, self._known)
+            if not rows:
+                return 0
+            advanced = [await self._due(tx, *row) for row in rows]
+            await self._enqueue(tx, [(self._schedules[a[0]], ticks) for a, ticks in advanced])
+            names, nexts, lasts, fired, skipped = zip(*(a for a, _ in advanced), strict=True)
+            columns = {"names": names, "nexts": nexts, "lasts": lasts, "fired": fired, "skipped": skipped}
+            await tx.run(_ADVANCE, {key: list(column) for key, column in columns.items()})
+        for (name, *_), ticks in advanced:
+            for tick in ticks[-1:]:
+                metrics.schedule_fired(name, (rows[0][2] - tick).total_seconds())
+        return len(rows)
+
+    async def _due(
+        self, tx: Transaction, name: str, due: datetime, now: datetime, resumed_at: datetime | None
+    ) -> tuple[tuple[str, datetime, datetime | None, int, int], list[datetime]]:
+        """Return how a schedule advances, and the ticks that become jobs."""
+        schedule = self._schedules[name]
+        later = itertools.takewhile(lambda tick: tick <= now, upcoming(schedule, due))
+        missed = list(itertools.islice(itertools.chain([due], later), _CATCH_UP))
+        following = next(upcoming(schedule, missed[-1]))
+        wanted = [tick for tick in missed if resumed_at is None or tick >= resumed_at]
+        if schedule.misfire == "one":
+            wanted = wanted[-1:]
+        elif schedule.misfire == "skip":  # on time is what a manager that runs can be
+            wanted = [tick for tick in wanted[-1:] if now - tick <= timedelta(seconds=max(1.0, 2 * self._poll_s))]
+        if schedule.misfire != "all" and following <= now:  # more than are looked at in one go
+            wanted = []
+        if wanted and schedule.overlap == "skip":
+            row = await tx.one(_UNFINISHED, (name, schedule.task.name))
+            wanted = [] if row and row[0] else wanted[-1:]
+        skipped = len(missed) - len(wanted)
+        return (name, following, wanted[-1] if wanted else None, len(wanted), skipped), wanted
+
+    async def _enqueue(self, tx: Transaction, due: list[tuple[Schedule, list[datetime]]]) -> None:
+        jobs = [(schedule, tick) for schedule, ticks in due for tick in ticks]
+        if not jobs:
+            return
+        await tx.run(
+            _ENQUEUE,
+            {
+                "queues": [s.task.queue for s, _ in jobs],
+                "tasks": [s.task.name for s, _ in jobs],
+                "keys": [f"{s.name}@{tick.isoformat()}" for s, tick in jobs],
+                "attempts": [s.task.max_attempts for s, _ in jobs],
+                "timeouts": [s.task.timeout_s for s, _ in jobs],
+                "schedules": [s.name for s, _ in jobs],
+                "waits": [s.overlap == "wait" for s, _ in jobs],
+            },
+        )
+        await tx.run(_NOTIFY, (list({s.task.queue for s, _ in jobs}),))
 
 
 def upcoming(schedule: Schedule, after: datetime) -> Iterator[datetime]:
-    """Yield the ticks of a schedule later than a moment, in UTC; the same in every process."""
-    trigger: Any  # APScheduler is not annotated
-    if schedule.cron:
-        trigger = cast("Any", CronTrigger).from_crontab(schedule.cron, timezone=UTC)
-    else:
-        trigger = IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
+    """Yield the ticks of a schedule later than a moment, in UTC; the same in every process.
+
+    At fixed hours of a time zone, a tick in the hour that is repeated in autumn comes once, in the first pass; one in
+    the hour that is left out in spring comes an hour later by the clock, as cron(8) does. Raises ValueError when there
+    is none within years, such as on 30 February.
+    """
+    zone = ZoneInfo(schedule.timezone)
+    trigger, fixed_hours = _trigger(schedule, zone)
     while True:
         # without a previous fire time, the triggers compute the first tick at or after the moment
-        after = trigger.get_next_fire_time(None, after + timedelta(microseconds=1)).astimezone(UTC)
-        yield after
+        found = trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
+        if found is None:
+            raise ValueError(f"schedule {schedule.name}: {schedule.spec} never comes")
+        after = found.astimezone(UTC)
+        if not (fixed_hours and after.astimezone(zone).fold):
+            yield after
+
+
+def _trigger(schedule: Schedule, zone: ZoneInfo) -> tuple[Any, bool]:  # APScheduler is not annotated
+    if not schedule.cron:
+        return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC), False
+    parts = schedule.cron.split()
+    if len(parts) != 5:
+        raise ValueError(f"schedule {schedule.name}: {schedule.cron!r} must have five fields, as in crontab(5)")
+    minute, hour, day, month, weekday = parts
+    common = {"minute": minute, "hour": hour, "month": month, "timezone": zone}
+    weekday = _weekdays(weekday)
+    if day != "*" and weekday != "*":  # either, as crontab(5) says; APScheduler means both
+        either = [CronTrigger(day=day, **common), CronTrigger(day_of_week=weekday, **common)]
+        return OrTrigger(either), not hour.startswith("*")
+    return CronTrigger(day=day, day_of_week=weekday, **common), not hour.startswith("*")
+
+
+def _weekdays(field: str) -> str:
+    """Return a field of weekdays by name: crontab(5) counts from Sunday, APScheduler from Monday."""
+    names = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+    found: list[str] = []
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        if span == "*" or not (first.isdigit() and (last.isdigit() or not last)):
+            found.append(part)
+            continue
+        days = range(int(first), (int(last) if last else (6 if step else int(first))) + 1, int(step or 1))
+        if not days or days[-1] > 7:
+            raise ValueError(f"{field!r} is not a field of weekdays: 0 to 7, or sun to sat")
+        found += [names[day % 7] for day in days]
+    return ",".join(dict.fromkeys(found))
 
 
 async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Service:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
 from app.kernel.process import Process
-from app.kernel.queue.events import Events
+from app.kernel.queue.postgres import PostgresQueue
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.update_actor import UpdateActor
     from app.modules.auth.usecases.verify import Verify
 
-AUDIT, EVENTS = Audit(), Events()
+AUDIT, QUEUE = Audit(), PostgresQueue()
 ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), PostgresLimits()
 ROLES, API_KEYS = PostgresRoles(), PostgresApiKeys()
 
@@ -211,11 +211,11 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     reauthenticate = Reauthenticate(db, ACTORS, hashing, LIMITS, AUDIT)
     idle_s, lifetime_s = settings.session_idle, settings.session_lifetime
     yield SignIn(
-        login=Login(db, ACTORS, SESSIONS, hashing, second_factor, issued, LIMITS, AUDIT, EVENTS, idle_s, lifetime_s),
+        login=Login(db, ACTORS, SESSIONS, hashing, second_factor, issued, LIMITS, AUDIT, QUEUE, idle_s, lifetime_s),
         refresh=Refresh(db, SESSIONS, issued, AUDIT, idle_s),
         logout=Logout(db, SESSIONS, issued, AUDIT),
         get_me=GetMe(),
-        change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, reauthenticate, AUDIT, EVENTS),
+        change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, reauthenticate, AUDIT, QUEUE),
         list_my_sessions=ListMySessions(db, SESSIONS),
         end_my_session=EndMySession(db, SESSIONS, AUDIT),
         get_jwks=GetJwks(await p.use(keyring)),
@@ -279,11 +279,11 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
     db, hashing, catalogue = await p.use(database), await p.use(passwords), p.permissions
     yield Administration(
         list_actors=ListActors(db, ACTORS),
-        create_actor=CreateActor(db, ACTORS, hashing, AUDIT, EVENTS),
+        create_actor=CreateActor(db, ACTORS, hashing, AUDIT, QUEUE),
         get_actor=GetActor(db, ACTORS),
-        update_actor=UpdateActor(db, ACTORS, SESSIONS, ROLES, hashing, AUDIT, EVENTS),
-        disable_actor=DisableActor(db, ACTORS, SESSIONS, ROLES, AUDIT, EVENTS),
-        enable_actor=EnableActor(db, ACTORS, ROLES, AUDIT, EVENTS),
+        update_actor=UpdateActor(db, ACTORS, SESSIONS, ROLES, hashing, AUDIT, QUEUE),
+        disable_actor=DisableActor(db, ACTORS, SESSIONS, ROLES, AUDIT, QUEUE),
+        enable_actor=EnableActor(db, ACTORS, ROLES, AUDIT, QUEUE),
         list_actor_sessions=ListActorSessions(db, ACTORS, SESSIONS),
         end_actor_sessions=EndActorSessions(db, ACTORS, SESSIONS, ROLES, AUDIT),
         get_actor_roles=GetActorRoles(db, ACTORS, ROLES),
@@ -313,8 +313,8 @@ async def recovery(p: Process) -> AsyncGenerator[Recovery]:
 
     db, hashing = await p.use(database), await p.use(passwords)
     yield Recovery(
-        create_superuser=CreateSuperuser(db, ACTORS, hashing, AUDIT, EVENTS),
-        reset_password=ResetPassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, EVENTS),
+        create_superuser=CreateSuperuser(db, ACTORS, hashing, AUDIT, QUEUE),
+        reset_password=ResetPassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, QUEUE),
         unlock=Unlock(db, ACTORS, LIMITS, AUDIT),
     )
 

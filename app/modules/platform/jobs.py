@@ -1,13 +1,15 @@
-"""Schedules and tasks of platform. Tasks are built in consumers, not in cron managers."""
+"""Schedules and handlers of platform. Handlers are built in consumers, not in cron managers."""
 
 from app.kernel.process import Process
-from app.kernel.queue import Schedule, Task
+from app.kernel.queue import Handler, Schedule, Task
 
-SCHEDULES = [Schedule("platform.heartbeat", cron="* * * * *")]
+HEARTBEAT = Task[None]("platform.heartbeat")
+
+SCHEDULES = [Schedule(HEARTBEAT, cron="* * * * *")]
 
 
-async def tasks(p: Process) -> list[Task]:
+async def handlers(p: Process) -> list[Handler]:
     """Return what consumers run."""
     from app.modules.platform import wiring
 
-    return [Task("platform.heartbeat", await p.use(wiring.record_heartbeat))]
+    return [Handler(HEARTBEAT, await p.use(wiring.record_heartbeat))]

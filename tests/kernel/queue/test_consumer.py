@@ -1,182 +1,339 @@
-"""The consumer, in process, on a real database."""
+"""The consumer: what becomes of a job, whatever its operation does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from uuid import uuid4
 
 import pytest
+from loguru import logger
 
-from app.kernel.config import QueueSettings, load
-from app.kernel.db.postgres import database as database_provider
-from app.kernel.identifiers import uuid7
-from app.kernel.process import Process
-from app.kernel.queue import Task
-from app.kernel.queue.consumer import Consumer
-from app.processes import sections
-from tests.conftest import TestDatabase
-from tests.support.project import ROOT
+from app.kernel.db import Transaction
+from app.kernel.errors import Unavailable
+from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
+from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 
-@dataclass(frozen=True)
-class Greeting:
-    name: str
-    times: int
+async def nothing(greeting: Greeting) -> None:
+    """Does nothing."""
 
 
-@asynccontextmanager
-async def consuming(
-    database: TestDatabase, operation: Callable[..., Awaitable[Any]], **changes: Any
-) -> AsyncIterator[tuple[Consumer, asyncio.Event, asyncio.Task[None]]]:
-    settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
-    async with Process("test", settings, ROOT).opened() as p:
-        db = await p.use(database_provider)
-        queue = replace(settings[QueueSettings], poll_interval=0.02, **changes)
-        consumer = Consumer(db, [Task("greet", operation)], queue)
-        stop = asyncio.Event()
-        running = asyncio.ensure_future(consumer.run(stop))
-        yield consumer, stop, running
-        stop.set()
-        await asyncio.wait({running}, timeout=10)
-
-
-def enqueue(database: TestDatabase, payload: str = '{"name": "you", "times": 2}', max_attempts: int = 3) -> None:
-    database.run(
-        "INSERT INTO kernel.jobs (id, task, payload, max_attempts, run_at) VALUES (%s, 'greet', %s, %s, now())",
-        uuid7(),
-        payload,
-        max_attempts,
-    )
-
-
-async def until(probe: Callable[[], Any], seconds: float = 10) -> Any:
-    async with asyncio.timeout(seconds):
-        while not (found := await asyncio.to_thread(probe)):
-            await asyncio.sleep(0.02)
-    return found
-
-
-def finished(database: TestDatabase) -> list[tuple]:
-    return database.all("SELECT outcome, attempt, error FROM kernel.finished_jobs")
-
-
-async def test_a_job_is_run_with_its_payload_and_leaves_the_queue(database: TestDatabase) -> None:
+async def test_a_job_is_run_with_its_payload_and_leaves_the_queue(bench: Bench) -> None:
     given: list[Greeting] = []
 
     async def greet(greeting: Greeting) -> None:
         given.append(greeting)
 
-    async with consuming(database, greet):
-        enqueue(database)
-        await until(lambda: finished(database) == [("done", 1, None)])
-        assert database.all("SELECT count(*) FROM kernel.jobs") == [(0,)]
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you", 2))
+        await bench.until(bench.finished, [("done", 1)])
+        assert await bench.states() == []
     assert given == [Greeting("you", 2)]
 
 
-async def test_a_job_that_fails_is_tried_again_later_and_is_dead_after_its_last_attempt(database: TestDatabase) -> None:
+async def test_a_job_that_fails_is_tried_again_later_and_is_a_dead_letter_after_its_last_attempt(bench: Bench) -> None:
     async def greet(greeting: Greeting) -> None:
         raise RuntimeError("not today")
 
-    async with consuming(database, greet):
-        enqueue(database, max_attempts=2)
-        await until(lambda: database.all("SELECT attempt FROM kernel.jobs WHERE run_at > now()") == [(1,)])
-        database.run("UPDATE kernel.jobs SET run_at = now()")
-        await until(lambda: finished(database) == [("dead", 2, "RuntimeError: not today")])
-        assert database.all("SELECT count(*) FROM kernel.jobs") == [(0,)]
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"), max_attempts=2)
+        await bench.until(bench.states, [("scheduled", 1)])
+        ((delay_s,),) = await bench.rows("SELECT extract(epoch FROM run_at - now())::float8 FROM kernel.jobs")
+        assert 0 < delay_s <= 1.2
+        await bench.until(bench.dead, ["failed 2 times, at last with RuntimeError: not today"])
+        assert await bench.states() == []
+    ((errors,),) = await bench.rows("SELECT errors FROM kernel.dead_letters")
+    assert [(e["attempt"], e["error"]) for e in errors] == [
+        (2, "RuntimeError: not today"),
+        (1, "RuntimeError: not today"),
+    ]
 
 
-async def test_a_payload_that_does_not_fit_is_a_failed_attempt(database: TestDatabase) -> None:
+async def test_later_attempts_wait_longer(bench: Bench) -> None:
     async def greet(greeting: Greeting) -> None:
-        raise AssertionError("never called")
+        raise RuntimeError("not today")
 
-    async with consuming(database, greet):
-        enqueue(database, '{"name": "you"}', max_attempts=1)
-        ((outcome, _, error),) = await until(lambda: finished(database))
-    assert outcome == "dead"
-    assert error.startswith("ValidationError")
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"), max_attempts=9)
+        for attempt, shortest in ((1, 0), (2, 11), (3, 60), (4, 190)):
+            await bench.until(bench.states, [("scheduled", attempt)])
+            ((delay_s,),) = await bench.rows("SELECT extract(epoch FROM run_at - now())::float8 FROM kernel.jobs")
+            assert delay_s > shortest
+            await bench.db.run("UPDATE kernel.jobs SET run_at = now()")
 
 
-async def test_no_more_jobs_run_at_once_than_the_concurrency(database: TestDatabase) -> None:
+@pytest.mark.parametrize(
+    ("error", "shortest", "longest"), [(RetryAfter(90), 85, 90), (Unavailable("gone", retry_after_s=40), 35, 40)]
+)
+async def test_an_operation_says_when_to_try_again(
+    bench: Bench, error: Exception, shortest: float, longest: float
+) -> None:
+    async def greet(greeting: Greeting) -> None:
+        raise error
+
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await bench.until(bench.states, [("scheduled", 1)])
+    ((delay_s,),) = await bench.rows("SELECT extract(epoch FROM run_at - now())::float8 FROM kernel.jobs")
+    assert shortest < delay_s <= longest
+
+
+async def test_an_operation_says_never_to_try_again(bench: Bench) -> None:
+    async def greet(greeting: Greeting) -> None:
+        raise NeverRetry("nobody lives here")
+
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await bench.until(bench.dead, ["never to be retried: nobody lives here"])
+
+
+async def test_a_payload_that_no_longer_fits_is_a_dead_letter_that_says_why_but_not_the_value(bench: Bench) -> None:
+    async with bench.consuming(nothing):
+        await bench.queue.enqueue(bench.db, Task("greet"))
+        await bench.db.run("UPDATE kernel.jobs SET payload = '{}'")
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you", 2), delay_s=0.3)
+        await bench.db.run(
+            """UPDATE kernel.jobs SET payload = '{"name": "x", "times": "s3cret"}' WHERE run_at > now()"""
+        )
+
+        async def reasons() -> int:
+            return len(await bench.dead())
+
+        await bench.until(reasons, 2)
+    for reason in await bench.dead():
+        assert reason.startswith("the payload does not fit: ")
+        assert "s3cret" not in reason
+    assert any("times" in reason for reason in await bench.dead())
+
+
+async def test_a_task_that_this_release_does_not_know_is_left_to_another(bench: Bench) -> None:
+    async with bench.consuming(nothing):
+        await bench.queue.enqueue(bench.db, Task("from.tomorrow"))
+        await bench.until(bench.states, [("scheduled", 0)])
+    done: list[str] = []
+
+    async def tomorrow() -> None:
+        done.append("yes")
+
+    async with bench.consuming([Handler(Task("from.tomorrow"), tomorrow)]):
+        await bench.db.run("UPDATE kernel.jobs SET run_at = now()")
+        await bench.until(bench.finished, [("done", 1)])
+    assert done == ["yes"]
+
+
+async def test_a_job_that_takes_longer_than_its_timeout_is_stopped(bench: Bench) -> None:
+    stopped: list[str] = []
+
+    async def greet(greeting: Greeting) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            stopped.append(greeting.name)
+            raise
+
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"), timeout_s=0.1, max_attempts=1)
+        await bench.until(bench.dead, ["failed 1 times, at last with TimeoutError: took longer than 0.1 s"])
+        # and the worker goes on
+        await bench.queue.enqueue(bench.db, GREET, Greeting("me"), timeout_s=0.1, max_attempts=1)
+        await bench.until(lambda: asyncio.sleep(0, stopped), ["you", "me"])
+
+
+async def test_no_more_jobs_run_at_once_than_the_concurrency(bench: Bench) -> None:
     running, most = 0, 0
 
     async def greet(greeting: Greeting) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.02)
         running -= 1
 
-    async with consuming(database, greet, concurrency=3):
-        for _ in range(9):
-            enqueue(database)
-        await until(lambda: len(finished(database)) == 9)
+    async with bench.consuming(greet, concurrency=3):
+        await bench.queue.enqueue_many(bench.db, GREET, [Greeting(str(n)) for n in range(30)])
+        await bench.until(bench.finished, [("done", 1)] * 30)
     assert most == 3
 
 
-async def test_a_stop_finishes_the_job_at_hand(database: TestDatabase) -> None:
+async def test_a_worker_holds_at_most_twice_its_concurrency_of_unfinished_jobs(bench: Bench) -> None:
+    most, ended = 0, 0
+
+    async def greet(greeting: Greeting) -> None:
+        nonlocal most, ended
+        ((leased, finished),) = await bench.rows(
+            "SELECT count(*), (SELECT count(*) FROM kernel.finished_jobs) FROM kernel.jobs WHERE state = 'leased'"
+        )
+        most = max(most, leased - (ended - finished))
+        ended += 1
+
+    async with bench.consuming(greet, concurrency=5):
+        await bench.queue.enqueue_many(bench.db, GREET, [Greeting(str(n)) for n in range(300)])
+        await bench.until(lambda: bench.rows("SELECT count(*) FROM kernel.finished_jobs"), [(300,)])
+    assert 5 <= most <= 10
+
+
+async def test_a_slow_task_is_not_prefetched_so_that_other_workers_get_it(bench: Bench) -> None:
+    release = asyncio.Event()
+
+    async def greet(greeting: Greeting) -> None:
+        await release.wait()
+
+    async with bench.consuming(greet, concurrency=2):
+        await bench.queue.enqueue_many(bench.db, GREET, [Greeting(str(n)) for n in range(6)])
+        leased = "SELECT count(*) FROM kernel.jobs WHERE state = 'leased'"
+        await bench.until(lambda: bench.rows(leased), [(2,)])
+        async with bench.consuming(greet, concurrency=4):
+            await bench.until(lambda: bench.rows(leased), [(6,)])
+            release.set()
+            await bench.until(bench.finished, [("done", 1)] * 6)
+
+
+async def test_a_stop_finishes_the_jobs_at_hand_and_hands_back_the_others(bench: Bench) -> None:
     started, go = asyncio.Event(), asyncio.Event()
 
     async def greet(greeting: Greeting) -> None:
         started.set()
         await go.wait()
 
-    async with consuming(database, greet) as (_, stop, running):
-        enqueue(database)
+    async with bench.consuming(greet, concurrency=1) as running:
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
         await asyncio.wait_for(started.wait(), 10)
-        stop.set()
-        enqueue(database)
+        running.stop.set()
+        await bench.queue.enqueue(bench.db, GREET, Greeting("late"))
         go.set()
-        await asyncio.wait_for(running, 10)
-        assert finished(database) == [("done", 1, None)]
-        assert database.all("SELECT attempt, leased_until FROM kernel.jobs") == [(0, None)]
+        await asyncio.wait_for(running.task, 10)
+    assert await bench.finished() == [("done", 1)]
+    assert await bench.states() == [("ready", 0)]
 
 
-async def test_a_cut_hands_the_job_back_as_if_it_had_not_been_tried(database: TestDatabase) -> None:
+async def test_a_cut_hands_the_job_back_as_if_it_had_not_been_tried(bench: Bench) -> None:
     started = asyncio.Event()
 
     async def greet(greeting: Greeting) -> None:
         started.set()
         await asyncio.sleep(60)
 
-    async with consuming(database, greet) as (_, _, running):
-        enqueue(database)
+    async with bench.consuming(greet) as running:
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
         await asyncio.wait_for(started.wait(), 10)
-        running.cancel()
+        running.task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await running
-        assert database.all("SELECT attempt, leased_until FROM kernel.jobs") == [(0, None)]
-        assert finished(database) == []
+            await running.task
+    assert await bench.states() == [("ready", 0)]
+    assert await bench.finished() == []
 
 
-async def test_a_lease_is_renewed_while_the_job_runs(database: TestDatabase) -> None:
-    runs = 0
+async def test_a_lease_is_renewed_while_the_job_runs_even_when_it_blocks_the_loop(bench: Bench) -> None:
+    lapsed: list[tuple] = []
 
     async def greet(greeting: Greeting) -> None:
-        nonlocal runs
-        runs += 1
-        await asyncio.sleep(1.2)
+        ends = time.monotonic() + 2
+        while time.monotonic() < ends:  # blocks, which is what is tested
+            lapsed.extend(bench.test.all("SELECT leased_until FROM kernel.jobs WHERE leased_until < now()"))
 
-    async with consuming(database, greet, lease=0.3):
-        enqueue(database)
-        await until(lambda: finished(database))
-        assert finished(database) == [("done", 1, None)]
-    assert runs == 1
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), level="ERROR")
+    async with bench.consuming(greet, lease=0.6):
+        job = await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await bench.until(bench.finished, [("done", 1)])
+    logger.remove(sink)
+    assert lapsed == []
+    (blocked,) = [line for line in said if "blocked the event loop" in line]
+    assert f"job {job} of greet" in blocked
+    assert "in greet" in blocked
 
 
-async def test_a_worker_that_lost_its_lease_cannot_complete_the_job(database: TestDatabase) -> None:
+async def test_a_job_of_a_worker_that_died_is_given_to_another(bench: Bench) -> None:
+    await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+    await bench.rows("SELECT id FROM kernel.fetch_jobs('default', %s, 'dead', 0.2, 10, 0)", uuid4())
+    assert await bench.states() == [("leased", 0)]
+    async with bench.consuming(nothing, lease=0.4):
+        await bench.until(bench.finished, [("done", 1)])
+
+
+async def test_a_job_that_kills_its_workers_is_a_dead_letter_in_the_end(bench: Bench) -> None:
+    await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+    await bench.db.run("UPDATE kernel.jobs SET rescues = 10, state = 'leased', leased_until = now()")
+    async with bench.consuming(nothing, lease=0.2):
+        await bench.until(bench.dead, ["its worker died 10 times while it had the job"])
+
+
+async def test_a_worker_that_lost_its_lease_cannot_complete_the_job(bench: Bench) -> None:
     started, go = asyncio.Event(), asyncio.Event()
 
     async def greet(greeting: Greeting) -> None:
         started.set()
         await go.wait()
 
-    async with consuming(database, greet) as (_, stop, running):
-        enqueue(database)
+    async with bench.consuming(greet) as running:
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
         await asyncio.wait_for(started.wait(), 10)
-        database.run("UPDATE kernel.jobs SET lease_token = %s", uuid7())
+        await bench.db.run("UPDATE kernel.jobs SET lease_token = %s", (uuid4(),))
         go.set()
-        stop.set()
-        await asyncio.wait_for(running, 10)
-        assert finished(database) == []
-        assert database.all("SELECT count(*) FROM kernel.jobs") == [(1,)]
+        running.stop.set()
+        await asyncio.wait_for(running.task, 10)
+    assert await bench.finished() == []
+    assert await bench.states() == [("leased", 0)]
+
+
+async def test_what_a_tx_operation_writes_commits_with_its_completion_or_not_at_all(bench: Bench) -> None:
+    await bench.db.run("CREATE TABLE effects (name text)")
+
+    async def greet(tx: Transaction, greeting: Greeting) -> None:
+        await tx.run("INSERT INTO effects VALUES (%s)", (greeting.name,))
+        if greeting.name == "stale":
+            await bench.db.run("UPDATE kernel.jobs SET lease_token = %s", (uuid4(),))
+        if greeting.name == "bad":
+            raise NeverRetry("bad")
+
+    async with bench.consuming([Handler(GREET, greet, mode="tx")]):
+        for name in ("good", "bad"):
+            await bench.queue.enqueue(bench.db, GREET, Greeting(name))
+        await bench.until(bench.finished, [("done", 1)])
+        await bench.until(bench.dead, ["never to be retried: bad"])
+        await bench.queue.enqueue(bench.db, GREET, Greeting("stale"))
+        await bench.until(lambda: bench.rows("SELECT lease_token IS NOT NULL FROM kernel.jobs"), [(True,)])
+    assert await bench.rows("SELECT name FROM effects") == [("good",)]
+    assert await bench.finished() == [("done", 1)]
+
+
+async def test_a_running_job_is_cancelled(bench: Bench) -> None:
+    started = asyncio.Event()
+
+    async def greet(greeting: Greeting) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with bench.consuming(greet):
+        job = await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await asyncio.wait_for(started.wait(), 10)
+        await bench.db.run("SELECT pg_notify('kernel_jobs', 'c' || %s)", (str(job),))
+        await bench.until(bench.finished, [("cancelled", 1)])
+
+
+async def test_a_delayed_job_runs_when_it_is_due_and_not_before(bench: Bench) -> None:
+    ran: list[float] = []
+
+    async def greet(greeting: Greeting) -> None:
+        ran.append(time.time())
+
+    async with bench.consuming(greet):
+        started = time.time()
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"), delay_s=0.7)
+        await bench.until(bench.finished, [("done", 1)])
+    assert ran[0] - started >= 0.7
+
+
+async def test_a_job_is_noticed_by_polling_when_nothing_notifies(bench: Bench) -> None:
+    bench.conninfo = "host=127.0.0.1 port=1"  # the listener cannot listen, nor the heartbeat renew
+    async with bench.consuming(nothing, poll_interval=0.1):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await bench.until(bench.finished, [("done", 1)])
+
+
+async def test_several_queues_are_worked_on_and_others_are_not(bench: Bench) -> None:
+    tasks = [Task(f"greet.{name}", Greeting, queue=name) for name in ("a", "b", "c")]
+    async with bench.consuming([Handler(task, nothing) for task in tasks], names=("a", "b")):
+        for task in tasks:
+            await bench.queue.enqueue_many(bench.db, task, [Greeting(str(n)) for n in range(30)])
+        left = "SELECT queue, count(*) FROM kernel.jobs GROUP BY queue"
+        await bench.until(lambda: bench.rows(left), [("c", 30)])

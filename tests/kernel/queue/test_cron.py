@@ -1,15 +1,21 @@
 """Cron managers: exactly one job a tick, however many run."""
 
+import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from app.kernel.queue import Schedule
-from app.kernel.queue.cron import upcoming
+from app.kernel.queue import Schedule, Task
+from app.kernel.queue.cron import CronManager, upcoming
 from tests.conftest import TestDatabase
+from tests.kernel.queue.conftest import GREET, Bench
 from tests.support.project import Project, eventually
 
 
@@ -54,20 +60,29 @@ def test_of_two_cron_managers_one_is_killed_and_no_tick_is_missed_or_doubled(
     assert beats == len(found)
 
 
-def test_the_heartbeat_beats_every_minute() -> None:
-    from app.modules.platform.jobs import SCHEDULES
+TICK = Task[None]("tick")
 
-    (heartbeat,) = SCHEDULES
+
+def test_the_heartbeat_beats_every_minute() -> None:
+    from app.modules.platform.jobs import HEARTBEAT, SCHEDULES
+
+    (heartbeat,) = [schedule for schedule in SCHEDULES if schedule.task is HEARTBEAT]
     after = datetime(2026, 11, 22, 10, 59, 30, tzinfo=UTC)
     found = upcoming(heartbeat, after)
     assert [next(found) for _ in range(3)] == [datetime(2026, 11, 22, 11, minute, tzinfo=UTC) for minute in (0, 1, 2)]
 
 
-@pytest.mark.parametrize("schedule", [Schedule("x", every_s=90), Schedule("x", cron="*/7 3 * * *")])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(TICK, every_s=90),
+        Schedule(TICK, cron="*/7 3 * * *"),
+        Schedule(TICK, cron="*/20 1-3 13 * 5", timezone="Europe/Berlin"),
+    ],
+)
 def test_every_manager_computes_the_same_ticks_wherever_it_starts(schedule: Schedule) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    ahead = upcoming(schedule, start)
-    expected = [next(ahead) for _ in range(30)]
+    expected = list(islice(upcoming(schedule, start), 30))
     for position, tick in enumerate(expected[:-1]):
         assert next(upcoming(schedule, tick)) == expected[position + 1]
         assert next(upcoming(schedule, tick - timedelta(microseconds=1))) == tick
@@ -76,4 +91,201 @@ def test_every_manager_computes_the_same_ticks_wherever_it_starts(schedule: Sche
 @pytest.mark.parametrize("arguments", [{}, {"cron": "* * * * *", "every_s": 5}])
 def test_a_schedule_needs_exactly_one_rhythm(arguments: dict) -> None:
     with pytest.raises(ValueError, match="either cron or every_s"):
-        Schedule("x", **arguments)
+        Schedule(TICK, **arguments)
+
+
+def test_the_task_of_a_schedule_takes_no_payload() -> None:
+    with pytest.raises(ValueError, match="must not need a payload"):
+        Schedule(GREET, every_s=5)
+
+
+@pytest.mark.parametrize(
+    ("cron", "says"), [("* * * *", "five fields"), ("0 0 30 2 *", "never comes"), ("0 0 * * 8", "weekdays")]
+)
+def test_a_rhythm_that_makes_no_sense_is_refused(cron: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        next(upcoming(Schedule(TICK, cron=cron), datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+@pytest.mark.parametrize(
+    ("field", "days"),
+    [
+        ("0", "Sun"),
+        ("7", "Sun"),
+        ("1", "Mon"),
+        ("1-5", "Mon Tue Wed Thu Fri"),
+        ("5-7", "Fri Sat Sun"),
+        ("sat,0", "Sat Sun"),
+        ("*/3", "Mon Thu Sun"),
+        ("mon-wed", "Mon Tue Wed"),
+    ],
+)
+def test_weekdays_are_those_of_crontab(field: str, days: str) -> None:
+    monday = datetime(2026, 11, 23, tzinfo=UTC)
+    found = list(islice(upcoming(Schedule(TICK, cron=f"0 12 * * {field}"), monday), len(days.split())))
+    assert [f"{tick:%a}" for tick in found] == days.split()
+    assert found[-1] < monday + timedelta(days=7)
+
+
+def test_a_day_of_the_month_and_a_weekday_mean_either_as_in_crontab() -> None:
+    found = islice(upcoming(Schedule(TICK, cron="0 0 1 * 5"), datetime(2026, 11, 22, tzinfo=UTC)), 3)
+    assert [f"{tick:%a %d}" for tick in found] == ["Fri 27", "Tue 01", "Fri 04"]
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+SPRING, AUTUMN = datetime(2026, 3, 28, 12, tzinfo=BERLIN), datetime(2026, 10, 24, 12, tzinfo=BERLIN)
+
+
+@pytest.mark.parametrize(
+    ("cron", "start", "expected"),
+    [
+        # what is left out in spring comes an hour later by the clock, once
+        ("30 2 * * *", SPRING, ["29 01:30", "30 00:30"]),
+        ("30 2,3 * * *", SPRING, ["29 01:30", "30 00:30", "30 01:30"]),
+        ("0 3 * * *", SPRING, ["29 01:00", "30 01:00"]),
+        # what comes twice in autumn is done once
+        ("30 2 * * *", AUTUMN, ["25 00:30", "26 01:30"]),
+        ("30 3 * * *", AUTUMN, ["25 02:30", "26 02:30"]),
+        # an hourly rhythm goes on by the hour
+        ("30 * * * *", SPRING.replace(hour=23), ["28 22:30", "28 23:30", "29 00:30", "29 01:30", "29 02:30"]),
+        (
+            "30 * * * *",
+            AUTUMN.replace(hour=23),
+            ["24 21:30", "24 22:30", "24 23:30", "25 00:30", "25 01:30", "25 02:30"],
+        ),
+    ],
+)
+def test_ticks_where_summer_time_begins_and_ends(cron: str, start: datetime, expected: list[str]) -> None:
+    found = islice(upcoming(Schedule(TICK, cron=cron, timezone="Europe/Berlin"), start), len(expected))
+    assert [f"{tick:%d %H:%M}" for tick in found] == expected
+
+
+def manager(bench: Bench, *schedules: Schedule) -> CronManager:
+    return CronManager(bench.db, schedules, 0.5)
+
+
+async def due_since(bench: Bench, ago: timedelta) -> None:
+    """Make the schedule due, as if no manager had run for a while."""
+    await bench.db.run("UPDATE kernel.schedules SET next_fire_at = date_trunc('second', now()) - %s", (ago,))
+
+
+async def keys(bench: Bench) -> list[datetime]:
+    found = await bench.rows("SELECT unique_key FROM kernel.jobs ORDER BY seq")
+    return [datetime.fromisoformat(key.partition("@")[2]) for (key,) in found]
+
+
+async def fire(cron: CronManager) -> None:
+    while await cron.fire_due():
+        pass
+
+
+@pytest.mark.parametrize(("misfire", "least", "most"), [("skip", 0, 0), ("one", 1, 1), ("all", 3600, 3603)])
+async def test_ticks_of_an_outage_or_of_a_clock_put_forward_by_an_hour(
+    bench: Bench, misfire: Any, least: int, most: int
+) -> None:
+    cron = manager(bench, Schedule(TICK, every_s=1, misfire=misfire))
+    await cron.register()
+    await due_since(bench, timedelta(hours=1))
+    if misfire == "skip":  # the last tick is always on time: with one a second
+        await bench.db.run(
+            "UPDATE kernel.schedules SET next_fire_at = now() - interval '1 hour', spec = 'every 7200 s'"
+        )
+        cron = manager(bench, Schedule(TICK, every_s=7200, misfire="skip"))
+    await fire(cron)
+    found = await keys(bench)
+    assert least <= len(found) <= most
+    assert {later - earlier for earlier, later in pairwise(found)} <= {timedelta(seconds=1)}
+
+
+async def test_a_clock_put_back_by_an_hour_does_not_repeat_ticks(bench: Bench) -> None:
+    cron = manager(bench, Schedule(TICK, every_s=1))
+    await cron.register()
+    await due_since(bench, timedelta(seconds=-3600))  # they have been fired until an hour from now
+    await fire(cron)
+    assert await keys(bench) == []
+
+
+async def test_twenty_managers_make_one_job_of_each_tick(bench: Bench) -> None:
+    schedules = [Schedule(TICK, every_s=1, misfire="all", name=f"s{n}") for n in range(5)]
+    managers = [manager(bench, *schedules) for _ in range(20)]
+    await asyncio.gather(*(each.register() for each in managers))
+    await due_since(bench, timedelta(seconds=200))
+    await asyncio.gather(*(fire(each) for each in managers))
+    found = await bench.rows("SELECT schedule, count(*), count(DISTINCT unique_key) FROM kernel.jobs GROUP BY 1")
+    assert len(found) == 5
+    assert all(200 <= count == distinct <= 215 for _, count, distinct in found), found
+
+
+async def test_an_edited_schedule_goes_on_in_its_new_rhythm_without_losing_a_tick(bench: Bench) -> None:
+    await manager(bench, Schedule(TICK, cron="0 0 1 1 *")).register()
+    edited = manager(bench, Schedule(TICK, cron="0 0 * * *"))
+    await edited.register()
+    ((next_at,),) = await bench.rows("SELECT next_fire_at FROM kernel.schedules")
+    assert next_at < datetime.now(UTC) + timedelta(days=1)
+    # a tick of the old rhythm is due when it is edited
+    await due_since(bench, timedelta(seconds=5))
+    again = manager(bench, Schedule(TICK, cron="0 12 * * *"))
+    await again.register()
+    await fire(again)
+    assert len(await keys(bench)) == 1
+    ((next_at,),) = await bench.rows("SELECT next_fire_at FROM kernel.schedules")
+    assert next_at.hour == 12
+
+
+async def test_an_older_release_leaves_an_edited_schedule_to_the_newer_one(bench: Bench) -> None:
+    older, newer = manager(bench, Schedule(TICK, every_s=60)), manager(bench, Schedule(TICK, every_s=90))
+    await older.register()
+    await newer.register()
+    await due_since(bench, timedelta(seconds=1))
+    await fire(older)
+    assert await keys(bench) == []
+    await fire(newer)
+    assert len(await keys(bench)) == 1
+
+
+@pytest.mark.parametrize(("overlap", "jobs", "states"), [("allow", 2, 2), ("skip", 1, 1), ("wait", 2, 1)])
+async def test_a_tick_while_the_job_of_an_earlier_one_is_not_finished(
+    bench: Bench, overlap: Any, jobs: int, states: int
+) -> None:
+    cron = manager(bench, Schedule(TICK, every_s=60, overlap=overlap))
+    await cron.register()
+    for ago_s in (5, 1):
+        await due_since(bench, timedelta(seconds=ago_s))
+        await fire(cron)
+        await bench.rows("SELECT id FROM kernel.fetch_jobs('default', kernel.uuid7(), 'w', 60, 10, 0)")
+    assert len(await keys(bench)) == jobs
+    assert await bench.rows("SELECT count(*) FROM kernel.jobs WHERE state = 'leased'") == [(states,)]
+    assert await bench.rows("SELECT fired_count, skipped_count FROM kernel.schedules") == [(jobs, 2 - jobs)]
+
+
+async def test_a_paused_schedule_rests_and_what_it_missed_is_not_made_up_for(bench: Bench) -> None:
+    cron = manager(bench, Schedule(TICK, every_s=10, misfire="all"))
+    await cron.register()
+    await bench.db.run("UPDATE kernel.schedules SET paused_at = now()")
+    await due_since(bench, timedelta(hours=1))
+    await fire(cron)
+    assert await keys(bench) == []
+    await bench.db.run("UPDATE kernel.schedules SET paused_at = NULL, resumed_at = now() - interval '31 seconds'")
+    await fire(cron)
+    assert 3 <= len(await keys(bench)) <= 4
+
+
+@asynccontextmanager
+async def managing(cron: CronManager) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(cron.run(stop))
+    yield
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_schedule_that_no_release_knows_any_more_disappears(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.kernel.queue.cron._SEEN_EVERY_S", 0.1)
+    monkeypatch.setattr("app.kernel.queue.cron._GONE_AFTER_S", 1.0)
+    await manager(bench, Schedule(TICK, every_s=3600, name="old")).register()
+    cron = manager(bench, Schedule(TICK, every_s=3600, name="new"))
+    await cron.register()
+    async with managing(cron):
+        await bench.until(lambda: bench.rows("SELECT name FROM kernel.schedules"), [("new",)])

@@ -8,7 +8,7 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actors, Passwords
 from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions
 from app.modules.auth.portal import PasswordChanged
@@ -34,7 +34,7 @@ class ChangePassword:
     passwords: Passwords
     reauthenticate: Reauthenticate
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: AuthenticatedCaller, given: NewPassword) -> None:
         """Store it, and end the caller's other sessions. Raises WeakPassword, InvalidCredentials, RateLimited."""
@@ -45,4 +45,4 @@ class ChangePassword:
             await self.actors.set_password(tx, actor.id, password_hash)
             ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
-            await self.events.publish(tx, PasswordChanged(actor.id))
+            await self.queue.publish(tx, PasswordChanged(actor.id))

@@ -11,7 +11,7 @@ from app.kernel.db import Database
 from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import (
     Actor,
     Actors,
@@ -44,7 +44,7 @@ class CreateActor:
     actors: Actors
     passwords: Passwords
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: Caller, new: NewActor) -> Actor:
         """Return the actor. Raises Denied, InvalidUsername, WeakPassword, UsernameExists. Not safe to repeat."""
@@ -62,5 +62,5 @@ class CreateActor:
             if added is None:
                 raise UsernameExists(f"the username {new.username} is taken")
             await self.audit.record(tx, caller, "auth.create_actor", target=added.id, is_superuser=added.is_superuser)
-            await self.events.publish(tx, ActorCreated(added.id, added.type, added.username))
+            await self.queue.publish(tx, ActorCreated(added.id, added.type, added.username))
         return added

@@ -7,7 +7,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actors, Passwords, UsernameExists, username_key
 from app.modules.auth.portal import ActorCreated
 
@@ -30,7 +30,7 @@ class CreateSuperuser:
     actors: Actors
     passwords: Passwords
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: Caller, username: str, password: str) -> Superuser:
         """Return the superuser. Safe to repeat and to run many times at once: one is made; its password stays.
@@ -43,7 +43,7 @@ class CreateSuperuser:
         async with self.db.begin() as tx:
             if await self.actors.add_superuser(tx, actor_id, username, key, password_hash):
                 await self.audit.record(tx, caller, "auth.create_superuser", target=actor_id)
-                await self.events.publish(tx, ActorCreated(actor_id, "admin", username))
+                await self.queue.publish(tx, ActorCreated(actor_id, "admin", username))
                 return Superuser(actor_id, username, created=True)
             found = await self.actors.by_username(tx, key)
         if found is None or not found[0].is_superuser:

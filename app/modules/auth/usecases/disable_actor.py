@@ -6,7 +6,7 @@ from uuid import UUID
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import ActorAlreadyDisabled, Actors, LastSuperuser, username_key
 from app.modules.auth.domain.permissions import Roles
 from app.modules.auth.domain.sessions import Sessions
@@ -33,7 +33,7 @@ class DisableActor:
     sessions: Sessions
     roles: Roles
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: Caller, actor: ActorRef) -> Disabled:
         """Return what was ended. Raises ActorNotFound, Denied, ActorAlreadyDisabled, LastSuperuser."""
@@ -46,5 +46,5 @@ class DisableActor:
             await self.actors.save(tx, replace(found, is_active=False), username_key(found.username))
             ended = await self.sessions.end_all(tx, found.id)
             await self.audit.record(tx, caller, "auth.disable_actor", target=found.id, sessions_ended=ended)
-            await self.events.publish(tx, ActorDisabled(found.id))
+            await self.queue.publish(tx, ActorDisabled(found.id))
         return Disabled(found.id, ended)

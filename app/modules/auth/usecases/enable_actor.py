@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actor, ActorNotFound, Actors, username_key
 from app.modules.auth.domain.permissions import Roles
 from app.modules.auth.portal import ActorEnabled
@@ -22,7 +22,7 @@ class EnableActor:
     actors: Actors
     roles: Roles
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: Caller, actor: ActorRef) -> Actor:
         """Return the actor. Raises ActorNotFound, Denied. Safe to repeat."""
@@ -34,5 +34,5 @@ class EnableActor:
             if enabled is None:
                 raise ActorNotFound
             await self.audit.record(tx, caller, "auth.enable_actor", target=found.id)
-            await self.events.publish(tx, ActorEnabled(found.id))
+            await self.queue.publish(tx, ActorEnabled(found.id))
         return enabled

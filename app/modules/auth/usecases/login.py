@@ -12,7 +12,7 @@ from app.kernel.db import Database
 from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actor, Actors, InvalidUsername, Passwords, username_key
 from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import (
@@ -74,7 +74,7 @@ class Login:
     tokens: Tokens
     limits: Limits
     audit: Audit
-    events: Events
+    queue: Queue
     idle_s: float
     lifetime_s: float
 
@@ -132,5 +132,5 @@ class Login:
             if forget is not None:
                 await self.limits.forget(tx, forget)
             await self.audit.record(tx, signed_in, "auth.login", target=actor.id)
-            await self.events.publish(tx, SessionStarted(actor.id, session.id))
+            await self.queue.publish(tx, SessionStarted(actor.id, session.id))
         return LoggedIn(replace(actor, last_active_at=now), tokens)

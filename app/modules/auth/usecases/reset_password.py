@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import ActorNotFound, Actors, Passwords, username_key
 from app.modules.auth.domain.sessions import Limits, Sessions
 from app.modules.auth.portal import PasswordChanged
@@ -31,7 +31,7 @@ class ResetPassword:
     passwords: Passwords
     limits: Limits
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: Caller, username: str, password: str) -> Reset:
         """Return what was ended. Raises ActorNotFound, WeakPassword. Safe to repeat."""
@@ -46,5 +46,5 @@ class ResetPassword:
             ended = await self.sessions.end_all(tx, actor.id)
             await self.limits.forget(tx, limit_of_name(username))
             await self.audit.record(tx, caller, "auth.reset_password", target=actor.id, sessions_ended=ended)
-            await self.events.publish(tx, PasswordChanged(actor.id))
+            await self.queue.publish(tx, PasswordChanged(actor.id))
         return Reset(actor.username, ended)

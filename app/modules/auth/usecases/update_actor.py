@@ -10,7 +10,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database, Transaction
 from app.kernel.errors import Invalid
 from app.kernel.operations import Caller, Kind, operation
-from app.kernel.queue.events import Events
+from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import (
     Actor,
     ActorNotFound,
@@ -52,7 +52,7 @@ class UpdateActor:
     roles: Roles
     passwords: Passwords
     audit: Audit
-    events: Events
+    queue: Queue
 
     async def __call__(self, caller: Caller, change: ActorChange) -> Actor:
         """Return the actor as it is now. Safe to repeat.
@@ -88,13 +88,13 @@ class UpdateActor:
             raise UsernameExists(f"the username {wanted.username} is taken")
         if password_hash is not None:
             await self.actors.set_password(tx, saved.id, password_hash)
-            await self.events.publish(tx, PasswordChanged(saved.id))
+            await self.queue.publish(tx, PasswordChanged(saved.id))
         ended = 0
         loses_rank = before.is_superuser and not saved.is_superuser
         if password_hash is not None or loses_rank or not saved.is_active:
             ended = await self.sessions.end_all(tx, saved.id)
         if before.is_active != saved.is_active:
-            await self.events.publish(tx, ActorEnabled(saved.id) if saved.is_active else ActorDisabled(saved.id))
+            await self.queue.publish(tx, ActorEnabled(saved.id) if saved.is_active else ActorDisabled(saved.id))
         await self.audit.record(
             tx,
             caller,

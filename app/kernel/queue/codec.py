@@ -1,0 +1,51 @@
+"""Payloads: from dataclass to JSON and back, checked both ways. A payload that does not fit says why."""
+
+import functools
+import json
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.kernel.errors import Invalid
+from app.kernel.queue import Event
+
+
+@functools.cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return the codec of a type. Safe to repeat: made once."""
+    return TypeAdapter(kind)
+
+
+def encode(kind: type[Any], value: object) -> str:
+    """Return a payload as JSON. Raises Invalid when it is not one of its type, or holds what its fields refuse."""
+    if not isinstance(value, kind):
+        raise Invalid(f"the payload is a {type(value).__name__}, not a {kind.__name__}")
+    codec = adapter(kind)
+    try:
+        text = codec.dump_json(value, warnings=False)
+        codec.validate_json(text)
+    except ValidationError as error:
+        raise Invalid(f"a {kind.__name__} with {problems(error)}") from None
+    if b"\\u0000" in text:
+        raise Invalid(f"a {kind.__name__} holds the character NUL, which PostgreSQL cannot store")
+    return text.decode()
+
+
+def version_of(event: type[Event] | Event) -> int:
+    """Return the version of an event's class."""
+    return cast("int", getattr(event, "event_version", 1))
+
+
+def decode_event(kind: type[Event], version: int, text: str) -> Event:
+    """Return an event, upgraded when an older version stored it. Raises ValidationError, and what `upgrade` raises."""
+    if version < version_of(kind):
+        upgrade = getattr(kind, "upgrade", None)
+        if upgrade is not None:
+            return adapter(kind).validate_python(upgrade(version, json.loads(text)))
+    return adapter(kind).validate_json(text)
+
+
+def problems(error: ValidationError) -> str:
+    """Return what does not fit, without the values: they may be secret."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(str(part) for part in e['loc']) or 'payload'}: {e['msg']}" for e in found[:5])

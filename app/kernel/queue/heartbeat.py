@@ -1,0 +1,130 @@
+"""The heartbeat of a worker: a thread with a connection of its own, so that a busy event loop does not lose leases.
+
+It renews them, hears of cancelled jobs, and names the job that blocks the loop.
+"""
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from loguru import logger
+
+from app.kernel.queue.leases import Job, lease_of
+
+_BLOCKED_S = 1.0
+_TICK_S = 0.25
+
+_RENEW = """
+    UPDATE kernel.jobs SET leased_until = now() + %(lease_s)s * interval '1 second'
+    WHERE id IN (
+        -- not those that are being completed at this moment
+        SELECT id FROM kernel.jobs
+        WHERE id = ANY(%(ids)s::uuid[])
+          AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]))
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id::text, cancel_requested_at IS NOT NULL
+"""
+
+
+class Heartbeat:
+    """Renews the leases of the jobs that are held, until stopped.
+
+    A job that overran its timeout is not renewed for longer than another lease: what blocks the loop for good must not
+    keep its jobs from the other workers.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        lease_s: float,
+        held: Mapping[str, Job],
+        running: Mapping["asyncio.Task[None]", Job],
+        cancel: Callable[[str], None],
+    ) -> None:
+        self._conninfo = conninfo
+        self._lease_s = lease_s
+        self._held = held
+        self._running = running
+        self._cancel = cancel
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._stopped = threading.Event()
+        self._answered_at = self._asked_at = time.monotonic()
+        self._reported = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End, and wait for it; no longer than a statement may take."""
+        self._stopped.set()
+        await asyncio.to_thread(self._thread.join, 5)
+
+    def _run(self) -> None:
+        connection: psycopg.Connection[Any] | None = None
+        while not self._stopped.wait(min(_TICK_S, self._lease_s / 6)):
+            self._watch_loop()
+            due = self._due()
+            if not due:
+                continue
+            try:
+                if connection is None:
+                    connection = psycopg.connect(self._conninfo, autocommit=True)
+                self._renew(connection, due)
+            except psycopg.Error as error:
+                logger.warning("heartbeat: {}; trying again", " ".join(str(error).split()))
+                if connection is not None:
+                    connection.close()
+                connection = None
+                self._stopped.wait(min(1.0, self._lease_s / 6))
+        if connection is not None:
+            connection.close()
+
+    def _due(self) -> list[Job]:
+        now = time.monotonic()
+        return [
+            job
+            for job in list(self._held.values())
+            if job.renewed_at < now - self._lease_s / 3
+            and not (job.started_at and now > job.started_at + job.timeout_s + self._lease_s)
+        ]
+
+    def _renew(self, connection: "psycopg.Connection[Any]", due: list[Job]) -> None:
+        now = time.monotonic()
+        rows = connection.execute(_RENEW, {"lease_s": self._lease_s, **lease_of(due)}).fetchall()
+        for job in due:
+            job.renewed_at = now  # also what was not ours any more: its completion will be refused
+        for job_id, cancelled in rows:
+            if cancelled:
+                self._on_loop(self._cancel, job_id)
+
+    def _watch_loop(self) -> None:
+        now = time.monotonic()
+        if self._answered_at >= self._asked_at:
+            self._reported = False
+            self._asked_at = now
+            self._on_loop(self._answer)
+        elif now - self._asked_at > _BLOCKED_S and not self._reported:
+            self._reported = True
+            task = asyncio.current_task(self._loop)
+            job = self._running.get(task) if task is not None else None  # pyright: ignore[reportArgumentType, reportCallIssue]
+            frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage] - documented
+            stack = "".join(traceback.format_stack(frame, limit=8)) if frame else ""
+            culprit = f"job {job.id} of {job.task}" if job else "something"
+            logger.error("{} has blocked the event loop for {:.1f} s:\n{}", culprit, now - self._asked_at, stack)
+
+    def _answer(self) -> None:
+        self._answered_at = time.monotonic()
+
+    def _on_loop(self, call: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(call, *arguments)

@@ -1,0 +1,211 @@
+"""Leased jobs: the SQL of a worker. Every statement that ends a lease carries its token (a fencing token), so a worker
+that was frozen past its lease changes nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from app.kernel.db import Queries
+from app.kernel.identifiers import uuid7
+
+ANY_RANK = -(2**63)
+_MOST_RESCUES = 10  # a job whose worker died so often probably kills it
+_ERRORS_KEPT = 20
+_LONGEST_ERROR = 2000
+
+_FETCH = """
+    SELECT id::text, task, payload, attempt, max_attempts, timeout_s, event_id::text, event_version, trace_context, rank
+    FROM kernel.fetch_jobs(%s, %s, %s, %s, %s, %s)
+    ORDER BY rank
+"""
+
+_PROMOTE = """
+    WITH due AS (
+        UPDATE kernel.jobs SET state = 'ready' WHERE id IN (
+            SELECT id FROM kernel.jobs WHERE state = 'scheduled' AND run_at <= now()
+            ORDER BY run_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+        )
+        RETURNING queue
+    ), told AS (
+        SELECT queue, pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM due) q
+    )
+    SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM told),
+        (SELECT extract(epoch FROM min(run_at) - now())::float8 FROM kernel.jobs
+         WHERE state = 'scheduled' AND run_at > now())
+"""
+
+_FINISH = """
+    WITH gone AS (
+        DELETE FROM kernel.jobs
+        WHERE id = ANY(%(ids)s::uuid[])
+          AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]))
+        RETURNING id, queue, task, payload, attempt, schedule, event_id, unique_key, trace_context, errors, created_at
+    )
+    INSERT INTO kernel.finished_jobs
+        (id, queue, task, payload, outcome, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
+         finished_at)
+    SELECT id, queue, task, payload, %(outcome)s, attempt + 1, schedule, event_id, unique_key, trace_context, errors,
+        created_at, clock_timestamp()
+    FROM gone
+"""
+
+_POSTPONE = """
+    UPDATE kernel.jobs
+    SET state = 'scheduled', attempt = attempt + %(counts)s, run_at = now() + %(delay_s)s * interval '1 second',
+        rank = kernel.job_rank(now() + %(delay_s)s * interval '1 second', priority),
+        errors = CASE WHEN %(error)s::jsonb IS NULL THEN errors ELSE jsonb_path_query_array(
+            %(error)s::jsonb || coalesce(errors, '[]'), '$[0 to $newest]',
+            jsonb_build_object('newest', %(kept)s::integer - 1)
+        ) END,
+        lease_token = NULL, leased_until = NULL, leased_by = NULL
+    WHERE id = %(id)s AND lease_token = %(token)s
+"""
+
+_BURY = """
+    INSERT INTO kernel.dead_letters
+        (id, queue, task, payload, reason, priority, attempt, max_attempts, timeout_s, unique_key, turn_key, turn_limit,
+         in_order, schedule, event_id, event_version, trace_context, errors, created_at)
+    SELECT id, queue, task, payload, %(reason)s, priority, attempt + %(counts)s, max_attempts, timeout_s, unique_key,
+        turn_key, turn_limit, in_order, schedule, event_id, event_version, trace_context,
+        CASE WHEN %(error)s::jsonb IS NULL THEN errors ELSE %(error)s::jsonb || coalesce(errors, '[]') END, created_at
+    FROM gone
+"""
+_GONE = """
+    WITH gone AS (
+        DELETE FROM kernel.jobs WHERE id = %(id)s AND lease_token = %(token)s RETURNING *
+    )
+"""
+_GONE_OF_RESCUES = """
+    WITH gone AS (
+        DELETE FROM kernel.jobs WHERE id IN (
+            SELECT id FROM kernel.jobs
+            WHERE state = 'leased' AND leased_until < now() AND rescues >= %(most)s
+            LIMIT 100 FOR UPDATE SKIP LOCKED
+        )
+        RETURNING *
+    )
+"""
+
+_RESCUE = """
+    WITH rescued AS (
+        UPDATE kernel.jobs
+        SET state = CASE WHEN rescues = 0 THEN 'ready' ELSE 'scheduled' END, rescues = rescues + 1,
+            -- apart from those that its worker held beside it: one of them may be what killed the worker
+            run_at = now() + rescues * rescues * random() * interval '1 second',
+            lease_token = NULL, leased_until = NULL, leased_by = NULL
+        WHERE id IN (
+            SELECT id FROM kernel.jobs WHERE state = 'leased' AND leased_until < now()
+            LIMIT 1000 FOR UPDATE SKIP LOCKED
+        )
+        RETURNING queue
+    ), told AS (
+        SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM rescued) q
+    )
+    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM told)
+"""
+
+# the triggers of kernel.jobs pass turns on; this is for what they cannot see, such as a deletion that was undone
+_WAKE_FORGOTTEN = """
+    UPDATE kernel.jobs SET state = 'ready' WHERE state = 'waiting' AND id IN (
+        SELECT DISTINCT ON (turn_key) w.id FROM kernel.jobs w
+        WHERE w.turn_key IS NOT NULL AND w.state = 'waiting' AND NOT EXISTS (
+            SELECT FROM kernel.jobs o WHERE o.turn_key = w.turn_key AND (
+                o.state IN ('leased', 'ready') OR o.in_order AND o.state = 'scheduled' AND o.attempt + o.rescues > 0
+            )
+        )
+        ORDER BY turn_key, seq LIMIT 1000
+    )
+"""
+
+_HAND_BACK = """
+    WITH back AS (
+        UPDATE kernel.jobs SET state = 'ready', lease_token = NULL, leased_until = NULL, leased_by = NULL
+        WHERE id = ANY(%(ids)s::uuid[])
+          AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]))
+        RETURNING queue
+    )
+    SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM back) q
+"""
+
+
+@dataclass(slots=True)
+class Job:
+    """A leased job, as the worker holds it."""
+
+    id: str
+    task: str
+    payload: str | None
+    attempt: int
+    max_attempts: int
+    timeout_s: float
+    event_id: str | None
+    event_version: int | None
+    trace_context: str | None
+    rank: int
+    token: str
+    renewed_at: float
+    started_at: float = 0.0
+    stopped_for: str = ""
+
+
+def lease_of(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return ids and tokens as parameters."""
+    return {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """Takes jobs, and gives them back or away. Each method raises Unavailable."""
+
+    worker: str
+    lease_s: float
+
+    async def fetch(self, db: Queries, queue: str, most: int, from_rank: int, now: float) -> list[Job]:
+        """Lease jobs of a queue, those with the lowest rank from one on, and return them in that order."""
+        token = str(uuid7())
+        rows = await db.all(_FETCH, (queue, token, self.worker, self.lease_s, most, from_rank))
+        return [Job(*row, token=token, renewed_at=now) for row in rows]
+
+    async def promote(self, db: Queries) -> tuple[int, float | None]:
+        """Make due jobs ready; return how many, and in how many seconds the next one will be due."""
+        row = await db.one(_PROMOTE)
+        return (row[0], row[2]) if row else (0, None)
+
+    async def finish(self, db: Queries, jobs: Sequence[Job], outcome: str = "done") -> int:
+        """Move jobs to the finished ones; return how many still were ours."""
+        return await db.run(_FINISH, {**lease_of(jobs), "outcome": outcome})
+
+    async def postpone(self, db: Queries, job: Job, delay_s: float, error: str | None) -> bool:
+        """Schedule the job again, as one more failed attempt when there is an error. Return whether it was ours."""
+        return await db.run(_POSTPONE, self._failure(job, error) | {"delay_s": delay_s, "kept": _ERRORS_KEPT}) == 1
+
+    async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
+        """Make the job a dead letter. Return whether it was ours."""
+        return await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": reason[:_LONGEST_ERROR]}) == 1
+
+    async def rescue(self, db: Queries) -> tuple[int, int]:
+        """Free the jobs whose lease has run out; return how many, and how many died of it."""
+        reason = f"its worker died {_MOST_RESCUES} times while it had the job"
+        dead = await db.run(
+            _GONE_OF_RESCUES + _BURY, {"most": _MOST_RESCUES, "reason": reason, "counts": 0, "error": None}
+        )
+        row = await db.one(_RESCUE)
+        await db.run(_WAKE_FORGOTTEN)
+        return (row[0] if row else 0), dead
+
+    async def hand_back(self, db: Queries, jobs: Sequence[Job]) -> None:
+        """Let others have the jobs, as if they had not been taken."""
+        await db.run(_HAND_BACK, lease_of(jobs))
+
+    @staticmethod
+    def _failure(job: Job, error: str | None) -> dict[str, Any]:
+        entry = None
+        if error is not None:
+            at = datetime.now(UTC).isoformat()
+            entry = json.dumps(
+                [{"attempt": job.attempt + 1, "at": at, "error": error[:_LONGEST_ERROR].replace("\0", "")}]
+            )
+        return {"id": job.id, "token": job.token, "counts": 0 if error is None else 1, "error": entry}

@@ -1,0 +1,99 @@
+"""The queue on a real database, in this process."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from app.kernel.config import QueueSettings, load
+from app.kernel.db.postgres import PostgresDatabase
+from app.kernel.db.postgres import database as provider
+from app.kernel.db.server import server
+from app.kernel.process import Process
+from app.kernel.queue import Handler, Subscriber, Task
+from app.kernel.queue.consumer import Consumer
+from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.subscriptions import Subscriptions
+from app.processes import sections
+from tests.conftest import TestDatabase
+from tests.support.project import ROOT
+
+
+@dataclass(frozen=True)
+class Greeting:
+    name: str
+    times: int = 1
+
+
+GREET = Task("greet", Greeting, max_attempts=3)
+
+
+@dataclass
+class Bench:
+    """A migrated database with its queue, and consumers on it."""
+
+    __test__ = False
+    test: TestDatabase
+    db: PostgresDatabase
+    conninfo: str
+    settings: QueueSettings
+    queue: PostgresQueue
+
+    @asynccontextmanager
+    async def consuming(
+        self, handlers: Sequence[Handler | Subscriber] | Any, worker: str = "", **changes: Any
+    ) -> AsyncGenerator["Running"]:
+        """Consume meanwhile; `changes` are of the settings. An operation alone handles GREET."""
+        if not isinstance(handlers, list):
+            handlers = [Handler(GREET, handlers)]
+        settings = replace(self.settings, **{"poll_interval": 0.05, **changes})
+        await Subscriptions([h for h in handlers if isinstance(h, Subscriber)]).register(self.db)
+        consumer = Consumer(self.db, self.conninfo, handlers, settings, worker)
+        stop = asyncio.Event()
+        running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
+        try:
+            yield running
+        finally:
+            stop.set()
+            await asyncio.wait({running.task}, timeout=10)
+
+    async def rows(self, sql: Any, *parameters: object) -> list[tuple]:
+        return [tuple(row) for row in await self.db.all(sql, parameters)]
+
+    async def states(self) -> list[tuple]:
+        return await self.rows("SELECT state, attempt FROM kernel.jobs ORDER BY seq")
+
+    async def finished(self) -> list[tuple]:
+        return await self.rows("SELECT outcome, attempt FROM kernel.finished_jobs ORDER BY finished_at")
+
+    async def dead(self) -> list[str]:
+        return [reason for (reason,) in await self.rows("SELECT reason FROM kernel.dead_letters ORDER BY died_at")]
+
+    async def until(self, probe: Callable[[], Any], expected: Any, seconds: float = 15) -> None:
+        """Wait until an asynchronous probe returns what is expected; fail with what it returned last."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while (found := await probe()) != expected:
+            assert loop.time() < deadline, f"expected {expected!r}, last was {found!r}"
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Running:
+    """A consumer that runs."""
+
+    consumer: Consumer
+    stop: asyncio.Event
+    task: "asyncio.Task[None]"
+
+
+@pytest.fixture
+async def bench(database: TestDatabase) -> AsyncIterator[Bench]:
+    settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
+    async with Process("test", settings, ROOT).opened() as p:
+        db = await p.use(provider)
+        conninfo = (await p.use(server)).conninfo()
+        yield Bench(database, db, conninfo, settings[QueueSettings], PostgresQueue())
