@@ -169,7 +169,9 @@ async def passwords(p: Process) -> AsyncGenerator["Passwords"]:
     """Provide password hashing."""
     from app.modules.auth.passwords import Argon2Passwords
 
-    hashing = Argon2Passwords(p.settings[AuthSettings].password_hash_concurrency)
+    settings = p.settings[AuthSettings]
+    words = (*settings.password_words, settings.audience)
+    hashing = Argon2Passwords(settings.password_hash_concurrency, words)
     try:
         yield hashing
     finally:
