@@ -17,16 +17,17 @@ from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 @dataclass(frozen=True, slots=True)
 class NewPassword:
-    """The present password, and the one to come."""
+    """The present password, the one to come, and a one-time password if there is a second factor."""
 
     current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
     new_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
 
 
 @operation("auth.change_password", Kind.USER_ACTION)
 @dataclass(frozen=True, slots=True)
 class ChangePassword:
-    """Set another password for the caller, who proves to know the present one."""
+    """Set another password for the caller, who proves to be the one who signed in."""
 
     db: Database
     actors: Actors
@@ -37,8 +38,11 @@ class ChangePassword:
     events: Events
 
     async def __call__(self, caller: AuthenticatedCaller, given: NewPassword) -> None:
-        """Store it, and end the caller's other sessions. Raises WeakPassword, InvalidCredentials, RateLimited."""
-        actor = await self.reauthenticate(caller, given.current_password)
+        """Store it, and end the caller's other sessions.
+
+        Raises WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited.
+        """
+        actor = await self.reauthenticate.fully(caller, given.current_password, given.otp)
         normal = self.passwords.checked(given.new_password, actor.username, "new_password")
         password_hash = await self.passwords.hash(normal)
         async with self.db.begin() as tx:
