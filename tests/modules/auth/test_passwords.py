@@ -4,7 +4,7 @@ import re
 import statistics
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -120,22 +120,36 @@ def test_a_password_does_not_expire(project: Project, database: TestDatabase) ->
     assert log_in_with(client, PASSWORD).status_code == 200
 
 
+def meanwhile(database: TestDatabase, request: Callable[[], httpx.Response], change: str) -> httpx.Response:
+    """Return the answer to a request, with a change made after its password was verified and before it writes."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database.conninfo) as held, ThreadPoolExecutor(1) as thread:
+        held.execute("SELECT FROM auth.actors FOR UPDATE")
+        answer = thread.submit(request)
+        eventually(lambda: database.all(waiting) == [(1,)], every=0.01)
+        held.execute(change)
+        held.commit()
+        return answer.result()
+
+
 @pytest.mark.parametrize("change", ["password_hash = 'another'", "is_active = false"])
 def test_what_changes_while_a_password_is_verified_counts(
     project: Project, database: TestDatabase, change: str
 ) -> None:
     client = log_in(project, project.start("run-auth-http"))
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     before = database.all("SELECT count(*) FROM auth.sessions")
-    with psycopg.connect(database.conninfo) as held, ThreadPoolExecutor(1) as thread:
-        held.execute("SELECT FROM auth.actors FOR UPDATE")
-        signing_in = thread.submit(log_in_with, client, PASSWORD)
-        eventually(lambda: database.all(waiting) == [(1,)], every=0.01)  # verified, about to start the session
-        held.execute(f"UPDATE auth.actors SET {change}")
-        held.commit()
-        answer = signing_in.result()
+    answer = meanwhile(database, lambda: log_in_with(client, PASSWORD), f"UPDATE auth.actors SET {change}")
     assert (answer.status_code, answer.json()["code"]) == (401, "INVALID_CREDENTIALS")
     assert database.all("SELECT count(*) FROM auth.sessions") == before
+
+
+def test_a_password_is_not_changed_by_a_session_that_ends_meanwhile(project: Project, database: TestDatabase) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    wanted = {"current_password": PASSWORD, "new_password": "of whoever took it over"}
+    ends = "UPDATE auth.sessions SET ended_at = now()"
+    answer = meanwhile(database, lambda: client.put(f"{ME}/password", json=wanted), ends)
+    assert (answer.status_code, answer.json()["code"]) == (401, "SESSION_NOT_FOUND")
+    assert log_in_with(client, PASSWORD).status_code == 200
 
 
 def test_nobody_can_sign_in_until_an_operator_makes_somebody(project: Project, database: TestDatabase) -> None:

@@ -10,7 +10,7 @@ from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.queue.events import Events
 from app.modules.auth.domain.actors import Actors, Passwords
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
 from app.modules.auth.portal import PasswordChanged
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
@@ -40,13 +40,16 @@ class ChangePassword:
     async def __call__(self, caller: AuthenticatedCaller, given: NewPassword) -> None:
         """Store it, and end the caller's other sessions.
 
-        Raises WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited.
+        Raises WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited, SessionNotFound.
         """
         actor = await self.reauthenticate.fully(caller, given.current_password, given.otp)
         normal = self.passwords.checked(given.new_password, actor.username, "new_password")
         password_hash = await self.passwords.hash(normal)
         async with self.db.begin() as tx:
             await self.actors.set_password(tx, actor.id, password_hash)
+            session = await self.sessions.lock(tx, caller.session_id) if caller.session_id else None
+            if session is None or session.ended_at is not None:
+                raise SessionNotFound  # ended while the passwords were hashed: somebody else took care of the account
             ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
             await self.events.publish(tx, PasswordChanged(actor.id))
