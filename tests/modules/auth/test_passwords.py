@@ -122,7 +122,10 @@ def test_a_password_does_not_expire(project: Project, database: TestDatabase) ->
 
 def meanwhile(database: TestDatabase, request: Callable[[], httpx.Response], change: str) -> httpx.Response:
     """Return the answer to a request, with a change made after its password was verified and before it writes."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND wait_event_type = 'Lock'"
+    )
     with psycopg.connect(database.conninfo) as held, ThreadPoolExecutor(1) as thread:
         held.execute("SELECT FROM auth.actors FOR UPDATE")
         answer = thread.submit(request)
