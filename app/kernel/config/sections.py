@@ -34,6 +34,8 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 """Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Written with commas between them."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Secret = SecretStr
 
@@ -65,10 +67,7 @@ class HttpServerSettings:
     handle_timeout: Annotated[Duration, Field(gt=0, description="a request that takes longer is answered 504")]
     max_body_bytes: Annotated[int, Field(ge=1024, description="a larger request body is answered 413")]
     trusted_proxies: Annotated[
-        tuple[str, ...],
-        BeforeValidator(_names),
-        AfterValidator(_networks),
-        Field(description="whose X-Forwarded-For is believed: addresses or CIDR"),
+        Names, AfterValidator(_networks), Field(description="whose X-Forwarded-For is believed: addresses or CIDR")
     ]
     body_timeout: Annotated[Duration, Field(gt=0, description="a request body that takes longer is answered 408")]
 
@@ -120,9 +119,7 @@ class QueueSettings:
     """Jobs and schedules."""
 
     section: ClassVar[str] = "queue"
-    names: Annotated[
-        tuple[str, ...], BeforeValidator(_names), Field(min_length=1, description="queues that a consumer works on")
-    ]
+    names: Annotated[Names, Field(min_length=1, description="queues that a consumer works on")]
     concurrency: Annotated[int, Field(ge=1, le=10_000, description="most jobs that one consumer runs at once")]
     poll_interval: Annotated[Duration, Field(gt=0, description="longest time that a due job or tick goes unnoticed")]
     lease: Annotated[Duration, Field(gt=0, description="after this without a sign of life a job is given to another")]

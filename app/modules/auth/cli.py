@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.modules.auth.keys import ListedKey
     from app.modules.auth.usecases.create_superuser import Superuser
     from app.modules.auth.usecases.reset_password import Reset
+    from app.modules.auth.usecases.reset_second_factor import WithoutSecondFactor
     from app.modules.auth.usecases.rotate_keys import Rotated
 
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
@@ -95,6 +96,32 @@ def reset_password(
         print_json(done)
     else:
         typer.echo(f"{done.username} has a new password; {done.sessions_ended} sessions ended")
+
+
+@_app.command()
+def reset_second_factor(
+    username: Annotated[str, typer.Option(help="Whose second factor.")], as_json: Json = False
+) -> None:
+    """Remove the second factor of an actor who has lost it. Ends all of its sessions; the password stays.
+
+    Make sure who asks: afterwards the password alone is enough.
+
+    \b
+    Examples:
+      app auth reset-second-factor --username ann
+    """
+
+    async def work(p: "Process") -> "WithoutSecondFactor":
+        from app.kernel.operations import Caller
+        from app.modules.auth import wiring
+
+        return await (await p.use(wiring.reset_second_factor))(Caller(), username)
+
+    done = run_once("auth reset-second-factor", work)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(f"{done.username} has no second factor any more; {done.sessions_ended} sessions ended")
 
 
 @_app.command()

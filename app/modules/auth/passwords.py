@@ -1,7 +1,8 @@
 """Passwords with argon2id (RFC 9106), off the event loop, only so many at once."""
 
 import asyncio
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -10,7 +11,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from app.kernel.errors import Unavailable
-from app.modules.auth.domain.actors import WeakPassword, checked_password
+from app.modules.auth.domain.actors import WeakPassword, check_without_words, checked_password
 
 T = TypeVar("T")
 _WAITING_MOST = 200
@@ -21,10 +22,11 @@ _DUMMY = "$argon2id$v=19$m=65536,t=3,p=4$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAA
 class Argon2Passwords:
     """Hashes and verifies on threads of its own; what waits is bounded too."""
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, words: Sequence[str] = ()) -> None:
         self._hasher = PasswordHasher()
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
         self._waiting = 0
+        self._words = sorted((word.casefold() for word in words), key=len, reverse=True)
 
     async def hash(self, password: str) -> str:
         """Return the encoded hash. Takes about 0.2 s and 64 MiB. Raises Unavailable when too many wait."""
@@ -43,11 +45,12 @@ class Argon2Passwords:
         normal = checked_password(password, username, field)
         if normal.casefold() in _common():
             raise WeakPassword("the password is among the most used ones", ((field, "is among the most used ones"),))
+        check_without_words(normal, self._words, field)
         return normal
 
     def _matches(self, password_hash: str, password: str) -> bool:
         try:
-            return self._hasher.verify(password_hash, password)
+            return self._hasher.verify(password_hash, unicodedata.normalize("NFC", password))
         except (VerificationError, InvalidHashError, UnicodeEncodeError):
             return False
 

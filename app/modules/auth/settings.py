@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from app.kernel.config import Duration, Secret
+from app.kernel.config import Duration, Names, Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,9 @@ class AuthSettings:
     session_lifetime: Annotated[Duration, Field(ge=1, description="a session ends after this long in any case")]
     password_hash_concurrency: Annotated[
         int, Field(ge=1, le=64, description="passwords hashed at once; each takes 64 MiB")
+    ]
+    password_words: Annotated[
+        Names, Field(description="names of the organisation, its products and roles; they do not count in passwords")
     ]
 
 

@@ -93,7 +93,8 @@ class JwtTokens:
             if key is None:
                 raise InvalidToken
             decoded = jwt.decode(token, key, algorithms=[ALGORITHM])
-            if decoded.header.get("typ") != _TYPE:
+            # nothing else: no `jku`, `x5u`, `jwk` to look elsewhere for a key
+            if decoded.header != {"alg": ALGORITHM, "typ": _TYPE, "kid": kid}:
                 raise InvalidToken
             (self._registry_of_ended if allow_expired else self._registry).validate(decoded.claims)
             claims = Claims(UUID(decoded.claims["sub"]), UUID(decoded.claims["sid"]))

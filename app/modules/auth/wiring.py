@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.remove_totp import RemoveTotp
     from app.modules.auth.usecases.rename_role import RenameRole
     from app.modules.auth.usecases.reset_password import ResetPassword
+    from app.modules.auth.usecases.reset_second_factor import ResetSecondFactor
     from app.modules.auth.usecases.revoke_api_key import RevokeApiKey
     from app.modules.auth.usecases.rotate_keys import RotateKeys
     from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
@@ -169,7 +170,9 @@ async def passwords(p: Process) -> AsyncGenerator["Passwords"]:
     """Provide password hashing."""
     from app.modules.auth.passwords import Argon2Passwords
 
-    hashing = Argon2Passwords(p.settings[AuthSettings].password_hash_concurrency)
+    settings = p.settings[AuthSettings]
+    words = (*settings.password_words, settings.audience)
+    hashing = Argon2Passwords(settings.password_hash_concurrency, words)
     try:
         yield hashing
     finally:
@@ -208,7 +211,7 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     db, issued, hashing = await p.use(database), await p.use(tokens), await p.use(passwords)
     factors = PostgresSecondFactors(Sealer(settings.master_secret.get_secret_value(), "second factors"))
     second_factor = StoredSecondFactor(db, factors)
-    reauthenticate = Reauthenticate(db, ACTORS, hashing, LIMITS, AUDIT)
+    reauthenticate = Reauthenticate(db, ACTORS, hashing, second_factor, LIMITS, AUDIT)
     idle_s, lifetime_s = settings.session_idle, settings.session_lifetime
     yield SignIn(
         login=Login(db, ACTORS, SESSIONS, hashing, second_factor, issued, LIMITS, AUDIT, QUEUE, idle_s, lifetime_s),
@@ -221,8 +224,8 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         get_jwks=GetJwks(await p.use(keyring)),
         verify=Verify(),
         start_totp=StartTotp(db, factors, reauthenticate, AUDIT, settings.audience),
-        confirm_totp=ConfirmTotp(db, factors, AUDIT),
-        remove_totp=RemoveTotp(db, factors, second_factor, reauthenticate, AUDIT),
+        confirm_totp=ConfirmTotp(db, factors, SESSIONS, AUDIT),
+        remove_totp=RemoveTotp(db, factors, SESSIONS, reauthenticate, AUDIT),
     )
 
 
@@ -317,6 +320,18 @@ async def recovery(p: Process) -> AsyncGenerator[Recovery]:
         reset_password=ResetPassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, QUEUE),
         unlock=Unlock(db, ACTORS, LIMITS, AUDIT),
     )
+
+
+@asynccontextmanager
+async def reset_second_factor(p: Process) -> AsyncGenerator["ResetSecondFactor"]:
+    """Provide the use case of `auth reset-second-factor`."""
+    from app.modules.auth.keys import Sealer
+    from app.modules.auth.postgres.second_factors import PostgresSecondFactors
+    from app.modules.auth.usecases.reset_second_factor import ResetSecondFactor
+
+    secret = p.settings[AuthSettings].master_secret.get_secret_value()
+    factors = PostgresSecondFactors(Sealer(secret, "second factors"))
+    yield ResetSecondFactor(await p.use(database), ACTORS, factors, SESSIONS, AUDIT)
 
 
 @asynccontextmanager

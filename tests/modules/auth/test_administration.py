@@ -153,6 +153,22 @@ def test_nobody_grants_or_gains_what_they_do_not_hold(
     assert client.get(ME).json()["permissions"] == everything_but_audit
 
 
+def test_an_administrator_ends_the_sessions_of_an_actor(project: Project, root: httpx.Client) -> None:
+    ann = actor(root, "ann")
+    devices = [signed_in(project, root, "ann") for _ in range(2)]
+    assert root.delete(f"{ACTORS}/{ann['id']}/sessions").json() == {"deleted_count": 2}
+    assert [code(device.get(ME)) for device in devices] == [(401, "SESSION_NOT_FOUND")] * 2
+    assert root.get(ME).status_code == 200
+    assert signed_in(project, root, "ann").get(ME).status_code == 200
+
+
+def test_nobody_changes_their_own_password_without_knowing_it(root: httpx.Client) -> None:
+    own = f"{ACTORS}/{root.get(ME).json()['actor']['id']}"
+    assert code(root.patch(own, json={"password": "a much better one"})) == (403, "PERMISSION_DENIED")
+    username, password = SUPERUSER
+    assert root.post("/auth/v1/login", json={"username": username, "password": password}).status_code == 200
+
+
 def test_the_last_superuser_stays(root: httpx.Client) -> None:
     path = f"{ACTORS}/{root.get(ME).json()['actor']['id']}"
     for answer in (

@@ -1,14 +1,23 @@
 """Authenticator apps and recovery codes."""
 
 import base64
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from email.utils import formatdate
 
 import httpx
 import pytest
 
-from app.modules.auth.domain.second_factor import Totp, matching_step, recovery_hash, totp
+from app.modules.auth.domain.second_factor import (
+    Totp,
+    matching_step,
+    new_recovery_code,
+    new_secret,
+    recovery_hash,
+    totp,
+)
 from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import Project
 
@@ -45,6 +54,13 @@ def test_a_password_works_one_step_early_or_late_and_never_twice() -> None:
 
 def test_recovery_codes_are_read_however_they_are_typed() -> None:
     assert recovery_hash("abcd-efgh") == recovery_hash(" ABCDEFGH ") != recovery_hash("abcd-efgi")
+
+
+def test_secrets_and_recovery_codes_are_all_the_system_s_random_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))
+    assert new_secret() == bytes(range(20))
+    # 120 bits: enough that a plain hash of it cannot be searched
+    assert base64.b32decode(new_recovery_code().replace("-", "").upper()) == bytes(range(15))
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
@@ -136,3 +152,67 @@ def test_a_proxy_is_told_whether_and_for_whom_a_request_is(project: Project, dat
     )
     assert client.get("/auth/v1/verify").headers["x-auth-permissions"] == ""
     assert httpx.get(client.base_url.join("/auth/v1/verify")).status_code == 401
+
+
+def test_the_time_of_a_client_does_not_count(project: Project, database: TestDatabase) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    secret, _ = enrol(client, database)
+    an_hour_ago = time.time() - 3600
+    old = {"username": USERNAME, "password": PASSWORD, "otp": totp(secret, int(an_hour_ago) // 30)}
+    dated = client.post(LOGIN, json=old, headers={"date": formatdate(an_hour_ago, usegmt=True)})
+    assert code(dated) == (401, "INVALID_CREDENTIALS")
+    assert code(client.post(LOGIN, json=old | {"time": an_hour_ago})) == (422, "INVALID_INPUT")
+    assert sign_in(client, current(secret)).status_code == 200
+
+
+def test_turning_a_second_factor_on_or_off_ends_the_other_sessions(project: Project, database: TestDatabase) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    other = project.client(str(client.base_url))
+    other.headers["Authorization"] = f"Bearer {sign_in(client).json()['session']['access_token']}"
+    secret, recovery = enrol(client, database)
+    assert (client.get("/auth/v1/me").status_code, code(other.get("/auth/v1/me"))) == (200, (401, "SESSION_NOT_FOUND"))
+    session = sign_in(client, current(secret)).json()["session"]
+    other.headers["Authorization"] = f"Bearer {session['access_token']}"
+    assert other.get("/auth/v1/me").status_code == 200
+    removed = client.request("DELETE", TOTP, json={"current_password": PASSWORD, "otp": recovery[0]})
+    assert removed.status_code == 204, removed.text
+    assert (client.get("/auth/v1/me").status_code, code(other.get("/auth/v1/me"))) == (200, (401, "SESSION_NOT_FOUND"))
+
+
+def test_changing_the_password_asks_for_the_second_factor_too(project: Project, database: TestDatabase) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    secret, _ = enrol(client, database)
+    wanted = {"current_password": PASSWORD, "new_password": "a much better one"}
+    assert code(client.put("/auth/v1/me/password", json=wanted)) == (401, "OTP_REQUIRED")
+    assert code(client.put("/auth/v1/me/password", json=wanted | {"otp": "000000"})) == (401, "INVALID_CREDENTIALS")
+    assert database.all("SELECT hits FROM auth.limits WHERE key LIKE 'login:name:%%'") == [(1,)]
+    otp = current(secret)
+    assert client.put("/auth/v1/me/password", json=wanted | {"otp": otp}).status_code == 204
+    again = wanted | {"current_password": "a much better one", "otp": otp}
+    assert code(client.put("/auth/v1/me/password", json=again)) == (401, "INVALID_CREDENTIALS"), "replayed"
+
+
+def test_a_reset_password_leaves_the_second_factor_which_an_operator_can_remove(
+    project: Project, database: TestDatabase
+) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    secret, _ = enrol(client, database)
+    new = {"username": USERNAME, "password": "a much better one"}
+    reset = project.app("auth", "reset-password", "--username", USERNAME, "--password-stdin", stdin=new["password"])
+    assert reset.returncode == 0, reset.stderr
+    assert code(client.post(LOGIN, json=new)) == (401, "OTP_REQUIRED")
+    signed_in = client.post(LOGIN, json=new | {"otp": current(secret)})
+    assert signed_in.status_code == 200
+    client.headers["Authorization"] = f"Bearer {signed_in.json()['session']['access_token']}"
+
+    remove = ("auth", "reset-second-factor", "--username")
+    assert project.app(*remove, "nobody").returncode == 67
+    removed = project.app(*remove, USERNAME.upper())
+    assert removed.stdout == f"{USERNAME} has no second factor any more; 1 sessions ended\n"
+    assert client.get("/auth/v1/me").status_code == 401
+    assert client.post(LOGIN, json=new).status_code == 200
+    assert database.all("SELECT count(*) FROM auth.recovery_codes") == [(0,)]
+    again = project.app(*remove, USERNAME)
+    assert (again.returncode, again.stderr) == (73, f"app: {USERNAME} has no second factor\n")
+    trail = database.all("SELECT count(*) FROM kernel.audit WHERE action = 'auth.reset_second_factor'")
+    assert trail == [(1,)]

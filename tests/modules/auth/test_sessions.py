@@ -247,3 +247,30 @@ def test_the_audit_trail_is_append_only(project: Project, database: TestDatabase
     assert project.app("migrate", "up").returncode == 0
     with pytest.raises(psycopg.errors.RaiseException, match="append only"):
         database.run(statement)
+
+
+def test_signing_in_starts_a_new_session_whatever_was_sent_along(project: Project) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    first, second = sign_in(client), sign_in(client)
+    assert {first[name] for name in ("id", "access_token", "refresh_token")}.isdisjoint(second.values())
+    for name in ("id", "session", "session_id", "sid", "refresh_token"):
+        fixed = {"username": USERNAME, "password": PASSWORD, name: first["id"]}
+        assert client.post(LOGIN, json=fixed).status_code == 422
+
+
+def test_a_session_too_many_ends_the_least_used_one(project: Project, database: TestDatabase) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    database.run(
+        "INSERT INTO auth.sessions (id, actor_id, rotated_at, idle_expires_at, expires_at)"
+        " SELECT gen_random_uuid(), a.id, now() - n * interval '1 minute', now() + interval '1 day',"
+        "        now() + interval '1 day'"
+        " FROM auth.actors a, generate_series(1, 99) n"
+    )
+    ended = "SELECT id FROM auth.sessions WHERE ended_at IS NOT NULL"
+    (oldest,) = database.all("SELECT id FROM auth.sessions ORDER BY rotated_at LIMIT 1")
+    assert len(client.get("/auth/v1/me/sessions").json()["items"]) == 100
+    assert database.all(ended) == []
+    latest = sign_in(client)
+    assert database.all(ended) == [oldest]
+    assert me(client, latest) == client.get(ME).status_code == 200
+    assert len(client.get("/auth/v1/me/sessions").json()["items"]) == 100

@@ -113,22 +113,77 @@ def part(value: object) -> str:
     return encoded(json.dumps(value).encode())
 
 
-async def test_the_public_key_is_no_secret_to_sign_with() -> None:
-    signed = f"{part({**HEADER, 'alg': 'HS256'})}.{part(claims())}"
-    mac = hmac.digest(KEY.as_pem(private=False), signed.encode(), "sha256")
+def signed(header: dict[str, Any], key: ECKey = KEY) -> str:
+    """Return a token signed with the key whatever its header says, for what joserfc would not make."""
+    content = f"{part(header)}.{part(claims())}"
+    private: Any = key.private_key
+    r, s = decode_dss_signature(private.sign(content.encode(), ECDSA(SHA256())))
+    return f"{content}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        KEY.as_pem(private=False),
+        KEY.as_der(private=False),
+        json.dumps(KEY.as_dict(private=False)).encode(),
+        b"",
+    ],
+    ids=["pem", "der", "jwk", "empty"],
+)
+async def test_the_public_key_is_no_secret_to_sign_with(secret: bytes) -> None:
+    content = f"{part({**HEADER, 'alg': 'HS256'})}.{part(claims())}"
     with pytest.raises(InvalidToken):
-        await TOKENS.claims(f"{signed}.{encoded(mac)}")
+        await TOKENS.claims(f"{content}.{encoded(hmac.digest(secret, content.encode(), 'sha256'))}")
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "nOnE", "", None])
+async def test_a_token_without_a_signature_is_refused(algorithm: str | None) -> None:
+    content = f"{part({**HEADER, 'alg': algorithm})}.{part(claims())}"
+    for signature in ("", ".", "." + forged().rpartition(".")[2]):
+        with pytest.raises(InvalidToken):
+            await TOKENS.claims(content + signature)
+
+
+@pytest.mark.parametrize("algorithm", ["ES384", "ES512", "ES256K", "EdDSA", "RS256", "PS256"])
+async def test_a_token_that_names_another_algorithm_is_refused(algorithm: str) -> None:
+    with pytest.raises(InvalidToken):
+        await TOKENS.claims(signed({**HEADER, "alg": algorithm}))
+
+
+OTHER = ECKey.generate_key("P-256", {"kid": "one"}, private=True)
+ELSEWHERE = [
+    {"jku": "https://evil.example/jwks.json"},
+    {"x5u": "https://evil.example/cert.pem"},
+    {"jwk": OTHER.as_dict(private=False)},
+    {"x5c": ["AAAA"]},
+    {"jku": SETTINGS.issuer + "/.well-known/jwks.json"},
+]
+
+
+@pytest.mark.parametrize("more", ELSEWHERE, ids=lambda more: next(iter(more)))
+async def test_a_token_that_says_where_its_key_is_is_refused(more: dict[str, Any]) -> None:
+    for key in (OTHER, KEY):  # also when the signature is ours
+        with pytest.raises(InvalidToken):
+            await TOKENS.claims(signed({**HEADER, **more}, key))
+
+
+@pytest.mark.parametrize("kid", [None, 1, ["one"], "", "../one", "one "])
+async def test_a_token_whose_key_id_is_not_ours_is_refused(kid: object) -> None:
+    with pytest.raises(InvalidToken):
+        await TOKENS.claims(signed({**HEADER, "kid": kid}))
 
 
 async def test_a_token_that_demands_something_unknown_is_refused() -> None:
-    signed = f"{part({**HEADER, 'crit': ['x'], 'x': 1})}.{part(claims())}"
-    private: Any = KEY.private_key
-    r, s = decode_dss_signature(private.sign(signed.encode(), ECDSA(SHA256())))
     with pytest.raises(InvalidToken):
-        await TOKENS.claims(f"{signed}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
-    plain = f"{part(HEADER)}.{part(claims())}"
-    r, s = decode_dss_signature(private.sign(plain.encode(), ECDSA(SHA256())))
-    assert await TOKENS.claims(f"{plain}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
+        await TOKENS.claims(signed({**HEADER, "crit": ["x"], "x": 1}))
+    assert await TOKENS.claims(signed(HEADER))
+
+
+async def test_a_token_that_is_not_valid_yet_is_refused() -> None:
+    with pytest.raises(InvalidToken):
+        await TOKENS.claims(forged(nbf=int(NOW.timestamp()) + 3000))
+    assert await TOKENS.claims(forged(nbf=int(NOW.timestamp()) - 60))
 
 
 @pytest.mark.parametrize(

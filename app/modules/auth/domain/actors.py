@@ -1,6 +1,7 @@
 """Actors: who can act, under which name, with which password."""
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -115,6 +116,16 @@ def checked_password(password: str, username: str, field: str = "password") -> s
     if problem:
         raise WeakPassword(f"the password: {problem}", ((field, problem),))
     return normal
+
+
+def check_without_words(password: str, words: Iterable[str], field: str) -> None:
+    """Raise WeakPassword when too little is left without words that anybody would guess; they are case folded."""
+    left = password.casefold()
+    for word in words:
+        left = left.replace(word, "")
+    if len(left) < _PASSWORD_LENGTH.start <= len(password):
+        problem = "8 characters besides words that anybody would guess here"
+        raise WeakPassword(f"the password: {problem}", ((field, problem),))
 
 
 class Actors(Protocol):

@@ -87,9 +87,9 @@ def otpauth_uri(secret: bytes, username: str, issuer: str) -> str:
 
 
 def new_recovery_code() -> str:
-    """Return 80 random bits in groups of four letters and digits."""
-    text = base64.b32encode(os.urandom(10)).decode().lower()
-    return "-".join(text[i : i + 4] for i in range(0, 16, 4))
+    """Return 120 random bits in groups of four letters and digits."""
+    text = base64.b32encode(os.urandom(15)).decode().lower()
+    return "-".join(text[i : i + 4] for i in range(0, 24, 4))
 
 
 def recovery_hash(code: str) -> bytes:

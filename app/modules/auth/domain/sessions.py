@@ -14,6 +14,10 @@ REFRESH_GRACE = timedelta(seconds=10)
 """How long the refresh token just before the current one gets the same successor: for an answer that was lost."""
 
 
+MOST_SESSIONS = 100
+"""How many sessions an actor may have: one more ends the one that was not used for the longest time."""
+
+
 class InvalidCredentials(Unauthenticated):
     """The username or the password is wrong."""
 
@@ -164,6 +168,10 @@ class Sessions(Protocol):
 
     async def end_all(self, db: Queries, actor_id: UUID, but: UUID | None = None) -> int:
         """End all sessions of the actor but one; return how many were live."""
+        ...
+
+    async def end_least_used(self, tx: Transaction, actor_id: UUID, keep: int) -> None:
+        """End all but so many of the live sessions, the least used first; the actor must be locked."""
         ...
 
     async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:

@@ -106,6 +106,19 @@ class PostgresSessions:
         """
         return await db.run(sql, (actor_id, but))
 
+    async def end_least_used(self, tx: Transaction, actor_id: UUID, keep: int) -> None:
+        sql = """
+            UPDATE auth.sessions SET ended_at = now()
+            WHERE id IN (
+                SELECT id FROM auth.sessions
+                WHERE actor_id = %s AND ended_at IS NULL
+                  AND idle_expires_at > now() AND expires_at > now()
+                ORDER BY rotated_at DESC, id DESC
+                OFFSET %s
+            )
+        """
+        await tx.run(sql, (actor_id, keep))
+
     async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
         sql = """
             SELECT id, created_at, rotated_at, least(idle_expires_at, expires_at),

@@ -18,7 +18,7 @@ from app.modules.auth.domain.second_factor import (
     new_recovery_code,
     recovery_hash,
 )
-from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,14 @@ class ConfirmTotp:
 
     db: Database
     factors: SecondFactors
+    sessions: Sessions
     audit: Audit
 
     async def __call__(self, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
-        """Return the recovery codes. Raises NoSecondFactor, InvalidOtp. Not safe to repeat."""
+        """Return the recovery codes, and end the caller's other sessions. Not safe to repeat.
+
+        Raises NoSecondFactor, InvalidOtp.
+        """
         if caller.actor is None:
             raise SessionNotFound
         found = await self.factors.get(self.db, caller.actor.id)
@@ -58,5 +62,6 @@ class ConfirmTotp:
         async with self.db.begin() as tx:
             if not await self.factors.confirm(tx, caller.actor.id, step, [recovery_hash(code) for code in codes]):
                 raise NoSecondFactor
-            await self.audit.record(tx, caller, "auth.confirm_totp", target=caller.actor.id)
+            ended = await self.sessions.end_all(tx, caller.actor.id, but=caller.session_id)
+            await self.audit.record(tx, caller, "auth.confirm_totp", target=caller.actor.id, sessions_ended=ended)
         return RecoveryCodes(codes)

@@ -16,6 +16,7 @@ from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actor, Actors, InvalidUsername, Passwords, username_key
 from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import (
+    MOST_SESSIONS,
     InvalidCredentials,
     Limits,
     Session,
@@ -103,7 +104,7 @@ class Login:
         new_hash = None
         if self.passwords.is_outdated(password_hash):
             new_hash = await self.passwords.hash(credentials.password)
-        return await self._start(caller, actor, new_hash, by_name if failures else None)
+        return await self._start(caller, actor, password_hash, new_hash, by_name if failures else None)
 
     async def _refuse_too_many(self, by_name: str, by_address: str) -> None:
         for key, most in ((by_name, REFUSED_FROM), (by_address, REFUSED_FROM_ADDRESS)):
@@ -118,7 +119,9 @@ class Login:
             key = ""  # nobody has it; but look, so that it takes as long
         return await self.actors.by_username(self.db, key) or (None, None)
 
-    async def _start(self, caller: Caller, actor: Actor, new_hash: str | None, forget: str | None) -> LoggedIn:
+    async def _start(
+        self, caller: Caller, actor: Actor, verified: str, new_hash: str | None, forget: str | None
+    ) -> LoggedIn:
         now = datetime.now(UTC)
         expires_at = now + timedelta(seconds=self.lifetime_s)
         idle_expires_at = min(now + timedelta(seconds=self.idle_s), expires_at)
@@ -126,7 +129,11 @@ class Login:
         tokens = await self.tokens.issue(session, now)
         signed_in = replace(caller, actor_id=actor.id, session_id=session.id)
         async with self.db.begin() as tx:
+            found = await self.actors.lock(tx, actor.id)
+            if found is None or not found[0].is_active or found[1] != verified:
+                raise InvalidCredentials  # changed or disabled while the password was verified
             await self.sessions.start(tx, session, caller.origin)
+            await self.sessions.end_least_used(tx, actor.id, MOST_SESSIONS)
             if new_hash is not None:
                 await self.actors.set_password(tx, actor.id, new_hash)
             if forget is not None:

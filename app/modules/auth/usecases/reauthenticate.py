@@ -1,4 +1,4 @@
-"""Ask callers for their password once more, before they change what protects the account."""
+"""Ask callers for what they signed in with once more, before they change what protects the account."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.errors import RateLimited
 from app.modules.auth.domain.actors import Actor, Actors, Passwords, username_key
+from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, Limits, SessionNotFound
 from app.modules.auth.usecases.login import LOCKED_FROM, WINDOW_S, limit_of_name
 
@@ -17,6 +18,7 @@ class Reauthenticate:
     db: Database
     actors: Actors
     passwords: Passwords
+    second_factor: SecondFactor
     limits: Limits
     audit: Audit
 
@@ -30,11 +32,23 @@ class Reauthenticate:
             raise RateLimited("too many wrong passwords; try again later", retry_after_s=ends_in_s)
         found = await self.actors.by_username(self.db, username_key(actor.username))
         if not await self.passwords.verify(password, found[1] if found else None):
-            await self.failed(caller, actor)
+            await self._failed(caller, actor)
             raise InvalidCredentials("the current password is wrong")
         return actor
 
-    async def failed(self, caller: AuthenticatedCaller, actor: Actor) -> None:
+    async def fully(self, caller: AuthenticatedCaller, password: str, otp: str | None) -> Actor:
+        """Check the second factor too, if there is one. Raises OtpRequired and InvalidOtp as well."""
+        actor = await self(caller, password)
+        match await self.second_factor.check(actor.id, otp):
+            case "required":
+                raise OtpRequired
+            case "bad":
+                await self._failed(caller, actor)
+                raise InvalidOtp
+            case _:
+                return actor
+
+    async def _failed(self, caller: AuthenticatedCaller, actor: Actor) -> None:
         """Count a failure."""
         await self.limits.hit(self.db, limit_of_name(actor.username), WINDOW_S)
         await self.audit.record(self.db, caller, "auth.reauthenticate", outcome=InvalidCredentials.code)

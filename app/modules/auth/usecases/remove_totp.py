@@ -8,8 +8,8 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.second_factor import InvalidOtp, NoSecondFactor, OtpRequired, SecondFactor, SecondFactors
-from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.domain.second_factor import NoSecondFactor, SecondFactors
+from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 
@@ -28,22 +28,18 @@ class RemoveTotp:
 
     db: Database
     factors: SecondFactors
-    second_factor: SecondFactor
+    sessions: Sessions
     reauthenticate: Reauthenticate
     audit: Audit
 
     async def __call__(self, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
-        """Remove it. Raises InvalidCredentials, OtpRequired, InvalidOtp, NoSecondFactor."""
-        actor = await self.reauthenticate(caller, given.current_password)
-        match await self.second_factor.check(actor.id, given.otp):
-            case "required":
-                raise OtpRequired
-            case "bad":
-                await self.reauthenticate.failed(caller, actor)
-                raise InvalidOtp
-            case _:
-                pass
+        """Remove it, and end the caller's other sessions.
+
+        Raises InvalidCredentials, OtpRequired, InvalidOtp, NoSecondFactor.
+        """
+        actor = await self.reauthenticate.fully(caller, given.current_password, given.otp)
         async with self.db.begin() as tx:
             if not await self.factors.remove(tx, actor.id):
                 raise NoSecondFactor
-            await self.audit.record(tx, caller, "auth.remove_totp", target=actor.id)
+            ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
+            await self.audit.record(tx, caller, "auth.remove_totp", target=actor.id, sessions_ended=ended)

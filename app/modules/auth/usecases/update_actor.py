@@ -8,7 +8,7 @@ from annotated_types import Len
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database, Transaction
-from app.kernel.errors import Invalid
+from app.kernel.errors import Denied, Invalid
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import (
@@ -61,6 +61,8 @@ class UpdateActor:
         """
         password_hash = None
         if change.password is not None:
+            if change.id == caller.actor_id:  # a stolen token must not be enough to take an account over
+                raise Denied("change your own password with PUT /auth/v1/me/password")
             present = await self.actors.get(self.db, change.id)
             name = change.username or (present.username if present else "")
             password_hash = await self.passwords.hash(self.passwords.checked(change.password, name))
