@@ -125,6 +125,17 @@ class QueueSettings:
     lease: Annotated[Duration, Field(gt=0, description="after this without a sign of life a job is given to another")]
 
 
+@dataclass(frozen=True, slots=True)
+class KeepSettings:
+    """How long what is over is kept."""
+
+    section: ClassVar[str] = "keep"
+    finished_jobs: Annotated[Duration, Field(ge=3600, description="jobs that are done or cancelled")]
+    dead_letters: Annotated[Duration, Field(ge=3600, description="jobs that failed for good")]
+    events: Annotated[Duration, Field(ge=3600, description="published events; older ones cannot be replayed")]
+    audit: Annotated[Duration, Field(ge=365 * 86400, description="the audit trail; at least a year")]
+
+
 KERNEL_SECTIONS: tuple[type[Section], ...] = (
     ProcessSettings,
     HttpServerSettings,
@@ -132,4 +143,5 @@ KERNEL_SECTIONS: tuple[type[Section], ...] = (
     PostgresSettings,
     LoggerSettings,
     QueueSettings,
+    KeepSettings,
 )

@@ -1,6 +1,8 @@
 """Metrics of the process, in Prometheus' text format. Recording costs a microsecond."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -14,6 +16,10 @@ _JOB_DURATION = Histogram(
 _JOBS = Counter("jobs_total", "Attempts at jobs", ("task", "outcome"), registry=_REGISTRY)
 _LEASES_LOST = Counter(
     "job_leases_lost_total", "Completions refused: the lease was lost", ("task",), registry=_REGISTRY
+)
+_DEPTH = Gauge("queue_depth", "Unfinished jobs", ("queue", "state"), registry=_REGISTRY)
+_OLDEST = Gauge(
+    "queue_oldest_job_age_seconds", "How long the oldest ready job has been due", ("queue",), registry=_REGISTRY
 )
 _LATENESS = Histogram(
     "schedule_lateness_seconds", "From tick to job", ("schedule",), registry=_REGISTRY, buckets=_SECONDS
@@ -39,3 +45,13 @@ def lease_lost(task: str, count: int = 1) -> None:
 def schedule_fired(schedule: str, lateness_s: float) -> None:
     """Note that a tick became a job."""
     _LATENESS.labels(schedule).observe(max(0.0, lateness_s))
+
+
+def queues_measured(found: Iterable[tuple[str, str, int, float]]) -> None:
+    """Note queue, state, count, and the age in seconds of the oldest; what is not among them is gone."""
+    _DEPTH.clear()
+    _OLDEST.clear()
+    for queue, state, count, oldest_s in found:
+        _DEPTH.labels(queue, state).set(count)
+        if state == "ready":
+            _OLDEST.labels(queue).set(oldest_s)

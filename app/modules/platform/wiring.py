@@ -11,7 +11,9 @@ from app.kernel.process import Process
 if TYPE_CHECKING:
     from app.modules.platform.usecases.list_audit import ListAudit
     from app.modules.platform.usecases.list_processes import ListProcesses
+    from app.modules.platform.usecases.prune import Prune
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
+    from app.modules.platform.usecases.watch_snapshots import WatchSnapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,14 @@ class Platform:
 
     list_processes: "ListProcesses"
     list_audit: "ListAudit"
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepJobs:
+    """The use cases that keep the kernel's tables tidy."""
+
+    prune: "Prune"
+    watch_snapshots: "WatchSnapshots"
 
 
 @asynccontextmanager
@@ -41,3 +51,15 @@ async def record_heartbeat(p: Process) -> AsyncGenerator["RecordHeartbeat"]:
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
 
     yield RecordHeartbeat(await p.use(database), PostgresHeartbeats())
+
+
+@asynccontextmanager
+async def upkeep(p: Process) -> AsyncGenerator[UpkeepJobs]:
+    """Provide the use cases of the upkeep jobs."""
+    from app.kernel.config import KeepSettings
+    from app.kernel.upkeep import Upkeep
+    from app.modules.platform.usecases.prune import Prune
+    from app.modules.platform.usecases.watch_snapshots import WatchSnapshots
+
+    db, tables = await p.use(database), Upkeep(p.settings[KeepSettings])
+    yield UpkeepJobs(Prune(db, tables), WatchSnapshots(db, tables))
