@@ -56,7 +56,8 @@ def test_a_secret_is_found_however_it_is_written(secret: str, text: str) -> None
 
 def test_what_is_public_or_short_is_no_leak() -> None:
     header, payload, _ = JWT.split(".")
-    assert found_in(f"{header} {payload} {'1' * 32} 123456", JWT, API_KEY, "123456") == []
+    key_id = "01a203b0-05ad-765f-894f-4156cb4538e8"
+    assert found_in(f"{header} {payload} {'1' * 32} 123456 {key_id}", JWT, API_KEY, "123456", key_id) == []
     assert all(len(form) >= 8 for form in forms("12345678"))
 
 
