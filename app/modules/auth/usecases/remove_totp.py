@@ -33,7 +33,7 @@ class RemoveTotp:
     audit: Audit
 
     async def __call__(self, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
-        """Remove it. Raises InvalidCredentials, OtpRequired, InvalidOtp, NoSecondFactor."""
+        """Remove it. Raises InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor."""
         actor = await self.reauthenticate(caller, given.current_password)
         match await self.second_factor.check(actor.id, given.otp):
             case "required":
