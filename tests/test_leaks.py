@@ -159,9 +159,11 @@ def test_a_secret_in_a_metric_label_is_found(metrics: str, tmp_path: Path) -> No
     assert watch.end() == ["a secret in /metrics of run-x"]
 
 
-def test_everything_that_a_test_writes_to_is_searched(project: Project, database: TestDatabase) -> None:
+def test_everything_that_a_test_writes_to_is_searched(project: Project, database: TestDatabase, tmp_path: Path) -> None:
     process = project.start("run-auth-http")
     log_in(project, process)
+    (tmp_path / "log").write_text(f"{SECRET}\n")
+    project.environment({"LOGGER_OUTPUT": str(tmp_path / "log")})
     with process.output.open("a") as log:
         log.write(f"{SECRET}\n")
     database.run("CREATE TABLE planted AS SELECT %s AS x", SECRET)
@@ -176,6 +178,7 @@ def test_everything_that_a_test_writes_to_is_searched(project: Project, database
         "a secret in stderr of app config explain",
         "a secret in stdout of app run-auth-http",
         "a secret in table public.planted",
+        "a secret in the log file",
         "a secret in the server's server.log",
     ]
 

@@ -139,6 +139,8 @@ class Watch:
             elif name.endswith("_URL"):
                 with suppress(ValueError):
                     self.secret(name, urlsplit(value).password)
+        if (log := env.get("LOGGER_OUTPUT", "stdout")) != "stdout":
+            self.files.append(("the log file", root / log))
         if (host := env.get("POSTGRES_HOST", "")).startswith(_LOCAL):
             names = ("POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB")
             self.databases.add(Server(host, *(env.get(name, "") for name in names)))
