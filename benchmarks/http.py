@@ -97,14 +97,18 @@ def log_in(of: Project, port: int) -> dict[str, str]:
     return answer.raise_for_status().json()["session"]
 
 
-def minting(database: PostgresServer, token: str) -> Callable[[], str]:
-    """Return what makes further tokens of the same session, as the server would, without costing it anything."""
+def minting(conninfo: str, token: str) -> Callable[..., str]:
+    """Return what signs further tokens like one that the server issued, without costing the server anything."""
     header, claims = jwt.get_unverified_header(token), jwt.decode(token, options={"verify_signature": False})
-    with psycopg.connect(database.conninfo()) as connection:
+    with psycopg.connect(conninfo) as connection:
         stored = connection.execute("SELECT private_key FROM auth.signing_keys WHERE kid = %s", (header["kid"],))
         (sealed,) = stored.fetchone() or (b"",)
     pem = Sealer(SECRET, "signing keys").open(sealed, header["kid"])
-    return lambda: jwt.encode(claims | {"jti": str(uuid7())}, pem, algorithm="ES256", headers=header)
+
+    def mint(**changes: str) -> str:
+        return jwt.encode(claims | {"jti": str(uuid7())} | changes, pem, algorithm="ES256", headers=header)
+
+    return mint
 
 
 @contextmanager
@@ -117,7 +121,7 @@ def servers(of: Project, database: PostgresServer) -> Generator[dict[str, Server
     token = log_in(of, port)["access_token"]
     started = {
         OURS: Server(ours.pid, port, token),
-        FIRST_USE: Server(ours.pid, port, token, minting(database, token)),
+        FIRST_USE: Server(ours.pid, port, token, minting(database.conninfo(), token)),
     }
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         connection.execute(SCHEMA)
