@@ -19,6 +19,7 @@ from app.kernel.config.sections import (
     QueueSettings,
     Secret,
     Section,
+    SentinelSettings,
 )
 from app.kernel.config.settings import (
     ENVIRONMENTS,
@@ -48,6 +49,7 @@ __all__ = [
     "QueueSettings",
     "Secret",
     "Section",
+    "SentinelSettings",
     "Settings",
     "Value",
     "current_environment",

@@ -1,6 +1,7 @@
 """The database on psycopg: a pool of autocommit connections, every wait bounded."""
 
 import asyncio
+import functools
 import select
 import socket
 import time
@@ -22,6 +23,7 @@ from app.kernel.db.migrations import migrated
 from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
+from app.kernel.telemetry import metrics
 
 T = TypeVar("T")
 
@@ -79,9 +81,10 @@ class _Queries:
         self._ended = True
 
     async def _execute(self, sql: LiteralString, parameters: Parameters) -> psycopg.AsyncCursor[Row]:
-        return await self._bounded(lambda: self._connection.statements.execute(sql, parameters or None))
+        statements = self._connection.statements
+        return await self._bounded(_first_word(sql), lambda: statements.execute(sql, parameters or None))
 
-    async def _bounded(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _bounded(self, operation: str, work: Callable[[], Awaitable[T]]) -> T:
         if self._ended:
             raise RuntimeError("this transaction has ended; open another one with begin()")
         loop = asyncio.get_running_loop()
@@ -94,8 +97,11 @@ class _Queries:
                 _hang_up(self._connection)
 
         timer = loop.call_later(self._deadline_s, give_up)
+        started, outcome = time.perf_counter(), "failed"
         try:
-            return await work()
+            result = await work()
+            outcome = "done"
+            return result
         except _GIVE_UP as error:
             raise _unavailable(error) from error
         except psycopg.errors.FeatureNotSupported as error:
@@ -105,6 +111,7 @@ class _Queries:
             raise Unavailable("the schema has just changed") from error
         finally:
             timer.cancel()
+            metrics.statement_ended(operation, outcome, time.perf_counter() - started)
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         return await (await self._execute(sql, parameters)).fetchone()
@@ -121,7 +128,7 @@ class _Queries:
                 for row in rows:
                     await copy.write_row(row)
 
-        await self._bounded(write)
+        await self._bounded("COPY", write)
 
 
 class PostgresDatabase:
@@ -218,6 +225,12 @@ class PostgresDatabase:
         await self.one("SELECT 1")
 
 
+@functools.cache
+def _first_word(sql: LiteralString) -> str:
+    """Return what a statement begins with: a bounded number of words, since statements are literals."""
+    return sql.split(None, 1)[0].upper()
+
+
 def _unavailable(error: BaseException) -> Unavailable:
     if isinstance(error, TooManyRequests):
         return Unavailable("too many requests are waiting for a database connection")
@@ -279,5 +292,13 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     async with pool:
         opened = PostgresDatabase(pool, settings.statement_timeout + _FROZEN_S)
         p.checks["database"] = opened.check
+
+        def measure() -> None:
+            stats = pool.get_stats()
+            size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
+            metrics.connections(size - idle, idle, stats.get("requests_waiting", 0), settings.pool_size)
+
+        forget = metrics.before_scrape(measure)
         yield opened
+        forget()
         p.checks.pop("database")

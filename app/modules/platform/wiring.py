@@ -1,5 +1,6 @@
 """Builds the use cases of platform from resources. Imports what a provider needs when it is opened, not before."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from app.kernel.process import Process
 if TYPE_CHECKING:
     from app.modules.platform.usecases.list_audit import ListAudit
     from app.modules.platform.usecases.list_processes import ListProcesses
+    from app.modules.platform.usecases.notify_errors import NotifyErrors
     from app.modules.platform.usecases.prune import Prune
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
-    from app.modules.platform.usecases.watch_snapshots import WatchSnapshots
+    from app.modules.platform.usecases.send_message import SendMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,11 @@ class Platform:
 
 
 @dataclass(frozen=True, slots=True)
-class UpkeepJobs:
-    """The use cases that keep the kernel's tables tidy."""
+class Alerting:
+    """The use cases that tell people of errors."""
 
-    prune: "Prune"
-    watch_snapshots: "WatchSnapshots"
+    notify_errors: "NotifyErrors"
+    send_message: "SendMessage"
 
 
 @asynccontextmanager
@@ -54,12 +56,28 @@ async def record_heartbeat(p: Process) -> AsyncGenerator["RecordHeartbeat"]:
 
 
 @asynccontextmanager
-async def upkeep(p: Process) -> AsyncGenerator[UpkeepJobs]:
-    """Provide the use cases of the upkeep jobs."""
+async def alerting(p: Process) -> AsyncGenerator[Alerting]:
+    """Provide the use cases that tell people of errors."""
+    from app.kernel.config import SentinelSettings, current_environment
+    from app.kernel.queue.postgres import PostgresQueue
+    from app.kernel.sentinel.postgres import PostgresErrors
+    from app.modules.platform.recipients import AppriseRecipients
+    from app.modules.platform.usecases.notify_errors import NotifyErrors
+    from app.modules.platform.usecases.send_message import SendMessage
+
+    settings = p.settings[SentinelSettings]
+    recipients = AppriseRecipients(settings.notify_urls.get_secret_value())
+    errors, environment = PostgresErrors(settings.cooldown), current_environment(os.environ)
+    yield Alerting(NotifyErrors(errors, recipients, PostgresQueue(), environment), SendMessage(recipients))
+
+
+@asynccontextmanager
+async def prune(p: Process) -> AsyncGenerator["Prune"]:
+    """Provide the use case of the hourly job."""
     from app.kernel.config import KeepSettings
     from app.kernel.upkeep import Upkeep
     from app.modules.platform.usecases.prune import Prune
-    from app.modules.platform.usecases.watch_snapshots import WatchSnapshots
 
-    db, tables = await p.use(database), Upkeep(p.settings[KeepSettings])
-    yield UpkeepJobs(Prune(db, tables), WatchSnapshots(db, tables))
+    keep = p.settings[KeepSettings]
+    upkeep = Upkeep(keep.finished_jobs, keep.dead_letters, keep.events, keep.audit, keep.errors)
+    yield Prune(await p.use(database), upkeep)
