@@ -20,6 +20,7 @@ from app.kernel.config.sections import (
     Secret,
     Section,
     SentinelSettings,
+    TelemetrySettings,
 )
 from app.kernel.config.settings import (
     ENVIRONMENTS,
@@ -51,6 +52,7 @@ __all__ = [
     "Section",
     "SentinelSettings",
     "Settings",
+    "TelemetrySettings",
     "Value",
     "current_environment",
     "describe",

@@ -151,6 +151,19 @@ class SentinelSettings:
     held_snapshot: Annotated[Duration, Field(ge=1, description="a transaction that is open for this long is one")]
 
 
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """Where traces go. Without an endpoint there are none."""
+
+    section: ClassVar[str] = "telemetry"
+    otlp_endpoint: Annotated[str, Field(description="OpenTelemetry collector, such as http://127.0.0.1:4318")]
+    otlp_protocol: Annotated[Literal["http", "grpc"], Field(description="how it is spoken to; grpc is an extra")]
+    otlp_headers: Annotated[Secret, Field(description="headers for it, NAME=VALUE, separated by spaces")]
+    trace_ratio: Annotated[
+        float, Field(ge=0, le=1, description="share of the traces that begin here; others do as their caller decided")
+    ]
+
+
 KERNEL_SECTIONS: tuple[type[Section], ...] = (
     ProcessSettings,
     HttpServerSettings,
@@ -160,4 +173,5 @@ KERNEL_SECTIONS: tuple[type[Section], ...] = (
     QueueSettings,
     KeepSettings,
     SentinelSettings,
+    TelemetrySettings,
 )

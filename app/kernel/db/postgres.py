@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
+from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection
 from psycopg.errors import DeadlockDetected, LockNotAvailable, QueryCanceled, SerializationFailure
 from psycopg.pq import TransactionStatus
@@ -24,6 +25,7 @@ from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 from app.kernel.telemetry import metrics
+from app.kernel.telemetry.traces import span
 
 T = TypeVar("T")
 
@@ -81,8 +83,9 @@ class _Queries:
         self._ended = True
 
     async def _execute(self, sql: LiteralString, parameters: Parameters) -> psycopg.AsyncCursor[Row]:
-        statements = self._connection.statements
-        return await self._bounded(_first_word(sql), lambda: statements.execute(sql, parameters or None))
+        statements, operation = self._connection.statements, _first_word(sql)
+        with span(operation, SpanKind.CLIENT, **{"db.system.name": "postgresql", "db.query.text": sql}):
+            return await self._bounded(operation, lambda: statements.execute(sql, parameters or None))
 
     async def _bounded(self, operation: str, work: Callable[[], Awaitable[T]]) -> T:
         if self._ended:
