@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 
 from app import __version__
-from app.kernel.config import SentinelSettings, current_environment
+from app.kernel.config import SentinelSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
@@ -105,7 +105,7 @@ async def sentinel(p: Process) -> Service:
     """Return the service. From now on, what is logged as an error is captured."""
     settings = p.settings[SentinelSettings]
     host = f"{socket.gethostname()}:{os.getpid()}"
-    about = {"process": p.name, "host": host, "release": __version__, "environment": current_environment(os.environ)}
+    about = {"process": p.name, "host": host, "release": __version__, "environment": p.settings.environment}
     capture = Capture(about)
     logs.also(capture.sink)
     db = await p.use(database)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from app.kernel.telemetry import metrics
 
-_MOST_LINES = 10_000
+_MOST_LINES = 4_000
 _CLOSE_S = 2.0
 
 

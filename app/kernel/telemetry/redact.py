@@ -32,7 +32,7 @@ _MARKS = ("eyJ", "rt_", "app_", "://", "earer ", "asic ", "EARER ", "ASIC ", "PR
 # name=value and "name": "value" inside of text
 _PAIRS = re.compile(
     "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"
-    r"""(\\?"(?:[^"\\]|\\.)*"|\\?'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]]+)"""
+    r"""(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]\\]+)"""
 )
 _known: set[str] = set()
 

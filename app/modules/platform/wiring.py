@@ -1,6 +1,5 @@
 """Builds the use cases of platform from resources. Imports what a provider needs when it is opened, not before."""
 
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ async def record_heartbeat(p: Process) -> AsyncGenerator["RecordHeartbeat"]:
 @asynccontextmanager
 async def alerting(p: Process) -> AsyncGenerator[Alerting]:
     """Provide the use cases that tell people of errors."""
-    from app.kernel.config import SentinelSettings, current_environment
+    from app.kernel.config import SentinelSettings
     from app.kernel.queue.postgres import PostgresQueue
     from app.kernel.sentinel.postgres import PostgresErrors
     from app.modules.platform.recipients import AppriseRecipients
@@ -67,8 +66,9 @@ async def alerting(p: Process) -> AsyncGenerator[Alerting]:
 
     settings = p.settings[SentinelSettings]
     recipients = AppriseRecipients(settings.notify_urls.get_secret_value())
-    errors, environment = PostgresErrors(settings.cooldown), current_environment(os.environ)
-    yield Alerting(NotifyErrors(errors, recipients, PostgresQueue(), environment), SendMessage(recipients))
+    errors = PostgresErrors(settings.cooldown)
+    notify = NotifyErrors(errors, recipients, PostgresQueue(), p.settings.environment)
+    yield Alerting(notify, SendMessage(recipients))
 
 
 @asynccontextmanager
