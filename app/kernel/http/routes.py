@@ -174,8 +174,17 @@ def _basic(scope: Scope) -> BasicAuth:
 
 
 def _strict(kind: type[Any], *, ignore_unknown: bool) -> TypeAdapter[Any]:
-    kind.__pydantic_config__ = {"extra": "ignore" if ignore_unknown else "forbid", "strict": True}
+    kind.__pydantic_config__ = {
+        "extra": "ignore" if ignore_unknown else "forbid",
+        "strict": True,
+        "alias_generator": _name_outside,
+    }
     return TypeAdapter(kind)
+
+
+def _name_outside(field: str) -> str:
+    """Return what clients call a field: one whose name is a keyword of Python, such as from_, has an underscore."""
+    return field.removesuffix("_")
 
 
 def input_type(route: Route) -> type[Any] | None:
