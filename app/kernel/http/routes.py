@@ -135,6 +135,8 @@ class _Endpoint:
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)
+        if any("\0" in value for value in scope["path_params"].values()):
+            raise HttpProblem(400, "NUL is not allowed in the path")
         try:
             if not self._has_body:
                 query = QueryParams(scope["query_string"])
