@@ -139,6 +139,8 @@ class _Endpoint:
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)
+        if any("\0" in value for value in scope["path_params"].values()):
+            raise HttpProblem(400, "NUL is not allowed in the path")
         try:
             if not self._has_body:
                 query = QueryParams(scope["query_string"])
@@ -178,8 +180,17 @@ def _basic(scope: Scope) -> BasicAuth:
 
 
 def _strict(kind: type[Any], *, ignore_unknown: bool) -> TypeAdapter[Any]:
-    kind.__pydantic_config__ = {"extra": "ignore" if ignore_unknown else "forbid", "strict": True}
+    kind.__pydantic_config__ = {
+        "extra": "ignore" if ignore_unknown else "forbid",
+        "strict": True,
+        "alias_generator": _name_outside,
+    }
     return TypeAdapter(kind)
+
+
+def _name_outside(field: str) -> str:
+    """Return what clients call a field: one whose name is a keyword of Python, such as from_, has an underscore."""
+    return field.removesuffix("_")
 
 
 def input_type(route: Route) -> type[Any] | None:

@@ -193,7 +193,7 @@ class PostgresQueue:
         await db.run(
             _PUBLISH,
             {
-                "ids": [uuid7() for _ in events],
+                "ids": sorted(uuid7() for _ in events),  # so that the log keeps their order
                 "types": [event.event_type for event in events],
                 "versions": [version_of(event) for event in events],
                 "payloads": payloads,

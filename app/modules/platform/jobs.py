@@ -3,7 +3,7 @@
 from app.kernel.process import Process
 from app.kernel.queue import Handler, Schedule, Task
 from app.kernel.sentinel import NOTIFY
-from app.modules.platform.domain import SEND_MESSAGE
+from app.modules.platform.domain.messages import SEND_MESSAGE
 
 HEARTBEAT = Task[None]("platform.heartbeat")
 PRUNE = Task[None]("platform.prune")

@@ -5,7 +5,7 @@ import hashlib
 from typing import Any
 
 from app.kernel.errors import NotFound, Unavailable
-from app.modules.platform.domain import Message
+from app.modules.platform.domain.messages import Message
 
 
 class AppriseRecipients:

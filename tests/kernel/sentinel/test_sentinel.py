@@ -15,7 +15,7 @@ from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import PostgresErrors
 from app.kernel.sentinel.service import Sentinel
 from app.kernel.telemetry import logs
-from app.modules.platform.domain import SEND_MESSAGE, Message
+from app.modules.platform.domain.messages import SEND_MESSAGE, Message
 from app.modules.platform.usecases.notify_errors import NotifyErrors
 from app.modules.platform.usecases.send_message import SendMessage
 from app.processes import sections

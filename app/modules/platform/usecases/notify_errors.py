@@ -6,7 +6,7 @@ from app.kernel.db import Transaction
 from app.kernel.operations import Kind, operation
 from app.kernel.queue import Queue
 from app.kernel.sentinel import Errors
-from app.modules.platform.domain import SEND_MESSAGE, Message, Recipients, texts
+from app.modules.platform.domain.messages import SEND_MESSAGE, Message, Recipients, texts
 
 
 @operation("platform.notify_errors", Kind.ASYNC_TASK)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.kernel.errors import NotFound
 from app.kernel.operations import Kind, operation
 from app.kernel.queue import NeverRetry
-from app.modules.platform.domain import Message, Recipients
+from app.modules.platform.domain.messages import Message, Recipients
 
 
 @operation("platform.send_message", Kind.ASYNC_TASK)
