@@ -1,0 +1,51 @@
+"""What a worker does with jobs whose lease it has lost."""
+
+import asyncio
+
+from app.kernel.queue.leases import Leases
+from tests.kernel.queue.conftest import GREET, Bench, Greeting
+
+LEASE_S = 1.0
+
+
+async def rescued(bench: Bench) -> None:
+    """Every lease runs out, and somebody notices before it can be renewed: what a frozen worker wakes up to."""
+    async with bench.db.begin() as tx:
+        await tx.run("UPDATE kernel.jobs SET leased_until = now() - interval '1 second' WHERE state = 'leased'")
+        await Leases("somebody else", LEASE_S).rescue(tx)  # pyright: ignore[reportArgumentType] - a Queries will do
+
+
+async def test_a_job_that_its_own_worker_has_leased_anew_stays_leased_when_the_first_run_ends(bench: Bench) -> None:
+    gates = [asyncio.Event(), asyncio.Event(), asyncio.Event()]
+    begun: list[asyncio.Event] = []
+
+    async def greet(greeting: Greeting) -> None:
+        gate = gates[len(begun)]
+        begun.append(gate)
+        await gate.wait()
+
+    async def count() -> int:
+        return len(begun)
+
+    async def expiry() -> object:
+        ((until,),) = await bench.rows("SELECT leased_until FROM kernel.jobs")
+        return until
+
+    async with bench.consuming(greet, lease=LEASE_S):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await bench.until(count, 1)
+        await rescued(bench)
+        await bench.until(count, 2)
+        before = await expiry()
+        gates[0].set()
+        async with asyncio.timeout(3 * LEASE_S):  # it is renewed, long before it runs out
+            while await expiry() == before:
+                await asyncio.sleep(0.05)
+        renewed = await expiry()
+        async with asyncio.timeout(3 * LEASE_S):
+            while await expiry() == renewed:
+                await asyncio.sleep(0.05)
+        assert await count() == 2
+        gates[1].set()
+        await bench.until(bench.finished, [("done", 1)])
+    assert await count() == 2
