@@ -307,6 +307,11 @@ class Consumer:
             await self._unknown(job)
             return
         job.started_at = time.monotonic()
+        if job.started_at > job.renewed_at + self._leases.lease_s:  # we froze, or the database was away
+            self._release(job)
+            metrics.lease_lost(job.task)
+            logger.warning("job {} of {}: not begun, its lease has run out", job.id, job.task)
+            return
         timer = asyncio.get_running_loop().call_later(job.timeout_s, self._overran, task, job)
         outcome = "failed"
         try:

@@ -49,3 +49,30 @@ async def test_a_job_that_its_own_worker_has_leased_anew_stays_leased_when_the_f
         gates[1].set()
         await bench.until(bench.finished, [("done", 1)])
     assert await count() == 2
+
+
+async def test_a_job_that_was_fetched_ahead_is_not_begun_when_its_lease_has_run_out(bench: Bench) -> None:
+    gate = asyncio.Event()
+    begun: list[str] = []
+
+    async def greet(greeting: Greeting) -> None:
+        begun.append(greeting.name)
+        await gate.wait()
+
+    async def leased() -> int:
+        return len([state for state, _ in await bench.states() if state == "leased"])
+
+    async with bench.consuming(greet, lease=LEASE_S, concurrency=1) as running:
+        running.consumer._rate = 1e300  # so many jobs a second that it fetches ahead what it can
+        await bench.queue.enqueue(bench.db, GREET, Greeting("first"))
+        await bench.queue.enqueue(bench.db, GREET, Greeting("ahead"))
+        await bench.until(leased, 2)
+        await bench.db.run(
+            "UPDATE kernel.jobs SET lease_token = gen_random_uuid(), leased_until = now() + interval '1 hour'"
+        )
+        await asyncio.sleep(1.1 * LEASE_S)  # the length of a lease, not a wait for something
+        gate.set()
+        await bench.queue.enqueue(bench.db, GREET, Greeting("later"))
+        await bench.until(bench.finished, [("done", 1)])
+        assert begun == ["first", "later"]
+        assert await leased() == 2
