@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import random
 import shutil
 import sys
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep logs and journals also when the verdict is good")
     options = vars(parser.parse_args())
     keep = options.pop("keep")
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # it tells of every outage, at length
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     scratch = folder / "scratch"
     scratch.mkdir()

@@ -1,6 +1,7 @@
 """A deployment of real processes on a real server, and what can be done to it. Everything done is written down."""
 
 import asyncio
+import compileall
 import json
 import os
 import random
@@ -39,6 +40,17 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that ended without being told to, between two moments of the monotonic clock."""
+
+    command: str
+    status: int
+    began: float
+    ended: float
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A handler that ran, as its worker wrote it down. `ended` is None when the worker never came so far."""
 
@@ -61,6 +73,7 @@ def with_chaos_module(project: Project, to: Path) -> Project:
     text, changed = re.subn(r"(MODULES = \([^)]*)\)", r'\1, "chaos")', modules.read_text())
     assert changed == 1
     modules.write_text(text)
+    compileall.compile_dir(to / "app", quiet=2)  # processes do not store what they compile, and many are started
     return copied
 
 
@@ -73,7 +86,8 @@ class Deployment:
     journals: Path
     incidents: list[Incident] = field(default_factory=list)
     alive: dict[int, tuple[str, Running]] = field(default_factory=dict)
-    ended_early: list[str] = field(default_factory=list)
+    ended_early: list[Ended] = field(default_factory=list)
+    started_at: dict[int, float] = field(default_factory=dict)
     exit_statuses: list[tuple[str, int]] = field(default_factory=list)
     lame: set[int] = field(default_factory=set)
     consumers: int = 0
@@ -99,6 +113,7 @@ class Deployment:
     def start(self, command: str, **env: str) -> Running:
         started = self.project.start(command, env=env)
         self.alive[started.pid] = (command, started)
+        self.started_at[started.pid] = time.monotonic()
         self.consumers = max(self.consumers, len(self.pids(CONSUMER)))
         return started
 
@@ -115,7 +130,8 @@ class Deployment:
             status = running.popen.poll()
             if status is not None:
                 del self.alive[pid]
-                self.ended_early.append(f"{command} {status}: {running.said()[-600:]}")
+                began, said = self.started_at[pid], running.said()[-600:]
+                self.ended_early.append(Ended(command, status, began, time.monotonic(), said))
                 self.start(command)
 
     # what can be done to it

@@ -15,6 +15,7 @@ from tests.conftest import TestDatabase
 NARROW_LIMIT = 3
 AT_LEAST_ONCE = (PLAIN.name, LIMITED.name, NARROW.name, "chaos.told")
 EXACTLY_ONCE = (TX.name, GROUP.name, "chaos.told_in_order")
+_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits(3): the database was away while the process started
 _UNWRITTEN_S = 1.0  # the longest time from the end of a handler until its completion is stored
 
 
@@ -129,7 +130,7 @@ def _ticks(verdict: Verdict, database: TestDatabase) -> None:
 
 
 def order(verdict: Verdict, database: TestDatabase) -> None:
-    """Each `tx` handler stored which effect of its key it saw as the newest when it began: the one before, committed."""
+    """Each `tx` handler stored the newest effect of its key that it saw when it began: the one before, committed."""
     for kind in (GROUP.name, "chaos.told_in_order"):
         rows = database.all(
             """
@@ -235,7 +236,17 @@ def _refusals(verdict: Verdict, deployment: Deployment) -> None:
 
 
 def _ends(verdict: Verdict, deployment: Deployment) -> None:
-    verdict.check("processes that ended by themselves", deployment.ended_early)
+    outages = [incident for incident in deployment.incidents if incident.cause == "outage"]
+    gave_up = [
+        end
+        for end in deployment.ended_early
+        if end.status == _UNAVAILABLE and any(o.began <= end.ended and end.began <= o.ended for o in outages)
+    ]
+    verdict.check(
+        "processes that ended by themselves, but for starting in an outage",
+        [end for end in deployment.ended_early if end not in gave_up],
+    )
+    verdict.note("processes that gave up starting in an outage (69)", len(gave_up))
     bad = [(command, status) for command, status in deployment.exit_statuses if status != 0]
     verdict.check("processes that did not end with 0 after SIGTERM", bad, len(deployment.exit_statuses))
     counts = Counter(f"{i.cause} {i.detail}" for i in deployment.incidents)
