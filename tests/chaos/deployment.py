@@ -145,6 +145,18 @@ class Deployment:
         self.incidents.append(Incident("kill", began, time.monotonic(), pid, command))
         self.start(command)
 
+    def kill_at_work(self, kind: str) -> bool:
+        """SIGKILL a worker in the midst of a handler of a kind; return whether there was one."""
+        for pid in self.workers():
+            running = self.alive[pid][1]
+            running.signal(signal.SIGSTOP)
+            _until_stopped(pid)
+            if any(run.kind == kind and run.ended is None for run in self._read(pid)):
+                self.kill(pid)
+                return True
+            running.signal(signal.SIGCONT)
+        return False
+
     async def freeze(self, pid: int, seconds: float) -> bool:
         """SIGSTOP a worker in the midst of a handler, SIGCONT after a while; then it has time to do what it must not.
 

@@ -27,6 +27,7 @@ class Plan:
     consumers: int = 6
     managers: int = 2
     every_s: float = 0.1
+    gap_s: float = 0.4
 
     def actions(self, rng: random.Random) -> list[str]:
         """Return what to do, one after the other; outages evenly apart, but not at the ends."""
@@ -72,7 +73,7 @@ async def _chaos(plan: Plan, rng: random.Random, deployment: Deployment, holder:
     async with asyncio.TaskGroup() as group:
         outage: asyncio.Task[None] | None = None
         for position, action in enumerate(actions):
-            await asyncio.sleep(rng.uniform(0.1, 0.4))
+            await asyncio.sleep(rng.uniform(0.25, 1) * plan.gap_s)
             deployment.replace_ended()
             if position % 50 == 0:
                 say(f"{position} of {len(actions)}")
