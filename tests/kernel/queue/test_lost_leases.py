@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from app.kernel.errors import Unavailable
 from app.kernel.queue.leases import Leases
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
@@ -76,3 +79,23 @@ async def test_a_job_that_was_fetched_ahead_is_not_begun_when_its_lease_has_run_
         await bench.until(bench.finished, [("done", 1)])
         assert begun == ["first", "later"]
         assert await leased() == 2
+
+
+async def test_a_worker_that_freezes_while_it_passes_a_turn_on_stops_the_others_for_seconds_only(bench: Bench) -> None:
+    async def greet(greeting: Greeting) -> None:
+        """Does nothing."""
+
+    await bench.queue.enqueue(bench.db, GREET, Greeting("frozen"), group_key="one")
+    (frozen,) = await Leases("frozen", 60).fetch(bench.db, "default", 1, -(2**63), 0.0)
+
+    async def freeze_before_the_commit() -> None:
+        async with bench.db.begin() as tx:
+            await Leases("frozen", 60).finish(tx, [frozen])
+            await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+            await bench.queue.enqueue(bench.db, GREET, Greeting("you"), group_key="another")
+            async with bench.consuming(greet):
+                await bench.until(bench.finished, [("done", 1), ("done", 1)])
+
+    with pytest.raises(Unavailable):  # the server has hung up
+        await freeze_before_the_commit()
+    assert await bench.states() == [("leased", 0)]
