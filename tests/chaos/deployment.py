@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -124,6 +125,9 @@ class Deployment:
         """Return the consumers that run and have run something, and have not just been frozen."""
         return [pid for pid in self.pids(CONSUMER) if pid not in self.lame and self._journal(pid).exists()]
 
+    def serves(self, pid: int) -> bool:
+        return any(line.get("url") for line in self.alive[pid][1].logs())
+
     def replace_ended(self) -> None:
         """Start anew what ended without being told to, as a service manager would."""
         for pid, (command, running) in list(self.alive.items()):
@@ -160,7 +164,8 @@ class Deployment:
     async def freeze(self, pid: int, seconds: float) -> bool:
         """SIGSTOP a worker in the midst of a handler, SIGCONT after a while; then it has time to do what it must not.
 
-        Return whether it was: one that has nothing at hand goes on at once.
+        A consumer stands still until others have taken from it what it held. Return whether it was in the midst of one;
+        if not, it goes on at once.
         """
         command, running = self.alive[pid]
         began = time.monotonic()
@@ -171,6 +176,10 @@ class Deployment:
             return False
         self.lame.add(pid)
         await asyncio.sleep(seconds)
+        if command == CONSUMER:
+            async with asyncio.timeout(60):
+                while await asyncio.to_thread(self.may_hold_jobs, pid):
+                    await asyncio.sleep(0.1)
         running.signal(signal.SIGCONT)
         self.incidents.append(Incident("freeze", began, time.monotonic(), pid, command))
         await asyncio.sleep(1.5)
@@ -218,6 +227,14 @@ class Deployment:
         except psycopg.OperationalError:
             return False
         return True
+
+    def may_hold_jobs(self, pid: int) -> bool:
+        """Whether it has leases, or the server cannot be asked."""
+        sql = "SELECT count(*) FROM kernel.jobs WHERE state = 'leased' AND leased_by = %s"
+        try:
+            return self.database.all(sql, f"{socket.gethostname()}:{pid}") != [(0,)]
+        except psycopg.OperationalError:
+            return True
 
     def _journal(self, pid: int) -> Path:
         return self.journals / f"{pid}.jsonl"

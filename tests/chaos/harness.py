@@ -84,17 +84,14 @@ async def _chaos(plan: Plan, rng: random.Random, deployment: Deployment, holder:
                 outage = group.create_task(deployment.interrupt(holder, outages.pop(), seconds))
             elif action == "freeze":
                 await _freeze(rng, deployment, group)
-            elif rng.random() < 0.15 and (pid := pick(rng, _free(deployment, CRON))):
-                await _end(action, deployment, pid, group)
+            elif action == "kill":
+                cron = pick(rng, _free(deployment, CRON)) if rng.random() < 0.15 else None
+                deployment.kill(cron or await _at_work(rng, deployment))
             else:
-                await _end(action, deployment, await _at_work(rng, deployment), group)
-
-
-async def _end(action: str, deployment: Deployment, pid: int, group: asyncio.TaskGroup) -> None:
-    if action == "kill":
-        deployment.kill(pid)
-    else:
-        group.create_task(deployment.drain(pid))
+                # a process that has only just been started knows no SIGTERM yet, and has done nothing
+                serving = [pid for pid in _free(deployment, CRON) if deployment.serves(pid)]
+                cron = pick(rng, serving) if rng.random() < 0.15 else None
+                group.create_task(deployment.drain(cron or await _at_work(rng, deployment)))
 
 
 async def _freeze(rng: random.Random, deployment: Deployment, group: asyncio.TaskGroup) -> None:
@@ -128,6 +125,10 @@ async def _at_work(rng: random.Random, deployment: Deployment) -> int:
 async def _recover(deployment: Deployment) -> None:
     """Let healthy processes catch up with ticks and jobs, then stop them."""
     deadline = time.monotonic() + _RECOVERY_S
+
+    while not all(map(deployment.serves, deployment.alive)) and time.monotonic() < deadline:
+        deployment.replace_ended()
+        await asyncio.sleep(0.2)
 
     async def until(sql) -> None:
         while deployment.database.all(sql) != [(0,)] and time.monotonic() < deadline:

@@ -33,10 +33,8 @@ class Verdict:
         self.checks.append((what, f"{count}{f' of {of}' if of != '' else ''}{examples}", count == 0))
 
     def at_most(self, what: str, found: int, most: int) -> None:
+        """Note that something must not have happened more often."""
         self.checks.append((what, f"{found}, allowed {most}", found <= most))
-
-    def at_least(self, what: str, found: int, least: int) -> None:
-        self.checks.append((what, f"{found}, wanted {least}", found >= least))
 
     def note(self, what: str, found: object) -> None:
         self.notes.append((what, str(found)))
@@ -230,9 +228,8 @@ def reruns(verdict: Verdict, runs: Sequence[Run], deployment: Deployment) -> Non
 def _refusals(verdict: Verdict, deployment: Deployment) -> None:
     frozen = {i.pid for i in deployment.incidents if i.cause == "freeze" and i.detail == CONSUMER}
     refused = {pid for pid, message in deployment.messages() if "lost meanwhile" in message}
-    if frozen:
-        verdict.at_least("frozen workers whose late completions were refused", len(frozen & refused), 1)
-    verdict.note("frozen workers; of all workers, some completion was refused to", f"{len(frozen)}; {len(refused)}")
+    verdict.check("frozen workers whose late completions were not refused", sorted(frozen - refused), len(frozen))
+    verdict.note("other workers that had a completion refused", len(refused - frozen))
 
 
 def _ends(verdict: Verdict, deployment: Deployment) -> None:
