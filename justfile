@@ -20,6 +20,10 @@ run command="run-all-in-one" *options: install
 test *arguments: install
     {{python}} -m pytest -n auto "$@"
 
+# kill, freeze and cut off real processes for minutes, then count: just chaos --kills 500 --seed 7
+chaos *options: install
+    {{python}} -m tests.chaos "$@"
+
 # what CI checks besides the tests
 check: install
     .venv/bin/ruff check

@@ -14,7 +14,13 @@ from typing import Any, LiteralString, Self, TypeVar
 import psycopg
 from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection
-from psycopg.errors import DeadlockDetected, LockNotAvailable, QueryCanceled, SerializationFailure
+from psycopg.errors import (
+    DeadlockDetected,
+    IdleInTransactionSessionTimeout,
+    LockNotAvailable,
+    QueryCanceled,
+    SerializationFailure,
+)
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -30,7 +36,14 @@ from app.kernel.telemetry.traces import span
 T = TypeVar("T")
 
 _CANCEL_S = 1.0
-_GIVE_UP = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests, PoolClosed)
+_GIVE_UP = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    IdleInTransactionSessionTimeout,  # we were frozen; psycopg counts it among the mistakes of programmers
+    PoolTimeout,
+    TooManyRequests,
+    PoolClosed,
+)
 _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not even cancel is frozen or gone
 
 

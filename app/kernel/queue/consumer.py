@@ -307,6 +307,11 @@ class Consumer:
             await self._unknown(job)
             return
         job.started_at = time.monotonic()
+        if job.started_at > job.renewed_at + self._leases.lease_s:  # we froze, or the database was away
+            self._release(job)
+            metrics.lease_lost(job.task)
+            logger.warning("job {} of {}: not begun, its lease has run out", job.id, job.task)
+            return
         timer = asyncio.get_running_loop().call_later(job.timeout_s, self._overran, task, job)
         outcome = "failed"
         try:
@@ -355,7 +360,7 @@ class Consumer:
             await runner.operation(tx, *argument)
             if await self._leases.finish(tx, [job]) == 0:
                 raise _LeaseLost
-        self._held.pop(job.id, None)
+        self._release(job)
 
     def _overran(self, task: "asyncio.Task[None]", job: Job) -> None:
         if self._running.get(task) is job and not job.stopped_for:
@@ -403,17 +408,22 @@ class Consumer:
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     logger.error("could not record how the job ended, it will run again: {}", error)
-                    self._held.pop(job.id, None)
+                    self._release(job)
                     return False
                 await asyncio.sleep(0.5)
             else:
-                self._held.pop(job.id, None)
+                self._release(job)
                 if not ours:
                     self._refused(job)
                 return ours
 
+    def _release(self, job: Job) -> None:
+        """Hold a job no longer, unless it was leased here anew meanwhile."""
+        if self._held.get(job.id) is job:
+            del self._held[job.id]
+
     def _refused(self, job: Job) -> None:
-        self._held.pop(job.id, None)
+        self._release(job)
         metrics.lease_lost(job.task)
         logger.warning("job {} of {}: the lease was lost meanwhile; another worker has it", job.id, job.task)
 
@@ -444,7 +454,7 @@ class Consumer:
                     break
                 await asyncio.sleep(0.5)
         for job in jobs:
-            self._held.pop(job.id, None)
+            self._release(job)
         if finished < len(jobs):
             metrics.lease_lost(jobs[0].task, len(jobs) - finished)
             logger.warning("{} leases were lost meanwhile; other workers have the jobs", len(jobs) - finished)
@@ -477,7 +487,7 @@ class Consumer:
             with suppress(Unavailable):
                 await self._leases.hand_back(self._db, jobs)
             for job in jobs:
-                self._held.pop(job.id, None)
+                self._release(job)
 
     async def _cut(self) -> None:
         """Cancel what still runs, and hand back what was not completed."""
@@ -492,8 +502,8 @@ class Consumer:
         if finished:
             with suppress(Unavailable):
                 await self._leases.finish(self._db, finished)
-        done = {job.id for job in finished}
-        await self._hand_back([job for job in list(self._held.values()) if job.id not in done])
+        done = {id(job) for job in finished}
+        await self._hand_back([job for job in list(self._held.values()) if id(job) not in done])
 
 
 async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Service:

@@ -25,7 +25,7 @@ from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Schedule
 from app.kernel.telemetry import metrics
 
-_CATCH_UP = 1000  # ticks of one schedule enqueued in one transaction
+_CATCH_UP = 1000  # ticks looked at for one schedule, and jobs enqueued, in one transaction
 _FIRED_AT_ONCE = 100  # schedules advanced in one transaction
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SEEN_EVERY_S = 10.0
@@ -49,7 +49,8 @@ UPDATE kernel.schedules SET seen_at = now()
 WHERE name IN (SELECT name FROM kernel.schedules WHERE name = ANY(%s) ORDER BY name FOR UPDATE SKIP LOCKED)
 """
 
-_FORGET_GONE = "DELETE FROM kernel.schedules WHERE seen_at < now() - %s * interval '1 second'"
+# what is known here is not gone, even when its row was locked for so long that nobody could say so
+_FORGET_GONE = "DELETE FROM kernel.schedules WHERE seen_at < now() - %s * interval '1 second' AND name <> ALL(%s)"
 
 _TAKE_DUE = """
 SELECT s.name, s.next_fire_at, now(), s.resumed_at
@@ -112,7 +113,7 @@ class CronManager:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""
-        seen_at = started_at = time.monotonic()
+        seen_at = reached_at = time.monotonic()
         wait_s = 0.0
         while not await pause(stop, wait_s):
             wait_s = self._poll_s
@@ -123,12 +124,13 @@ class CronManager:
                 if now - seen_at > _SEEN_EVERY_S:
                     seen_at = now
                     await self._db.run(_SEEN, (list(self._schedules),))
-                    if now - started_at > _GONE_AFTER_S:  # by now every manager has said what it knows
-                        await self._db.run(_FORGET_GONE, (_GONE_AFTER_S,))
+                    if now - reached_at > _GONE_AFTER_S:  # by now every manager has said what it knows
+                        await self._db.run(_FORGET_GONE, (_GONE_AFTER_S, list(self._schedules)))
                 row = await self._db.one(_NEXT, self._known)
                 if row and row[0] is not None:
                     wait_s = min(max(row[0], 0.001), self._poll_s)
             except Unavailable as error:
+                reached_at = time.monotonic()
                 logger.warning("cron manager: {}; trying again", error)
 
     async def fire_due(self) -> int:
@@ -137,7 +139,7 @@ class CronManager:
             rows = await tx.all(_TAKE_DUE, self._known)
             if not rows:
                 return 0
-            advanced = [await self._due(tx, *row) for row in rows]
+            advanced = [await self._due(tx, _CATCH_UP // len(rows), *row) for row in rows]
             await self._enqueue(tx, [(self._schedules[a[0]], ticks) for a, ticks in advanced])
             names, nexts, lasts, fired, skipped = zip(*(a for a, _ in advanced), strict=True)
             columns = {"names": names, "nexts": nexts, "lasts": lasts, "fired": fired, "skipped": skipped}
@@ -148,12 +150,12 @@ class CronManager:
         return len(rows)
 
     async def _due(
-        self, tx: Transaction, name: str, due: datetime, now: datetime, resumed_at: datetime | None
+        self, tx: Transaction, most: int, name: str, due: datetime, now: datetime, resumed_at: datetime | None
     ) -> tuple[tuple[str, datetime, datetime | None, int, int], list[datetime]]:
         """Return how a schedule advances, and the ticks that become jobs."""
         schedule = self._schedules[name]
         later = itertools.takewhile(lambda tick: tick <= now, upcoming(schedule, due))
-        missed = list(itertools.islice(itertools.chain([due], later), _CATCH_UP))
+        missed = list(itertools.islice(itertools.chain([due], later), most if schedule.misfire == "all" else _CATCH_UP))
         following = next(upcoming(schedule, missed[-1]))
         wanted = [tick for tick in missed if resumed_at is None or tick >= resumed_at]
         if schedule.misfire == "one":

@@ -101,8 +101,10 @@ class Heartbeat:
     def _renew(self, connection: "psycopg.Connection[Any]", due: list[Job]) -> None:
         now = time.monotonic()
         rows = connection.execute(_RENEW, {"lease_s": self._lease_s, **lease_of(due)}).fetchall()
+        ours = {job_id for job_id, _ in rows}
         for job in due:
-            job.renewed_at = now  # also what was not ours any more: its completion will be refused
+            if job.id in ours:  # else it is being completed, or is another worker's by now
+                job.renewed_at = now
         for job_id, cancelled in rows:
             if cancelled:
                 self._on_loop(self._cancel, job_id)

@@ -161,6 +161,11 @@ def lease_of(jobs: Sequence[Job]) -> dict[str, Any]:
     return {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
 
 
+def _storable(text: str) -> str:
+    """Return a text without what PostgreSQL cannot store: NUL and lone surrogates."""
+    return text[:_LONGEST_ERROR].replace("\0", "").encode(errors="replace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Leases:
     """Takes jobs, and gives them back or away. Each method raises Unavailable."""
@@ -189,7 +194,7 @@ class Leases:
 
     async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
         """Make the job a dead letter. Return whether it was ours."""
-        return await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": reason[:_LONGEST_ERROR]}) == 1
+        return await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": _storable(reason)}) == 1
 
     async def rescue(self, db: Queries) -> tuple[int, int]:
         """Free the jobs whose lease has run out; return how many, and how many died of it."""
@@ -214,7 +219,5 @@ class Leases:
         entry = None
         if error is not None:
             at = datetime.now(UTC).isoformat()
-            entry = json.dumps(
-                [{"attempt": job.attempt + 1, "at": at, "error": error[:_LONGEST_ERROR].replace("\0", "")}]
-            )
+            entry = json.dumps([{"attempt": job.attempt + 1, "at": at, "error": _storable(error)}])
         return {"id": job.id, "token": job.token, "counts": 0 if error is None else 1, "error": entry}

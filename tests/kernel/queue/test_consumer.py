@@ -364,3 +364,19 @@ async def test_metrics_tell_what_became_of_jobs_and_what_is_left(bench: Bench) -
 
 def said() -> str:
     return metrics.exposition().decode()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, NeverRetry])
+async def test_what_an_operation_says_when_it_fails_may_be_anything(bench: Bench, kind: type[Exception]) -> None:
+    async def greet(greeting: Greeting) -> None:
+        raise kind("a lone \ud800 and a \0")
+
+    async with bench.consuming(greet):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("you"), max_attempts=1)
+
+        async def count() -> int:
+            return len(await bench.dead())
+
+        await bench.until(count, 1)
+    (reason,) = await bench.dead()
+    assert reason.endswith("a lone ? and a ")

@@ -1,0 +1,11 @@
+CREATE OR REPLACE FUNCTION kernel.pass_turn() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- after a fetch that is about to let somebody wait for this very turn, in a snapshot that sees it
+    PERFORM pg_advisory_xact_lock(1802661740, 0);
+    UPDATE kernel.jobs SET state = 'ready' WHERE id = (
+        SELECT j.id FROM kernel.jobs j WHERE j.turn_key = OLD.turn_key AND j.state = 'waiting'
+        ORDER BY j.seq LIMIT 1 FOR UPDATE SKIP LOCKED
+    );
+    RETURN NULL;
+END
+$$;
