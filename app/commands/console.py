@@ -165,10 +165,12 @@ def run_once(name: str, work: Callable[[Any], Awaitable[T]]) -> T:
     from app import ROOT
     from app.kernel.process import Process
     from app.kernel.telemetry.logs import configure_command
+    from app.kernel.telemetry.redact import remember
     from app.processes import load_settings
 
     configure_command(name)
     settings = load_settings()
+    remember(settings.secrets())
 
     async def body() -> T:
         async with Process(name, settings, ROOT).opened() as p:

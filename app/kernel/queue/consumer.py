@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
@@ -38,12 +38,11 @@ _PREFETCH_S = 0.1
 _FULL_FETCH_EVERY_S = 0.1
 _PROMOTE_EVERY_S = 0.05
 _SEEN_EVERY_S = 60.0
+_MEASURED_EVERY_S = 15.0
 _AGAIN_S = 1.0
 _LONGEST_BACKOFF_S = 6 * 3600.0
 _UNKNOWN_AGAIN_S = 10.0
 _UNKNOWN_AT_MOST = 100_000  # seconds: then nobody will know it any more
-
-_tracer = trace.get_tracer("app")
 
 
 class _LeaseLost(Exception):
@@ -312,9 +311,7 @@ class Consumer:
         outcome = "failed"
         try:
             with (
-                trace.use_span(
-                    continued(job.trace_context or ""), record_exception=False, set_status_on_exception=False
-                ),
+                continued(job.trace_context or "", job.task, SpanKind.CONSUMER, {"job.id": job.id}),
                 logger.contextualize(job_id=job.id, task=job.task, attempt=job.attempt + 1),
             ):
                 outcome = await self._attempt(task, job, runner)
@@ -455,8 +452,8 @@ class Consumer:
     # tending
 
     async def _tend(self) -> None:
-        """Free what dead workers held; say that our subscriptions are wanted."""
-        seen_at = 0.0
+        """Free what dead workers held; say that our subscriptions are wanted; measure the queues."""
+        seen_at = measure_at = 0.0
         while True:
             try:
                 rescued, dead = await self._leases.rescue(self._db)
@@ -465,6 +462,11 @@ class Consumer:
                 if time.monotonic() - seen_at > _SEEN_EVERY_S:
                     await self._subscriptions.register(self._db)
                     seen_at = time.monotonic()
+                started = time.monotonic()
+                if started > measure_at:
+                    metrics.queues_measured(await self._leases.depth(self._db))
+                    ended = time.monotonic()
+                    measure_at = ended + max(_MEASURED_EVERY_S, 20 * (ended - started))
             except Unavailable as error:
                 logger.warning("consumer: {}; trying again", error)
             await asyncio.sleep(max(0.05, self._leases.lease_s / 4))

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from app.modules.platform.usecases.list_processes import ListProcesses
     from app.modules.platform.usecases.list_queues import ListQueues
     from app.modules.platform.usecases.list_schedules import ListSchedules
+    from app.modules.platform.usecases.notify_errors import NotifyErrors
     from app.modules.platform.usecases.pause_queue import PauseQueue
     from app.modules.platform.usecases.pause_schedule import PauseSchedule
+    from app.modules.platform.usecases.prune import Prune
     from app.modules.platform.usecases.purge_dead_letter import PurgeDeadLetter
     from app.modules.platform.usecases.purge_dead_letters import PurgeDeadLetters
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from app.modules.platform.usecases.retry_dead_letter import RetryDeadLetter
     from app.modules.platform.usecases.retry_dead_letters import RetryDeadLetters
     from app.modules.platform.usecases.retry_job import RetryJob
+    from app.modules.platform.usecases.send_message import SendMessage
     from app.modules.platform.usecases.trigger_schedule import TriggerSchedule
 
 AUDIT = Audit()
@@ -97,6 +100,14 @@ class EventControl:
     list: "ListEvents"
     count_replay: "CountReplay"
     replay: "ReplayEvents"
+
+
+@dataclass(frozen=True, slots=True)
+class Alerting:
+    """The use cases that tell people of errors."""
+
+    notify_errors: "NotifyErrors"
+    send_message: "SendMessage"
 
 
 @asynccontextmanager
@@ -205,3 +216,32 @@ async def record_heartbeat(p: Process) -> AsyncGenerator["RecordHeartbeat"]:
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
 
     yield RecordHeartbeat(await p.use(database), PostgresHeartbeats())
+
+
+@asynccontextmanager
+async def alerting(p: Process) -> AsyncGenerator[Alerting]:
+    """Provide the use cases that tell people of errors."""
+    from app.kernel.config import SentinelSettings
+    from app.kernel.queue.postgres import PostgresQueue
+    from app.kernel.sentinel.postgres import PostgresErrors
+    from app.modules.platform.recipients import AppriseRecipients
+    from app.modules.platform.usecases.notify_errors import NotifyErrors
+    from app.modules.platform.usecases.send_message import SendMessage
+
+    settings = p.settings[SentinelSettings]
+    recipients = AppriseRecipients(settings.notify_urls.get_secret_value())
+    errors = PostgresErrors(settings.cooldown)
+    notify = NotifyErrors(errors, recipients, PostgresQueue(), p.settings.environment)
+    yield Alerting(notify, SendMessage(recipients))
+
+
+@asynccontextmanager
+async def prune(p: Process) -> AsyncGenerator["Prune"]:
+    """Provide the use case of the hourly job."""
+    from app.kernel.config import KeepSettings
+    from app.kernel.upkeep import Upkeep
+    from app.modules.platform.usecases.prune import Prune
+
+    keep = p.settings[KeepSettings]
+    upkeep = Upkeep(keep.finished_jobs, keep.dead_letters, keep.events, keep.audit, keep.errors)
+    yield Prune(await p.use(database), upkeep)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -10,6 +11,7 @@ from loguru import logger
 from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
+from app.kernel.telemetry import metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 
@@ -337,3 +339,28 @@ async def test_several_queues_are_worked_on_and_others_are_not(bench: Bench) -> 
             await bench.queue.enqueue_many(bench.db, task, [Greeting(str(n)) for n in range(30)])
         left = "SELECT queue, count(*) FROM kernel.jobs GROUP BY queue"
         await bench.until(lambda: bench.rows(left), [("c", 30)])
+
+
+async def test_metrics_tell_what_became_of_jobs_and_what_is_left(bench: Bench) -> None:
+    task, other = Task("measured"), Task("measured", queue="elsewhere")
+
+    async def fail() -> None:
+        raise RuntimeError("no")
+
+    await bench.queue.enqueue(bench.db, other, delay_s=60)
+    await bench.queue.enqueue(bench.db, other, at=datetime.now(UTC) - timedelta(seconds=90))
+    async with bench.consuming([Handler(task, fail)], lease=0.2):
+        await bench.queue.enqueue(bench.db, task, max_attempts=1)
+        await bench.until(lambda: asyncio.sleep(0, 'jobs_total{outcome="dead",task="measured"} 1.0' in said()), True)
+        await bench.until(
+            lambda: asyncio.sleep(0, 'queue_depth{queue="elsewhere",state="scheduled"} 1.0' in said()), True
+        )
+    assert 'job_duration_seconds_count{outcome="dead",task="measured"} 1.0' in said()
+    (oldest,) = [
+        line for line in said().splitlines() if line.startswith('queue_oldest_job_age_seconds{queue="elsewhere"')
+    ]
+    assert 89 < float(oldest.split()[-1]) < 120
+
+
+def said() -> str:
+    return metrics.exposition().decode()
