@@ -1,14 +1,46 @@
-"""Identifiers."""
+"""Identifiers, and the random bits in them."""
 
 import os
+import threading
 import time
 from uuid import UUID
+
+_FETCHED = 4096
+
+
+class _Entropy:
+    """Random bytes of the operating system, fetched many at a time: a system call for each would be half of a uuid7."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = b""
+        self._used = 0
+
+    def take(self, count: int) -> bytes:
+        with self._lock:
+            if self._used + count > len(self._bytes):
+                self._bytes, self._used = os.urandom(_FETCHED), 0
+            self._used += count
+            return self._bytes[self._used - count : self._used]
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = b""
+        self._used = 0
+
+
+_entropy = _Entropy()
+os.register_at_fork(after_in_child=_entropy.forget)
+
+
+def random_bits(count: int) -> int:
+    """Return so many random bits, a multiple of 8, fit for secrets."""
+    return int.from_bytes(_entropy.take(count // 8), "big")
 
 
 def uuid7() -> UUID:
     """Return a new time-ordered identifier (RFC 9562, section 5.7): 48 bits of Unix milliseconds, 74 random bits."""
     milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | random
+    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | random_bits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _INFO = 20
 _listeners: "list[Callable[[Record], None]]" = []
+
+
+def _by_loguru(level: str, message: str, extra: dict[str, Any]) -> None:
+    logger.bind(**extra).log(level, "{}", message)
+
+
+_ended: Callable[[str, str, dict[str, Any]], None] = _by_loguru
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
@@ -49,6 +57,11 @@ def also(listener: "Callable[[Record], None]") -> None:
     _listeners.append(listener)
 
 
+def ended(level: str, message: str, **about: Any) -> None:
+    """Write the line of a request or a job that is over: what loguru would, at a third of its cost."""
+    _ended(level, message, about)
+
+
 def configure_command(process: str) -> None:
     """Send warnings and errors to stderr as text: for commands, whose stdout is data. Safe to repeat."""
 
@@ -66,22 +79,33 @@ def _install(write: Callable[[str], None], as_json: bool, level: str, process: s
 
     least = logger.level(level).no
 
-    def sink(message: "Message") -> None:
-        record = message.record
+    heard = min(least, _INFO)  # by the listeners
+
+    def take(record: "Record") -> None:
         if record["level"].no >= least:
             write(line(record))
         for listener in _listeners:
             listener(record)
 
+    def sink(message: "Message") -> None:
+        take(message.record)
+
+    def ended(level: str, message: str, extra: dict[str, Any]) -> None:
+        known = logger.level(level)
+        if known.no >= heard:
+            record: Any = {"time": datetime.now(UTC), "level": known, "message": message, "extra": extra}
+            take(record | {"exception": None})
+
+    global _ended  # noqa: PLW0603 - like loguru's handlers, it is the process's
+    _ended = ended
     logger.remove()
-    heard = min(least, _INFO)  # by the listeners
     logger.add(sink, level=heard, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
 
 
 def _json(record: "Record", constant: dict[str, Any]) -> str:
     fields: dict[str, Any] = {
-        "time": record["time"].isoformat(timespec="microseconds"),
+        "time": record["time"].astimezone(UTC).isoformat(timespec="microseconds"),
         "level": record["level"].name.lower(),
         "message": redacted(record["message"]),
         **constant,

@@ -1,5 +1,6 @@
 """Metrics of the process, in Prometheus' text format. Recording costs a microsecond."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -77,14 +78,25 @@ def error_captured(kind: str) -> None:
 
 def request_ended(method: str, route: str, status: int, seconds: float) -> None:
     """Note a request. `route` is a template or empty, never a path: the number of routes is bounded."""
-    labels = (method if method in _METHODS else "other", route or "none", str(status))
-    _REQUESTS.labels(*labels).inc()
-    _REQUEST_DURATION.labels(*labels).observe(seconds)
+    count, duration = _of_request(method if method in _METHODS else "other", route or "none", status)
+    count.inc()
+    duration.observe(seconds)
+
+
+@functools.cache
+def _of_request(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    labels = (method, route, str(status))
+    return _REQUESTS.labels(*labels), _REQUEST_DURATION.labels(*labels)
 
 
 def statement_ended(operation: str, outcome: str, seconds: float) -> None:
     """Note a SQL statement: its first word, and `done` or `failed`."""
-    _DB_DURATION.labels(operation, outcome).observe(seconds)
+    _of_statement(operation, outcome).observe(seconds)
+
+
+@functools.cache
+def _of_statement(operation: str, outcome: str) -> Histogram:
+    return _DB_DURATION.labels(operation, outcome)
 
 
 def connections(used: int, idle: int, waiting: int, most: int) -> None:
@@ -95,8 +107,14 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
 
 def job_ended(task: str, outcome: str, seconds: float) -> None:
     """Note an attempt at a job."""
-    _JOBS.labels(task, outcome).inc()
-    _JOB_DURATION.labels(task, outcome).observe(seconds)
+    count, duration = _of_job(task, outcome)
+    count.inc()
+    duration.observe(seconds)
+
+
+@functools.cache
+def _of_job(task: str, outcome: str) -> tuple[Counter, Histogram]:
+    return _JOBS.labels(task, outcome), _JOB_DURATION.labels(task, outcome)
 
 
 def lease_lost(task: str, count: int = 1) -> None:

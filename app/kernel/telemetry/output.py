@@ -3,6 +3,7 @@
 import atexit
 import os
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from app.kernel.telemetry import metrics
 
 _MOST_LINES = 4_000
 _CLOSE_S = 2.0
+_GATHER_S = 0.01
 
 
 class Output:
@@ -21,7 +23,7 @@ class Output:
         self._fd = self._open()
         self._lines: deque[str] = deque()
         self._some = threading.Event()
-        self._reopen = self._closing = False
+        self._reopen = self._closing = self._idle = False
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log output", daemon=True).start()
         atexit.register(self.close)
@@ -32,7 +34,8 @@ class Output:
             metrics.dropped("logs")
             return
         self._lines.append(line)
-        if not self._some.is_set():
+        if self._idle:  # while it is busy, waking it for each line would cost more than the line
+            self._idle = False
             self._some.set()
 
     def reopen(self) -> None:
@@ -55,8 +58,12 @@ class Output:
 
     def _run(self) -> None:
         while not self._closing:
-            self._some.wait()
-            self._some.clear()
+            if not self._lines and not self._reopen:
+                self._some.clear()
+                self._idle = True
+                if not self._lines:  # nor meanwhile
+                    self._some.wait()
+                self._idle = False
             with self._writing:
                 if self._reopen:
                     self._reopen = False
@@ -64,6 +71,7 @@ class Output:
                         former, self._fd = self._fd, self._open()
                         os.close(former)
                 self._write_all()
+            time.sleep(_GATHER_S)
 
     def _write_all(self) -> None:
         while self._lines:

@@ -1,8 +1,10 @@
 """Redaction: no secret reaches a log, a trace, a captured error or a notification, by its name or by its look."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
+from uuid import UUID
 
 HIDDEN = "***"
 _NAMES = (
@@ -34,6 +36,7 @@ _PAIRS = re.compile(
     "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"
     r"""(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]\\]+)"""
 )
+_PLAIN = frozenset({int, float, bool, UUID, type(None)})
 _known: set[str] = set()
 
 
@@ -42,6 +45,7 @@ def remember(secrets: Iterable[str]) -> None:
     _known.update(secret for secret in secrets if len(secret) >= 6)
 
 
+@functools.cache
 def is_secret_name(name: str) -> bool:
     """Return whether a field of this name holds a secret."""
     lower = name.lower()
@@ -53,17 +57,23 @@ def redacted(text: str) -> str:
     for secret in _known:
         if secret in text:
             text = text.replace(secret, HIDDEN)
-    if any(mark in text for mark in _MARKS):
-        text = _LOOKS.sub(HIDDEN, text)
+    for mark in _MARKS:  # a loop, not any(): this is for every line of the log
+        if mark in text:
+            text = _LOOKS.sub(HIDDEN, text)
+            break
     lower = text.lower()
-    if any(name in lower for name in _NAMES):
-        text = _PAIRS.sub(rf"\1{HIDDEN}", text)
+    for name in _NAMES:
+        if name in lower:
+            return _PAIRS.sub(rf"\1{HIDDEN}", text)
     return text
 
 
 def redacted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields, those with a secret name hidden, and texts without secrets, at every depth."""
-    return {name: HIDDEN if is_secret_name(name) else _value(value) for name, value in fields.items()}
+    return {
+        name: HIDDEN if is_secret_name(name) else value if type(value) in _PLAIN else _value(value)
+        for name, value in fields.items()
+    }
 
 
 def _value(value: object) -> object:

@@ -3,14 +3,15 @@
 Spans cost next to nothing while they are not exported.
 """
 
-import os
 import re
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from app.kernel.identifiers import random_bits
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _tracer = trace.get_tracer("app")
@@ -26,32 +27,46 @@ def switch_on() -> None:
 
 def traceparent() -> str | None:
     """Return the current span as a `traceparent`; None outside of every trace."""
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
         return None
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
 
 
 def _remote(text: str) -> SpanContext | None:
     match = _TRACEPARENT.fullmatch(text)
     if match:
-        context = SpanContext(int(match[1], 16), int(match[2], 16), True, TraceFlags(int(match[3], 16)))
-        if context.is_valid:
-            return context
+        found = SpanContext(int(match[1], 16), int(match[2], 16), True, TraceFlags(int(match[3], 16)))
+        if found.is_valid:
+            return found
     return None
 
 
-@contextmanager
-def continued(text: str, name: str, kind: SpanKind, attributes: Mapping[str, str | int]) -> Generator[Span]:
+def continued(
+    text: str, name: str, kind: SpanKind, attributes: Mapping[str, str | int]
+) -> AbstractContextManager[Span]:
     """Continue the trace that a `traceparent` names, or begin one, with a span of ours when traces are exported."""
     remote = _remote(text)
     if not _exported:
-        with trace.use_span(_unexported(remote), record_exception=False, set_status_on_exception=False) as span:
-            yield span
-        return
+        return _Current(_unexported(remote))
     parent = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else None
-    with _failing(_tracer.start_span(name, parent, kind, attributes)) as span:
-        yield span
+    return _failing(_tracer.start_span(name, parent, kind, attributes))
+
+
+class _Current:
+    """A span that is current inside and needs no end: a quarter of the cost of OpenTelemetry's context manager."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Span:
+        self._token = context.attach(trace.set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(self, *_: object) -> None:
+        context.detach(self._token)
 
 
 def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int) -> AbstractContextManager[Any]:
@@ -74,7 +89,5 @@ def _failing(made: Span) -> Generator[Span]:
 
 def _unexported(remote: SpanContext | None) -> NonRecordingSpan:
     if remote is None:
-        random = os.urandom(24)
-        trace_id, span_id = int.from_bytes(random[:16], "big"), int.from_bytes(random[16:], "big")
-        remote = SpanContext(trace_id, span_id, False, TraceFlags(0))
+        remote = SpanContext(random_bits(128), random_bits(64), False, TraceFlags(0))
     return NonRecordingSpan(remote)

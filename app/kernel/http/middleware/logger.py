@@ -3,11 +3,10 @@
 import time
 from typing import Any
 
-from loguru import logger
-
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send
-from app.kernel.telemetry import metrics
+from app.kernel.telemetry import logs, metrics
 
+_SAID = ("request_id", "operation", "actor_id")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -34,12 +33,9 @@ class Logger:
         finally:
             took_s = time.perf_counter() - started
             about: dict[str, Any] = scope.setdefault("state", {})
-            path, route = scope["path"], about.get("route", "")
+            method, path, route, level = scope["method"], scope["path"], about.get("route", ""), "INFO"
             if path in _PROBES:
-                level, route = "DEBUG", path
-            else:
-                level = "INFO"
-            metrics.request_ended(scope["method"], route, status, took_s)
-            who = {name: about[name] for name in ("operation", "actor_id") if name in about}
-            with logger.contextualize(**who):
-                logger.log(level, "{} {} {} in {:.1f} ms", scope["method"], path, status, took_s * 1000)
+                route, level = path, "DEBUG"
+            metrics.request_ended(method, route, status, took_s)
+            said = {name: about[name] for name in _SAID if name in about}
+            logs.ended(level, f"{method} {path} {status} in {took_s * 1000:.1f} ms", **said)

@@ -1,0 +1,77 @@
+"""The same small application, bare and inside the whole stack, for `telemetry.py`."""
+
+import asyncio
+import sys
+
+import uvloop
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from app import ROOT
+from app.kernel.config import LoggerSettings, TelemetrySettings
+from app.kernel.http.asgi import Receive, Scope, Send
+from app.kernel.http.server import bind, http_service
+from app.kernel.process import Process, Service
+from app.kernel.telemetry.export import span_exporter
+from app.kernel.telemetry.logs import configure
+from app.processes import load_settings
+
+
+async def hello(_: Request) -> JSONResponse:
+    return JSONResponse({"hello": "world"})
+
+
+async def fail(_: Request) -> JSONResponse:
+    raise RuntimeError("on purpose")
+
+
+APP = Starlette(routes=[Route("/hello", hello), Route("/fail", fail)])
+
+
+async def bare(port: int) -> None:
+    config = Config()
+    config.bind = [f"127.0.0.1:{port}"]
+    config.accesslog = config.errorlog = None
+    await serve(APP, config)  # type: ignore[arg-type]
+
+
+async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+    """What the router of ours notes for logs, metrics and traces; errors pass Starlette's own handling."""
+    scope.setdefault("state", {}).update(route=scope["path"], operation="bench.hello")
+    if scope["path"] == "/fail":
+        raise RuntimeError("on purpose")
+    await APP(scope, receive, send)
+
+
+async def stacked(port: int) -> None:
+    settings = load_settings()
+    configure(settings[LoggerSettings], "bench")
+    process = Process("bench", settings, ROOT)
+
+    async def http(p: Process) -> Service:
+        return http_service(p, routed, bind("127.0.0.1", port))
+
+    async def traces(p: Process) -> Service | None:
+        telemetry = p.settings[TelemetrySettings]
+        return span_exporter(p, telemetry) if telemetry.otlp_endpoint else None
+
+    async def sentinel(p: Process) -> Service:
+        from app.kernel.sentinel.service import sentinel
+
+        return await sentinel(p)
+
+    await process.run((http, traces, sentinel))
+
+
+def main() -> None:
+    kind, port = sys.argv[1], int(sys.argv[2])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(bare(port) if kind == "bare" else stacked(port))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What logs, traces, metrics and captured errors cost, against bare Starlette on the same Hypercorn.
+
+`python -m benchmarks.telemetry [rounds [requests]]`
+"""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median
+
+import httpx
+import uvloop
+
+from benchmarks.measure import PYTHON, Broken, Table, cpu_s, free_port, postgres, project, scratch, stop
+from tests.kernel.telemetry.collector import collecting
+from tests.support.project import ROOT
+
+CONNECTIONS = 8
+BARE, ONE_PERCENT, ALL, NO_COLLECTOR = "bare", "traces at 1%", "every request traced", "collector dead"
+BURST = 10_000
+
+
+@dataclass
+class Server:
+    popen: subprocess.Popen[bytes]
+    port: int
+    per_s: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+
+    def round(self, requests: int, path: str = "/hello", status: int = 200) -> None:
+        before_s, started = cpu_s(self.popen.pid), time.perf_counter()
+        took = uvloop.run(load(self.port, requests, path, status))
+        self.per_s.append(requests / (time.perf_counter() - started))
+        self.cpu_us.append((cpu_s(self.popen.pid) - before_s) / requests * 1e6)
+        self.p99_ms.append(sorted(took)[int(len(took) * 0.99)] * 1000)
+
+
+async def load(port: int, requests: int, path: str, status: int) -> list[float]:
+    """Send requests over kept connections, one at a time on each; return what each took."""
+    left, took = iter(range(requests)), list[float]()
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        sent = 0
+        for _ in left:
+            if sent == 900:  # Hypercorn ends a connection after a thousand
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                sent = 0
+            sent += 1
+            started = time.perf_counter()
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            took.append(time.perf_counter() - started)
+            if int(head[9:12]) != status:
+                raise Broken(f"unexpected: {head.decode()}")
+        writer.close()
+
+    async with asyncio.timeout(300):
+        await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return took
+
+
+def dropped(port: int) -> float:
+    said = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return sum(float(n) for n in re.findall(r"^telemetry_dropped_total{[^}]*} (\S+)$", said, re.MULTILINE))
+
+
+def main() -> None:
+    given = [int(text) for text in sys.argv[1:]]
+    rounds, requests = given + [9, 3000][len(given) :]
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch())
+        database = stack.enter_context(postgres(folder / "pg"))
+        of = stack.enter_context(project(folder, database))
+        collector = stack.enter_context(collecting())
+
+        def start(kind: str, **env: str) -> Server:
+            port = free_port()
+            environment = of.environment({"LOGGER_OUTPUT": str(folder / f"{port}.log"), "LOGGER_LEVEL": "info", **env})
+            command = [PYTHON, "-m", "benchmarks.served", kind, str(port)]
+            popen = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment})
+            stack.callback(stop, popen)
+            for _ in range(400):
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/hello").status_code == 200:
+                        return Server(popen, port)
+                except httpx.HTTPError:
+                    time.sleep(0.05)
+            raise Broken(f"{kind} did not start")
+
+        traced = {"TELEMETRY_OTLP_ENDPOINT": collector.url}
+        servers = {
+            BARE: start("bare"),
+            ONE_PERCENT: start("stacked", **traced, TELEMETRY_TRACE_RATIO="0.01"),
+            ALL: start("stacked", **traced, TELEMETRY_TRACE_RATIO="1"),
+            NO_COLLECTOR: start("stacked", TELEMETRY_OTLP_ENDPOINT="http://127.0.0.1:1", TELEMETRY_TRACE_RATIO="1"),
+        }
+        for number in range(rounds + 1):
+            for name in servers if number % 2 else reversed(servers):
+                servers[name].round(requests)
+            if number == 0:  # to warm up
+                for server in servers.values():
+                    server.per_s.clear(), server.cpu_us.clear(), server.p99_ms.clear()
+        table = Table("Telemetry")
+        for name, server in servers.items():
+            table.add(f"{name}: CPU a request", median(server.cpu_us), " us")
+            table.add(f"{name}: requests a second", median(server.per_s), "")
+        bare = servers[BARE]
+        for name, least in ((ONE_PERCENT, 0.7), (ALL, 0.6)):
+            pairs = list(zip(servers[name].per_s, bare.per_s, strict=True))
+            table.add(
+                f"requests a second, {name} / bare", median(ours / theirs for ours, theirs in pairs), "", least=least
+            )
+            cpu = zip(bare.cpu_us, servers[name].cpu_us, strict=True)
+            table.add(f"CPU, bare / {name}", median(theirs / ours for theirs, ours in cpu), "", least=least)
+        dead, alive = servers[NO_COLLECTOR], servers[ALL]
+        p99 = zip(dead.p99_ms, alive.p99_ms, strict=True)
+        table.add("p99, collector dead / alive", median(a / b for a, b in p99), "")
+        table.add("spans dropped and counted", dropped(dead.port), "")
+        burst(table, servers[ONE_PERCENT], requests)
+        table.show()
+
+
+def burst(table: Table, server: Server, requests: int) -> None:
+    """Errors on some connections, good requests beside them."""
+    server.p99_ms.clear()
+    server.round(requests)
+    normal = server.p99_ms[-1]
+
+    async def both() -> list[float]:
+        failing = asyncio.ensure_future(load(server.port, BURST, "/fail", 500))
+        took: list[float] = []
+        while not failing.done():
+            took += await load(server.port, 400, "/hello", 200)
+        await failing
+        return took
+
+    took = sorted(uvloop.run(both()))
+
+    async def twice() -> list[float]:
+        beside = asyncio.ensure_future(load(server.port, BURST, "/hello", 200))
+        took: list[float] = []
+        while not beside.done():
+            took += await load(server.port, 400, "/hello", 200)
+        await beside
+        return took
+
+    calm = sorted(uvloop.run(twice()))
+    table.add("p99 of good requests, alone", normal, " ms")
+    table.add(f"p99 beside {BURST} good ones", calm[int(len(calm) * 0.99)] * 1000, " ms")
+    table.add(f"p99 beside {BURST} failing ones", took[int(len(took) * 0.99)] * 1000, " ms")
+
+
+if __name__ == "__main__":
+    main()
