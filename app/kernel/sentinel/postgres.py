@@ -71,8 +71,8 @@ class PostgresErrors:
 
     cooldown_s: float
 
-    async def store(self, db: Database, queue: Queue, groups: list[Group], process: str, release: str) -> None:
-        """Add groups to those that are stored; when people are to be told, enqueue that, in the same transaction."""
+    async def store(self, db: Database, queue: Queue | None, groups: list[Group], process: str, release: str) -> None:
+        """Add groups to those that are stored; with a queue, people are told, in the same transaction."""
         groups = sorted(groups, key=lambda group: group.fingerprint)
         given: dict[str, Any] = {
             "process": process,
@@ -89,7 +89,8 @@ class PostgresErrors:
         }
         async with db.begin() as tx:
             await tx.run(_STORE, given)
-            await self.tell(tx, queue)
+            if queue is not None:
+                await self.tell(tx, queue)
 
     async def tell(self, tx: Queries, queue: Queue) -> None:
         """Enqueue the job that tells people, when there is a group to be told of. Safe to repeat."""

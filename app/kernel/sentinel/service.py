@@ -63,6 +63,11 @@ class Sentinel:
     settings: SentinelSettings
     process: str
 
+    @property
+    def _teller(self) -> Queue | None:
+        """The queue, when there is somebody to tell."""
+        return self.queue if self.settings.notify_urls.get_secret_value() else None
+
     async def run(self, stop: asyncio.Event) -> None:
         """Store every second until asked to stop. While the database is away, keep and count."""
         stopping = False
@@ -81,7 +86,7 @@ class Sentinel:
         if not groups:
             return
         try:
-            await self.errors.store(self.db, self.queue, groups, self.process, __version__)
+            await self.errors.store(self.db, self._teller, groups, self.process, __version__)
         except BaseException:
             self.capture.put_back(groups)
             raise
@@ -97,8 +102,9 @@ class Sentinel:
             self.capture.add("outage", "QueueStuck", said, name)
         for name, said in await self.db.all(_HELD, (limits.held_snapshot, limits.held_snapshot)):
             self.capture.add("outage", "SnapshotHeld", said, name)
-        async with self.db.begin() as tx:  # for what has become due again
-            await self.errors.tell(tx, self.queue)
+        if self._teller is not None:
+            async with self.db.begin() as tx:  # for what has become due again
+                await self.errors.tell(tx, self._teller)
 
 
 async def sentinel(p: Process) -> Service:

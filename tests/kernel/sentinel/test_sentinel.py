@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from tests.support.project import ROOT
 
 __all__ = ["bench"]
 
-SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[SentinelSettings]
+SETTINGS = load(ROOT, sections(), {"APP_ENV": "test", "SENTINEL_NOTIFY_URLS": "json://x"})[SentinelSettings]
 
 
 class Mailbox:
@@ -221,8 +222,6 @@ async def test_while_the_database_is_away_errors_are_kept_and_counted(watch: Wat
 
             raise Unavailable("away")
 
-    from dataclasses import replace
-
     away = replace(watch.sentinel, db=Away())  # type: ignore[arg-type]
     for _ in range(3):
         fail()
@@ -277,3 +276,13 @@ async def test_a_group_that_does_not_exist_is_not_found(watch: Watch, bench: Ben
             await change
     with pytest.raises(ErrorNotFound):
         await watch.errors.mute(bench.db, uuid4(), 1)
+
+
+async def test_when_there_is_nobody_to_tell_nothing_is_enqueued(watch: Watch, bench: Bench) -> None:
+    nobody = load(ROOT, sections(), {"APP_ENV": "test"})[SentinelSettings]
+    alone = replace(watch.sentinel, settings=nobody)
+    fail()
+    await alone.store()
+    await alone.look_out()
+    assert [count for *_, count in await watch.groups()] == [1]
+    assert await bench.states() == []
