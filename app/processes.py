@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.kernel.config import Section, Settings
     from app.kernel.process import Process, Service
 
-    ServiceFactory = Callable[[Process], Coroutine[Any, Any, Service]]
+    ServiceFactory = Callable[[Process], Coroutine[Any, Any, Service | None]]
 
 
 def http(*modules: str) -> "ServiceFactory":
@@ -78,6 +78,25 @@ async def reporter(p: "Process") -> "Service":
     return await reporter(p)
 
 
+async def sentinel(p: "Process") -> "Service":
+    """Captures errors and outages."""
+    from app.kernel.sentinel.service import sentinel
+
+    return await sentinel(p)
+
+
+async def traces(p: "Process") -> "Service | None":
+    """Exports traces, if there is somewhere to send them."""
+    from app.kernel.config import TelemetrySettings
+
+    settings = p.settings[TelemetrySettings]
+    if not settings.otlp_endpoint:
+        return None
+    from app.kernel.telemetry.export import span_exporter
+
+    return span_exporter(p, settings)
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """A process: what it is for, its services in the order of starting, and whose settings --host and --port set."""
@@ -88,11 +107,17 @@ class Spec:
 
 
 PROCESSES = {
-    "run-all-in-one": Spec("Run everything in one process.", (http(*MODULES), cron, consumer, reporter)),
-    "run-auth-http": Spec("Serve the auth API.", (http("auth"), reporter)),
-    "run-platform-http": Spec("Serve the platform API.", (http("platform"), reporter)),
-    "run-cron-manager": Spec("Turn due schedules into jobs.", (operations, cron, reporter), "operations"),
-    "run-event-consumer": Spec("Run jobs and event subscribers.", (operations, consumer, reporter), "operations"),
+    "run-all-in-one": Spec(
+        "Run everything in one process.", (http(*MODULES), cron, consumer, reporter, sentinel, traces)
+    ),
+    "run-auth-http": Spec("Serve the auth API.", (http("auth"), reporter, sentinel, traces)),
+    "run-platform-http": Spec("Serve the platform API.", (http("platform"), reporter, sentinel, traces)),
+    "run-cron-manager": Spec(
+        "Turn due schedules into jobs.", (operations, cron, reporter, sentinel, traces), "operations"
+    ),
+    "run-event-consumer": Spec(
+        "Run jobs and event subscribers.", (operations, consumer, reporter, sentinel, traces), "operations"
+    ),
 }
 
 

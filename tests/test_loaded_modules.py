@@ -135,6 +135,9 @@ COMMANDS: dict[str, tuple[list[str], int, str, set[str]]] = {
     "migrate status": (["migrate", "status"], 0, "", {"psycopg"}),
     "migrate up": (["migrate", "up"], 0, "", {"psycopg"}),
     "health": (["health", "--port", "1"], 69, "", {"dynaconf"}),
+    "jobs list": (["jobs", "list"], 0, "", {"psycopg"}),
+    "queues pause": (["queues", "pause", "default"], 0, "", {"psycopg"}),
+    "events replay": (["events", "replay", "--subscriber", "nobody", "--from", "2026-11-22"], 67, "", {"psycopg"}),
 }
 NOT_LOADED: dict[str, set[str]] = {
     "create-superuser": WEB | {"apscheduler", "uvloop", "joserfc", "yoyo", "rich"},
@@ -142,6 +145,9 @@ NOT_LOADED: dict[str, set[str]] = {
     "migrate status": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo"},
     "migrate up": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo", "rich"},
     "health": HEAVY - {"typer", "pydantic", "dynaconf"},
+    "jobs list": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo"},
+    "queues pause": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo", "rich"},
+    "events replay": WEB | {"apscheduler", "argon2", "joserfc", "uvloop", "yoyo", "rich"},
 }
 
 

@@ -3,14 +3,21 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from app.kernel.pages import Page
 
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Most = Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most rows.")]
+Cursor = Annotated[str | None, typer.Option(help="Go on where an earlier call stopped.")]
 
 
 def group(summary: str) -> typer.Typer:
@@ -56,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(_harmless(str(cell))) for cell in row))
     if sys.stdout.isatty():
         console.print(table)
         return
@@ -65,15 +72,105 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
+def _harmless(text: str) -> str:
+    """Keep a terminal from obeying what somebody else has written, such as the message of an error."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_page(page: "Page[T]", columns: Sequence[str], row: Callable[[T], Sequence[object]], as_json: bool) -> None:
+    """Print a part of a list; when there may be more, say on stderr how to get it."""
+    if as_json:
+        print_json(page)
+        return
+    print_table(columns, map(row, page.items))
+    if page.next_cursor is not None:
+        sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
+
+
+def shown(moment: datetime | None) -> str:
+    """Return a moment for people, in UTC; nothing for none."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""
+
+
+def moment(text: str) -> datetime:
+    """Return a moment of RFC 3339, or a day; in UTC unless it says otherwise. For a parameter's parser."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("expected a time such as 2026-11-22T10:00:00Z, or a day such as 2026-11-22") from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def seconds(text: str) -> float:
+    """Return a duration in seconds. For a parameter's parser."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from app.kernel.config import Duration
+
+    try:
+        return TypeAdapter[float](Duration).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter("expected a duration such as 30s, 5m, 12h or 7d") from None
+
+
+class Chunk(Protocol):
+    """What a part of a longer work returned."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where the next part starts; None when this was the last."""
+        ...
+
+
+C = TypeVar("C", bound=Chunk)
+
+
+async def in_chunks(step: Callable[[str | None], Awaitable[C]], cursor: str | None = None) -> AsyncGenerator[C]:
+    """Yield what each part of a longer work returned. When interrupted, the part under way is finished first."""
+    while True:
+        under_way = asyncio.ensure_future(step(cursor))
+        try:
+            done = await asyncio.shield(under_way)
+        except asyncio.CancelledError:
+            yield await under_way
+            raise
+        yield done
+        cursor = done.next_cursor
+        if cursor is None:
+            return
+
+
+def can_show_progress() -> bool:
+    """Return whether stderr is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Generator[Callable[[int], None]]:
+    """Show on stderr, if it is a terminal, how far something is: call what this returns with how much was done."""
+    if not can_show_progress():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
 def run_once(name: str, work: Callable[[Any], Awaitable[T]]) -> T:
     """Run a one-off command: a Process for as long as the work takes. Returns what the work returns."""
     from app import ROOT
     from app.kernel.process import Process
     from app.kernel.telemetry.logs import configure_command
+    from app.kernel.telemetry.redact import remember
     from app.processes import load_settings
 
     configure_command(name)
     settings = load_settings()
+    remember(settings.secrets())
 
     async def body() -> T:
         async with Process(name, settings, ROOT).opened() as p:

@@ -61,8 +61,10 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     from app.kernel.config import LoggerSettings
     from app.kernel.process import Process
     from app.kernel.telemetry.logs import configure
+    from app.kernel.telemetry.redact import remember
 
     settings = load_settings(overrides)
+    remember(settings.secrets())
     configure(settings[LoggerSettings], name)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(Process(name, settings, ROOT).run(spec.services))

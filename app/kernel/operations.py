@@ -9,15 +9,13 @@ from typing import Any, NewType, TypeVar, cast
 from uuid import UUID
 
 from loguru import logger
-from opentelemetry import trace
 
 from app.kernel.errors import Refusal
+from app.kernel.telemetry.traces import span
 
 C = TypeVar("C", bound=type[Any])
 BearerToken = NewType("BearerToken", str)
 """A token as it was sent, for the few operations that must see it even when its session has ended."""
-
-_tracer = trace.get_tracer("app")
 
 
 class Kind(StrEnum):
@@ -74,7 +72,7 @@ def operation(operation_id: str, kind: Kind) -> Callable[[C], C]:
         async def call(self: object, *args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             outcome = "failed"
-            with _tracer.start_as_current_span(operation_id):
+            with span(operation_id):
                 try:
                     result = await inner(self, *args, **kwargs)
                     outcome = "done"

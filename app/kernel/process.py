@@ -43,7 +43,7 @@ class Service:
     outlives: bool = False
 
 
-ServiceFactory = Callable[["Process"], Awaitable[Service]]
+ServiceFactory = Callable[["Process"], Awaitable[Service | None]]
 
 
 class DependencyCycle(Exception):
@@ -156,7 +156,7 @@ class Process:
 
     async def _body(self, factories: Sequence[ServiceFactory]) -> int:
         async with self._stack:
-            services = [await make(self) for make in factories]
+            services = [service for make in factories if (service := await make(self)) is not None]
             self.services = tuple(service.name for service in services)
             self.state = "ready"
             failed = await self._supervise(services)

@@ -5,18 +5,16 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from app.kernel.config import KeepSettings, load
 from app.kernel.errors import Unavailable
 from app.kernel.upkeep import Upkeep
 from app.modules.auth.postgres.limits import PostgresLimits
 from app.modules.auth.postgres.sessions import PostgresSessions
-from app.processes import sections
 from tests.kernel.queue.conftest import Bench, bench
-from tests.support.project import ROOT
 
 __all__ = ["bench"]
 
-KEEP = load(ROOT, sections(), {"APP_ENV": "test"})[KeepSettings]
+DAY_S = 86400.0
+UPKEEP = Upkeep(7 * DAY_S, 90 * DAY_S, 30 * DAY_S, 400 * DAY_S, 90 * DAY_S)
 PARTITIONS = """
     SELECT count(*) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
     WHERE c.relname ~ '^(finished_jobs|events)_[0-9]{8}$'
@@ -33,7 +31,7 @@ async def finish(bench: Bench, days_ago: int, count: int = 1) -> None:
 
 
 async def test_the_partitions_of_the_days_ahead_are_made_once(bench: Bench) -> None:
-    upkeep = Upkeep(KEEP)
+    upkeep = UPKEEP
     assert await bench.rows(PARTITIONS) == [(16,)]
     ((newest,),) = await bench.rows("SELECT max(relname) FROM pg_class WHERE relname ~ '^events_[0-9]{8}$'")
     with psycopg.connect(bench.test.conninfo, autocommit=True) as connection:
@@ -48,7 +46,7 @@ async def test_a_day_whose_rows_are_in_the_default_partition_already_goes_on_the
     with psycopg.connect(bench.test.conninfo, autocommit=True) as connection:
         connection.execute(psycopg.sql.SQL("DROP TABLE kernel.{}").format(psycopg.sql.Identifier(newest)))
     await finish(bench, days_ago=-7)
-    assert (await Upkeep(KEEP).prune(bench.db)).partitions_made == 0
+    assert (await UPKEEP.prune(bench.db)).partitions_made == 0
     assert await bench.rows("SELECT count(*) FROM kernel.finished_jobs") == [(1,)]
 
 
@@ -69,7 +67,7 @@ async def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(bench: Benc
         "INSERT INTO kernel.audit (id, action, outcome, at)"
         " SELECT kernel.uuid7(), 'a', 'done', now() - d * interval '1 day' FROM unnest(ARRAY[399, 401]) AS d"
     )
-    done = await Upkeep(KEEP).prune(bench.db)
+    done = await UPKEEP.prune(bench.db)
     assert done.rows == 12_003
     counts = await bench.rows(
         "SELECT (SELECT count(*) FROM kernel.finished_jobs), (SELECT count(*) FROM kernel.events),"
@@ -80,7 +78,7 @@ async def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(bench: Benc
 
 async def test_a_day_that_is_over_is_dropped_whole_unless_somebody_reads_it(bench: Bench) -> None:
     await finish(bench, days_ago=0)
-    upkeep = Upkeep(replace(KEEP, finished_jobs=-86400.0 * 2))  # as if it were two days later
+    upkeep = replace(UPKEEP, finished_jobs_s=-2 * DAY_S)  # as if it were two days later
     with psycopg.connect(bench.test.conninfo) as reader:
         reader.execute("SELECT count(*) FROM kernel.finished_jobs")
         with pytest.raises(Unavailable):
@@ -88,24 +86,6 @@ async def test_a_day_that_is_over_is_dropped_whole_unless_somebody_reads_it(benc
         assert await bench.rows("SELECT count(*) FROM kernel.finished_jobs") == [(1,)]
     assert (await upkeep.prune(bench.db)).partitions_dropped == 2
     assert await bench.rows("SELECT count(*) FROM kernel.finished_jobs") == [(0,)]
-
-
-async def test_young_entries_of_the_audit_trail_cannot_be_removed(bench: Bench) -> None:
-    await bench.db.run("INSERT INTO kernel.audit (id, action, outcome) VALUES (kernel.uuid7(), 'a', 'done')")
-    for sql in ("DELETE FROM kernel.audit", "UPDATE kernel.audit SET action = 'b'", "TRUNCATE kernel.audit"):
-        with pytest.raises(psycopg.errors.RaiseException, match="append only"):
-            await bench.db.run(sql)
-
-
-async def test_who_holds_a_snapshot_is_named(bench: Bench) -> None:
-    upkeep = Upkeep(KEEP)
-    with psycopg.connect(bench.test.conninfo, application_name="the holder") as holder:
-        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        holder.execute("SELECT 1")
-        assert await upkeep.held_snapshots(bench.db, 3600) == []
-        found = await upkeep.held_snapshots(bench.db, -1)
-        assert any("the holder" in held.holder for held in found)
-    assert not any("the holder" in held.holder for held in await upkeep.held_snapshots(bench.db, -1))
 
 
 async def test_sessions_and_counts_that_are_over_are_removed(bench: Bench) -> None:

@@ -19,6 +19,8 @@ from app.kernel.config.sections import (
     QueueSettings,
     Secret,
     Section,
+    SentinelSettings,
+    TelemetrySettings,
 )
 from app.kernel.config.settings import (
     ENVIRONMENTS,
@@ -48,7 +50,9 @@ __all__ = [
     "QueueSettings",
     "Secret",
     "Section",
+    "SentinelSettings",
     "Settings",
+    "TelemetrySettings",
     "Value",
     "current_environment",
     "describe",

@@ -134,6 +134,34 @@ class KeepSettings:
     dead_letters: Annotated[Duration, Field(ge=3600, description="jobs that failed for good")]
     events: Annotated[Duration, Field(ge=3600, description="published events; older ones cannot be replayed")]
     audit: Annotated[Duration, Field(ge=365 * 86400, description="the audit trail; at least a year")]
+    errors: Annotated[Duration, Field(ge=3600, description="captured errors, after the last one of a group")]
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelSettings:
+    """Captured errors: whom to tell, how often, and what counts as an outage."""
+
+    section: ClassVar[str] = "sentinel"
+    notify_urls: Annotated[
+        Secret, Field(description="Apprise URLs, separated by spaces: Slack, Telegram, Discord, e-mail, webhooks")
+    ]
+    cooldown: Annotated[Duration, Field(ge=1, description="between two messages about one group of errors")]
+    late_schedule: Annotated[Duration, Field(ge=1, description="a schedule that is due for this long is an outage")]
+    stuck_queue: Annotated[Duration, Field(ge=1, description="a queue whose oldest job is due for this long is one")]
+    held_snapshot: Annotated[Duration, Field(ge=1, description="a transaction that is open for this long is one")]
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """Where traces go. Without an endpoint there are none."""
+
+    section: ClassVar[str] = "telemetry"
+    otlp_endpoint: Annotated[str, Field(description="OpenTelemetry collector, such as http://127.0.0.1:4318")]
+    otlp_protocol: Annotated[Literal["http", "grpc"], Field(description="how it is spoken to; grpc is an extra")]
+    otlp_headers: Annotated[Secret, Field(description="headers for it, NAME=VALUE, separated by spaces")]
+    trace_ratio: Annotated[
+        float, Field(ge=0, le=1, description="share of the traces that begin here; others do as their caller decided")
+    ]
 
 
 KERNEL_SECTIONS: tuple[type[Section], ...] = (
@@ -144,4 +172,6 @@ KERNEL_SECTIONS: tuple[type[Section], ...] = (
     LoggerSettings,
     QueueSettings,
     KeepSettings,
+    SentinelSettings,
+    TelemetrySettings,
 )

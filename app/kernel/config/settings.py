@@ -73,6 +73,12 @@ class Settings:
             for name, description in describe(kind).items()
         ]
 
+    def secrets(self) -> list[str]:
+        """The values that must never be shown, and the words of those that are lists."""
+        found = [getattr(section, name) for kind, section in self.sections.items() for name in describe(kind)]
+        texts = [value.get_secret_value() for value in found if isinstance(value, SecretStr)]
+        return [part for text in texts for part in {text, *text.split()} if part]
+
 
 def _shown(value: object) -> object:
     if isinstance(value, SecretStr):

@@ -75,6 +75,7 @@ class _Endpoint:
         self._limits = limits
         self._cache = f"public, max-age={route.cache_s}".encode() if route.cache_s else b"no-store"
         self._trusted = networks(limits.trusted_proxies)
+        self._operation_id: str = getattr(type(route.operation), "operation_id", route.path)
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
         kind = input_type(route)
@@ -100,16 +101,19 @@ class _Endpoint:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
+        about = scope.setdefault("state", {})
+        about["route"], about["operation"] = route.path, self._operation_id
         came_from = origin(scope, self._trusted)
         caller = Caller(origin=came_from)
         if not route.public:
             caller = await self._authenticate(_bearer(scope), came_from)
+            about["actor_id"] = caller.actor_id
         try:
             if route.permission and not caller.may(route.permission):
                 raise Denied(f"this needs the permission {route.permission}")
             result = await route.operation(*await self._arguments(caller, scope, receive))
         except Denied:
-            await self._denied(caller, getattr(type(route.operation), "operation_id", route.path))
+            await self._denied(caller, self._operation_id)
             raise
         if self._output is None:
             await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -135,6 +139,8 @@ class _Endpoint:
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
         adapter = cast("TypeAdapter[Any]", self._input)
+        if any("\0" in value for value in scope["path_params"].values()):
+            raise HttpProblem(400, "NUL is not allowed in the path")
         try:
             if not self._has_body:
                 query = QueryParams(scope["query_string"])
@@ -174,8 +180,17 @@ def _basic(scope: Scope) -> BasicAuth:
 
 
 def _strict(kind: type[Any], *, ignore_unknown: bool) -> TypeAdapter[Any]:
-    kind.__pydantic_config__ = {"extra": "ignore" if ignore_unknown else "forbid", "strict": True}
+    kind.__pydantic_config__ = {
+        "extra": "ignore" if ignore_unknown else "forbid",
+        "strict": True,
+        "alias_generator": _name_outside,
+    }
     return TypeAdapter(kind)
+
+
+def _name_outside(field: str) -> str:
+    """Return what clients call a field: one whose name is a keyword of Python, such as from_, has an underscore."""
+    return field.removesuffix("_")
 
 
 def input_type(route: Route) -> type[Any] | None:

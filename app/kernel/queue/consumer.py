@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
@@ -316,9 +316,7 @@ class Consumer:
         outcome = "failed"
         try:
             with (
-                trace.use_span(
-                    continued(job.trace_context or ""), record_exception=False, set_status_on_exception=False
-                ),
+                continued(job.trace_context or "", job.task, SpanKind.CONSUMER, {"job.id": job.id}),
                 logger.contextualize(job_id=job.id, task=job.task, attempt=job.attempt + 1),
             ):
                 outcome = await self._attempt(task, job, runner)

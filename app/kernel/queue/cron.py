@@ -33,10 +33,13 @@ _GONE_AFTER_S = 60.0
 
 # a tick of the former rhythm that is due already is not lost with it
 _REGISTER = """
-INSERT INTO kernel.schedules (name, task, spec, misfire, overlap, next_fire_at, seen_at)
-VALUES (%(name)s, %(task)s, %(spec)s, %(misfire)s, %(overlap)s, %(next)s, now())
+INSERT INTO kernel.schedules
+    (name, task, queue, max_attempts, timeout_s, spec, misfire, overlap, next_fire_at, seen_at)
+VALUES (%(name)s, %(task)s, %(queue)s, %(max_attempts)s, %(timeout_s)s, %(spec)s, %(misfire)s, %(overlap)s, %(next)s,
+    now())
 ON CONFLICT (name) DO UPDATE
-SET task = excluded.task, spec = excluded.spec, misfire = excluded.misfire, overlap = excluded.overlap, seen_at = now(),
+SET task = excluded.task, queue = excluded.queue, max_attempts = excluded.max_attempts, timeout_s = excluded.timeout_s,
+    spec = excluded.spec, misfire = excluded.misfire, overlap = excluded.overlap, seen_at = now(),
     next_fire_at = CASE WHEN schedules.spec = excluded.spec OR schedules.next_fire_at <= now()
         THEN schedules.next_fire_at ELSE excluded.next_fire_at END
 """
@@ -102,9 +105,11 @@ class CronManager:
         """Store the schedules; an edited one goes on in its new rhythm from now. Safe to repeat."""
         now = datetime.now(UTC)
         for name, schedule in self._schedules.items():
-            given = {"name": name, "task": schedule.task.name, "spec": schedule.spec, "misfire": schedule.misfire}
-            first = next(upcoming(schedule, now))
-            await self._db.run(_REGISTER, {**given, "overlap": schedule.overlap, "next": first})
+            task, first = schedule.task, next(upcoming(schedule, now))
+            given = {"name": name, "spec": schedule.spec, "misfire": schedule.misfire, "overlap": schedule.overlap}
+            given |= {"task": task.name, "queue": task.queue}
+            attempts = {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}
+            await self._db.run(_REGISTER, {**given, **attempts, "next": first})
 
     async def run(self, stop: asyncio.Event) -> None:
         """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""

@@ -7,12 +7,14 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
+from opentelemetry.trace import SpanKind
+
 from app.kernel.db import Queries
 from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.queue import Event, JobExists, OnConflict, Task
 from app.kernel.queue.codec import encode, version_of
-from app.kernel.telemetry.traces import traceparent
+from app.kernel.telemetry.traces import span, traceparent
 
 CHANNEL = "kernel_jobs"
 """What consumers listen to: `q` and the name of a queue with something to do, or `c` and the id of a cancelled job."""
@@ -134,12 +136,13 @@ class PostgresQueue:
             "turn_key": turn_key,
             "turn_limit": task.concurrency,
             "in_order": group_key is not None,
-            "trace": traceparent(),
         }
-        if unique_key is None:
+        with span(f"enqueue {task.name}", SpanKind.PRODUCER):
+            wanted["trace"] = traceparent()
+            if unique_key is not None:
+                return await self._unique(db, wanted, on_conflict)
             await db.run(_INSERT + _NOTIFY, wanted)
             return job_id
-        return await self._unique(db, wanted, on_conflict)
 
     async def _unique(self, db: Queries, wanted: dict[str, Any], on_conflict: str) -> UUID:
         for _ in range(3):  # the one that was in the way may finish between the two statements
@@ -190,7 +193,7 @@ class PostgresQueue:
         await db.run(
             _PUBLISH,
             {
-                "ids": [uuid7() for _ in events],
+                "ids": sorted(uuid7() for _ in events),  # so that the log keeps their order
                 "types": [event.event_type for event in events],
                 "versions": [version_of(event) for event in events],
                 "payloads": payloads,

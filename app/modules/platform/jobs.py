@@ -2,15 +2,15 @@
 
 from app.kernel.process import Process
 from app.kernel.queue import Handler, Schedule, Task
+from app.kernel.sentinel import NOTIFY
+from app.modules.platform.domain.messages import SEND_MESSAGE
 
 HEARTBEAT = Task[None]("platform.heartbeat")
 PRUNE = Task[None]("platform.prune")
-WATCH_SNAPSHOTS = Task[None]("platform.watch_snapshots", max_attempts=1)
 
 SCHEDULES = [
     Schedule(HEARTBEAT, cron="* * * * *"),
     Schedule(PRUNE, cron="17 * * * *", overlap="skip"),
-    Schedule(WATCH_SNAPSHOTS, cron="*/5 * * * *", misfire="skip"),
 ]
 
 
@@ -18,9 +18,10 @@ async def handlers(p: Process) -> list[Handler]:
     """Return what consumers run."""
     from app.modules.platform import wiring
 
-    upkeep = await p.use(wiring.upkeep)
+    alerting = await p.use(wiring.alerting)
     return [
         Handler(HEARTBEAT, await p.use(wiring.record_heartbeat)),
-        Handler(PRUNE, upkeep.prune),
-        Handler(WATCH_SNAPSHOTS, upkeep.watch_snapshots),
+        Handler(PRUNE, await p.use(wiring.prune)),
+        Handler(NOTIFY, alerting.notify_errors, mode="tx"),
+        Handler(SEND_MESSAGE, alerting.send_message),
     ]

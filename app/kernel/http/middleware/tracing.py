@@ -1,8 +1,8 @@
 """Tracing: the request as part of a trace (W3C Trace Context, level 1)."""
 
-from opentelemetry import trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, header
+from app.kernel.http.asgi import App, Message, Receive, Scope, Send, header
 from app.kernel.telemetry.traces import continued
 
 
@@ -13,6 +13,24 @@ class Tracing:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        span = continued((header(scope, b"traceparent") or b"").decode("latin-1"))
-        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-            await self._app(scope, receive, send)
+        parent = (header(scope, b"traceparent") or b"").decode("latin-1")
+        method = scope["method"]
+        with continued(parent, method, SpanKind.SERVER, {"http.request.method": method}) as span:
+            if not span.is_recording():
+                await self._app(scope, receive, send)
+                return
+
+            async def note(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    span.set_attribute("http.response.status_code", status)
+                    if status >= 500:
+                        span.set_status(Status(StatusCode.ERROR))
+                await send(message)
+
+            try:
+                await self._app(scope, receive, note)
+            finally:
+                if route := scope.get("state", {}).get("route"):
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)

@@ -1,0 +1,124 @@
+"""The log of events, and giving events from it to a subscriber once more."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.queue.jobs import trace_id
+from app.kernel.telemetry.traces import traceparent
+
+# an hour: what is enqueued meanwhile goes first, however long a replay is
+_PRIORITY = -360
+
+_PAGE = """
+    SELECT id, type, version, published_at, trace_context
+    FROM kernel.events
+    WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
+      AND (%(type)s::text IS NULL OR type = %(type)s)
+      AND (%(from)s::timestamptz IS NULL OR published_at >= %(from)s)
+      AND (%(to)s::timestamptz IS NULL OR published_at < %(to)s)
+    ORDER BY id DESC LIMIT %(limit)s
+"""
+
+_COUNT = """
+    SELECT count(*) FROM kernel.events
+    WHERE type = (SELECT event_type FROM kernel.subscriptions WHERE subscriber = %(subscriber)s)
+      AND published_at >= %(from)s AND published_at < %(to)s
+      AND (%(after)s::uuid IS NULL OR (published_at, id) > (%(from)s, %(after)s))
+"""
+
+_REPLAY = """
+    WITH chosen AS (
+        SELECT e.id, e.version, e.payload, e.published_at, s.subscriber, s.queue, s.max_attempts, s.timeout_s,
+            s.in_order
+        FROM kernel.subscriptions s JOIN kernel.events e ON e.type = s.event_type
+        WHERE s.subscriber = %(subscriber)s AND e.published_at >= %(from)s AND e.published_at < %(to)s
+          AND (%(after)s::uuid IS NULL OR (e.published_at, e.id) > (%(from)s, %(after)s))
+        ORDER BY e.published_at, e.id LIMIT %(limit)s
+    ), added AS (
+        INSERT INTO kernel.jobs
+            (id, queue, task, payload, priority, rank, max_attempts, timeout_s, turn_key, in_order, event_id,
+             event_version, trace_context)
+        SELECT kernel.uuid7(), queue, subscriber, payload, %(priority)s, kernel.job_rank(now(), %(priority)s),
+            max_attempts, timeout_s, CASE WHEN in_order THEN 'subscriber/' || subscriber END, in_order, id, version,
+            %(trace)s
+        FROM chosen ORDER BY published_at, id
+        RETURNING queue
+    ), told AS (
+        SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM added) q
+    ), last AS (
+        SELECT published_at, id FROM chosen ORDER BY published_at DESC, id DESC LIMIT 1
+    )
+    SELECT (SELECT count(*) FROM added), (SELECT published_at FROM last), (SELECT id FROM last),
+        (SELECT count(*) FROM told)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilters:
+    """Which events: all that are given must fit; published at `from_` or later, before `to`."""
+
+    type: str | None = None
+    from_: datetime | None = None
+    to: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedEvent:
+    """An event that was published, without its payload, which may be personal."""
+
+    id: UUID
+    type: str
+    version: int
+    published_at: datetime
+    trace_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of the log: published at `from_` or later and, when there is `after`, after that event; before `to`."""
+
+    from_: datetime
+    to: datetime
+    after: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog:
+    """Events in `kernel.events`, and who subscribes to them."""
+
+    async def page(self, db: Queries, filters: EventFilters, limit: int, after: UUID | None) -> list[ListedEvent]:
+        """Return events that fit, newest first, those after one."""
+        given = {"type": filters.type, "from": filters.from_, "to": filters.to, "limit": limit, "after": after}
+        rows = await db.all(_PAGE, given)
+        return [ListedEvent(*known, trace_id=trace_id(context)) for *known, context in rows]
+
+    async def now(self, db: Queries) -> datetime:
+        """Return the time by the clock that events are stamped with."""
+        row = await db.one("SELECT now()")
+        assert row is not None
+        return row[0]
+
+    async def subscribers(self, db: Queries) -> list[str]:
+        """Return the names of all subscribers."""
+        return [name for (name,) in await db.all("SELECT subscriber FROM kernel.subscriptions ORDER BY subscriber")]
+
+    async def count(self, db: Queries, subscriber: str, stretch: Stretch) -> int:
+        """Return how many events of its type there are for a subscriber."""
+        row = await db.one(_COUNT, _given(subscriber, stretch))
+        return row[0] if row else 0
+
+    async def replay(
+        self, tx: Transaction, subscriber: str, stretch: Stretch, limit: int
+    ) -> tuple[int, tuple[datetime, UUID] | None]:
+        """Enqueue a job for each event, in the order of publishing; return how many, and the last one."""
+        given = {**_given(subscriber, stretch), "limit": limit, "priority": _PRIORITY, "trace": traceparent()}
+        row = await tx.one(_REPLAY, given)
+        if row is None or row[1] is None:
+            return 0, None
+        return row[0], (row[1], row[2])
+
+
+def _given(subscriber: str, stretch: Stretch) -> dict[str, object]:
+    return {"subscriber": subscriber, "from": stretch.from_, "to": stretch.to, "after": stretch.after}

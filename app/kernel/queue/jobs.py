@@ -1,0 +1,205 @@
+"""Jobs as operators see and change them: those that are to be done, and those that ended."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+
+JobState = Literal["scheduled", "ready", "waiting", "leased", "done", "cancelled"]
+
+# the conditions on the state alone keep a look at what is to be done from reading all that ended, and the reverse
+_PAGE = """
+    SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, finished_at
+    FROM (
+        (SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at,
+            NULL::timestamptz AS finished_at
+        FROM kernel.jobs
+        WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
+          AND (%(queue)s::text IS NULL OR queue = %(queue)s)
+          AND (%(task)s::text IS NULL OR task = %(task)s)
+          AND (%(state)s::text IS NULL OR state = %(state)s)
+          AND coalesce(%(state)s::text, '') NOT IN ('done', 'cancelled')
+        ORDER BY id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at
+        FROM kernel.finished_jobs
+        WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
+          AND (%(queue)s::text IS NULL OR queue = %(queue)s)
+          AND (%(task)s::text IS NULL OR task = %(task)s)
+          AND (%(state)s::text IS NULL OR outcome = %(state)s)
+          AND coalesce(%(state)s::text, 'done') IN ('done', 'cancelled')
+        ORDER BY id DESC LIMIT %(limit)s)
+    ) found
+    ORDER BY id DESC LIMIT %(limit)s
+"""
+
+_GET = """
+    SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, NULL::timestamptz,
+        payload, priority, timeout_s, rescues, unique_key, turn_key, event_version, trace_context, errors,
+        cancel_requested_at, leased_until, leased_by
+    FROM kernel.jobs WHERE id = %(id)s
+    UNION ALL
+    SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at,
+        payload, NULL, NULL, NULL, unique_key, NULL, NULL, trace_context, errors, NULL, NULL, NULL
+    FROM kernel.finished_jobs WHERE id = %(id)s
+"""
+
+_ENDED = """
+    SELECT outcome FROM kernel.finished_jobs WHERE id = %(id)s
+    UNION ALL
+    SELECT 'dead' FROM kernel.dead_letters WHERE id = %(id)s
+"""
+
+_HASTEN = """
+    WITH due AS (
+        UPDATE kernel.jobs
+        SET state = 'ready', run_at = now(), rank = kernel.job_rank(now(), priority), cancel_requested_at = NULL
+        WHERE id = %(id)s AND state = 'scheduled'
+        RETURNING queue
+    )
+    SELECT pg_notify('kernel_jobs', 'q' || queue) FROM due
+"""
+
+_REMOVE = """
+    WITH gone AS (
+        DELETE FROM kernel.jobs WHERE id = %(id)s AND state <> 'leased'
+        RETURNING id, queue, task, payload, attempt, schedule, event_id, unique_key, trace_context, errors, created_at
+    )
+    INSERT INTO kernel.finished_jobs
+        (id, queue, task, payload, outcome, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
+         finished_at)
+    SELECT id, queue, task, payload, 'cancelled', attempt, schedule, event_id, unique_key, trace_context, errors,
+        created_at, clock_timestamp()
+    FROM gone
+"""
+
+_ASK_TO_CANCEL = """
+    WITH asked AS (
+        UPDATE kernel.jobs SET cancel_requested_at = coalesce(cancel_requested_at, now())
+        WHERE id = %(id)s AND state = 'leased'
+        RETURNING id, cancel_requested_at
+    )
+    SELECT cancel_requested_at, pg_notify('kernel_jobs', 'c' || id)::text FROM asked
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilters:
+    """Which jobs: all that are given must fit."""
+
+    queue: str | None = None
+    task: str | None = None
+    state: JobState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job, without what may be personal. One that ended has no `max_attempts` and no `run_at` any more."""
+
+    id: UUID
+    queue: str
+    task: str
+    state: JobState
+    attempt: int
+    max_attempts: int | None
+    run_at: datetime | None
+    schedule: str | None
+    event_id: UUID | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failed attempt said."""
+
+    attempt: int
+    at: datetime
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Which worker has a job, and until when without another sign of life."""
+
+    until: datetime
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetails(ListedJob):
+    """A job with everything that is known of it; `errors` are newest first."""
+
+    payload: Any
+    priority: int | None
+    timeout_s: float | None
+    rescues: int | None
+    unique_key: str | None
+    turn_key: str | None
+    event_version: int | None
+    trace_context: str | None
+    trace_id: str | None
+    errors: list[Failure]
+    cancel_requested_at: datetime | None
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Jobs in `kernel.jobs` and, when they ended, in `kernel.finished_jobs`."""
+
+    async def page(self, db: Queries, filters: JobFilters, limit: int, after: UUID | None) -> list[ListedJob]:
+        """Return jobs that fit, newest first, those after one."""
+        given = {"queue": filters.queue, "task": filters.task, "state": filters.state}
+        return [ListedJob(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
+
+    async def get(self, db: Queries, job_id: UUID) -> JobDetails | None:
+        """Return a job."""
+        row = await db.one(_GET, {"id": job_id})
+        if row is None:
+            return None
+        *known, context, errors, cancel_requested_at, leased_until, leased_by = row
+        return JobDetails(
+            *known,
+            trace_context=context,
+            trace_id=trace_id(context),
+            errors=failures(errors),
+            cancel_requested_at=cancel_requested_at,
+            lease=Lease(leased_until, leased_by) if leased_until is not None else None,
+        )
+
+    async def lock(self, tx: Transaction, job_id: UUID) -> JobState | None:
+        """Return the state of a job that has not ended; nobody else changes it until the transaction ends."""
+        row = await tx.one("SELECT state FROM kernel.jobs WHERE id = %s FOR UPDATE", (job_id,))
+        return row[0] if row else None
+
+    async def ended(self, db: Queries, job_id: UUID) -> Literal["done", "cancelled", "dead"] | None:
+        """Return how a job ended."""
+        row = await db.one(_ENDED, {"id": job_id})
+        return row[0] if row else None
+
+    async def hasten(self, tx: Transaction, job_id: UUID) -> None:
+        """Make a scheduled job ready now, also when somebody had asked to cancel it."""
+        await tx.run(_HASTEN, {"id": job_id})
+
+    async def remove(self, tx: Transaction, job_id: UUID) -> None:
+        """End a job that does not run as cancelled. The triggers of the table pass its turn on."""
+        await tx.run(_REMOVE, {"id": job_id})
+
+    async def ask_to_cancel(self, tx: Transaction, job_id: UUID) -> datetime | None:
+        """Ask the worker of a running job to cancel it; return since when that is asked."""
+        row = await tx.one(_ASK_TO_CANCEL, {"id": job_id})
+        return row[0] if row else None
+
+
+def failures(errors: list[dict[str, Any]] | None) -> list[Failure]:
+    """Return the stored errors of a job."""
+    return [Failure(e["attempt"], datetime.fromisoformat(e["at"]), e["error"]) for e in errors or []]
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """Return the trace that a `traceparent` belongs to (W3C Trace Context, level 1)."""
+    parts = (traceparent or "").split("-")
+    return parts[1] if len(parts) >= 4 else None

@@ -1,0 +1,108 @@
+"""Schedules as operators see and change them. What they say comes from the code, by way of the cron managers."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from app.kernel.db import Queries, Transaction
+from app.kernel.identifiers import uuid7
+from app.kernel.telemetry.traces import traceparent
+
+_ALL = """
+    SELECT s.name, s.task, s.queue, s.spec, s.misfire, s.overlap, s.next_fire_at, s.last_fire_at, s.fired_count,
+        s.skipped_count, s.paused_at, last.outcome, last.finished_at
+    FROM kernel.schedules s LEFT JOIN LATERAL (
+        SELECT outcome, finished_at FROM (
+            (SELECT outcome, finished_at FROM kernel.finished_jobs WHERE schedule = s.name
+            ORDER BY finished_at DESC LIMIT 1)
+            UNION ALL
+            (SELECT 'dead', died_at FROM kernel.dead_letters WHERE schedule = s.name ORDER BY died_at DESC LIMIT 1)
+        ) ended ORDER BY finished_at DESC LIMIT 1
+    ) last ON true
+    ORDER BY s.name
+"""
+
+_LOCK = "SELECT overlap, paused_at FROM kernel.schedules WHERE name = %s FOR UPDATE"
+
+_UNFINISHED = """
+    SELECT j.id FROM kernel.schedules s JOIN kernel.jobs j ON j.schedule = s.name AND j.task = s.task
+    WHERE s.name = %s LIMIT 1
+"""
+
+_ENQUEUE = """
+    WITH added AS (
+        INSERT INTO kernel.jobs
+            (id, queue, task, unique_key, rank, max_attempts, timeout_s, schedule, turn_key, in_order, trace_context)
+        SELECT %(id)s, queue, task, name || '@manual-' || %(id)s::text, kernel.job_rank(now(), 0), max_attempts,
+            timeout_s, name, CASE WHEN overlap = 'wait' THEN 'schedule/' || name END, overlap = 'wait', %(trace)s
+        FROM kernel.schedules WHERE name = %(name)s
+        RETURNING queue
+    )
+    SELECT pg_notify('kernel_jobs', 'q' || queue) FROM added
+"""
+
+_PAUSE = "UPDATE kernel.schedules SET paused_at = coalesce(paused_at, now()) WHERE name = %s RETURNING paused_at"
+
+_RESUME = "UPDATE kernel.schedules SET paused_at = NULL, resumed_at = now() WHERE name = %s AND paused_at IS NOT NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSchedule:
+    """A schedule, and how its last job ended. A paused one fires nothing, whatever `next_fire_at` says."""
+
+    name: str
+    task: str
+    queue: str
+    spec: str
+    misfire: Literal["skip", "one", "all"]
+    overlap: Literal["allow", "skip", "wait"]
+    next_fire_at: datetime
+    last_fire_at: datetime | None
+    fired_count: int
+    skipped_count: int
+    paused_at: datetime | None
+    last_outcome: Literal["done", "cancelled", "dead"] | None
+    last_finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LockedSchedule:
+    """A schedule that nobody else changes or fires meanwhile."""
+
+    overlap: Literal["allow", "skip", "wait"]
+    paused_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """Schedules in `kernel.schedules`."""
+
+    async def all(self, db: Queries) -> list[ListedSchedule]:
+        """Return every schedule, by name."""
+        return [ListedSchedule(*row) for row in await db.all(_ALL)]
+
+    async def lock(self, tx: Transaction, name: str) -> LockedSchedule | None:
+        """Return a schedule; no cron manager fires it until the transaction ends."""
+        row = await tx.one(_LOCK, (name,))
+        return LockedSchedule(*row) if row else None
+
+    async def unfinished(self, db: Queries, name: str) -> UUID | None:
+        """Return one of its jobs that has not ended."""
+        row = await db.one(_UNFINISHED, (name,))
+        return row[0] if row else None
+
+    async def enqueue(self, tx: Transaction, name: str) -> UUID:
+        """Enqueue a job as at a tick; return its id."""
+        job_id = uuid7()
+        await tx.run(_ENQUEUE, {"name": name, "id": job_id, "trace": traceparent()})
+        return job_id
+
+    async def pause(self, tx: Transaction, name: str) -> datetime | None:
+        """Let its ticks pass without a job; return since when they do."""
+        row = await tx.one(_PAUSE, (name,))
+        return row[0] if row else None
+
+    async def resume(self, tx: Transaction, name: str) -> None:
+        """Fire again, from now on: ticks that passed meanwhile are not made up for."""
+        await tx.run(_RESUME, (name,))

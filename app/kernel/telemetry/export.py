@@ -1,0 +1,103 @@
+"""Exports spans with the OpenTelemetry SDK, which is loaded only when there is somewhere to send them.
+
+Spans wait in a bounded queue for a thread that sends them (OTLP). A collector that is dead, slow or refuses costs
+spans, which are counted, and nothing else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+from app import __version__
+from app.kernel.config import Misconfigured, TelemetrySettings
+from app.kernel.process import Process, Service
+from app.kernel.telemetry import metrics, traces
+
+_QUEUE = 4096
+_BATCH = 512
+_EVERY_MS = 1000
+_SEND_S = 5
+_LAST_MS = 2000
+
+
+class _Counted(SpanExporter):
+    """Passes spans on; counts those that did not get through."""
+
+    def __init__(self, inner: SpanExporter) -> None:
+        self._inner = inner
+        self.waiting = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.waiting -= len(spans)
+        result = self._inner.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            metrics.dropped("traces", len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+
+class _Bounded(SpanProcessor):
+    """Hands sampled spans to the batch processor, unless its queue is full: it would drop the oldest, uncounted."""
+
+    def __init__(self, exporter: _Counted) -> None:
+        self._exporter = exporter
+        self._batches = BatchSpanProcessor(
+            exporter, max_queue_size=_QUEUE, max_export_batch_size=_BATCH, schedule_delay_millis=_EVERY_MS
+        )
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if not (span.context and span.context.trace_flags.sampled):
+            return
+        if self._exporter.waiting >= _QUEUE - 1:
+            metrics.dropped("traces")
+            return
+        self._exporter.waiting += 1
+        self._batches.on_end(span)
+
+    def shutdown(self) -> None:
+        self._batches.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._batches.force_flush(timeout_millis)
+
+
+def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
+    """Return the service that exports spans from now on. Raises Misconfigured when gRPC is wanted and not installed."""
+    for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # one line for each lost span or batch
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    resource = Resource.create({"service.name": p.name, "service.version": __version__, "service.namespace": "app"})
+    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(settings.trace_ratio)), resource=resource)
+    provider.add_span_processor(_Bounded(_Counted(_otlp(settings))))
+    trace.set_tracer_provider(provider)
+    traces.switch_on()
+
+    async def run(stop: asyncio.Event) -> None:
+        await stop.wait()
+        await asyncio.to_thread(provider.force_flush, _LAST_MS)
+
+    return Service("traces", run, outlives=True)
+
+
+def _otlp(settings: TelemetrySettings) -> SpanExporter:
+    headers = dict(pair.split("=", 1) for pair in settings.otlp_headers.get_secret_value().split() if "=" in pair)
+    endpoint: Any = settings.otlp_endpoint
+    if settings.otlp_protocol == "grpc":
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # pyright: ignore[reportMissingImports]
+                OTLPSpanExporter as Grpc,  # pyright: ignore[reportUnknownVariableType]
+            )
+        except ImportError:
+            raise Misconfigured("telemetry.otlp_protocol: grpc needs opentelemetry-exporter-otlp-proto-grpc") from None
+        return Grpc(endpoint=endpoint, headers=headers, timeout=_SEND_S)  # pyright: ignore[reportUnknownVariableType]
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", headers=headers, timeout=_SEND_S)

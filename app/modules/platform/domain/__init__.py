@@ -1,0 +1,1 @@
+"""The rules of platform: what operators name, and whom to tell."""

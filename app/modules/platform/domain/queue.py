@@ -1,0 +1,96 @@
+"""What operators name, and why they are refused."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from annotated_types import Len
+
+from app.kernel.errors import Conflict, Invalid, NotFound
+
+Name = Annotated[str, Len(1, 128)]
+
+
+class JobNotFound(NotFound):
+    """There is no such job."""
+
+    code = "JOB_NOT_FOUND"
+
+
+class JobEnded(Conflict):
+    """The job has ended."""
+
+    code = "JOB_ENDED"
+
+
+class JobRunning(Conflict):
+    """The job is running."""
+
+    code = "JOB_RUNNING"
+
+
+class JobWaiting(Conflict):
+    """The job waits for its turn."""
+
+    code = "JOB_WAITING"
+
+
+class DeadLetterNotFound(NotFound):
+    """There is no such dead letter."""
+
+    code = "DEAD_LETTER_NOT_FOUND"
+
+
+class ScheduleNotFound(NotFound):
+    """There is no such schedule."""
+
+    code = "SCHEDULE_NOT_FOUND"
+
+
+class ScheduleBusy(Conflict):
+    """The last job of the schedule has not ended, and its jobs must not overlap."""
+
+    code = "SCHEDULE_BUSY"
+
+
+class SubscriberNotFound(NotFound):
+    """There is no such subscriber."""
+
+    code = "SUBSCRIBER_NOT_FOUND"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """A job."""
+
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRef:
+    """A dead letter."""
+
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRef:
+    """A queue."""
+
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRef:
+    """A schedule."""
+
+    name: Name
+
+
+def check_zone(**moments: datetime | None) -> None:
+    """Raise Invalid for a moment without a time zone."""
+    wrong = [name for name, moment in moments.items() if moment is not None and moment.tzinfo is None]
+    if wrong:
+        message = "must have a time zone, such as 2026-11-22T10:00:00Z"
+        raise Invalid(f"{wrong[0]} {message}", tuple((name, message) for name in wrong))

@@ -1,0 +1,204 @@
+"""`app jobs`, `queues`, `dead-letters`, `schedules` and `events`, as processes."""
+
+import time
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tests.commands.outcome import printed_json, refused
+from tests.commands.terminal import INTERRUPT, terminal
+from tests.conftest import TestDatabase
+from tests.support.project import Project, eventually
+
+NOBODY = "0190b3a0-0000-7000-8000-000000000001"
+FAILED = """[{"attempt": 3, "at": "2026-11-22T10:00:00+00:00", "error": "RuntimeError: \\u001b[31mnot today"}]"""
+COUNT = "SELECT count(*) FROM kernel.dead_letters WHERE queue = %s"
+
+
+def job(database: TestDatabase, queue: str, state: str = "scheduled") -> str:
+    [(made,)] = database.all(
+        "INSERT INTO kernel.jobs (id, queue, task, payload, state, rank, max_attempts, timeout_s, run_at)"
+        """ VALUES (kernel.uuid7(), %s, 'greet', '{"name": "José"}', %s, 0, 3, 10, now() + '1 hour') RETURNING id""",
+        queue,
+        state,
+    )
+    return str(made)
+
+
+def dead_letters(database: TestDatabase, queue: str, count: int = 1, age: str = "1 minute") -> list[str]:
+    made = database.all(
+        "INSERT INTO kernel.dead_letters"
+        " (id, queue, task, payload, reason, attempt, max_attempts, timeout_s, errors, created_at, died_at)"
+        """ SELECT kernel.uuid7(), %s, 'greet', '{"name": "José"}', E'failed:\\n\\x1b[31mnot today', 3, 3, 10, %s,"""
+        " now(), now() - %s::interval FROM generate_series(1, %s) RETURNING id",
+        queue,
+        FAILED,
+        age,
+        count,
+    )
+    return [str(letter) for (letter,) in made]
+
+
+# Jobs and queues
+
+
+def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migrated: TestDatabase) -> None:
+    first, second = job(migrated, "q1"), job(migrated, "q1", "leased")
+    table = on_migrated.app("jobs", "list", "--queue", "q1", "--limit", "2")
+    assert table.stderr.startswith("there may be more: --cursor ")
+    heading, *lines = table.stdout.splitlines()
+    assert heading.split() == ["job", "task", "queue", "state", "attempts", "due", "or", "ended"]
+    assert sorted(line.split()[:5] for line in lines) == sorted(
+        [[first, "greet", "q1", "scheduled", "0/3"], [second, "greet", "q1", "leased", "0/3"]]
+    )
+    assert '"name": "José"' in on_migrated.app("jobs", "show", first).stdout
+    assert on_migrated.app("jobs", "retry", first).stdout == f"{first} is ready\n"
+    asked = on_migrated.app("jobs", "cancel", second)
+    assert asked.stdout == f"{second} is running; its worker has been asked to cancel it\n"
+    assert printed_json(on_migrated.app("jobs", "cancel", first, "--json")) == {
+        "id": first, "state": "cancelled", "cancel_requested_at": None
+    }  # fmt: skip
+    audited = "SELECT action, actor_id FROM kernel.audit WHERE target = %s ORDER BY id"
+    assert migrated.all(audited, first) == [("platform.retry_job", None), ("platform.cancel_job", None)]
+    assert "is cancelled; jobs that ended stay as they are" in refused(on_migrated.app("jobs", "retry", first), 73)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (f"jobs show {NOBODY}", f"there is no job {NOBODY}"),
+        ("events replay --subscriber nobody --from 2026-11-22", "there is no subscriber nobody"),
+    ],
+)
+def test_what_is_not_there_is_one_line(on_migrated: Project, line: str, says: str) -> None:
+    assert says in refused(on_migrated.app(*line.split()), 67)
+
+
+def test_queues_are_listed_paused_limited_and_resumed(on_migrated: Project, migrated: TestDatabase) -> None:
+    job(migrated, "q2")
+    paused = on_migrated.app("queues", "pause", "q2")
+    assert (paused.returncode, paused.stderr) == (0, "")
+    assert paused.stdout.startswith("q2 is paused since 20")
+    assert on_migrated.app("queues", "limit", "q2", "4").stdout.endswith("; at most 4 of its jobs may run at once\n")
+    lines = on_migrated.app("queues", "list").stdout.splitlines()
+    [line] = [line for line in lines if line.startswith("q2 ")]
+    assert line.split()[:7] == ["q2", "0", "1", "0", "0", "0", "4"]
+    unused = on_migrated.app("queues", "resume", "q2x", "--json")
+    assert printed_json(unused) == {"name": "q2x", "paused_at": None, "concurrency": None, "is_used": False}
+    assert "nothing uses a queue q2x at present" in unused.stderr
+
+
+# Dead letters
+
+
+def test_dead_letters_are_listed_shown_and_retried(on_migrated: Project, migrated: TestDatabase) -> None:
+    letters = dead_letters(migrated, "q3", 3)
+    listed = on_migrated.app("dead-letters", "list", "--queue", "q3")
+    assert "\x1b" not in listed.stdout
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == sorted(letters, key=UUID, reverse=True)
+    plain = on_migrated.app("dead-letters", "show", letters[0]).stdout
+    assert "\x1b" not in plain
+    assert "RuntimeError: " in plain
+    many = on_migrated.app("dead-letters", "retry", "--queue", "q3", "--task", "greet")
+    assert (many.returncode, many.stdout, many.stderr) == (0, "retried 3 dead letters\n", "")
+    assert migrated.all("SELECT state, attempt FROM kernel.jobs WHERE queue = 'q3'") == [("ready", 0)] * 3
+
+
+def test_dead_letters_of_some_age_are_purged_and_the_others_stay(on_migrated: Project, migrated: TestDatabase) -> None:
+    dead_letters(migrated, "q4", 2500, "8 days")
+    dead_letters(migrated, "q4")
+    done = on_migrated.app("dead-letters", "purge", "--queue", "q4", "--older-than", "7d", "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "purged 2500 dead letters\n", "")
+    assert migrated.all(COUNT, "q4") == [(1,)]
+
+
+def test_purging_asks_and_shows_how_far_it_is_on_a_terminal(on_migrated: Project, migrated: TestDatabase) -> None:
+    dead_letters(migrated, "q5", 2500)
+    for answer, status, left in ((INTERRUPT, 130, 2500), ("yes\n", 0, 0)):
+        with terminal(on_migrated, "dead-letters", "purge", "--queue", "q5") as asked:
+            asked.expect("Remove 2500 dead letters for good? [y/N]: ")
+            asked.type(answer)
+            assert asked.wait() == status
+        assert "Traceback" not in asked.seen
+        assert migrated.all(COUNT, "q5") == [(left,)]
+    assert "2500/2500" in asked.seen
+    assert asked.seen.splitlines()[-1].endswith("purged 2500 dead letters")
+
+
+# Events
+
+
+def test_a_replay_that_is_interrupted_says_how_to_go_on_and_nothing_is_lost_or_doubled(
+    on_migrated: Project, migrated: TestDatabase
+) -> None:
+    total = 30_000
+    migrated.run("INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('greeter', 'test.moved')")
+    migrated.run(
+        "INSERT INTO kernel.events (id, type, version, payload, published_at)"
+        " SELECT kernel.uuid7(), 'test.moved', 1, '{}',"
+        " '2026-11-22T10:00:00Z'::timestamptz + (n / 5000) * interval '1 s' FROM generate_series(1, %s) n",
+        total,
+    )
+    replay = ("events", "replay", "--subscriber", "greeter", "--from", "2026-11-22")
+    counted = "SELECT count(*), count(DISTINCT event_id) FROM kernel.jobs WHERE task = 'greeter'"
+    with terminal(on_migrated, *replay) as shown:
+        eventually(lambda: migrated.all(counted)[0][0] > 0, every=0.01)
+        shown.type(INTERRUPT)
+        assert shown.wait() == 130
+    said = " ".join(shown.seen.split())
+    assert "Traceback" not in said
+    ((enqueued, _),) = migrated.all(counted)
+    assert 0 < enqueued < total
+    assert f"stopped after {enqueued} events, at 2026-11-22T10:00:0" in said
+    cursor = said.partition("go on with --cursor ")[2].split()[0]
+    rest = printed_json(on_migrated.app(*replay, "--cursor", cursor, "--json"))
+    assert rest == {"subscriber": "greeter", "enqueued_count": total - enqueued}
+    assert migrated.all(counted) == [(total, total)]
+    lines = on_migrated.app(
+        "events", "list", "--from", "2026-11-22T10:00:06Z", "--to", "2026-11-23"
+    ).stdout.splitlines()
+    assert lines[0].split() == ["event", "type", "version", "published", "at", "trace"]
+    assert [line.split()[1:] for line in lines[1:]] == [["test.moved", "1", "2026-11-22", "10:00:06Z"]]
+
+
+# Everything together, with a worker of its own
+
+
+def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
+    project: Project, database: TestDatabase, tmp_path: Path
+) -> None:
+    copied = project.copy(tmp_path / "copy")
+    usecase = copied.root / "app/modules/platform/usecases/record_heartbeat.py"
+    text = usecase.read_text()
+    slow = text.replace(
+        "        await self.heartbeats.add(self.db)", "        import asyncio\n        await asyncio.sleep(60)"
+    )
+    assert slow != text
+    usecase.write_text(slow)
+    copied.env["QUEUE_POLL_INTERVAL"] = "30s"
+    manager, worker = copied.start("run-cron-manager"), copied.start("run-event-consumer")
+    manager.ready()
+    worker.ready()
+    heartbeat = "platform.heartbeat"
+    assert copied.app("schedules", "pause", heartbeat).stdout.startswith(f"{heartbeat} is paused since 20")
+    assert copied.app("queues", "pause", "default").returncode == 0
+    job_id = printed_json(copied.app("schedules", "trigger", heartbeat, "--json"))["job_id"]
+    time.sleep(0.5)
+    state = "SELECT state FROM kernel.jobs WHERE id = %s"
+    assert database.all(state, job_id) == [("ready",)]
+    assert copied.app("queues", "resume", "default").returncode == 0
+    eventually(lambda: database.all(state, job_id) == [("leased",)])
+    assert "its worker has been asked" in copied.app("jobs", "cancel", job_id).stdout
+    ended = eventually(lambda: database.all("SELECT outcome FROM kernel.finished_jobs WHERE id = %s", job_id), 5)
+    assert ended == [("cancelled",)]
+    heading, *lines = copied.app("schedules", "list").stdout.splitlines()
+    assert heading.split() == ["schedule", "rhythm", "next", "fired", "skipped", "last", "job"]
+    [line] = [line for line in lines if line.startswith(heartbeat)]
+    assert "* * * * * UTC" in line
+    assert " paused 20" in line
+    assert "cancelled 20" in line
+    assert printed_json(copied.app("schedules", "resume", heartbeat, "--json")) == {
+        "name": heartbeat,
+        "paused_at": None,
+    }

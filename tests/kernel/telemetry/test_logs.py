@@ -1,0 +1,198 @@
+"""Logs of real processes: what they say, what they hide, and what happens when nobody can take them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kernel.telemetry.redact import HIDDEN, redacted, redacted_fields, remember
+from tests.conftest import log_in
+from tests.support.project import Project, eventually
+
+ME = "/auth/v1/me"
+
+
+def dropped(client: httpx.Client, signal_name: str) -> float:
+    said = client.get("/metrics").text
+    found = re.search(rf'^telemetry_dropped_total{{signal="{signal_name}"}} (\S+)$', said, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def test_a_line_of_a_request_says_who_did_what(project: Project) -> None:
+    process = project.start("run-auth-http")
+    client = log_in(project, process)
+    actor = client.get(ME, headers={"X-Request-ID": "mine"}).json()["actor"]
+
+    def line() -> dict:
+        found = [line for line in process.logs() if line.get("request_id") == "mine"]
+        assert found
+        return found[-1]
+
+    said = eventually(line)
+    assert said["actor_id"] == actor["id"]
+    assert said["operation"] == "auth.get_me"
+    assert re.fullmatch(r"GET /auth/v1/me 200 in [\d.]+ ms", said["message"])
+    assert re.fullmatch(r"[0-9a-f]{32}", said["trace_id"])
+    assert re.fullmatch(r"[0-9a-f]{16}", said["span_id"])
+
+
+def test_a_log_file_is_opened_anew_after_logrotate_has_moved_it(project: Project, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    process = project.start("run-event-consumer", env={"LOGGER_OUTPUT": str(log)})
+
+    def url() -> str:
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return next((line["url"] for line in lines if "url" in line), "")
+
+    client = project.client(eventually(url))
+    eventually(lambda: client.get("/ready").status_code == 200)
+    log.rename(tmp_path / "app.log.1")
+    process.signal(signal.SIGHUP)
+    eventually(log.exists)
+    assert process.stop() == 0
+    assert "stopped" in log.read_text()
+    assert "stopped" not in (tmp_path / "app.log.1").read_text()
+
+
+def test_a_full_disk_stops_no_request_and_what_was_not_written_is_counted(project: Project) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    port = _free_port()
+    process = project.start("run-auth-http", "--port", str(port), env={"LOGGER_OUTPUT": "/dev/full"})
+    client = project.client(f"http://127.0.0.1:{port}")
+    eventually(lambda: _status(client, "/ready") == 200)
+    assert client.get(ME).status_code == 401
+    eventually(lambda: dropped(client, "logs") > 0)
+    assert process.stop() == 0
+
+
+def test_a_pipe_that_nobody_reads_stops_no_request_and_not_the_end_either(project: Project) -> None:
+    port = _free_port()
+    read, write = os.pipe()
+    try:
+        popen = subprocess.Popen(
+            [project.python, "-m", "app", "run-auth-http", "--port", str(port)],
+            cwd=project.root,
+            env=project.environment({"LOGGER_LEVEL": "debug"}),
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(write)
+        client = project.client(f"http://127.0.0.1:{port}")
+        eventually(lambda: _status(client, "/ready") == 200)
+
+        def some_dropped() -> bool:
+            _pipelined(port, 900)
+            return dropped(client, "logs") > 0
+
+        eventually(some_dropped, 120)
+        assert client.get(ME).status_code == 401
+        popen.send_signal(signal.SIGTERM)
+        assert popen.wait(30) == 0
+    finally:
+        os.close(read)
+        popen.kill()
+        popen.wait()
+
+
+def _pipelined(port: int, count: int) -> None:
+    """Send many requests at once; return when all are answered."""
+    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+        for _ in range(count // 100):
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            answers = b""
+            while answers.count(b"HTTP/1.1 200") < 100 and (more := sock.recv(65536)):
+                answers += more
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def _status(client: httpx.Client, path: str) -> int:
+    try:
+        return client.get(path).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+SECRET = "Tr0ub4dor-3"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"password": "{SECRET}"}}',
+        f"{{'new_password': '{SECRET}'}}",
+        f"password={SECRET}",
+        f"current_password = {SECRET} and more",
+        rf"{{\"refresh_token\": \"{SECRET}\"}}",
+        f"Authorization: Bearer {SECRET}xyz",
+        f"authorization: basic {SECRET}xyz",
+        f"Cookie: session={SECRET}",
+        f"postgresql://app:{SECRET}@db.example.com/app",
+        f"redis://:{SECRET}@cache:6379",
+        f"api_key={SECRET}",
+        f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----",
+    ],
+)
+def test_secrets_in_texts_are_hidden(text: str) -> None:
+    assert SECRET not in redacted(text)
+    assert HIDDEN in redacted(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+        "rt_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g",
+        "app_0190a1b2c3d4e5f60718293a4b5c6d7e_secretsecretsecret",
+    ],
+)
+def test_tokens_are_hidden_wherever_they_stand(text: str) -> None:
+    assert text not in redacted(f"before {text} after")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET /auth/v1/me 200 in 1.2 ms",
+        "the password is wrong",
+        "job 0190a1b2-c3d4-7e5f-8607-18293a4b5c6d of auth.reset_password",
+        "serving http://127.0.0.1:8080",
+        "app_name is set",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_fields_with_a_secret_name_are_hidden_at_every_depth() -> None:
+    fields = {"user": "you", "Password": "x", "body": {"otp": 123456, "list": [{"api_key": "k"}, f"token={SECRET}"]}}
+    assert redacted_fields(fields) == {
+        "user": "you",
+        "Password": HIDDEN,
+        "body": {"otp": HIDDEN, "list": [{"api_key": HIDDEN}, f"token={HIDDEN}"]},
+    }
+
+
+def test_secrets_of_the_settings_are_hidden_whatever_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.kernel.telemetry.redact._known", set())
+    remember(["plain words", "short"])
+    assert redacted("it said: plain words, short") == f"it said: {HIDDEN}, short"
+
+
+@given(st.text())
+def test_hiding_never_fails_and_is_safe_to_repeat(text: str) -> None:
+    assert redacted(redacted(text)) == redacted(text)

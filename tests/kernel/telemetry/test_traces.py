@@ -1,0 +1,133 @@
+"""Traces of real processes, at a real receiver."""
+
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import SUPERUSER, TestDatabase, log_in
+from tests.kernel.telemetry.collector import Collector, collecting
+from tests.support.project import Project, Running, eventually
+
+USERNAME, PASSWORD = SUPERUSER
+LOGIN = "/auth/v1/login"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture
+def traced(project: Project, collector: Collector) -> Project:
+    project.env |= {"TELEMETRY_OTLP_ENDPOINT": collector.url, "TELEMETRY_TRACE_RATIO": "1"}
+    return project
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def subscribed(project: Project) -> Project:
+    """Return a copy of the project in which platform hears of those who sign in."""
+    copied = project.copy(project.scratch / "copy")
+    jobs = copied.root / "app/modules/platform/jobs.py"
+    text = jobs.read_text()
+    changed = text.replace(
+        "    return [\n        Handler(HEARTBEAT",
+        "    return [\n        Subscriber('platform.hear', SessionStarted, Heard(await p.use(database))),\n"
+        "        Handler(HEARTBEAT",
+    )
+    assert changed != text
+    hears = (
+        "from app.kernel.db.postgres import database\n"
+        "from app.kernel.queue import Subscriber\n"
+        "from app.modules.auth.portal import SessionStarted\n\n"
+        "class Heard:\n"
+        "    def __init__(self, db): self.db = db\n"
+        "    async def __call__(self, event: SessionStarted) -> None:\n"
+        "        await self.db.one('SELECT 42 AS heard')\n\n"
+    )
+    jobs.write_text(changed.replace("HEARTBEAT = Task", hears + "HEARTBEAT = Task", 1).replace("list[Handler]", "list"))
+    return copied
+
+
+def test_one_trace_joins_the_request_the_event_the_subscriber_and_its_statement(
+    traced: Project, collector: Collector
+) -> None:
+    copied = subscribed(traced)
+    consumer = copied.start("run-event-consumer")
+    consumer.ready()
+    client = log_in(copied, copied.start("run-auth-http"))
+    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    client.headers["traceparent"] = f"00-{trace_id}-{span_id}-01"
+    assert client.post(LOGIN, json={"username": USERNAME, "password": PASSWORD}).status_code == 200
+    of_trace = bytes.fromhex(trace_id)
+
+    def joined() -> bool:
+        return any(span.trace_id == of_trace and "heard" in str(span.attributes) for span in list(collector.spans))
+
+    eventually(joined)
+    eventually(lambda: [span for span in collector.named("platform.hear") if span.trace_id == of_trace])
+    spans = {span.span_id: span for span in list(collector.spans) if span.trace_id == of_trace}
+    heard = next(span for span in spans.values() if "heard" in str(span.attributes))
+    names = []
+    step = heard
+    while step is not None:
+        names.append(step.name)
+        step = spans.get(step.parent_span_id)
+    assert names == ["SELECT", "platform.hear", "auth.login", f"POST {LOGIN}"]
+    assert next(span for span in spans.values() if span.name == f"POST {LOGIN}").parent_span_id.hex() == span_id
+    assert {resource["service.name"] for resource in collector.resources} == {"run-auth-http", "run-event-consumer"}
+    assert PASSWORD.encode() not in b"".join(collector.bodies)
+
+
+def test_a_trace_that_the_caller_does_not_sample_is_not_exported(traced: Project, collector: Collector) -> None:
+    client = log_in(traced, traced.start("run-auth-http"))
+    unsampled, sampled = secrets.token_hex(16), secrets.token_hex(16)
+    for trace_id, flags in ((unsampled, "00"), (sampled, "01")):
+        client.get("/auth/v1/me", headers={"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"})
+    eventually(lambda: [span for span in collector.named("GET /auth/v1/me") if span.trace_id.hex() == sampled])
+    assert not [span for span in collector.spans if span.trace_id.hex() == unsampled]
+
+
+def stopped_in_order(process: Running) -> None:
+    assert process.stop() == 0, process.said()
+
+
+@pytest.mark.parametrize("kind", ["dead", "slow", "refusing"])
+def test_a_collector_that_does_not_do_its_work_costs_spans_that_are_counted_and_nothing_else(
+    traced: Project, collector: Collector, kind: str
+) -> None:
+    if kind == "dead":
+        traced.env["TELEMETRY_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
+    elif kind == "slow":
+        collector.delay_s = 30
+    else:
+        collector.status = 400
+    process = traced.start("run-auth-http")
+    client = log_in(traced, process)
+    for _ in range(20):
+        assert client.get("/auth/v1/me").status_code == 200
+    eventually(lambda: metric(client, 'telemetry_dropped_total{signal="traces"}') > 0, 40)
+    assert client.get("/auth/v1/me").status_code == 200
+    assert client.get("/ready").status_code == 200
+    stopped_in_order(process)
+
+
+def test_without_an_endpoint_the_sdk_is_not_loaded_and_trace_ids_are_logged_all_the_same(
+    project: Project, database: TestDatabase
+) -> None:
+    process = project.start("run-auth-http")
+    client = log_in(project, process)
+    trace_id = secrets.token_hex(16)
+    client.get("/auth/v1/me", headers={"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"})
+    eventually(lambda: [line for line in process.logs() if line.get("trace_id") == trace_id])
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "protobuf" not in maps

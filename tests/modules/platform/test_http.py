@@ -1,0 +1,229 @@
+"""The queue over HTTP, as its operators see it: on a process that works on another queue than the one they look at."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import PostgresServer, TestDatabase, create_database, log_in
+from tests.support.project import ROOT, Project, eventually
+
+API = "/platform/v1"
+NOBODY = "0190b3a0-0000-7000-8000-000000000001"
+FAILED = """[{"attempt": 1, "at": "2026-11-22T10:00:00+00:00", "error": "RuntimeError: not today"}]"""
+
+
+@pytest.fixture(scope="module")
+def served(
+    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, TestDatabase]]:
+    """A client signed in as the superuser, for all tests of this file."""
+    database = create_database(postgres)
+    project = Project(ROOT, tmp_path_factory.mktemp("served"), {**database.env, "QUEUE_NAMES": "worked-on"})
+    yield log_in(project, project.start("run-all-in-one")), database
+    project.end()
+
+
+@pytest.fixture
+def client(served: tuple[httpx.Client, TestDatabase]) -> httpx.Client:
+    return served[0]
+
+
+@pytest.fixture
+def database(served: tuple[httpx.Client, TestDatabase]) -> TestDatabase:
+    for table in ("jobs", "finished_jobs", "dead_letters", "queues", "events", "subscriptions"):
+        served[1].run(f"DELETE FROM kernel.{table}")
+    return served[1]
+
+
+def job(database: TestDatabase, state: str = "scheduled") -> str:
+    [(made,)] = database.all(
+        "INSERT INTO kernel.jobs"
+        " (id, queue, task, payload, state, rank, attempt, max_attempts, timeout_s, errors, run_at)"
+        """ VALUES (kernel.uuid7(), 'default', 'greet', '{"name": "you"}', %s, 0, 1, 3, 10, %s, now() + '1 hour')"""
+        " RETURNING id",
+        state,
+        FAILED,
+    )
+    return str(made)
+
+
+def dead_letter(database: TestDatabase, unique_key: str | None = None) -> str:
+    [(made,)] = database.all(
+        "INSERT INTO kernel.dead_letters"
+        " (id, queue, task, payload, reason, attempt, max_attempts, timeout_s, unique_key, errors, created_at)"
+        """ VALUES (kernel.uuid7(), 'default', 'greet', '{"name": "you"}', 'failed', 3, 3, 10, %s, %s, now())"""
+        " RETURNING id",
+        unique_key,
+        FAILED,
+    )
+    return str(made)
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def ids(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [item["id"] for item in answer.json()["items"]]
+
+
+def test_jobs(client: httpx.Client, database: TestDatabase) -> None:
+    scheduled, leased = job(database), job(database, "leased")
+    listed = client.get(f"{API}/jobs").json()
+    assert listed["next_cursor"] is None
+    assert listed["items"][1].keys() == {
+        "id", "queue", "task", "state", "attempt", "max_attempts", "run_at", "schedule", "event_id", "created_at",
+        "finished_at",
+    }  # fmt: skip
+    assert ids(client.get(f"{API}/jobs", params={"state": "leased", "queue": "default", "task": "greet"})) == [leased]
+    first = client.get(f"{API}/jobs", params={"limit": 1}).json()
+    assert ids(client.get(f"{API}/jobs", params={"limit": 1, "cursor": first["next_cursor"]})) == [scheduled]
+    for wrong in ({"state": "sleeping"}, {"limit": 0}, {"limit": 101}, {"queue": ""}, {"cursor": "x"}, {"x": 1}):
+        assert client.get(f"{API}/jobs", params=wrong).status_code == 422, wrong
+    shown = client.get(f"{API}/jobs/{scheduled}").json()
+    assert (shown["payload"], shown["lease"], shown["trace_id"]) == ({"name": "you"}, None, None)
+    assert shown["errors"] == [{"attempt": 1, "at": "2026-11-22T10:00:00Z", "error": "RuntimeError: not today"}]
+
+    assert client.post(f"{API}/jobs/{scheduled}/retry").json() == {
+        "id": scheduled, "state": "ready", "cancel_requested_at": None
+    }  # fmt: skip
+    assert code(client.post(f"{API}/jobs/{leased}/retry")) == (409, "JOB_RUNNING")
+    asked = client.post(f"{API}/jobs/{leased}/cancel").json()
+    assert asked["state"] == "leased"
+    assert asked["cancel_requested_at"].endswith("Z")
+    assert client.post(f"{API}/jobs/{scheduled}/cancel").json()["state"] == "cancelled"
+    assert code(client.post(f"{API}/jobs/{scheduled}/cancel")) == (409, "JOB_ENDED")
+    assert code(client.post(f"{API}/jobs/{scheduled}/retry")) == (409, "JOB_ENDED")
+    for path in (f"{API}/jobs/{NOBODY}/retry", f"{API}/jobs/{NOBODY}/cancel"):
+        assert code(client.post(path)) == (404, "JOB_NOT_FOUND")
+    assert code(client.get(f"{API}/jobs/{NOBODY}")) == (404, "JOB_NOT_FOUND")
+    assert client.get(f"{API}/jobs/1").status_code == 422
+    actor = client.get("/auth/v1/me").json()["actor"]["id"]
+    noted = client.get(f"{API}/audit", params={"target": scheduled}).json()["items"]
+    assert [(e["action"], e["actor_id"]) for e in noted] == [
+        ("platform.cancel_job", actor),
+        ("platform.retry_job", actor),
+    ]
+
+
+def test_queues(client: httpx.Client, database: TestDatabase) -> None:
+    job(database)
+    [default] = [q for q in client.get(f"{API}/queues").json()["items"] if q["name"] == "default"]
+    assert default == {
+        "name": "default", "paused_at": None, "concurrency": None, "scheduled": 1, "ready": 0, "waiting": 0,
+        "leased": 0, "dead": 0, "oldest_ready_s": None,
+    }  # fmt: skip
+    paused = client.post(f"{API}/queues/default/pause").json()
+    assert paused.keys() == {"name", "paused_at", "concurrency", "is_used"}
+    assert paused["paused_at"]
+    assert client.post(f"{API}/queues/default/resume").json()["paused_at"] is None
+    limited = client.put(f"{API}/queues/default/concurrency", json={"concurrency": 5})
+    assert limited.json()["concurrency"] == 5
+    assert client.put(f"{API}/queues/default/concurrency", json={"concurrency": None}).json()["concurrency"] is None
+    wrong: list[Any] = [{"concurrency": 0}, {"concurrency": "5"}, {}, {"concurrency": 5, "name": "other"}]
+    for body in wrong:
+        assert client.put(f"{API}/queues/default/concurrency", json=body).status_code == 422, body
+    for name in ("two%20words", "a%0Ab", "%C3%A9"):
+        assert client.post(f"{API}/queues/{name}/pause").json()["is_used"] is False
+    for name, status in (("a%00b", 400), ("x" * 129, 422), ("", 404), ("%ED%A0%80", 200), ("%FF", 200)):
+        assert client.post(f"{API}/queues/{name}/pause").status_code == status, name
+
+
+def test_dead_letters(client: httpx.Client, database: TestDatabase) -> None:
+    letters = [dead_letter(database, f"key {number}") for number in range(4)]
+    listed = client.get(f"{API}/dead-letters", params={"queue": "default", "task": "greet", "limit": 4}).json()["items"]
+    assert sorted(letter["id"] for letter in listed) == sorted(letters)
+    assert listed[0].keys() == {
+        "id", "queue", "task", "reason", "attempt", "schedule", "event_id", "created_at", "died_at"
+    }  # fmt: skip
+    shown = client.get(f"{API}/dead-letters/{letters[0]}").json()
+    assert (shown["payload"], shown["errors"][0]["error"]) == ({"name": "you"}, "RuntimeError: not today")
+    assert client.post(f"{API}/dead-letters/{letters[0]}/retry").json()["state"] == "ready"
+    assert code(client.post(f"{API}/dead-letters/{letters[0]}/retry")) == (404, "DEAD_LETTER_NOT_FOUND")
+    successor = dead_letter(database, "key 0")
+    assert code(client.post(f"{API}/dead-letters/{successor}/retry")) == (409, "JOB_EXISTS")
+    assert client.delete(f"{API}/dead-letters/{letters[1]}").status_code == 204
+    assert code(client.delete(f"{API}/dead-letters/{letters[1]}")) == (404, "DEAD_LETTER_NOT_FOUND")
+    assert code(client.get(f"{API}/dead-letters/{letters[1]}")) == (404, "DEAD_LETTER_NOT_FOUND")
+    assert client.post(f"{API}/dead-letters/purge", json={}).status_code == 422
+    assert client.post(f"{API}/dead-letters/retry", json={"task": "greet"}).json() == {
+        "retried_count": 2, "conflict_count": 1, "next_cursor": None
+    }  # fmt: skip
+    before = {"died_before": "2000-01-01T00:00:00Z"}
+    assert client.post(f"{API}/dead-letters/purge", json=before).json() == {"deleted_count": 0, "next_cursor": None}
+    assert client.post(f"{API}/dead-letters/purge", json={"all": True}).json()["deleted_count"] == 1
+
+
+def test_schedules(client: httpx.Client, database: TestDatabase) -> None:
+    path = f"{API}/schedules/platform.heartbeat"
+    items = client.get(f"{API}/schedules").json()["items"]
+    [heartbeat] = [schedule for schedule in items if schedule["name"] == "platform.heartbeat"]
+    assert heartbeat.keys() == {
+        "name", "task", "queue", "spec", "misfire", "overlap", "next_fire_at", "last_fire_at", "fired_count",
+        "skipped_count", "paused_at", "last_outcome", "last_finished_at",
+    }  # fmt: skip
+    assert (heartbeat["name"], heartbeat["spec"]) == ("platform.heartbeat", "* * * * * UTC")
+    triggered = client.post(f"{path}/trigger").json()
+    assert triggered["name"] == "platform.heartbeat"
+    assert client.get(f"{API}/jobs/{triggered['job_id']}").json()["schedule"] == "platform.heartbeat"
+    assert client.post(f"{path}/pause").json()["paused_at"]
+    assert client.post(f"{path}/resume").json() == {"name": "platform.heartbeat", "paused_at": None}
+    for act in ("trigger", "pause", "resume"):
+        assert code(client.post(f"{API}/schedules/nothing/{act}")) == (404, "SCHEDULE_NOT_FOUND")
+
+
+def test_events(client: httpx.Client, database: TestDatabase) -> None:
+    database.run("INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('greeter', 'test.moved')")
+    database.run(
+        "INSERT INTO kernel.events (id, type, version, payload, published_at)"
+        " SELECT (lpad(to_hex(n), 8, '0') || '-0000-7000-8000-000000000000')::uuid, 'test.moved', 1, '{}',"
+        " '2026-11-22T10:00:00Z'::timestamptz + n * interval '1 s'"
+        " FROM generate_series(0, 2999) n"
+    )
+    listed = client.get(f"{API}/events", params={"type": "test.moved", "to": "2026-11-22T10:00:02Z"}).json()["items"]
+    assert {event["published_at"] for event in listed} == {"2026-11-22T10:00:01Z", "2026-11-22T10:00:00Z"}
+    assert listed[0].keys() == {"id", "type", "version", "published_at", "trace_id"}
+    assert ids(client.get(f"{API}/events", params={"from": "2026-11-23T00:00:00+00:00"})) == []
+    for wrong in ({"from": "2026-11-22T10:00:00"}, {"from": "yesterday"}, {"from_": "2026-11-22T10:00:00Z"}):
+        assert client.get(f"{API}/events", params=wrong).status_code == 422, wrong
+
+    wanted: dict[str, object] = {"subscriber": "greeter", "from": "2026-11-22T10:00:00Z"}
+    chunk = client.post(f"{API}/events/replay", json=wanted).json()
+    assert (chunk["enqueued_count"], chunk["next_from"]) == (2000, "2026-11-22T10:33:19Z")
+    rest = client.post(f"{API}/events/replay", json={**wanted, "cursor": chunk["next_cursor"]}).json()
+    assert rest == {"enqueued_count": 1000, "next_from": None, "next_cursor": None}
+    counted = "SELECT count(*), count(DISTINCT event_id) FROM kernel.jobs WHERE task = 'greeter'"
+    assert database.all(counted) == [(3000, 3000)]
+    unknown = client.post(f"{API}/events/replay", json={**wanted, "subscriber": "nobody"})
+    assert code(unknown) == (404, "SUBSCRIBER_NOT_FOUND")
+    assert "greeter" in unknown.json()["detail"]
+    for change in ({"from": "2026-11-22"}, {"from": None}, {"to": "2026-11-22T09:00:00Z"}, {"cursor": "x"}):
+        assert client.post(f"{API}/events/replay", json={**wanted, **change}).status_code == 422, change
+
+
+def test_who_may_see_may_not_change(client: httpx.Client, database: TestDatabase) -> None:
+    made = client.post("/auth/v1/actors", json={"type": "user", "username": "eve", "password": "quite a good one"})
+    reads = [p["name"] for p in client.get("/auth/v1/permissions").json()["items"] if p["name"].endswith(":read")]
+    reads = [name for name in reads if name.startswith("platform:")]
+    assert len(reads) >= 7
+    granted = client.put(f"/auth/v1/actors/{made.json()['id']}/permissions", json={"permissions": reads})
+    assert granted.status_code == 200, granted.text
+    with httpx.Client(base_url=client.base_url) as eve:
+        answer = eve.post("/auth/v1/login", json={"username": "eve", "password": "quite a good one"})
+        eve.headers["Authorization"] = f"Bearer {answer.json()['session']['access_token']}"
+        letter = dead_letter(database)
+        see = ("queues", "jobs", "dead-letters", f"dead-letters/{letter}", "schedules", "events", "audit")
+        assert {eve.get(f"{API}/{path}").status_code for path in see} == {200}
+        changes = [
+            ("POST", "queues/default/pause"),
+            ("POST", f"jobs/{NOBODY}/cancel"),
+            ("POST", f"dead-letters/{letter}/retry"),
+            ("DELETE", f"dead-letters/{letter}"),
+            ("POST", "schedules/platform.heartbeat/trigger"),
+            ("POST", "events/replay"),
+        ]
+        assert {code(eve.request(method, f"{API}/{path}")) for method, path in changes} == {(403, "PERMISSION_DENIED")}
+    eventually(lambda: database.all("SELECT count(*) FROM kernel.audit WHERE outcome = 'PERMISSION_DENIED'") == [(6,)])

@@ -1,0 +1,193 @@
+"""What operators see of jobs, and do to them."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from app.kernel.errors import Invalid
+from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRef, JobRunning, JobWaiting
+from app.modules.platform.usecases.list_jobs import JobsWanted
+from tests.kernel.queue.conftest import GREET, Bench, Greeting
+from tests.modules.platform.conftest import NOBODY, OPERATOR, Operator
+
+
+async def test_jobs_are_listed_newest_first_whether_they_ended_or_not(bench: Bench, operator: Operator) -> None:
+    ids = []
+    for number in range(4):
+        ids.append(await bench.queue.enqueue(bench.db, GREET, Greeting("you"), delay_s=60 * (number == 1)))
+        await asyncio.sleep(0.002)  # ids are in the order of their milliseconds
+    ready, scheduled, done, cancelled = ids
+    await bench.db.run(
+        "WITH gone AS (DELETE FROM kernel.jobs WHERE id = %s RETURNING *)"
+        " INSERT INTO kernel.finished_jobs (id, queue, task, payload, outcome, attempt, created_at)"
+        " SELECT id, queue, task, payload, 'done', 1, created_at FROM gone",
+        (done,),
+    )
+    await operator.jobs.cancel(OPERATOR, JobRef(cancelled))
+
+    async def found(**wanted: object) -> list[tuple]:
+        return [(job.id, job.state) for job in (await operator.jobs.list(JobsWanted(**wanted))).items]  # type: ignore[arg-type]
+
+    everything = [(cancelled, "cancelled"), (done, "done"), (scheduled, "scheduled"), (ready, "ready")]
+    assert await found() == everything
+    for job in everything:
+        assert await found(state=job[1]) == [job]
+    assert await found(queue="default", task="greet") == everything
+    assert await found(queue="other") == await found(task="other") == await found(state="leased") == []
+    paged: list[tuple] = []
+    page = await operator.jobs.list(JobsWanted(limit=3))
+    paged += [(job.id, job.state) for job in page.items]
+    page = await operator.jobs.list(JobsWanted(limit=3, cursor=page.next_cursor))
+    assert page.next_cursor is None
+    assert paged + [(job.id, job.state) for job in page.items] == everything
+    assert not any(hasattr(job, "payload") for job in page.items)
+    with pytest.raises(Invalid):
+        await operator.jobs.list(JobsWanted(cursor="not ours"))
+
+
+async def test_a_job_is_shown_with_all_that_is_known_of_it(bench: Bench, operator: Operator) -> None:
+    span = NonRecordingSpan(SpanContext(0xA, 0xB, False, TraceFlags(1)))
+    started = asyncio.Event()
+
+    async def greet(greeting: Greeting) -> None:
+        if greeting.name == "bad":
+            raise RuntimeError("not today")
+        started.set()
+        await asyncio.sleep(60)
+
+    with trace.use_span(span):
+        bad = await bench.queue.enqueue(bench.db, GREET, Greeting("bad"), unique_key="k", group_key="g")
+    slow = await bench.queue.enqueue(bench.db, GREET, Greeting("slow"), priority=3)
+    async with bench.consuming(greet, worker="the-worker") as running:
+        await asyncio.wait_for(started.wait(), 10)
+        await bench.until(lambda: bench.rows("SELECT state FROM kernel.jobs WHERE attempt = 1"), [("scheduled",)])
+        shown = await operator.jobs.get(JobRef(slow))
+        assert (shown.state, shown.payload, shown.priority, shown.errors) == (
+            "leased",
+            {"name": "slow", "times": 1},
+            3,
+            [],
+        )
+        assert shown.lease
+        assert shown.lease.by == "the-worker"
+        running.task.cancel()
+    shown = await operator.jobs.get(JobRef(bad))
+    assert (shown.state, shown.attempt, shown.max_attempts, shown.lease) == ("scheduled", 1, 3, None)
+    assert (shown.unique_key, shown.turn_key, shown.trace_id) == ("k", "group/g", f"{0xA:032x}")
+    assert [(e.attempt, e.error) for e in shown.errors] == [(1, "RuntimeError: not today")]
+    await operator.jobs.cancel(OPERATOR, JobRef(bad))
+    ended = await operator.jobs.get(JobRef(bad))
+    assert (ended.state, ended.attempt, ended.payload, ended.errors) == ("cancelled", 1, shown.payload, shown.errors)
+    assert ended.finished_at
+    with pytest.raises(JobNotFound):
+        await operator.jobs.get(JobRef(NOBODY))
+
+
+async def test_a_job_that_waits_for_its_next_attempt_is_run_at_once(bench: Bench, operator: Operator) -> None:
+    failing = True
+
+    async def greet(greeting: Greeting) -> None:
+        if failing:
+            raise RuntimeError("not yet")
+
+    async with bench.consuming(greet, poll_interval=30):
+        job = await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await bench.until(bench.states, [("scheduled", 1)])
+        await bench.db.run("UPDATE kernel.jobs SET run_at = now() + interval '1 hour', cancel_requested_at = now()")
+        failing = False
+        assert (await operator.jobs.retry(OPERATOR, JobRef(job))).state == "ready"
+        await bench.until(bench.finished, [("done", 2)])
+    assert operator.audited() == [("platform.retry_job", str(job))]
+
+
+async def test_what_cannot_be_retried_says_why(bench: Bench, operator: Operator) -> None:
+    first = await bench.queue.enqueue(bench.db, GREET, Greeting("1"), group_key="g")
+    second = await bench.queue.enqueue(bench.db, GREET, Greeting("2"), group_key="g")
+    assert (await operator.jobs.retry(OPERATOR, JobRef(first))).state == "ready"  # it was
+    for state, refusal in (("leased", JobRunning), ("waiting", JobWaiting)):
+        await bench.db.run("UPDATE kernel.jobs SET state = %s WHERE id = %s", (state, second))
+        with pytest.raises(refusal):
+            await operator.jobs.retry(OPERATOR, JobRef(second))
+    await operator.jobs.cancel(OPERATOR, JobRef(first))
+    for act in (operator.jobs.retry, operator.jobs.cancel):
+        with pytest.raises(JobEnded, match="cancelled"):
+            await act(OPERATOR, JobRef(first))
+        with pytest.raises(JobNotFound):
+            await act(OPERATOR, JobRef(NOBODY))
+    assert operator.audited() == [("platform.cancel_job", str(first))]
+
+
+async def test_cancelling_a_job_that_does_not_run_passes_its_turn_on(bench: Bench, operator: Operator) -> None:
+    done: list[str] = []
+
+    async def greet(greeting: Greeting) -> None:
+        if greeting.name == "first":
+            raise RuntimeError("fails")
+        done.append(greeting.name)
+
+    async with bench.consuming(greet):
+        first = await bench.queue.enqueue(bench.db, GREET, Greeting("first"), group_key="g")
+        await bench.until(bench.states, [("scheduled", 1)])
+        await bench.db.run("UPDATE kernel.jobs SET run_at = now() + interval '1 hour'")
+        await bench.queue.enqueue(bench.db, GREET, Greeting("second"), group_key="g")
+        await bench.until(bench.states, [("scheduled", 1), ("waiting", 0)])
+        assert (await operator.jobs.cancel(OPERATOR, JobRef(first))).state == "cancelled"
+        await bench.until(bench.finished, [("cancelled", 1), ("done", 1)])
+    assert done == ["second"]
+
+
+async def test_a_running_job_is_cancelled_by_its_worker(bench: Bench, operator: Operator) -> None:
+    started = asyncio.Event()
+
+    async def greet(greeting: Greeting) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with bench.consuming(greet):
+        job = await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await asyncio.wait_for(started.wait(), 10)
+        asked = await operator.jobs.cancel(OPERATOR, JobRef(job))
+        assert asked.state == "leased"
+        assert asked.cancel_requested_at
+        await bench.until(bench.finished, [("cancelled", 1)])
+    assert operator.audited() == [("platform.cancel_job", str(job))]
+
+
+async def test_a_running_job_is_cancelled_also_when_the_worker_cannot_be_told(bench: Bench, operator: Operator) -> None:
+    started = asyncio.Event()
+
+    async def greet(greeting: Greeting) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with bench.consuming(greet, lease=0.6):
+        job = await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+        await asyncio.wait_for(started.wait(), 10)
+        await bench.db.run("UPDATE kernel.jobs SET cancel_requested_at = now()")  # and no notification
+        await bench.until(bench.finished, [("cancelled", 1)])
+    assert (await operator.jobs.get(JobRef(job))).state == "cancelled"
+
+
+async def test_jobs_that_are_cancelled_while_workers_take_them_end_once(bench: Bench, operator: Operator) -> None:
+    ran: list[str] = []
+
+    async def greet(greeting: Greeting) -> None:
+        ran.append(greeting.name)
+
+    await bench.queue.enqueue_many(bench.db, GREET, [Greeting(str(n)) for n in range(120)])
+    ids = [job for (job,) in await bench.rows("SELECT id FROM kernel.jobs ORDER BY seq")]
+
+    async def cancel(job_id: object) -> None:
+        with suppress(JobEnded):
+            await operator.jobs.cancel(OPERATOR, JobRef(job_id))  # type: ignore[arg-type]
+
+    async with bench.consuming(greet, concurrency=4):
+        await asyncio.gather(*(cancel(job_id) for job_id in reversed(ids)))
+        await bench.until(lambda: bench.rows("SELECT count(*) FROM kernel.jobs"), [(0,)])
+    ended = [(job_id, outcome) for job_id, outcome in await bench.rows("SELECT id, outcome FROM kernel.finished_jobs")]
+    assert sorted(job_id for job_id, _ in ended) == sorted(ids)
+    assert len(ran) == len(set(ran))
+    assert [outcome for _, outcome in ended].count("cancelled") >= 120 - len(ran)
