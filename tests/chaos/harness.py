@@ -61,6 +61,7 @@ async def unleash(plan: Plan, project: Project, holder: Holder, folder: Path, sa
     say(f"{time.monotonic() - started:.0f} s of chaos; now everything may recover")
     await _recover(deployment)
     say(f"recovered after {time.monotonic() - started:.0f} s")
+    (folder / "incidents").write_text("".join(f"{incident}\n" for incident in deployment.incidents))
     verdict = await asyncio.to_thread(judge, deployment, load)
     say(verdict.table())
     return verdict

@@ -38,8 +38,8 @@ def done(deployment: Deployment) -> tuple[int, int, int]:
     ((found),) = deployment.database.all(
         """
         SELECT (SELECT count(*) FROM chaos.effects), count(*) FILTER (WHERE outcome = 'done'),
-            (SELECT count(*) FROM kernel.jobs)
-        FROM kernel.finished_jobs
+            (SELECT count(*) FROM kernel.jobs WHERE task LIKE 'chaos.%%')
+        FROM kernel.finished_jobs WHERE task LIKE 'chaos.%%'
         """
     )
     return found
@@ -62,8 +62,8 @@ async def test_a_job_that_takes_longer_than_the_grace_is_handed_back(deployment:
     worker.wait()
     assert f"1 jobs were cut and handed back: {task.name}" in worker.messages()
     assert done(deployment) == (0, 0, 1)
-    left = deployment.database.all("SELECT state, attempt, rescues, lease_token, leased_by FROM kernel.jobs")
-    assert left == [("ready", 0, 0, None, None)]
+    sql = "SELECT state, attempt, rescues, lease_token, leased_by FROM kernel.jobs WHERE task = %s"
+    assert deployment.database.all(sql, task.name) == [("ready", 0, 0, None, None)]
     another = deployment.start(CONSUMER, **LONG_LEASE)
     eventually(lambda: [run for run in deployment.runs() if run.pid == another.pid])
     gate(deployment, closed=False)

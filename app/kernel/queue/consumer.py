@@ -307,7 +307,7 @@ class Consumer:
             await self._unknown(job)
             return
         job.started_at = time.monotonic()
-        if job.started_at > job.renewed_at + self._leases.lease_s:  # we froze, or the database was away
+        if self._lapsed(job):
             self._release(job)
             metrics.lease_lost(job.task)
             logger.warning("job {} of {}: not begun, its lease has run out", job.id, job.task)
@@ -357,10 +357,16 @@ class Consumer:
             self._some_done.set()
             return
         async with self._db.begin() as tx:
+            if self._lapsed(job):  # while it began
+                raise _LeaseLost
             await runner.operation(tx, *argument)
             if await self._leases.finish(tx, [job]) == 0:
                 raise _LeaseLost
         self._release(job)
+
+    def _lapsed(self, job: Job) -> bool:
+        """Whether the lease may have run out: we froze, or the database was away."""
+        return time.monotonic() > job.renewed_at + self._leases.lease_s
 
     def _overran(self, task: "asyncio.Task[None]", job: Job) -> None:
         if self._running.get(task) is job and not job.stopped_for:

@@ -31,6 +31,12 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SEEN_EVERY_S = 10.0
 _GONE_AFTER_S = 60.0
 
+_STORED_ALREADY = """
+SELECT 1 FROM kernel.schedules
+WHERE name = %(name)s AND task = %(task)s AND queue = %(queue)s AND max_attempts = %(max_attempts)s
+  AND timeout_s = %(timeout_s)s::real AND spec = %(spec)s AND misfire = %(misfire)s AND overlap = %(overlap)s
+"""
+
 # a tick of the former rhythm that is due already is not lost with it
 _REGISTER = """
 INSERT INTO kernel.schedules
@@ -109,7 +115,10 @@ class CronManager:
             given = {"name": name, "spec": schedule.spec, "misfire": schedule.misfire, "overlap": schedule.overlap}
             given |= {"task": task.name, "queue": task.queue}
             attempts = {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}
-            await self._db.run(_REGISTER, {**given, **attempts, "next": first})
+            # what is as it was needs no lock, which a manager that froze may hold
+            if await self._db.one(_STORED_ALREADY, {**given, **attempts}) is None:
+                await self._db.run(_REGISTER, {**given, **attempts, "next": first})
+        await self._db.run(_SEEN, (list(self._schedules),))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""

@@ -47,6 +47,17 @@ async def test_a_schedule_that_another_manager_had_locked_for_long_is_not_forgot
         assert await names(bench) == ["tick"]
 
 
+async def test_a_manager_starts_while_another_one_has_frozen_with_a_schedule_in_its_hands(bench: Bench) -> None:
+    manager = CronManager(bench.db, [Schedule(TICK, every_s=3600)], 0.05)
+    await manager.register()
+    async with bench.db.begin() as tx:
+        await tx.run("SELECT FROM kernel.schedules FOR UPDATE")
+        await manager.register()
+    await bench.db.run("UPDATE kernel.schedules SET seen_at = now() - interval '1 hour'")
+    await manager.register()
+    assert await bench.rows("SELECT now() - seen_at < interval '10 minutes' FROM kernel.schedules") == [(True,)]
+
+
 async def test_after_an_outage_other_managers_have_time_to_say_what_they_know(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,14 @@
 """What a worker does with jobs whose lease it has lost."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
+from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
+from app.kernel.queue import Handler
 from app.kernel.queue.leases import Leases
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
@@ -79,6 +83,39 @@ async def test_a_job_that_was_fetched_ahead_is_not_begun_when_its_lease_has_run_
         await bench.until(bench.finished, [("done", 1)])
         assert begun == ["first", "later"]
         assert await leased() == 2
+
+
+async def test_a_job_is_not_begun_when_its_lease_has_run_out_while_its_transaction_began(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    begun: list[str] = []
+    begin = bench.db.begin
+
+    @asynccontextmanager
+    async def late() -> AsyncIterator[Transaction]:
+        async with begin() as tx:
+            await gate.wait()
+            yield tx
+
+    async def greet(tx: Transaction, greeting: Greeting) -> None:
+        begun.append(greeting.name)
+
+    async def leased() -> list[tuple]:
+        return await bench.rows("SELECT count(*) FROM kernel.jobs WHERE state = 'leased'")
+
+    monkeypatch.setattr(bench.db, "begin", late)
+    async with bench.consuming([Handler(GREET, greet, "tx")], lease=LEASE_S):
+        await bench.queue.enqueue(bench.db, GREET, Greeting("frozen"))
+        await bench.until(leased, [(1,)])
+        await bench.db.run(
+            "UPDATE kernel.jobs SET lease_token = gen_random_uuid(), leased_until = now() + interval '1 hour'"
+        )
+        await asyncio.sleep(1.1 * LEASE_S)  # the length of a lease, not a wait for something
+        gate.set()
+        await bench.queue.enqueue(bench.db, GREET, Greeting("later"))
+        await bench.until(bench.finished, [("done", 1)])
+    assert begun == ["later"]
 
 
 async def test_a_worker_that_freezes_while_it_passes_a_turn_on_stops_the_others_for_seconds_only(bench: Bench) -> None:
