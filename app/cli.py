@@ -20,6 +20,7 @@ COMMANDS = {
     "config": ("app.commands.config", "Show, explain and validate the settings."),
     "db": ("app.commands.db", "Open a shell on the database."),
     "dead-letters": ("app.commands.dead_letters", "See, retry and purge jobs that were given up."),
+    "errors": ("app.commands.errors", "See, resolve and mute captured errors."),
     "events": ("app.commands.events", "See the events that were published, and replay them."),
     "health": ("app.commands.health", "Ask the local process whether it lives."),
     "jobs": ("app.commands.jobs", "See, retry and cancel jobs."),

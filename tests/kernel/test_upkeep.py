@@ -88,13 +88,6 @@ async def test_a_day_that_is_over_is_dropped_whole_unless_somebody_reads_it(benc
     assert await bench.rows("SELECT count(*) FROM kernel.finished_jobs") == [(0,)]
 
 
-async def test_young_entries_of_the_audit_trail_cannot_be_removed(bench: Bench) -> None:
-    await bench.db.run("INSERT INTO kernel.audit (id, action, outcome) VALUES (kernel.uuid7(), 'a', 'done')")
-    for sql in ("DELETE FROM kernel.audit", "UPDATE kernel.audit SET action = 'b'", "TRUNCATE kernel.audit"):
-        with pytest.raises(psycopg.errors.RaiseException, match="append only"):
-            await bench.db.run(sql)
-
-
 async def test_sessions_and_counts_that_are_over_are_removed(bench: Bench) -> None:
     await bench.db.run(
         "INSERT INTO auth.actors (id, type, username, username_key) VALUES (kernel.uuid7(), 'user', 'you', 'you')"

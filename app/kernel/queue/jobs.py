@@ -9,6 +9,7 @@ from app.kernel.db import Queries, Transaction
 
 JobState = Literal["scheduled", "ready", "waiting", "leased", "done", "cancelled"]
 
+# the conditions on the state alone keep a look at what is to be done from reading all that ended, and the reverse
 _PAGE = """
     SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, finished_at
     FROM (
@@ -19,6 +20,7 @@ _PAGE = """
           AND (%(queue)s::text IS NULL OR queue = %(queue)s)
           AND (%(task)s::text IS NULL OR task = %(task)s)
           AND (%(state)s::text IS NULL OR state = %(state)s)
+          AND coalesce(%(state)s::text, '') NOT IN ('done', 'cancelled')
         ORDER BY id DESC LIMIT %(limit)s)
         UNION ALL
         (SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at
@@ -27,6 +29,7 @@ _PAGE = """
           AND (%(queue)s::text IS NULL OR queue = %(queue)s)
           AND (%(task)s::text IS NULL OR task = %(task)s)
           AND (%(state)s::text IS NULL OR outcome = %(state)s)
+          AND coalesce(%(state)s::text, 'done') IN ('done', 'cancelled')
         ORDER BY id DESC LIMIT %(limit)s)
     ) found
     ORDER BY id DESC LIMIT %(limit)s

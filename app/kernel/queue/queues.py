@@ -7,6 +7,14 @@ from datetime import datetime
 from app.kernel.db import Queries, Transaction
 
 _ALL = """
+    WITH j AS (
+        SELECT queue AS name, count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
+            count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'waiting') AS waiting,
+            count(*) FILTER (WHERE state = 'leased') AS leased, min(run_at) FILTER (WHERE state = 'ready') AS oldest
+        FROM kernel.jobs GROUP BY queue
+    ), d AS (
+        SELECT queue AS name, count(*) AS dead FROM kernel.dead_letters GROUP BY queue
+    )
     SELECT name, q.paused_at, q.concurrency, coalesce(j.scheduled, 0), coalesce(j.ready, 0), coalesce(j.waiting, 0),
         coalesce(j.leased, 0), coalesce(d.dead, 0), extract(epoch FROM now() - j.oldest)::float8
     FROM (
@@ -14,17 +22,12 @@ _ALL = """
         UNION SELECT queue FROM kernel.subscriptions
         UNION SELECT queue FROM kernel.schedules
         UNION SELECT * FROM unnest(%s::text[])
-        UNION SELECT queue FROM kernel.jobs
-        UNION SELECT queue FROM kernel.dead_letters
+        UNION SELECT name FROM j
+        UNION SELECT name FROM d
     ) known (name)
     LEFT JOIN kernel.queues q USING (name)
-    LEFT JOIN (
-        SELECT queue AS name, count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
-            count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'waiting') AS waiting,
-            count(*) FILTER (WHERE state = 'leased') AS leased, min(run_at) FILTER (WHERE state = 'ready') AS oldest
-        FROM kernel.jobs GROUP BY queue
-    ) j USING (name)
-    LEFT JOIN (SELECT queue AS name, count(*) AS dead FROM kernel.dead_letters GROUP BY queue) d USING (name)
+    LEFT JOIN j USING (name)
+    LEFT JOIN d USING (name)
     ORDER BY name
 """
 

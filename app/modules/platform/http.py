@@ -8,6 +8,7 @@ _SEE_JOBS, _CHANGE_JOBS = "platform:jobs:read", "platform:jobs:write"
 _SEE_QUEUES, _CHANGE_QUEUES = "platform:queues:read", "platform:queues:write"
 _SEE_DEAD, _CHANGE_DEAD = "platform:dead_letters:read", "platform:dead_letters:write"
 _SEE_SCHEDULES, _CHANGE_SCHEDULES = "platform:schedules:read", "platform:schedules:write"
+_SEE_ERRORS, _CHANGE_ERRORS = "platform:errors:read", "platform:errors:write"
 _SEE_EVENTS, _CHANGE_EVENTS = "platform:events:read", "platform:events:write"
 
 
@@ -15,7 +16,7 @@ async def routes(p: Process) -> list[Route]:
     """Return what the platform API serves."""
     platform, jobs, queues = await p.use(wiring.platform), await p.use(wiring.jobs), await p.use(wiring.queues)
     dead_letters, schedules = await p.use(wiring.dead_letters), await p.use(wiring.schedules)
-    events = await p.use(wiring.events)
+    events, errors = await p.use(wiring.events), await p.use(wiring.errors)
     return [
         Route("GET", "/platform/v1/processes", platform.list_processes, permission="platform:processes:read"),
         Route("GET", "/platform/v1/audit", platform.list_audit, permission="platform:audit:read"),
@@ -39,4 +40,8 @@ async def routes(p: Process) -> list[Route]:
         Route("POST", "/platform/v1/schedules/{name}/resume", schedules.resume, permission=_CHANGE_SCHEDULES),
         Route("GET", "/platform/v1/events", events.list, permission=_SEE_EVENTS),
         Route("POST", "/platform/v1/events/replay", events.replay, permission=_CHANGE_EVENTS),
+        Route("GET", "/platform/v1/errors", errors.list, permission=_SEE_ERRORS),
+        Route("GET", "/platform/v1/errors/{id}", errors.get, permission=_SEE_ERRORS),
+        Route("POST", "/platform/v1/errors/{id}/resolve", errors.resolve, permission=_CHANGE_ERRORS),
+        Route("POST", "/platform/v1/errors/{id}/mute", errors.mute, permission=_CHANGE_ERRORS),
     ]

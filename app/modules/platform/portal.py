@@ -12,6 +12,8 @@ PERMISSIONS = {
     "platform:schedules:read": "See schedules.",
     "platform:schedules:write": "Trigger, pause and resume schedules.",
     "platform:events:read": "See which events were published.",
+    "platform:errors:read": "See captured errors, with what was going on.",
+    "platform:errors:write": "Resolve and mute captured errors.",
     "platform:events:write": "Replay events to a subscriber.",
 }
 """The permissions that platform declares."""

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from app.modules.platform.usecases.count_dead_letters import CountDeadLetters
     from app.modules.platform.usecases.count_replay import CountReplay
     from app.modules.platform.usecases.get_dead_letter import GetDeadLetter
+    from app.modules.platform.usecases.get_error import GetError
     from app.modules.platform.usecases.get_job import GetJob
     from app.modules.platform.usecases.limit_queue import LimitQueue
     from app.modules.platform.usecases.list_audit import ListAudit
     from app.modules.platform.usecases.list_dead_letters import ListDeadLetters
+    from app.modules.platform.usecases.list_errors import ListErrors
     from app.modules.platform.usecases.list_events import ListEvents
     from app.modules.platform.usecases.list_jobs import ListJobs
     from app.modules.platform.usecases.list_processes import ListProcesses
     from app.modules.platform.usecases.list_queues import ListQueues
     from app.modules.platform.usecases.list_schedules import ListSchedules
+    from app.modules.platform.usecases.mute_error import MuteError
     from app.modules.platform.usecases.notify_errors import NotifyErrors
     from app.modules.platform.usecases.pause_queue import PauseQueue
     from app.modules.platform.usecases.pause_schedule import PauseSchedule
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from app.modules.platform.usecases.purge_dead_letters import PurgeDeadLetters
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
     from app.modules.platform.usecases.replay_events import ReplayEvents
+    from app.modules.platform.usecases.resolve_error import ResolveError
     from app.modules.platform.usecases.resume_queue import ResumeQueue
     from app.modules.platform.usecases.resume_schedule import ResumeSchedule
     from app.modules.platform.usecases.retry_dead_letter import RetryDeadLetter
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from app.modules.platform.usecases.retry_job import RetryJob
     from app.modules.platform.usecases.send_message import SendMessage
     from app.modules.platform.usecases.trigger_schedule import TriggerSchedule
+    from app.modules.platform.usecases.try_recipients import TryRecipients
 
 AUDIT = Audit()
 
@@ -48,6 +53,16 @@ class Platform:
 
     list_processes: "ListProcesses"
     list_audit: "ListAudit"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorControl:
+    """The use cases of captured errors."""
+
+    list: "ListErrors"
+    get: "GetError"
+    resolve: "ResolveError"
+    mute: "MuteError"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +231,33 @@ async def record_heartbeat(p: Process) -> AsyncGenerator["RecordHeartbeat"]:
     from app.modules.platform.usecases.record_heartbeat import RecordHeartbeat
 
     yield RecordHeartbeat(await p.use(database), PostgresHeartbeats())
+
+
+@asynccontextmanager
+async def errors(p: Process) -> AsyncGenerator[ErrorControl]:
+    """Provide the use cases of captured errors."""
+    from app.kernel.config import SentinelSettings
+    from app.kernel.sentinel.postgres import PostgresErrors
+    from app.modules.platform.usecases.get_error import GetError
+    from app.modules.platform.usecases.list_errors import ListErrors
+    from app.modules.platform.usecases.mute_error import MuteError
+    from app.modules.platform.usecases.resolve_error import ResolveError
+
+    db, stored = await p.use(database), PostgresErrors(p.settings[SentinelSettings].cooldown)
+    yield ErrorControl(
+        ListErrors(db, stored), GetError(db, stored), ResolveError(db, stored, AUDIT), MuteError(db, stored, AUDIT)
+    )
+
+
+@asynccontextmanager
+async def try_recipients(p: Process) -> AsyncGenerator["TryRecipients"]:
+    """Provide the use case of `errors notify-test`."""
+    from app.kernel.config import SentinelSettings
+    from app.modules.platform.recipients import AppriseRecipients
+    from app.modules.platform.usecases.try_recipients import TryRecipients
+
+    urls = p.settings[SentinelSettings].notify_urls.get_secret_value()
+    yield TryRecipients(AppriseRecipients(urls), p.settings.environment)
 
 
 @asynccontextmanager

@@ -245,6 +245,7 @@ def test_the_audit_trail_is_append_only(project: Project, database: TestDatabase
     import psycopg
 
     assert project.app("migrate", "up").returncode == 0
+    database.run("INSERT INTO kernel.audit (id, action, outcome) VALUES (gen_random_uuid(), 'a', 'done')")
     with pytest.raises(psycopg.errors.RaiseException, match="append only"):
         database.run(statement)
 

@@ -184,7 +184,7 @@ def test_events(client: httpx.Client, database: TestDatabase) -> None:
         " FROM generate_series(0, 2999) n"
     )
     listed = client.get(f"{API}/events", params={"type": "test.moved", "to": "2026-11-22T10:00:02Z"}).json()["items"]
-    assert [event["published_at"] for event in listed] == ["2026-11-22T10:00:01Z", "2026-11-22T10:00:00Z"]
+    assert {event["published_at"] for event in listed} == {"2026-11-22T10:00:01Z", "2026-11-22T10:00:00Z"}
     assert listed[0].keys() == {"id", "type", "version", "published_at", "trace_id"}
     assert ids(client.get(f"{API}/events", params={"from": "2026-11-23T00:00:00+00:00"})) == []
     for wrong in ({"from": "2026-11-22T10:00:00"}, {"from": "yesterday"}, {"from_": "2026-11-22T10:00:00Z"}):
