@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from app.kernel.telemetry import metrics
 from app.processes import PROCESSES
 from tests.conftest import log_in, required
 from tests.support.project import ROOT, Project, eventually
+from tests.test_cli import parse
 
 FOLDER = ROOT / "deploy" / "monitoring"
 DASHBOARDS = sorted(FOLDER.glob("grafana/*.json"))
@@ -117,6 +120,13 @@ def test_every_expression_asks_for_metrics_and_labels_that_exist() -> None:
     assert not wrong
 
 
+def test_every_expression_is_promql(tmp_path: Path) -> None:
+    asked = [text.replace("$job", "run-.+").replace("$__rate_interval", "5m") for _, text in expressions()]
+    recorded = [{"record": f"expression:{number}", "expr": text} for number, text in enumerate(asked)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
+    promtool("check", "rules", tmp_path / "rules.yaml")
+
+
 def test_the_search_for_metrics_finds_what_does_not_exist() -> None:
     expression = 'sum by (job) (rate(a_total{b="x(y",c!~".+"}[5m])) / on (d) e:f offset 5m > 1 unless max(g)'
     assert queried(expression) == {"a_total": {"b", "c"}, "e:f": set(), "g": set()}
@@ -131,6 +141,19 @@ def test_every_alert_has_a_section_in_the_runbooks_and_every_section_an_alert() 
         assert alert["annotations"]["runbook_url"].partition("/runbooks#")[2] == alert["alert"].lower()
         assert alert["labels"]["severity"] in {"warning", "critical"}
         assert alert["annotations"]["summary"]
+
+
+def test_the_commands_of_runbooks_and_answers_exist() -> None:
+    found: list[str] = []
+    for path in GUIDES:
+        text = path.read_text()
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            found += [line for line in re.split(r"^(?=\S)", block, flags=re.MULTILINE) if line.startswith("app ")]
+        found += re.findall(r"`(app [a-z][^`]*)`", text)
+    assert len(found) > 50
+    for line in found:
+        words = shlex.split(re.sub(r"\bID\b", str(uuid.uuid4()), line), comments=True)[1:]
+        assert parse(words), line
 
 
 def test_every_process_is_scraped_has_a_memory_limit_and_is_missed() -> None:
