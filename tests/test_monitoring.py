@@ -1,0 +1,202 @@
+"""What is in `deploy/monitoring/`: that Prometheus takes it, and that it asks for what there is."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import ProcessCollector
+
+from app.kernel.telemetry import metrics
+from app.processes import PROCESSES
+from tests.conftest import log_in, required
+from tests.support.project import ROOT, Project, eventually
+from tests.test_cli import parse
+
+FOLDER = ROOT / "deploy" / "monitoring"
+DASHBOARDS = sorted(FOLDER.glob("grafana/*.json"))
+GUIDES = [ROOT / "docs" / "runbooks.md", ROOT / "docs" / "operating.md"]
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
+TARGET = {"job", "instance"}
+"""Labels that Prometheus gives to whatever it scrapes."""
+
+
+def promtool(*arguments: str | Path, stdin: bytes | None = None) -> str:
+    program = shutil.which("promtool") or required("promtool")
+    done = subprocess.run([str(program), *map(str, arguments)], input=stdin, capture_output=True, check=False)
+    said = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, said
+    return said
+
+
+def rules() -> list[dict[str, Any]]:
+    loaded = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
+    return [rule for group in loaded["groups"] for rule in group["rules"]]
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def known() -> dict[str, set[str]]:
+    """Return the names of what can be queried, each with its labels: what is exposed, scraped, or recorded."""
+    found: dict[str, set[str]] = {"up": set()}
+    for family in ProcessCollector(registry=None).collect():
+        found |= {sample.name: set(sample.labels) for sample in family.samples}
+    for metric in set(metrics._REGISTRY._names_to_collectors.values()):
+        for suffix in SUFFIXES[metric._type]:
+            labels = {*metric._labelnames, *(["le"] if suffix == "_bucket" else [])}
+            found[metric._name + suffix] = labels
+    for rule in rules():
+        if "record" in rule:
+            given = set().union(*(found[name] for name in queried(rule["expr"])))
+            found.setdefault(rule["record"], set()).update(given, rule.get("labels", ()))
+    return found
+
+
+def queried(expression: str) -> dict[str, set[str]]:
+    """Return the names of the metrics in an expression of PromQL, each with the labels that select from it."""
+    plain = re.sub(r'"[^"]*"', '""', expression)
+    plain = re.sub(r"\[[^\]]*\]", "", plain)
+    plain = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", "", plain)
+    found: dict[str, set[str]] = {}
+    for name, selectors in re.findall(r"(?<![\w.])([a-zA-Z_:][\w:]*)(?!\w*\s*\()\s*(?:\{([^}]*)\})?", plain):
+        if name not in {"and", "or", "unless", "offset", "bool"}:
+            found.setdefault(name, set()).update(re.findall(r"(\w+)\s*[=!]", selectors))
+        elif selectors:
+            pytest.fail(f"{name} is not a metric in {expression}")
+    return found
+
+
+def aggregated(expression: str) -> set[str]:
+    """Return the labels that an expression groups or joins by."""
+    found = re.findall(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)", expression)
+    return {label.strip() for labels in found for label in labels.split(",")} - {""}
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Return every expression in rules, dashboards and documents, and where it stands."""
+    for rule in rules():
+        yield "alerts.yaml: " + rule.get("alert", rule.get("record")), rule["expr"]
+    for path in DASHBOARDS:
+        dashboard = json.loads(path.read_text())
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                yield f"{path.name}: {panel['title']}", target["expr"]
+    for path in GUIDES:
+        for block in re.findall(r"```promql\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                yield path.name, line.split(" #")[0]
+
+
+def test_prometheus_takes_the_configuration_and_the_rules() -> None:
+    assert "SUCCESS" in promtool("check", "config", FOLDER / "prometheus.yml")
+    promtool("check", "rules", FOLDER / "alerts.yaml")
+
+
+def test_alerts_fire_above_their_thresholds_and_not_below() -> None:
+    assert "SUCCESS" in promtool("test", "rules", FOLDER / "alerts_test.yaml")
+    tested = set(re.findall(r'ALERTS\{alertname="(\w+)"', (FOLDER / "alerts_test.yaml").read_text()))
+    assert tested == {alert["alert"] for alert in alerts()}
+
+
+def test_every_expression_asks_for_metrics_and_labels_that_exist() -> None:
+    exposed = known()
+    wrong: list[str] = []
+    for where, expression in expressions():
+        names = queried(expression)
+        assert names or "vector" in expression, f"{where}: no metric in {expression}"
+        wrong += [f"{where}: {name}" for name in names if name not in exposed]
+        labels = {name: exposed.get(name, set()) | TARGET for name in names}
+        wrong += [f"{where}: {name}{{{label}}}" for name in names for label in names[name] - labels[name]]
+        wrong += [f"{where}: by {label}" for label in aggregated(expression) - set().union(*labels.values())]
+    assert not wrong
+
+
+def test_every_expression_is_promql(tmp_path: Path) -> None:
+    asked = [text.replace("$job", "run-.+").replace("$__rate_interval", "5m") for _, text in expressions()]
+    recorded = [{"record": f"expression:{number}", "expr": text} for number, text in enumerate(asked)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
+    promtool("check", "rules", tmp_path / "rules.yaml")
+
+
+def test_the_search_for_metrics_finds_what_does_not_exist() -> None:
+    expression = 'sum by (job) (rate(a_total{b="x(y",c!~".+"}[5m])) / on (d) e:f offset 5m > 1 unless max(g)'
+    assert queried(expression) == {"a_total": {"b", "c"}, "e:f": set(), "g": set()}
+    assert aggregated(expression) == {"job", "d"}
+
+
+def test_every_alert_has_a_section_in_the_runbooks_and_every_section_an_alert() -> None:
+    sections = re.findall(r"^## (.+)$", GUIDES[0].read_text(), re.MULTILINE)
+    named = [alert["alert"] for alert in alerts()]
+    assert sections == list(dict.fromkeys(named))
+    for alert in alerts():
+        assert alert["annotations"]["runbook_url"].partition("/runbooks#")[2] == alert["alert"].lower()
+        assert alert["labels"]["severity"] in {"warning", "critical"}
+        assert alert["annotations"]["summary"]
+
+
+def test_the_commands_of_runbooks_and_answers_exist() -> None:
+    found: list[str] = []
+    for path in GUIDES:
+        text = path.read_text()
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            found += [line for line in re.split(r"^(?=\S)", block, flags=re.MULTILINE) if line.startswith("app ")]
+        found += re.findall(r"`(app [a-z][^`]*)`", text)
+    assert len(found) > 50
+    for line in found:
+        words = shlex.split(re.sub(r"\bID\b", str(uuid.uuid4()), line), comments=True)[1:]
+        assert parse(words), line
+
+
+def test_every_process_is_scraped_has_a_memory_limit_and_is_missed() -> None:
+    limits = {rule["labels"]["job"] for rule in rules() if rule.get("record") == "job:memory_limit_bytes"}
+    assert limits == set(PROCESSES)
+    scraped = {"run-all-in-one": {"8080"}}
+    for target in yaml.safe_load((FOLDER / "targets.yaml").read_text()):
+        scraped[target["labels"]["job"]] = {address.rpartition(":")[2] for address in target["targets"]}
+    assert scraped == {name: {"8080" if spec.listens == "http_server" else "8081"} for name, spec in PROCESSES.items()}
+    missed = {alert["labels"]["missing"] for alert in alerts() if alert["alert"] == "ProcessMissing"}
+    assert missed == set(PROCESSES) - {"run-all-in-one"}
+
+
+def test_the_collector_receives_where_the_settings_say_and_uses_what_it_configures() -> None:
+    text = (FOLDER / "otel-collector.yaml").read_text()
+    collector = yaml.safe_load(text)
+    protocols = collector["receivers"]["otlp"]["protocols"]
+    for protocol in ("http", "grpc"):
+        said = rf"otlp_protocol: {protocol} +telemetry.otlp_endpoint: http://{protocols[protocol]['endpoint']}\n"
+        assert re.search(said, text)
+    for pipeline in collector["service"]["pipelines"].values():
+        for kind, names in pipeline.items():
+            assert set(names) <= set(collector[kind])
+    default = yaml.safe_load((ROOT / "settings" / "default.yaml").read_text())["telemetry"]
+    assert default["otlp_protocol"] in protocols
+    assert protocols["http"]["endpoint"] in (ROOT / "settings" / "default.yaml").read_text()
+
+
+def test_what_a_process_exposes_is_as_prometheus_wants_it(project: Project) -> None:
+    running = project.start("run-all-in-one")
+    client = log_in(project, running)
+    assert client.get("/ready").status_code == 200
+    assert client.post("/auth/v1/login", json={"username": "nobody", "password": "wrong"}).status_code == 401
+    assert client.post("/platform/v1/schedules/platform.heartbeat/trigger").status_code == 200
+
+    def worked() -> str:
+        exposed = client.get("/metrics").text
+        assert re.search(r'^jobs_total\{outcome="done",task="platform.heartbeat"\}', exposed, re.MULTILINE)
+        return exposed
+
+    exposed = eventually(worked, 60)
+    promtool("check", "metrics", stdin=exposed.encode())
+    sampled = set(re.findall(r"^([a-z_]+)[ {]", exposed, re.MULTILINE))
+    assert {name for name in sampled if not name.endswith("_created")} <= set(known())
+    for sample in ('route="/ready",status="200"', 'route="/auth/v1/login",status="401"', 'state="max"'):
+        assert sample in exposed
