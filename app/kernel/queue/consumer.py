@@ -4,6 +4,7 @@ A job is run at least once: what a worker leased and did not complete is leased 
 """
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -36,6 +37,7 @@ from app.kernel.telemetry.traces import continued
 _FLUSHED_AT_ONCE = 500
 _PREFETCH_S = 0.1
 _FULL_FETCH_EVERY_S = 0.1
+_SLOW_FETCH_S = 0.005
 _PROMOTE_EVERY_S = 0.05
 _SEEN_EVERY_S = 60.0
 _AGAIN_S = 1.0
@@ -82,8 +84,9 @@ class _FromTheFuture(Exception):
 class _QueueState:
     """What the worker knows of one queue.
 
-    It fetches from the last rank on, so that a snapshot that is held by somebody, which keeps the rows of finished jobs
-    from being cleaned away, does not slow it down; and from the start now and then, for what was added before that.
+    While there is much to do it fetches from the last rank on, so that a snapshot that is held by somebody, which keeps
+    the rows of finished jobs from being cleaned away, does not slow it down; and from the start, for what was added
+    before that, now and then. So it does while fetching from the start is slow; otherwise from the start, always.
     """
 
     def __init__(self, name: str) -> None:
@@ -91,27 +94,37 @@ class _QueueState:
         self.may_have_more = True
         self._from = ANY_RANK
         self._full_at = 0.0
+        self._full_owed = False
+        self._full_took_s = 0.0
+
+    def due(self, now: float) -> bool:
+        """Return whether to fetch."""
+        return self.wait_s(now) <= 0
 
     def next_rank(self, now: float) -> int:
         """Return the rank to fetch from."""
-        if now < self._full_at:
-            return self._from
         self.may_have_more = False  # unless we hear otherwise while the fetch is under way
-        return ANY_RANK
+        self._full_owed = now < self._full_at
+        return self._from if self._full_owed else ANY_RANK
 
-    def fetched(self, jobs: Sequence[Job], from_rank: int, wanted: int, started: float) -> None:
-        """Note what a fetch returned."""
+    def fetched(self, jobs: Sequence[Job], found_any: bool, from_rank: int, wanted: int, started: float) -> None:
+        """Note what a fetch returned, and whether it found any, be it that they had to wait for their turns."""
         now = time.monotonic()
         if from_rank == ANY_RANK:
-            self._full_at = now + max(_FULL_FETCH_EVERY_S, 10 * (now - started))
-        if len(jobs) == wanted:
+            before_s, self._full_took_s = self._full_took_s, now - started
+            slow_s = min(before_s, self._full_took_s)  # one alone may have waited for something else
+            at_least_s = _FULL_FETCH_EVERY_S if len(jobs) == wanted else 0.0
+            self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
+        if found_any:
             self.may_have_more = True
         if jobs:
             self._from = jobs[-1].rank
 
     def wait_s(self, now: float) -> float:
         """Return how long to wait before the next fetch when nothing wakes us."""
-        return max(0.0, self._full_at - now)
+        if self.may_have_more:
+            return 0.0
+        return max(0.0, self._full_at - now) if self._full_owed else math.inf
 
 
 class Consumer:
@@ -223,17 +236,17 @@ class Consumer:
                 queue = self._queues[0]
                 self._queues.rotate()
                 room = self._room()
-                if room == 0 or not queue.may_have_more:
+                if room == 0 or not queue.due(now):
                     continue
                 from_rank = queue.next_rank(now)
                 started = time.monotonic()
-                jobs = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
-                queue.fetched(jobs, from_rank, room, started)
+                jobs, found_any = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
+                queue.fetched(jobs, found_any, from_rank, room, started)
                 for job in jobs:
                     self._held[job.id] = job
                 self._ready.extend(jobs)
                 self._start()
-                if len(jobs) == room:
+                if found_any:
                     return True
         except Unavailable as error:
             logger.warning("consumer: {}; trying again", error)
@@ -266,7 +279,7 @@ class Consumer:
         now = time.monotonic()
         timeout = min(self._next_due, self._poll_at) - now
         if self._room() > 0:
-            timeout = min([timeout, *(queue.wait_s(now) for queue in self._queues if queue.may_have_more)])
+            timeout = min([timeout, *(queue.wait_s(now) for queue in self._queues)])
         if not self._wake.is_set():
             handle = asyncio.get_running_loop().call_later(max(timeout, 0.001), self._wake.set)
             await self._wake.wait()

@@ -16,9 +16,11 @@ _MOST_RESCUES = 10  # a job whose worker died so often probably kills it
 _ERRORS_KEPT = 20
 _LONGEST_ERROR = 2000
 
+# a transaction that has an id has locked jobs: without rows, all of them were made to wait for their turns
 _FETCH = """
-    SELECT id::text, task, payload, attempt, max_attempts, timeout_s, event_id::text, event_version, trace_context, rank
-    FROM kernel.fetch_jobs(%s, %s, %s, %s, %s, %s)
+    SELECT pg_current_xact_id_if_assigned() IS NOT NULL, id::text, task, payload, attempt, max_attempts, timeout_s,
+        event_id::text, event_version, trace_context, rank
+    FROM (VALUES (1)) AS one LEFT JOIN kernel.fetch_jobs(%s, %s, %s, %s, %s, %s) ON true
     ORDER BY rank
 """
 
@@ -163,11 +165,14 @@ class Leases:
     worker: str
     lease_s: float
 
-    async def fetch(self, db: Queries, queue: str, most: int, from_rank: int, now: float) -> list[Job]:
-        """Lease jobs of a queue, those with the lowest rank from one on, and return them in that order."""
+    async def fetch(self, db: Queries, queue: str, most: int, from_rank: int, now: float) -> tuple[list[Job], bool]:
+        """Lease jobs of a queue, those with the lowest rank from one on, and return them in that order.
+
+        Return, too, whether any were found: also those that have to wait for their turns, behind which may be more.
+        """
         token = str(uuid7())
         rows = await db.all(_FETCH, (queue, token, self.worker, self.lease_s, most, from_rank))
-        return [Job(*row, token=token, renewed_at=now) for row in rows]
+        return [Job(*row[1:], token=token, renewed_at=now) for row in rows if row[1] is not None], rows[0][0]
 
     async def promote(self, db: Queries) -> tuple[int, float | None]:
         """Make due jobs ready; return how many, and in how many seconds the next one will be due."""
