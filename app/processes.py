@@ -78,6 +78,13 @@ async def reporter(p: "Process") -> "Service":
     return await reporter(p)
 
 
+async def sentinel(p: "Process") -> "Service":
+    """Captures errors and outages."""
+    from app.kernel.sentinel.service import sentinel
+
+    return await sentinel(p)
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """A process: what it is for, its services in the order of starting, and whose settings --host and --port set."""
@@ -88,11 +95,13 @@ class Spec:
 
 
 PROCESSES = {
-    "run-all-in-one": Spec("Run everything in one process.", (http(*MODULES), cron, consumer, reporter)),
-    "run-auth-http": Spec("Serve the auth API.", (http("auth"), reporter)),
-    "run-platform-http": Spec("Serve the platform API.", (http("platform"), reporter)),
-    "run-cron-manager": Spec("Turn due schedules into jobs.", (operations, cron, reporter), "operations"),
-    "run-event-consumer": Spec("Run jobs and event subscribers.", (operations, consumer, reporter), "operations"),
+    "run-all-in-one": Spec("Run everything in one process.", (http(*MODULES), cron, consumer, reporter, sentinel)),
+    "run-auth-http": Spec("Serve the auth API.", (http("auth"), reporter, sentinel)),
+    "run-platform-http": Spec("Serve the platform API.", (http("platform"), reporter, sentinel)),
+    "run-cron-manager": Spec("Turn due schedules into jobs.", (operations, cron, reporter, sentinel), "operations"),
+    "run-event-consumer": Spec(
+        "Run jobs and event subscribers.", (operations, consumer, reporter, sentinel), "operations"
+    ),
 }
 
 

@@ -6,10 +6,11 @@
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -22,6 +23,8 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from app.kernel.identifiers import uuid7
+from app.modules.auth.keys import Sealer
 from benchmarks.measure import Broken, Table, cpu_s, free_port, postgres, project, scratch, stop, wait_ready
 from benchmarks.peer_fastapi import SCHEMA
 from tests.conftest import SUPERUSER, PostgresServer
@@ -30,6 +33,7 @@ from tests.support.project import ROOT, Project
 CONNECTIONS = 12
 OURS, SQLMODEL, ASYNC = "ours", "FastAPI + SQLModel", "FastAPI + async SQLAlchemy"
 FIRST_USE = "ours, every token for the first time"
+SECRET = secrets.token_hex()
 
 
 @dataclass
@@ -39,13 +43,14 @@ class Server:
     pid: int
     port: int
     token: str
-    refresh_token: str = ""
+    mint: Callable[[], str] | None = None
     cpu_us: list[float] = field(default_factory=list)
     per_s: list[float] = field(default_factory=list)
 
-    def request(self) -> bytes:
+    def request(self, token: str | None) -> bytes:
         """Return a request as it is sent."""
-        lines = ["GET /auth/v1/me HTTP/1.1", f"Host: 127.0.0.1:{self.port}", f"Authorization: Bearer {self.token}"]
+        bearer = f"Authorization: Bearer {token or self.token}"
+        lines = ["GET /auth/v1/me HTTP/1.1", f"Host: 127.0.0.1:{self.port}", bearer]
         return "\r\n".join([*lines, "Accept: */*", "\r\n"]).encode()
 
     def answer(self) -> dict[str, Any]:
@@ -55,21 +60,11 @@ class Server:
 
     def round(self, requests: int) -> None:
         """Load it, and note CPU time a request and requests a second."""
-        prepared = [self.request()] * requests
-        if self.refresh_token:
-            prepared = [self.refreshed() for _ in range(requests // 4)]
-            requests = len(prepared)
+        prepared = [self.request(self.mint and self.mint()) for _ in range(requests)]
         cpu_before_s, started = cpu_s(self.pid), time.perf_counter()
         uvloop.run(load(self.port, prepared))
         self.cpu_us.append((cpu_s(self.pid) - cpu_before_s) / requests * 1e6)
         self.per_s.append(requests / (time.perf_counter() - started))
-
-    def refreshed(self) -> bytes:
-        """Return a request with a token that was never used."""
-        url = f"http://127.0.0.1:{self.port}/auth/v1/refresh"
-        answer = httpx.post(url, json={"refresh_token": self.refresh_token}).raise_for_status().json()
-        self.token, self.refresh_token = answer["access_token"], answer["refresh_token"]
-        return self.request()
 
 
 async def load(port: int, requests: list[bytes]) -> None:
@@ -102,17 +97,32 @@ def log_in(of: Project, port: int) -> dict[str, str]:
     return answer.raise_for_status().json()["session"]
 
 
+def minting(conninfo: str, token: str) -> Callable[..., str]:
+    """Return what signs further tokens like one that the server issued, without costing the server anything."""
+    header, claims = jwt.get_unverified_header(token), jwt.decode(token, options={"verify_signature": False})
+    with psycopg.connect(conninfo) as connection:
+        stored = connection.execute("SELECT private_key FROM auth.signing_keys WHERE kid = %s", (header["kid"],))
+        (sealed,) = stored.fetchone() or (b"",)
+    pem = Sealer(SECRET, "signing keys").open(sealed, header["kid"])
+
+    def mint(**changes: str) -> str:
+        return jwt.encode(claims | {"jti": str(uuid7())} | changes, pem, algorithm="ES256", headers=header)
+
+    return mint
+
+
 @contextmanager
 def servers(of: Project, database: PostgresServer) -> Generator[dict[str, Server]]:
     """Start ours and both peers, on the same server and with the same content."""
-    of.env["AUTH_ACCESS_TOKEN_TTL"] = "1d"
+    of.env |= {"AUTH_ACCESS_TOKEN_TTL": "1d", "AUTH_MASTER_SECRET": SECRET}
     port = free_port()
     ours = of.start("run-auth-http", "--port", str(port))
     wait_ready(ours.popen, port)
-    session, other = log_in(of, port), log_in(of, port)
-    token = session["access_token"]
-    first_use = Server(ours.pid, port, other["access_token"], other["refresh_token"])
-    started = {OURS: Server(ours.pid, port, token), FIRST_USE: first_use}
+    token = log_in(of, port)["access_token"]
+    started = {
+        OURS: Server(ours.pid, port, token),
+        FIRST_USE: Server(ours.pid, port, token, minting(database.conninfo(), token)),
+    }
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         connection.execute(SCHEMA)
     key = ec.generate_private_key(ec.SECP256R1())

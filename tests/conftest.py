@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,30 @@ import httpx
 import psycopg
 import pytest
 
+from tests.support.leaks import WATCH, watched
 from tests.support.project import ROOT, Project, Running
 
 SUPERUSER = ("root", "correct horse battery staple")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched_httpx() -> Iterator[None]:
+    """Every request of every test is watched for the secrets in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx.Client, "send", watched(httpx.Client.send))
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """Fail a test after which one of its secrets stands where it must not."""
+    WATCH.search_live()
+    try:
+        return (yield)
+    finally:
+        WATCH.search_written()
+        if leaks := WATCH.end():
+            pytest.fail("secrets leaked: " + "; ".join(leaks), pytrace=False)
 
 
 @dataclass
@@ -47,7 +68,9 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[str], PostgresServer]:
     assert holder.stdout is not None
     line = holder.stdout.readline()
     assert line, "the test server did not start"
-    return holder, PostgresServer(folder, **json.loads(line))
+    started = PostgresServer(folder, **json.loads(line))
+    WATCH.follow(next(folder.rglob("server.log")))
+    return holder, started
 
 
 def stop_server(holder: subprocess.Popen[str]) -> None:

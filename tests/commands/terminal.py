@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Iterator
 
+from tests.support.leaks import WATCH
 from tests.support.project import Project
 
 # makes the terminal the controlling one, so that /dev/tty and Ctrl-C work, then becomes the command
@@ -63,6 +64,8 @@ class Terminal:
             assert self._read(deadline), f"ended without showing {text!r}: {self.seen!r}"
 
     def type(self, text: str) -> None:
+        if not termios.tcgetattr(self._main)[3] & termios.ECHO:
+            WATCH.secret("password typed", text.strip())
         os.write(self._main, text.encode())
 
     def wait(self, seconds: float = 30) -> int:
@@ -77,6 +80,7 @@ class Terminal:
             self.popen.kill()
         self.popen.wait(10)
         os.close(self._main)
+        WATCH.texts.append(("a terminal", self.seen))
 
 
 @contextlib.contextmanager

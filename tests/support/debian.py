@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.leaks import WATCH
 from tests.support.project import eventually
 
 UNPRIVILEGED = 65534
@@ -108,6 +109,7 @@ class DebianServer:
             "fsync": "off",
             "password_encryption": "scram-sha-256",
         }
+        WATCH.follow(self.folder / "server.log")
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [

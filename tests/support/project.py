@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests.support.leaks import WATCH
+
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
@@ -105,13 +107,16 @@ class Project:
 
     def environment(self, env: dict[str, str] | None = None) -> dict[str, str]:
         kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TZ") if key in os.environ}
-        return {**kept, "APP_ENV": "test", "PYTHONDONTWRITEBYTECODE": "1", **self.env, **(env or {})}
+        made = {**kept, "APP_ENV": "test", "PYTHONDONTWRITEBYTECODE": "1", **self.env, **(env or {})}
+        WATCH.environment(self.root, made)
+        return made
 
     def app(
         self, *args: str, env: dict[str, str] | None = None, stdin: str | None = None, seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
+        WATCH.arguments(args, stdin)
+        done = subprocess.run(
             [self.python, "-m", "app", *args],
             cwd=self.root,
             env=self.environment(env),
@@ -122,6 +127,9 @@ class Project:
             timeout=seconds,
             check=False,
         )
+        name = " ".join(args[:2])
+        WATCH.texts += [(f"stdout of app {name}", done.stdout), (f"stderr of app {name}", done.stderr)]
+        return done
 
     def start(self, *args: str, env: dict[str, str] | None = None) -> Running:
         """Start a process; `run-*` gets a free port."""
@@ -138,6 +146,8 @@ class Project:
                 stdout=out,
                 stderr=err,
             )
+        WATCH.files += [(f"stdout of app {args[0]}", output), (f"stderr of app {args[0]}", errors)]
+        WATCH.processes.append((args[0], output))
         started = Running(popen, output, errors)
         self.running.append(started)
         return started

@@ -9,6 +9,7 @@ from app.kernel.config.sections import (
     KERNEL_SECTIONS,
     Duration,
     HttpServerSettings,
+    KeepSettings,
     LoggerSettings,
     Names,
     OperationsSettings,
@@ -18,6 +19,7 @@ from app.kernel.config.sections import (
     QueueSettings,
     Secret,
     Section,
+    SentinelSettings,
 )
 from app.kernel.config.settings import (
     ENVIRONMENTS,
@@ -35,6 +37,7 @@ __all__ = [
     "KERNEL_SECTIONS",
     "Duration",
     "HttpServerSettings",
+    "KeepSettings",
     "LoggerSettings",
     "Misconfigured",
     "Names",
@@ -46,6 +49,7 @@ __all__ = [
     "QueueSettings",
     "Secret",
     "Section",
+    "SentinelSettings",
     "Settings",
     "Value",
     "current_environment",

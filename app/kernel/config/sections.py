@@ -125,6 +125,32 @@ class QueueSettings:
     lease: Annotated[Duration, Field(gt=0, description="after this without a sign of life a job is given to another")]
 
 
+@dataclass(frozen=True, slots=True)
+class KeepSettings:
+    """How long what is over is kept."""
+
+    section: ClassVar[str] = "keep"
+    finished_jobs: Annotated[Duration, Field(ge=3600, description="jobs that are done or cancelled")]
+    dead_letters: Annotated[Duration, Field(ge=3600, description="jobs that failed for good")]
+    events: Annotated[Duration, Field(ge=3600, description="published events; older ones cannot be replayed")]
+    audit: Annotated[Duration, Field(ge=365 * 86400, description="the audit trail; at least a year")]
+    errors: Annotated[Duration, Field(ge=3600, description="captured errors, after the last one of a group")]
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelSettings:
+    """Captured errors: whom to tell, how often, and what counts as an outage."""
+
+    section: ClassVar[str] = "sentinel"
+    notify_urls: Annotated[
+        Secret, Field(description="Apprise URLs, separated by spaces: Slack, Telegram, Discord, e-mail, webhooks")
+    ]
+    cooldown: Annotated[Duration, Field(ge=1, description="between two messages about one group of errors")]
+    late_schedule: Annotated[Duration, Field(ge=1, description="a schedule that is due for this long is an outage")]
+    stuck_queue: Annotated[Duration, Field(ge=1, description="a queue whose oldest job is due for this long is one")]
+    held_snapshot: Annotated[Duration, Field(ge=1, description="a transaction that is open for this long is one")]
+
+
 KERNEL_SECTIONS: tuple[type[Section], ...] = (
     ProcessSettings,
     HttpServerSettings,
@@ -132,4 +158,6 @@ KERNEL_SECTIONS: tuple[type[Section], ...] = (
     PostgresSettings,
     LoggerSettings,
     QueueSettings,
+    KeepSettings,
+    SentinelSettings,
 )

@@ -3,15 +3,19 @@
 import html
 import inspect
 import json
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, cast, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from app import __version__
+from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
-from app.kernel.http.problems import HttpProblem
+from app.kernel.http.problems import HttpProblem, status_of, title_of
 from app.kernel.http.routes import Route, input_type, path_parameters
 from app.kernel.operations import BasicAuth, BearerToken
 
@@ -112,16 +116,17 @@ class _Schemas:
 
 def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
     kind = type(route.operation)
+    problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
+    if route.form:
+        problem["application/json"] = {"schema": _OAUTH_ERROR}
     described: dict[str, Any] = {
         "operationId": getattr(kind, "operation_id", kind.__name__),
         "summary": (inspect.getdoc(kind) or kind.__name__).splitlines()[0],
         "description": inspect.getdoc(kind.__call__) or "",
         "responses": {
             str(route.status): {"description": "Done"},
-            "default": {
-                "description": "Refused",
-                "content": {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
-            },
+            **{status: {"description": why, "content": problem} for status, why in _refusals(route).items()},
+            "default": {"description": "Refused", "content": problem},
         },
     }
     output = schemas.get(number, "output", "serialization")
@@ -134,13 +139,42 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
         described["security"] = [{"bearer": []}]
     elif BasicAuth in asked:
         described["security"] = [{"basic": []}, {}]
-    if route.form:
-        described["responses"]["default"]["content"]["application/json"] = {"schema": _OAUTH_ERROR}
     if route.permission:
         described["description"] += f"\n\nNeeds the permission `{route.permission}`."
     if (schema := schemas.get(number, "input", "validation")) is not None:
         _take_input(described, route, schemas.resolved(schema))
     return described
+
+
+def _refusals(route: Route) -> dict[str, str]:
+    """Return the statuses of refusals and why: what the edge refuses, and what the operation says that it raises."""
+    call = type(route.operation).__call__
+    asked = set(get_type_hints(call).values())
+    edge, kinds = {400, 504}, set[type[Refusal]]({Unavailable})
+    if path_parameters(route.path):
+        edge.add(404)
+    if not route.public or asked & {BearerToken, BasicAuth}:
+        kinds.add(Unauthenticated)
+    if route.permission:
+        kinds.add(Denied)
+    if (taken := input_type(route)) is not None:
+        kinds.add(Invalid)
+        if route.method != "GET" and {field.name for field in fields(taken)} - set(path_parameters(route.path)):
+            edge |= {408, 413, 415}
+    _, _, raised = (inspect.getdoc(call) or "").partition("Raises ")
+    kinds |= {kind for kind in _every(Refusal) if re.search(rf"\b{kind.__name__}\b", raised)}
+    why: defaultdict[int, set[str]] = defaultdict(set)
+    for status in edge:
+        why[status].add(title_of(status))
+    for kind in kinds:
+        why[400 if route.form and issubclass(kind, Invalid) else status_of(kind)].add(f"{kind.title()}: `{kind.code}`")
+    return {str(status): "; ".join(sorted(reasons)) for status, reasons in sorted(why.items())}
+
+
+def _every(kind: type[Refusal]) -> Iterator[type[Refusal]]:
+    for narrower in kind.__subclasses__():
+        yield narrower
+        yield from _every(narrower)
 
 
 def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any]) -> None:

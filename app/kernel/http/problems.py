@@ -39,6 +39,16 @@ class HttpProblem(Exception):
         self.headers = headers
 
 
+def status_of(kind: type[Refusal]) -> int:
+    """Return the status that a kind of refusal is answered with."""
+    return next(status for base, status in _STATUS.items() if issubclass(kind, base))
+
+
+def title_of(status: int) -> str:
+    """Return the title of what is refused before it reaches a use case."""
+    return _TITLES[status][1]
+
+
 async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -> None:
     """Answer with what went wrong."""
     headers: list[tuple[bytes, bytes]] = []
@@ -47,7 +57,7 @@ async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -
         status, (code, title), detail = error.status, _TITLES[error.status], error.detail
         headers += error.headers
     else:
-        status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+        status = status_of(type(error))
         code, title, detail = error.code, error.title(), str(error)
         if isinstance(error, Unavailable):
             headers.append((b"retry-after", str(error.retry_after_s).encode()))

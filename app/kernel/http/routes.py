@@ -75,6 +75,7 @@ class _Endpoint:
         self._limits = limits
         self._cache = f"public, max-age={route.cache_s}".encode() if route.cache_s else b"no-store"
         self._trusted = networks(limits.trusted_proxies)
+        self._operation_id: str = getattr(type(route.operation), "operation_id", route.path)
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
         kind = input_type(route)
@@ -100,16 +101,19 @@ class _Endpoint:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
+        about = scope.setdefault("state", {})
+        about["route"], about["operation"] = route.path, self._operation_id
         came_from = origin(scope, self._trusted)
         caller = Caller(origin=came_from)
         if not route.public:
             caller = await self._authenticate(_bearer(scope), came_from)
+            about["actor_id"] = caller.actor_id
         try:
             if route.permission and not caller.may(route.permission):
                 raise Denied(f"this needs the permission {route.permission}")
             result = await route.operation(*await self._arguments(caller, scope, receive))
         except Denied:
-            await self._denied(caller, getattr(type(route.operation), "operation_id", route.path))
+            await self._denied(caller, self._operation_id)
             raise
         if self._output is None:
             await send({"type": "http.response.start", "status": 204, "headers": []})

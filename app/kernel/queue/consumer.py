@@ -40,12 +40,11 @@ _FULL_FETCH_EVERY_S = 0.1
 _SLOW_FETCH_S = 0.005
 _PROMOTE_EVERY_S = 0.05
 _SEEN_EVERY_S = 60.0
+_MEASURED_EVERY_S = 15.0
 _AGAIN_S = 1.0
 _LONGEST_BACKOFF_S = 6 * 3600.0
 _UNKNOWN_AGAIN_S = 10.0
 _UNKNOWN_AT_MOST = 100_000  # seconds: then nobody will know it any more
-
-_tracer = trace.get_tracer("app")
 
 
 class _LeaseLost(Exception):
@@ -468,8 +467,8 @@ class Consumer:
     # tending
 
     async def _tend(self) -> None:
-        """Free what dead workers held; say that our subscriptions are wanted."""
-        seen_at = 0.0
+        """Free what dead workers held; say that our subscriptions are wanted; measure the queues."""
+        seen_at = measure_at = 0.0
         while True:
             try:
                 rescued, dead = await self._leases.rescue(self._db)
@@ -478,6 +477,11 @@ class Consumer:
                 if time.monotonic() - seen_at > _SEEN_EVERY_S:
                     await self._subscriptions.register(self._db)
                     seen_at = time.monotonic()
+                started = time.monotonic()
+                if started > measure_at:
+                    metrics.queues_measured(await self._leases.depth(self._db))
+                    ended = time.monotonic()
+                    measure_at = ended + max(_MEASURED_EVERY_S, 20 * (ended - started))
             except Unavailable as error:
                 logger.warning("consumer: {}; trying again", error)
             await asyncio.sleep(max(0.05, self._leases.lease_s / 4))

@@ -122,6 +122,11 @@ _WAKE_FORGOTTEN = """
     )
 """
 
+_DEPTH = """
+    SELECT queue, state, count(*), greatest(0, extract(epoch FROM now() - min(run_at)))::float8
+    FROM kernel.jobs GROUP BY queue, state
+"""
+
 _HAND_BACK = """
     WITH back AS (
         UPDATE kernel.jobs SET state = 'ready', lease_token = NULL, leased_until = NULL, leased_by = NULL
@@ -200,6 +205,10 @@ class Leases:
         row = await db.one(_RESCUE)
         await db.run(_WAKE_FORGOTTEN)
         return (row[0] if row else 0), dead
+
+    async def depth(self, db: Queries) -> list[tuple[str, str, int, float]]:
+        """Return queue, state, how many jobs, and for how many seconds the oldest has been due."""
+        return [(queue, state, count, oldest_s) for queue, state, count, oldest_s in await db.all(_DEPTH)]
 
     async def hand_back(self, db: Queries, jobs: Sequence[Job]) -> None:
         """Let others have the jobs, as if they had not been taken."""

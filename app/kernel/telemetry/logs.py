@@ -1,56 +1,81 @@
-"""Logs through loguru with a sink of our own: one JSON object a line, or text for people. Never a local variable."""
+"""Logs through loguru with a sink of our own: one JSON object a line, or text for people.
+
+Never a local variable of a traceback, never a secret, and never a wait for whoever reads them.
+"""
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from opentelemetry import trace
 from pydantic_core import to_json
 
 from app.kernel.config import LoggerSettings, Misconfigured
+from app.kernel.telemetry.output import Output
+from app.kernel.telemetry.redact import redacted, redacted_fields
 
 if TYPE_CHECKING:
     from loguru import Message, Record
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_INFO = 20
+_listeners: "list[Callable[[Record], None]]" = []
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
 def configure(settings: LoggerSettings, process: str) -> None:
-    """Send logs where the settings say, with process and pid. Raises Misconfigured. Safe to repeat."""
-    _install(_stream(settings.output), settings.format == "json", _LOGURU_LEVELS[settings.level], process)
+    """Send logs where the settings say, with process and pid. Raises Misconfigured. Safe to repeat.
+
+    SIGHUP opens the file anew, for logrotate.
+    """
+    to_file = settings.output != "stdout"
+    try:
+        output = Output(settings.output if to_file else None)
+    except OSError as error:
+        raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
+    if to_file:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: output.reopen())
+    colour = not to_file and sys.stdout.isatty()
+    _install(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour)
+
+
+def also(listener: "Callable[[Record], None]") -> None:
+    """Give every record of level info and above to this, too, wherever it is written or not."""
+    _listeners.append(listener)
 
 
 def configure_command(process: str) -> None:
     """Send warnings and errors to stderr as text: for commands, whose stdout is data. Safe to repeat."""
-    _install(sys.stderr, as_json=False, level="WARNING", process=process)
+
+    def write(line: str) -> None:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+    _install(write, as_json=False, level="WARNING", process=process, colour=sys.stderr.isatty())
 
 
-def _stream(output: str) -> TextIO:
-    if output == "stdout":
-        return sys.stdout
-    try:
-        return Path(output).open("a", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise Misconfigured(f"logger.output: cannot write {output}: {error.strerror}") from None
-
-
-def _install(stream: TextIO, as_json: bool, level: str, process: str) -> None:
+def _install(write: Callable[[str], None], as_json: bool, level: str, process: str, colour: bool) -> None:
     constant = {"process": process, "pid": os.getpid()}
-    colour = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     line: Callable[[Record], str] = (lambda r: _json(r, constant)) if as_json else (lambda r: _text(r, colour))
 
+    least = logger.level(level).no
+
     def sink(message: "Message") -> None:
-        stream.write(line(message.record))
-        stream.flush()
+        record = message.record
+        if record["level"].no >= least:
+            write(line(record))
+        for listener in _listeners:
+            listener(record)
 
     logger.remove()
-    logger.add(sink, level=level, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
+    heard = min(least, _INFO)  # by the listeners
+    logger.add(sink, level=heard, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
 
 
@@ -58,13 +83,14 @@ def _json(record: "Record", constant: dict[str, Any]) -> str:
     fields: dict[str, Any] = {
         "time": record["time"].isoformat(timespec="microseconds"),
         "level": record["level"].name.lower(),
-        "message": record["message"],
+        "message": redacted(record["message"]),
         **constant,
-        **record["extra"],
+        **redacted_fields(record["extra"]),
     }
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         fields["trace_id"] = trace.format_trace_id(context.trace_id)
+        fields["span_id"] = trace.format_span_id(context.span_id)
     if record["exception"] is not None:
         fields["exception"] = _stack(record)
     return to_json(fields, fallback=str, inf_nan_mode="strings").decode() + "\n"
@@ -73,8 +99,8 @@ def _json(record: "Record", constant: dict[str, Any]) -> str:
 def _text(record: "Record", colour: bool) -> str:
     level = record["level"].name
     name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if colour else f"{level:<8}"
-    extra = " ".join(f"{key}={_printable(str(value))}" for key, value in record["extra"].items())
-    message = _printable(record["message"])
+    extra = " ".join(f"{key}={_printable(str(value))}" for key, value in redacted_fields(record["extra"]).items())
+    message = _printable(redacted(record["message"]))
     tail = _stack(record) if record["exception"] is not None else ""
     return f"{record['time']:%H:%M:%S.%f} {name} {message}{'  ' + extra if extra else ''}\n{tail}"
 
@@ -88,7 +114,7 @@ def _stack(record: "Record") -> str:
     exception = record["exception"]
     if exception is None or exception.value is None:
         return ""
-    return "".join(traceback.format_exception(exception.type, exception.value, exception.traceback))
+    return redacted("".join(traceback.format_exception(exception.type, exception.value, exception.traceback)))
 
 
 class _Forward(logging.Handler):

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.oauth_metadata import OAuthMetadata
     from app.modules.auth.usecases.oauth_revoke import OAuthRevoke
     from app.modules.auth.usecases.oauth_token import OAuthToken
+    from app.modules.auth.usecases.prune import Prune
     from app.modules.auth.usecases.refresh import Refresh
     from app.modules.auth.usecases.remove_totp import RemoveTotp
     from app.modules.auth.usecases.rename_role import RenameRole
@@ -341,3 +342,11 @@ async def rotate_keys(p: Process) -> AsyncGenerator["RotateKeys"]:
 
     ttl_s = p.settings[AuthSettings].access_token_ttl
     yield RotateKeys(await p.use(database), await p.use(keyring), AUDIT, ttl_s)
+
+
+@asynccontextmanager
+async def prune(p: Process) -> AsyncGenerator["Prune"]:
+    """Provide the use case of the nightly job."""
+    from app.modules.auth.usecases.prune import Prune
+
+    yield Prune(await p.use(database), SESSIONS, LIMITS)

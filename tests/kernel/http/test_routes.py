@@ -257,5 +257,5 @@ async def test_the_openapi_document_says_what_is_served() -> None:
     assert "x:y:read" in patch["description"]
     whisper = document["paths"]["/whisper"]["post"]
     assert whisper["security"] == [{"bearer": []}]
-    assert set(whisper["responses"]) == {"204", "default"}
+    assert set(whisper["responses"]) == {"204", "400", "401", "503", "504", "default"}
     assert "<script" not in page(openapi(routes, "<script>"))

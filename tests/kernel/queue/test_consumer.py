@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -13,6 +14,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
 from app.kernel.queue.consumer import _QueueState
 from app.kernel.queue.leases import ANY_RANK
+from app.kernel.telemetry import metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 
@@ -389,3 +391,28 @@ def test_a_worker_goes_on_from_the_last_rank_while_fetching_is_slow() -> None:
     assert 8 < queue.wait_s(now) <= 10.1  # then from the start, for what was added before
     assert queue.next_rank(now + 11) == ANY_RANK
     assert queue.wait_s(now + 11) == math.inf
+
+
+async def test_metrics_tell_what_became_of_jobs_and_what_is_left(bench: Bench) -> None:
+    task, other = Task("measured"), Task("measured", queue="elsewhere")
+
+    async def fail() -> None:
+        raise RuntimeError("no")
+
+    await bench.queue.enqueue(bench.db, other, delay_s=60)
+    await bench.queue.enqueue(bench.db, other, at=datetime.now(UTC) - timedelta(seconds=90))
+    async with bench.consuming([Handler(task, fail)], lease=0.2):
+        await bench.queue.enqueue(bench.db, task, max_attempts=1)
+        await bench.until(lambda: asyncio.sleep(0, 'jobs_total{outcome="dead",task="measured"} 1.0' in said()), True)
+        await bench.until(
+            lambda: asyncio.sleep(0, 'queue_depth{queue="elsewhere",state="scheduled"} 1.0' in said()), True
+        )
+    assert 'job_duration_seconds_count{outcome="dead",task="measured"} 1.0' in said()
+    (oldest,) = [
+        line for line in said().splitlines() if line.startswith('queue_oldest_job_age_seconds{queue="elsewhere"')
+    ]
+    assert 89 < float(oldest.split()[-1]) < 120
+
+
+def said() -> str:
+    return metrics.exposition().decode()

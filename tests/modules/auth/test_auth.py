@@ -97,3 +97,23 @@ def test_processes_that_start_at_once_share_one_first_signing_key(project: Proje
     assert database.all("SELECT count(*) FROM auth.signing_keys") == [(1,)]
     for process in running[1:]:
         assert httpx.get(f"{process.ready()}/auth/v1/me", headers=client.headers).status_code == 200
+
+
+def test_a_refusal_does_not_repeat_what_was_secret(project: Project) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    long, password = "a secret " * 500, SUPERUSER[1]
+    wrong = [
+        (LOGIN, {"username": "root", "password": long}),
+        (LOGIN, {"username": "root", "password": [password]}),
+        (LOGIN, {"username": ["root"], "password": password}),
+        (LOGIN, {"username": "root", "password": password, "otp": long}),
+        ("/auth/v1/refresh", {"refresh_token": long}),
+        ("/auth/v1/me/totp", {"current_password": {"password": password}}),
+        ("/auth/v1/actors", {"type": "robot", "username": "new", "password": password}),
+    ]
+    for path, body in wrong:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 422, (path, answer.text)
+        assert password not in answer.text
+        assert "a secret" not in answer.text
+    assert client.get("/auth/v1/me", params={"token": password}).status_code == 200  # and the log has no query

@@ -2,18 +2,35 @@
 
 from loguru import logger
 
-from app.kernel.http.asgi import App, Receive, Scope, Send
+from app.kernel.http.asgi import App, Message, Receive, Scope, Send
 
 
 class Alerting:
-    """Log every unexpected exception with its stack, and let it go on to Recovery."""
+    """Log every unexpected exception with its stack, and every 5xx: the sentinel captures what is logged so."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, note)
         except Exception as error:
-            logger.opt(exception=error).error("unhandled {}", type(error).__name__)
+            logger.bind(**_about(scope)).opt(exception=error).error("unhandled {}", type(error).__name__)
             raise
+        if status >= 500 and "route" in scope["state"]:  # not a probe, whose 503 is an answer
+            logger.bind(**_about(scope)).error(
+                "{} {} was answered {}", scope["method"], scope["state"]["route"], status
+            )
+
+
+def _about(scope: Scope) -> dict[str, str]:
+    state = scope["state"]
+    return {name: str(state[name]) for name in ("operation", "actor_id", "route") if name in state}

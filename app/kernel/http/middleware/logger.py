@@ -1,10 +1,12 @@
-"""Logger: one line per request."""
+"""Logger: one line and one measurement per request."""
 
 import time
+from typing import Any
 
 from loguru import logger
 
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.telemetry import metrics
 
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 
@@ -30,6 +32,14 @@ class Logger:
             status = status or 500
             raise
         finally:
-            level = "DEBUG" if scope["path"] in _PROBES else "INFO"
-            took_ms = (time.perf_counter() - started) * 1000
-            logger.log(level, "{} {} {} in {:.1f} ms", scope["method"], scope["path"], status, took_ms)
+            took_s = time.perf_counter() - started
+            about: dict[str, Any] = scope.setdefault("state", {})
+            path, route = scope["path"], about.get("route", "")
+            if path in _PROBES:
+                level, route = "DEBUG", path
+            else:
+                level = "INFO"
+            metrics.request_ended(scope["method"], route, status, took_s)
+            who = {name: about[name] for name in ("operation", "actor_id") if name in about}
+            with logger.contextualize(**who):
+                logger.log(level, "{} {} {} in {:.1f} ms", scope["method"], path, status, took_s * 1000)

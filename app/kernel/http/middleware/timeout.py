@@ -2,6 +2,8 @@
 
 import asyncio
 
+from loguru import logger
+
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send
 from app.kernel.http.problems import HttpProblem, send_problem
 
@@ -28,4 +30,6 @@ class Timeout:
         except TimeoutError:
             if started or not limit.expired():
                 raise
+            route = scope.get("state", {}).get("route", "")
+            logger.error("{} {} was not answered within {:g} s", scope["method"], route, self._seconds)
             await send_problem(scope, send, HttpProblem(504, f"no answer within {self._seconds:g} s"))

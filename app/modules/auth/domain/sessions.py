@@ -178,6 +178,10 @@ class Sessions(Protocol):
         """Return the live sessions of an actor, newest first; at most a hundred."""
         ...
 
+    async def prune(self, db: Queries, kept_s: float) -> int:
+        """Remove the sessions that ended or expired longer ago than that; return how many."""
+        ...
+
 
 class Tokens(Protocol):
     """Access and refresh tokens."""
@@ -208,4 +212,8 @@ class Limits(Protocol):
 
     async def forget(self, db: Queries, key: str) -> bool:
         """Start anew; return whether there was something to forget."""
+        ...
+
+    async def prune(self, db: Queries, window_s: float) -> int:
+        """Remove the counts whose window has ended; return how many."""
         ...

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.kernel.db import Queries
+from app.kernel.db.chunks import run_in_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,12 @@ class PostgresLimits:
 
     async def forget(self, db: Queries, key: str) -> bool:
         return await db.run("DELETE FROM auth.limits WHERE key = %s", (key,)) == 1
+
+    async def prune(self, db: Queries, window_s: float) -> int:
+        sql = """
+            DELETE FROM auth.limits WHERE key IN (
+                SELECT key FROM auth.limits WHERE started_at < now() - %(window_s)s * interval '1 second'
+                ORDER BY started_at LIMIT %(chunk)s
+            )
+        """
+        return await run_in_chunks(db, sql, window_s=window_s)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
+from app.kernel.db.chunks import run_in_chunks
 from app.kernel.operations import Origin
 from app.modules.auth.domain.actors import Actor
 from app.modules.auth.domain.sessions import AuthenticatedCaller, Claims, LiveSession, Session
@@ -129,3 +130,14 @@ class PostgresSessions:
             LIMIT 100
         """
         return [LiveSession(*row) for row in await db.all(sql, {"actor_id": actor_id, "current": current})]
+
+    async def prune(self, db: Queries, kept_s: float) -> int:
+        sql = """
+            DELETE FROM auth.sessions WHERE id IN (
+                SELECT id FROM auth.sessions
+                WHERE least(idle_expires_at, expires_at, coalesce(ended_at, 'infinity'))
+                    < now() - %(kept_s)s * interval '1 second'
+                ORDER BY id LIMIT %(chunk)s
+            )
+        """
+        return await run_in_chunks(db, sql, kept_s=kept_s)

@@ -35,7 +35,7 @@ class RemoveTotp:
     async def __call__(self, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
         """Remove it, and end the caller's other sessions.
 
-        Raises InvalidCredentials, OtpRequired, InvalidOtp, NoSecondFactor.
+        Raises InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor.
         """
         actor = await self.reauthenticate.fully(caller, given.current_password, given.otp)
         async with self.db.begin() as tx:

@@ -40,7 +40,10 @@ class StartTotp:
     issuer: str
 
     async def __call__(self, caller: AuthenticatedCaller, given: Reauthentication) -> PendingTotp:
-        """Return the secret. Raises InvalidCredentials, SecondFactorExists. Safe to repeat until confirmed."""
+        """Return the secret. Safe to repeat until confirmed.
+
+        Raises InvalidCredentials, RateLimited, SecondFactorExists.
+        """
         actor = await self.reauthenticate(caller, given.current_password)
         secret = new_secret()
         async with self.db.begin() as tx:

@@ -1,0 +1,146 @@
+"""Captures errors in this process, without a wait: a sink of the log that groups and counts."""
+
+import hashlib
+import threading
+import time
+import traceback
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from app import ROOT
+from app.kernel.sentinel import Group, Kind
+from app.kernel.telemetry import metrics
+from app.kernel.telemetry.redact import redacted, redacted_fields
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+_MOST_GROUPS = 200
+_SAMPLES = 3
+_FULL_SAMPLES_A_SECOND = 5
+_LINES_KEPT = 500
+_LINES_SHOWN = 20
+_LONGEST = 8000
+_FRAMES = 30
+_BELONGS_TO = ("request_id", "job_id")
+_APP = str(Path(ROOT, "app"))
+
+
+class Capture:
+    """Groups errors until they are stored. Safe to call from any thread; never raises into the log."""
+
+    def __init__(self, about: dict[str, str]) -> None:
+        """`about` is said with each sample: process, host, release, environment."""
+        self._about = about
+        self._groups: dict[str, Group] = {}
+        self._lines: deque[tuple[str, datetime, str]] = deque(maxlen=_LINES_KEPT)
+        self._lock = threading.Lock()
+        self._second, self._full = 0, 0
+
+    def sink(self, record: "Record") -> None:
+        """Take a log record: remember its line for those that follow, capture it when it is an error."""
+        extra: dict[str, Any] = record["extra"]
+        belongs = next((str(extra[name]) for name in _BELONGS_TO if name in extra), "")
+        if belongs:
+            self._lines.append((belongs, record["time"], record["message"]))
+        level = record["level"].no
+        exception = record["exception"]
+        if level >= 40 or (level >= 30 and exception is not None):
+            error = exception.value if exception else None
+            kind: Kind = "job" if "job_id" in extra else "request" if "request_id" in extra else "service"
+            self._add(kind, record, error, belongs)
+
+    def add(self, kind: Kind, type_: str, title: str, culprit: str) -> None:
+        """Capture something that is wrong without an exception, such as an outage."""
+        fingerprint = _digest(kind, type_, culprit)
+        self._count(fingerprint, kind, type_, title, culprit, dict(self._about))
+
+    def drain(self) -> list[Group]:
+        """Return the groups since the last time, and begin anew."""
+        with self._lock:
+            groups, self._groups = list(self._groups.values()), {}
+        return groups
+
+    def put_back(self, groups: list[Group]) -> None:
+        """Keep groups that could not be stored for the next time."""
+        with self._lock:
+            for group in groups:
+                newer = self._groups.get(group.fingerprint)
+                if newer is not None:
+                    newer.count += group.count
+                    newer.first_seen_at = group.first_seen_at
+                elif len(self._groups) < _MOST_GROUPS:
+                    self._groups[group.fingerprint] = group
+                else:
+                    metrics.dropped("errors", group.count)
+
+    def _add(self, kind: Kind, record: "Record", error: BaseException | None, belongs: str) -> None:
+        message = redacted(record["message"])
+        if error is None:
+            culprit = f"{record['name']}:{record['function']}"
+            type_, frames, title = "log", [culprit], message
+        else:
+            frames = _frames(error.__traceback__)
+            culprit = frames[-1] if frames else "unknown"
+            type_, title = type(error).__qualname__, redacted(f"{type(error).__name__}: {error}")
+        context: dict[str, Any] | None = None
+        if self._may_look_closely():
+            context = {
+                **self._about,
+                **redacted_fields({key: str(value) for key, value in record["extra"].items()}),
+                "message": message[:_LONGEST],
+                "lines": self._lines_of(belongs),
+            }
+            if error is not None:
+                stack = traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)
+                context["stack"] = redacted("".join(stack))[-_LONGEST:]
+        self._count(_digest(kind, type_, *frames), kind, type_, title[:500], culprit, context)
+
+    def _lines_of(self, belongs: str) -> list[str]:
+        """Return the last log lines of the same request or job."""
+        found = [(at, line) for owner, at, line in list(self._lines) if belongs and owner == belongs]
+        return [f"{at:%H:%M:%S.%f} {redacted(line)}" for at, line in found[-_LINES_SHOWN:]]
+
+    def _may_look_closely(self) -> bool:
+        """Return whether to take a whole sample: of ten thousand alike in a second, a few tell all."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._full = second, 0
+        self._full += 1
+        return self._full <= _FULL_SAMPLES_A_SECOND
+
+    def _count(
+        self, fingerprint: str, kind: Kind, type_: str, title: str, culprit: str, context: dict[str, Any] | None
+    ) -> None:
+        now = datetime.now(UTC)
+        metrics.error_captured(kind)
+        with self._lock:
+            group = self._groups.get(fingerprint)
+            if group is None:
+                if len(self._groups) >= _MOST_GROUPS:
+                    metrics.dropped("errors")
+                    return
+                group = self._groups[fingerprint] = Group(fingerprint, kind, type_, title, culprit, 0, now, now)
+            group.count += 1
+            group.last_seen_at = now
+            if context is not None:
+                group.samples = [{"at": now.isoformat(), **context}, *group.samples][:_SAMPLES]
+
+
+def _frames(innermost: TracebackType | None) -> list[str]:
+    """Return the frames of our own code, outermost first: file and function, since line numbers change."""
+    found: list[str] = []
+    while innermost is not None:
+        code = innermost.tb_frame.f_code
+        if code.co_filename.startswith(_APP):
+            module = code.co_filename[len(_APP) - 3 : -3].replace("/", ".")
+            found.append(f"{module}:{code.co_name}")
+        innermost = innermost.tb_next
+    return found[-_FRAMES:]
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:32]

@@ -1,0 +1,76 @@
+"""Where log lines go: a bounded queue and a thread that writes, so that a slow or broken output never stops anybody."""
+
+import atexit
+import os
+import threading
+from collections import deque
+from contextlib import suppress
+
+from app.kernel.telemetry import metrics
+
+_MOST_LINES = 10_000
+_CLOSE_S = 2.0
+
+
+class Output:
+    """Writes lines to stdout or to a file. What does not fit into the queue, or cannot be written, is counted."""
+
+    def __init__(self, path: str | None) -> None:
+        """Open it; None is stdout. Raises OSError when the file cannot be opened."""
+        self._path = path
+        self._fd = self._open()
+        self._lines: deque[str] = deque()
+        self._some = threading.Event()
+        self._reopen = self._closing = False
+        self._writing = threading.Lock()
+        threading.Thread(target=self._run, name="log output", daemon=True).start()
+        atexit.register(self.close)
+
+    def write(self, line: str) -> None:
+        """Queue a line. Never blocks, never raises."""
+        if len(self._lines) >= _MOST_LINES:
+            metrics.dropped("logs")
+            return
+        self._lines.append(line)
+        if not self._some.is_set():
+            self._some.set()
+
+    def reopen(self) -> None:
+        """Open the file anew before the next line: logrotate has moved it."""
+        self._reopen = self._path is not None
+        self._some.set()
+
+    def close(self) -> None:
+        """Write what is left, within two seconds; lines that come later are written at once."""
+        self._closing = True
+        self._some.set()
+        if self._writing.acquire(timeout=_CLOSE_S):
+            self._write_all()
+            self._writing.release()
+
+    def _open(self) -> int:
+        if self._path is None:
+            return os.dup(1)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._some.wait()
+            self._some.clear()
+            with self._writing:
+                if self._reopen:
+                    self._reopen = False
+                    with suppress(OSError):  # the old file is better than none
+                        former, self._fd = self._fd, self._open()
+                        os.close(former)
+                self._write_all()
+
+    def _write_all(self) -> None:
+        while self._lines:
+            batch = [self._lines.popleft() for _ in range(min(len(self._lines), 500))]
+            left = memoryview("".join(batch).encode(errors="backslashreplace"))
+            try:
+                while left:
+                    left = left[os.write(self._fd, left) :]
+            except OSError:  # a full disk, a closed pipe
+                metrics.dropped("logs", len(batch))

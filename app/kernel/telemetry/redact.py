@@ -1,0 +1,76 @@
+"""Redaction: no secret reaches a log, a trace, a captured error or a notification, by its name or by its look."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+HIDDEN = "***"
+_NAMES = (
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "authorization",
+    "cookie",
+    "api_key",
+    "apikey",
+    "credential",
+    "private_key",
+    "otp",
+    "dsn",
+)
+# a look that only secrets have: JWT (RFC 7519), our own tokens and keys, passwords in URLs, Authorization values
+_LOOKS = re.compile(
+    r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"
+    r"|\brt_[A-Za-z0-9_-]{20,}"
+    r"|\bapp_[A-Za-z0-9_-]{20,}"
+    r"|(?<=://)[^\s/@\"']*:[^\s/@\"']+(?=@)"
+    r"|(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+)
+_MARKS = ("eyJ", "rt_", "app_", "://", "earer ", "asic ", "EARER ", "ASIC ", "PRIVATE KEY")
+# name=value and "name": "value" inside of text
+_PAIRS = re.compile(
+    "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"
+    r"""(\\?"(?:[^"\\]|\\.)*"|\\?'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]]+)"""
+)
+_known: set[str] = set()
+
+
+def remember(secrets: Iterable[str]) -> None:
+    """Hide these values wherever they appear: the secrets of the settings. Short ones would hide too much."""
+    _known.update(secret for secret in secrets if len(secret) >= 6)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a field of this name holds a secret."""
+    lower = name.lower()
+    return any(part in lower for part in _NAMES)
+
+
+def redacted(text: str) -> str:
+    """Return the text without what is a secret. Safe to repeat."""
+    for secret in _known:
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    if any(mark in text for mark in _MARKS):
+        text = _LOOKS.sub(HIDDEN, text)
+    lower = text.lower()
+    if any(name in lower for name in _NAMES):
+        text = _PAIRS.sub(rf"\1{HIDDEN}", text)
+    return text
+
+
+def redacted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields, those with a secret name hidden, and texts without secrets, at every depth."""
+    return {name: HIDDEN if is_secret_name(name) else _value(value) for name, value in fields.items()}
+
+
+def _value(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return redacted_fields(cast("Mapping[str, Any]", value))
+    if isinstance(value, list | tuple):
+        return [_value(item) for item in cast("list[object]", value)]
+    return value

@@ -1,0 +1,79 @@
+"""Upkeep of the kernel's tables: partitions made ahead and dropped whole, and what nobody needs any more pruned."""
+
+from dataclasses import dataclass
+
+from app.kernel.db import Database
+from app.kernel.db.chunks import run_in_chunks
+
+_DAYS_AHEAD = 7
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '300ms'"  # dropping waits for readers, and everybody else for the dropping
+_DROP = "SELECT kernel.drop_partitions(%s, %s)"
+
+_PRUNE_FINISHED = """
+    DELETE FROM kernel.finished_jobs_other WHERE ctid IN (
+        SELECT ctid FROM kernel.finished_jobs_other
+        WHERE finished_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
+    )
+"""
+_PRUNE_EVENTS = """
+    DELETE FROM kernel.events_other WHERE ctid IN (
+        SELECT ctid FROM kernel.events_other
+        WHERE published_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
+    )
+"""
+_PRUNE_DEAD_LETTERS = """
+    DELETE FROM kernel.dead_letters WHERE id IN (
+        SELECT id FROM kernel.dead_letters WHERE died_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
+    )
+"""
+_PRUNE_AUDIT = """
+    DELETE FROM kernel.audit WHERE id IN (
+        SELECT id FROM kernel.audit WHERE at < now() - %(keep_s)s * interval '1 second' ORDER BY id LIMIT %(chunk)s
+    )
+"""
+_PRUNE_ERRORS = """
+    DELETE FROM kernel.errors WHERE id IN (
+        SELECT id FROM kernel.errors WHERE last_seen_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
+    )
+"""
+_FORGET_SUBSCRIPTIONS = "DELETE FROM kernel.subscriptions WHERE seen_at < now() - interval '7 days'"
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was made and removed."""
+
+    partitions_made: int
+    partitions_dropped: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """Keeps the kernel's tables small: for how many seconds what is over is kept."""
+
+    finished_jobs_s: float
+    dead_letters_s: float
+    events_s: float
+    audit_s: float
+    errors_s: float
+
+    async def prune(self, db: Database) -> Pruned:
+        """Make the partitions of the days ahead, remove what is older than it is kept. Safe to repeat.
+
+        Raises Unavailable, also when somebody reads what is to be dropped; the rest is done then.
+        """
+        row = await db.one("SELECT kernel.make_partitions(%s)", (_DAYS_AHEAD,))
+        rows = await run_in_chunks(db, _PRUNE_FINISHED, keep_s=self.finished_jobs_s)
+        rows += await run_in_chunks(db, _PRUNE_EVENTS, keep_s=self.events_s)
+        rows += await run_in_chunks(db, _PRUNE_DEAD_LETTERS, keep_s=self.dead_letters_s)
+        rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.audit_s)
+        rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.errors_s)
+        rows += await db.run(_FORGET_SUBSCRIPTIONS)
+        dropped = 0
+        for parent, keep_s in (("finished_jobs", self.finished_jobs_s), ("events", self.events_s)):
+            async with db.begin() as tx:
+                await tx.run(_LOCK_TIMEOUT)
+                found = await tx.one(_DROP, (parent, keep_s))
+                dropped += found[0] if found else 0
+        return Pruned(row[0] if row else 0, dropped, rows)

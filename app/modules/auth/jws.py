@@ -1,0 +1,66 @@
+"""Signed tokens (compact JWS, RFC 7515), in exactly the form in which we issue them; see ADR 9.
+
+The form is checked here, the signature by the cryptography library. A header that has, lacks or says anything else is
+refused, so there is no algorithm to choose, no extension to understand and no key to fetch.
+"""
+
+import base64
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from pydantic import ConfigDict, TypeAdapter
+
+_HALF_BYTES = 32
+_ES256 = ECDSA(SHA256())
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
+
+    alg: Literal["ES256"]
+    typ: Literal["at+jwt"]
+    kid: str
+
+
+_HEADER = TypeAdapter(_Header)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedToken:
+    """A token taken apart. Nothing in it is to be believed before `verified`."""
+
+    kid: str
+    _signed: bytes
+    _payload: bytes
+    _signature: bytes
+
+    def verified(self, key: EllipticCurvePublicKey) -> bytes:
+        """Return the payload. Raises ValueError when another key signed it (RFC 7518, section 3.4)."""
+        r, s = self._signature[:_HALF_BYTES], self._signature[_HALF_BYTES:]
+        if len(s) != _HALF_BYTES:
+            raise ValueError("the signature has another length")
+        try:
+            key.verify(encode_dss_signature(int.from_bytes(r), int.from_bytes(s)), self._signed, _ES256)
+        except InvalidSignature:
+            raise ValueError("the signature does not fit") from None
+        return self._payload
+
+
+def taken_apart(token: str) -> SignedToken:
+    """Return the parts of a token. Raises ValueError unless it has our form."""
+    signed, _, signature = token.encode("ascii").rpartition(b".")
+    header, _, payload = signed.partition(b".")
+    return SignedToken(_HEADER.validate_json(_decoded(header)).kid, signed, _decoded(payload), _decoded(signature))
+
+
+def _decoded(part: bytes) -> bytes:
+    """Decode base64url (RFC 4648, section 5). There is one way to write a content; Python would read others too."""
+    content = base64.urlsafe_b64decode(part + b"==")
+    if base64.urlsafe_b64encode(content).rstrip(b"=") != part:
+        raise ValueError("a part is not canonical base64url")
+    return content

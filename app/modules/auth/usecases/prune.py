@@ -1,0 +1,32 @@
+"""Forget what is over."""
+
+from dataclasses import dataclass
+
+from app.kernel.db import Database
+from app.kernel.operations import Kind, operation
+from app.modules.auth.domain.sessions import Limits, Sessions
+from app.modules.auth.usecases.login import WINDOW_S
+
+KEPT_S = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many sessions and counts were removed."""
+
+    sessions: int
+    limits: int
+
+
+@operation("auth.prune", Kind.ASYNC_TASK)
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Remove sessions a week after they ended or expired, and counts of failed sign-ins when their window has ended."""
+
+    db: Database
+    sessions: Sessions
+    limits: Limits
+
+    async def __call__(self) -> Pruned:
+        """Return what was removed. Safe to repeat."""
+        return Pruned(await self.sessions.prune(self.db, KEPT_S), await self.limits.prune(self.db, WINDOW_S))

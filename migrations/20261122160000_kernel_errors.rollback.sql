@@ -1,0 +1,2 @@
+DROP TABLE kernel.watch;
+DROP TABLE kernel.errors;

@@ -1,0 +1,279 @@
+"""Captured errors: grouped, counted, stored, and told once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from app.kernel.config import LoggerSettings, SentinelSettings, load
+from app.kernel.errors import Invalid, NotFound
+from app.kernel.queue import Handler
+from app.kernel.sentinel import NOTIFY, ErrorNotFound
+from app.kernel.sentinel.capture import Capture
+from app.kernel.sentinel.postgres import PostgresErrors
+from app.kernel.sentinel.service import Sentinel
+from app.kernel.telemetry import logs
+from app.modules.platform.domain import SEND_MESSAGE, Message
+from app.modules.platform.usecases.notify_errors import NotifyErrors
+from app.modules.platform.usecases.send_message import SendMessage
+from app.processes import sections
+from tests.kernel.queue.conftest import Bench, bench
+from tests.support.project import ROOT
+
+__all__ = ["bench"]
+
+SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[SentinelSettings]
+
+
+class Mailbox:
+    """A recipient that may refuse."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.refuses = False
+
+    def names(self) -> list[str]:
+        return ["you"]
+
+    async def send(self, message: Message) -> None:
+        if self.refuses:
+            raise RuntimeError("not today")
+        if message.recipient != "you":
+            raise NotFound("who?")
+        self.messages.append(message)
+
+
+class Watch:
+    """A sentinel that a test steps through."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.capture = Capture({"process": "test", "host": "h:1", "release": "1", "environment": "test"})
+        self.errors = PostgresErrors(3600)
+        self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test")
+        self.mailbox = Mailbox()
+
+    def handlers(self) -> list[Handler]:
+        notify = NotifyErrors(self.errors, self.mailbox, self.bench.queue, "test")
+        return [Handler(NOTIFY, notify, mode="tx"), Handler(SEND_MESSAGE, SendMessage(self.mailbox))]
+
+    async def groups(self) -> list[tuple]:
+        return await self.bench.rows("SELECT kind, type, title, state, count FROM kernel.errors ORDER BY id")
+
+    async def told(self, count: int) -> list[Message]:
+        """Store, let people be told without the delay, and return the messages when there are so many."""
+        await self.sentinel.store()
+        await self.bench.db.run("UPDATE kernel.jobs SET run_at = now() WHERE task = %s", (NOTIFY.name,))
+        await self.bench.until(lambda: asyncio.sleep(0, len(self.mailbox.messages)), count)
+        await self.bench.until(lambda: self.bench.rows("SELECT count(*) FROM kernel.jobs"), [(0,)])
+        assert len(self.mailbox.messages) == count
+        return self.mailbox.messages
+
+
+@pytest.fixture
+async def watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watch]:
+    made = Watch(bench)
+    monkeypatch.setattr(logs, "_listeners", [made.capture.sink])
+    logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    yield made
+    logger.remove()
+
+
+def failing(message: str) -> None:
+    raise ValueError(message)
+
+
+def fail(message: str = "no", **context: Any) -> None:
+    from app.kernel.pages import after
+
+    try:
+        after("not a cursor")  # something of ours is in the stack
+    except Invalid as error:
+        with logger.contextualize(**context):
+            logger.opt(exception=error).error(message)
+
+
+async def test_ten_thousand_alike_are_one_group_and_one_message(watch: Watch, bench: Bench) -> None:
+    for number in range(10_000):
+        fail(f"number {number}")
+    async with bench.consuming(watch.handlers()):
+        (message,) = await watch.told(1)
+    assert await watch.groups() == [("service", "Invalid", "Invalid: the cursor is not one of ours", "open", 10_000)]
+    assert message.title == "[test] Invalid: the cursor is not one of ours"
+    assert "10000 times" in message.body
+
+
+async def test_errors_that_come_from_elsewhere_are_groups_of_their_own(watch: Watch) -> None:
+    fail()
+    try:
+        failing("x")
+    except ValueError as error:
+        logger.opt(exception=error).error("another")
+    logger.error("without an exception")
+    fail(request_id="r1")
+    fail(job_id="j1")
+    await watch.sentinel.store()
+    assert sorted((kind, type_) for kind, type_, *_ in await watch.groups()) == [
+        ("job", "Invalid"),
+        ("request", "Invalid"),
+        ("service", "Invalid"),
+        ("service", "ValueError"),
+        ("service", "log"),
+    ]
+
+
+async def test_what_is_no_error_is_not_captured(watch: Watch) -> None:
+    logger.warning("a warning")
+    logger.info("password=hunter2")
+    assert watch.capture.drain() == []
+
+
+async def test_a_sample_says_what_was_going_on_without_secrets(watch: Watch) -> None:
+    with logger.contextualize(request_id="r1"):
+        logger.info("first {}", "password=hunter2")
+    with logger.contextualize(request_id="r2"):
+        logger.info("of another request")
+    fail("oops token=abcdefgh", request_id="r1", operation="auth.login", password="hunter2")
+    await watch.sentinel.store()
+    ((samples,),) = await watch.bench.rows("SELECT samples FROM kernel.errors")
+    (sample,) = samples
+    assert sample["operation"] == "auth.login"
+    assert (sample["process"], sample["host"], sample["release"]) == ("test", "h:1", "1")
+    assert [line.split(" ", 1)[1] for line in sample["lines"]] == ["first password=***", "oops token=***"]
+    assert "app.kernel.pages" not in sample["message"]
+    assert "in after" in sample["stack"]
+    assert "hunter2" not in str(sample)
+    assert "abcdefgh" not in str(sample)
+
+
+async def test_a_resolved_group_regresses_and_is_told_again_at_once(watch: Watch, bench: Bench) -> None:
+    async with bench.consuming(watch.handlers()):
+        fail()
+        await watch.told(1)
+        fail()
+        await watch.told(1)  # within the cooldown
+        ((error_id,),) = await bench.rows("SELECT id FROM kernel.errors")
+        await watch.errors.resolve(bench.db, error_id)
+        fail()
+        _, message = await watch.told(2)
+    assert message.title.startswith("[test] regressed: ")
+    assert "2 times since the last message, 3 in all" in message.body
+    assert [state for _, _, _, state, _ in await watch.groups()] == ["regressed"]
+
+
+async def test_after_the_cooldown_people_are_told_how_many_there_were_since(watch: Watch, bench: Bench) -> None:
+    async with bench.consuming(watch.handlers()):
+        fail()
+        await watch.told(1)
+        for _ in range(5):
+            fail()
+        await watch.sentinel.store()
+        await bench.db.run("UPDATE kernel.errors SET notified_at = now() - interval '2 hours'")
+        await watch.sentinel.look_out()
+        _, message = await watch.told(2)
+    assert "5 times since the last message, 6 in all" in message.body
+
+
+async def test_of_a_muted_group_nobody_is_told_until_then(watch: Watch, bench: Bench) -> None:
+    async with bench.consuming(watch.handlers()):
+        fail()
+        await watch.told(1)
+        ((error_id,),) = await bench.rows("SELECT id FROM kernel.errors")
+        await watch.errors.mute(bench.db, error_id, 60)
+        await bench.db.run("UPDATE kernel.errors SET notified_at = NULL")
+        fail()
+        await watch.told(1)
+        await bench.db.run("UPDATE kernel.errors SET muted_until = now()")
+        fail()
+        await watch.told(2)
+    assert [(state, count) for *_, state, count in await watch.groups()] == [("open", 3)]
+
+
+async def test_many_groups_at_once_are_told_in_a_digest(watch: Watch, bench: Bench) -> None:
+    for number in range(30):
+        watch.capture.add("outage", "QueueStuck", f"queue {number}", f"q{number}")
+    async with bench.consuming(watch.handlers()):
+        (message,) = await watch.told(1)
+    assert message.title == "[test] 30 groups of errors"
+    assert message.body.count("app errors show") == 20
+    assert "and 10 more" in message.body
+
+
+async def test_a_message_that_is_not_accepted_is_tried_again(watch: Watch, bench: Bench) -> None:
+    watch.mailbox.refuses = True
+    async with bench.consuming(watch.handlers()):
+        fail()
+        await watch.sentinel.store()
+        await bench.db.run("UPDATE kernel.jobs SET run_at = now()")
+        tried = "SELECT count(*) FROM kernel.jobs WHERE task = 'platform.send_message' AND attempt = 1"
+        await bench.until(lambda: bench.rows(tried), [(1,)])
+        watch.mailbox.refuses = False
+        await bench.db.run("UPDATE kernel.jobs SET run_at = now()")
+        await bench.until(lambda: asyncio.sleep(0, len(watch.mailbox.messages)), 1)
+
+
+async def test_while_the_database_is_away_errors_are_kept_and_counted(watch: Watch, bench: Bench) -> None:
+    class Away:
+        def begin(self) -> Any:
+            from app.kernel.errors import Unavailable
+
+            raise Unavailable("away")
+
+    from dataclasses import replace
+
+    away = replace(watch.sentinel, db=Away())  # type: ignore[arg-type]
+    for _ in range(3):
+        fail()
+        with pytest.raises(Exception, match="away"):
+            await away.store()
+    await watch.sentinel.store()
+    assert [count for *_, count in await watch.groups()] == [3]
+
+
+async def test_more_groups_than_can_be_kept_are_dropped_and_counted(watch: Watch) -> None:
+    for number in range(250):
+        watch.capture.add("outage", "X", f"number {number}", str(number))
+    assert len(watch.capture.drain()) == 200
+
+
+async def test_outages_of_others_are_captured(watch: Watch, bench: Bench) -> None:
+    await bench.db.run(
+        "INSERT INTO kernel.processes (id, name, version, host, pid, state, services, started_at, last_seen_at)"
+        " VALUES (kernel.uuid7(), 'run-x', '1', 'there', 7, 'ready', '{}', now(), now() - interval '1 minute'),"
+        " (kernel.uuid7(), 'run-y', '1', 'there', 8, 'ready', '{}', now(), now())"
+    )
+    await bench.db.run(
+        "INSERT INTO kernel.schedules (name, task, spec, misfire, next_fire_at, paused_at) VALUES"
+        " ('late', 't', 's', 'one', now() - interval '3 minutes', NULL),"
+        " ('paused', 't', 's', 'one', now() - interval '3 minutes', now()), ('fine', 't', 's', 'one', now(), NULL)"
+    )
+    await bench.db.run("INSERT INTO kernel.queues (name, paused_at) VALUES ('paused', now())")
+    for queue, age_s in (("stuck", 400), ("fine", 100), ("paused", 400)):
+        await bench.db.run(
+            "INSERT INTO kernel.jobs (id, queue, task, rank, max_attempts, timeout_s, run_at)"
+            " VALUES (kernel.uuid7(), %s, 't', 0, 1, 1, now() - %s * interval '1 second')",
+            (queue, age_s),
+        )
+    await watch.sentinel.look_out()
+    found = {(group.type, group.culprit): group.title for group in watch.capture.drain()}
+    assert set(found) == {("ProcessGone", "run-x"), ("ScheduleLate", "late"), ("QueueStuck", "stuck")}
+    assert "run-x on there (pid 7) has not reported for 6" in found["ProcessGone", "run-x"]
+
+
+async def test_only_one_process_looks_out_at_a_time(watch: Watch, bench: Bench) -> None:
+    from app.kernel.sentinel.service import _MY_TURN
+
+    turns = await asyncio.gather(*(bench.db.run(_MY_TURN) for _ in range(8)))
+    assert sorted(turns) == [0] * 7 + [1]
+
+
+async def test_a_group_that_does_not_exist_is_not_found(watch: Watch, bench: Bench) -> None:
+    from uuid import uuid4
+
+    for change in (watch.errors.get(bench.db, uuid4()), watch.errors.resolve(bench.db, uuid4())):
+        with pytest.raises(ErrorNotFound):
+            await change
+    with pytest.raises(ErrorNotFound):
+        await watch.errors.mute(bench.db, uuid4(), 1)

@@ -1,0 +1,153 @@
+"""The OpenAPI document of a running process, used by a program: schemathesis asks whatever the document allows.
+
+It is imported here alone: it costs every other test half a second, which is also why its plugin is off.
+"""
+
+import base64
+import time
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from app.modules.auth.domain.second_factor import totp
+from tests.conftest import SUPERUSER, log_in
+from tests.support.leaks import WATCH
+from tests.support.project import Project
+
+EXAMPLES = 25
+ACTORS, ROLES = "/auth/v1/actors", "/auth/v1/roles"
+USERNAME, PASSWORD = SUPERUSER
+
+
+@pytest.fixture
+def root(project: Project) -> httpx.Client:
+    return log_in(project, project.start("run-all-in-one"))
+
+
+@pytest.fixture
+def schema(root: httpx.Client) -> Any:
+    import schemathesis
+
+    document = root.get("/openapi.json").json()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            del operation["responses"]["default"]  # it is for what nobody expects; here every status is to be expected
+    return schemathesis.openapi.from_dict(document)
+
+
+class Names:
+    """Path parameters that name something, made for one operation, so that not every answer is 404."""
+
+    def __init__(self, root: httpx.Client) -> None:
+        self._root = root
+        self._numbers = count()
+        sign_in = {"username": USERNAME, "password": PASSWORD}
+        # guesses at the password lock the superuser out, so they sign in before that; the run must not end its own
+        self.session, self.to_be_ended = (root.post("/auth/v1/login", json=sign_in).json()["session"] for _ in range(2))
+
+    def of(self, path: str) -> dict[str, str] | None:
+        if "{" not in path:
+            return None
+        number = next(self._numbers)
+        if path.startswith(ROLES):
+            return {"id": self._root.post(ROLES, json={"name": f"role-{number}"}).json()["id"]}
+        if path.startswith(ACTORS):
+            wanted = {"type": "service_acc", "username": f"robot-{number}"}
+            actor = self._root.post(ACTORS, json=wanted).json()["id"]
+            key = self._root.post(f"{ACTORS}/{actor}/keys", json={"name": "k", "permissions": []}).json()["id"]
+            return {"id": actor, "key_id": key}
+        return {"id": self.to_be_ended["id"]}
+
+
+def expected() -> list[Any]:
+    """Return what every answer is checked for."""
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    documented = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
+    return [not_a_server_error, *documented]
+
+
+def ask(operation: Any, url: str, token: str, names: dict[str, str] | None = None) -> None:
+    """Ask for an operation in ways that its schema allows and in ways that it does not; check every answer."""
+    from schemathesis import GenerationMode
+
+    cases = operation.as_strategy() | operation.as_strategy(GenerationMode.NEGATIVE)
+    if names is not None:
+        cases |= operation.as_strategy(path_parameters=names)
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def check(case: Any) -> None:
+        answer = case.call(base_url=url, headers={"authorization": token})
+        case.validate_response(answer, checks=expected())
+        if answer.status_code < 400 and answer.content:
+            WATCH.fields(answer.json())
+
+    check()
+
+
+def test_every_operation_answers_as_the_document_says(root: httpx.Client, schema: Any, subtests: Any) -> None:
+    names = Names(root)
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        with subtests.test(operation.label):
+            signs_out = operation.path == "/auth/v1/logout"
+            token = f"Bearer {names.session['access_token']}" if signs_out else root.headers["authorization"]
+            ask(operation, str(root.base_url), token, names.of(operation.path))
+    assert root.get("/auth/v1/me").status_code == 200, "the run ended its own session, and saw 401 from then on"
+
+
+def test_what_needs_a_password_or_a_token_answers_as_the_document_says(root: httpx.Client, schema: Any) -> None:
+    def answered(method: str, path: str, status: int = 200, **body: str) -> Any:
+        media_type = "application/x-www-form-urlencoded" if path.startswith("/oauth") else "application/json"
+        case = schema[path][method].Case(body=body, media_type=media_type)
+        answer = case.call(base_url=str(root.base_url), headers={"authorization": root.headers["authorization"]})
+        case.validate_response(answer, checks=expected())
+        assert answer.status_code == status, answer.text
+        WATCH.fields(body)
+        content = answer.json() if answer.content else {}
+        WATCH.fields(content)
+        return content
+
+    def otp(pending: Any) -> str:
+        return totp(base64.b32decode(pending["secret"]), int(time.time()) // 30)
+
+    session = answered("POST", "/auth/v1/login", username=USERNAME, password=PASSWORD)["session"]
+    session = answered("POST", "/auth/v1/refresh", refresh_token=session["refresh_token"])
+    token = answered("POST", "/oauth/token", grant_type="refresh_token", refresh_token=session["refresh_token"])
+    answered("POST", "/oauth/revoke", token=token["access_token"])
+    robot = root.post(ACTORS, json={"type": "service_acc", "username": "robot"}).json()["id"]
+    key = root.post(f"{ACTORS}/{robot}/keys", json={"name": "k", "permissions": []}).json()["key"]
+    client = {"client_id": "robot", "client_secret": key}
+    token = answered("POST", "/oauth/token", grant_type="client_credentials", **client)
+    assert answered("POST", "/oauth/introspect", token=token["access_token"], **client)["active"] is True
+    assert answered("POST", "/oauth/introspect", token=session["access_token"], **client) == {"active": False}
+    pending = answered("POST", "/auth/v1/me/totp", current_password=PASSWORD)
+    codes = answered("POST", "/auth/v1/me/totp/confirm", otp=otp(pending))["recovery_codes"]
+    answered("DELETE", "/auth/v1/me/totp", 204, current_password=PASSWORD, otp=codes[0])
+    answered("PUT", "/auth/v1/me/password", 204, current_password=PASSWORD, new_password="quite another horse")
+
+
+@pytest.mark.parametrize("wrong", ["a status is missing", "a field is of another type"])
+def test_a_document_that_is_wrong_is_noticed(root: httpx.Client, schema: Any, wrong: str) -> None:
+    from schemathesis.core.failures import FailureGroup
+
+    if wrong == "a status is missing":
+        del schema.raw_schema["paths"]["/auth/v1/roles/{id}"]["get"]["responses"]["404"]
+        operation = schema["/auth/v1/roles/{id}"]["GET"]
+    else:
+        schema.raw_schema["components"]["schemas"]["Me"]["properties"]["permissions"] = {"type": "integer"}
+        operation = schema["/auth/v1/me"]["GET"]
+    with pytest.raises(FailureGroup):
+        ask(operation, str(root.base_url), root.headers["authorization"])
