@@ -246,6 +246,7 @@ class Consumer:
                 self._ready.extend(jobs)
                 self._start()
                 if found_any:
+                    await asyncio.sleep(0)  # they begin before the next fetch is prepared
                     return True
         except Unavailable as error:
             logger.warning("consumer: {}; trying again", error)
