@@ -77,7 +77,7 @@ async def fetch(dbs: list[PostgresDatabase], count: int) -> None:
             if number % 10 == 0:
                 from_rank[index] = ANY_RANK  # as the consumer does now and then
             started = time.monotonic()
-            jobs, _ = await leases.fetch(db, "default", 100, from_rank[index], started)
+            jobs = (await leases.fetch(db, "default", 100, from_rank[index], started)).jobs
             took_s[index] += [time.monotonic() - started] if number >= 0 else []
             from_rank[index] = jobs[-1].rank
             await leases.finish(db, jobs)

@@ -28,7 +28,7 @@ from app.kernel.process import Process, Service
 from app.kernel.queue import Handler, Mode, NeverRetry, Operation, RetryAfter, Subscriber
 from app.kernel.queue.codec import adapter, decode_event, problems, version_of
 from app.kernel.queue.heartbeat import Heartbeat
-from app.kernel.queue.leases import ANY_RANK, Job, Leases
+from app.kernel.queue.leases import ANY_RANK, Fetched, Job, Leases
 from app.kernel.queue.listener import Listener
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import metrics
@@ -95,6 +95,8 @@ class _QueueState:
         self._full_at = 0.0
         self._full_owed = False
         self._full_took_s = 0.0
+        self._turns = False
+        self._limited = False
 
     def due(self, now: float) -> bool:
         """Return whether to fetch."""
@@ -106,18 +108,25 @@ class _QueueState:
         self._full_owed = now < self._full_at
         return self._from if self._full_owed else ANY_RANK
 
-    def fetched(self, jobs: Sequence[Job], found_any: bool, from_rank: int, wanted: int, started: float) -> None:
-        """Note what a fetch returned, and whether it found any, be it that they had to wait for their turns."""
+    def fetched(self, found: Fetched, from_rank: int, wanted: int, started: float) -> None:
+        """Note what a fetch returned."""
         now = time.monotonic()
+        filled = len(found.jobs) == wanted
         if from_rank == ANY_RANK:
             before_s, self._full_took_s = self._full_took_s, now - started
             slow_s = min(before_s, self._full_took_s)  # one alone may have waited for something else
-            at_least_s = _FULL_FETCH_EVERY_S if len(jobs) == wanted else 0.0
+            at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
             self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
-        if found_any:
+        self._turns = self._turns or found.turns
+        self._limited = found.limited
+        if filled or found.turns or (found.jobs and self._turns):
             self.may_have_more = True
-        if jobs:
-            self._from = jobs[-1].rank
+        if found.jobs:
+            self._from = found.jobs[-1].rank
+
+    def some_ended(self) -> None:
+        """Note that jobs of this worker have ended."""
+        self.may_have_more = self.may_have_more or self._limited
 
     def wait_s(self, now: float) -> float:
         """Return how long to wait before the next fetch when nothing wakes us."""
@@ -239,14 +248,15 @@ class Consumer:
                     continue
                 from_rank = queue.next_rank(now)
                 started = time.monotonic()
-                jobs, found_any = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
-                queue.fetched(jobs, found_any, from_rank, room, started)
-                for job in jobs:
+                found = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
+                queue.fetched(found, from_rank, room, started)
+                for job in found.jobs:
                     self._held[job.id] = job
-                self._ready.extend(jobs)
+                self._ready.extend(found.jobs)
                 self._start()
-                if found_any:
+                if found.jobs:
                     await asyncio.sleep(0)  # they begin before the next fetch is prepared
+                if queue.may_have_more:
                     return True
         except Unavailable as error:
             logger.warning("consumer: {}; trying again", error)
@@ -298,9 +308,14 @@ class Consumer:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.pop(task, None)
-        self._wake.set()
+        self._some_ended()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).error("the worker itself failed: {!r}", error)
+
+    def _some_ended(self) -> None:
+        for queue in self._queues:
+            queue.some_ended()
+        self._wake.set()
 
     async def _work(self, job: Job) -> None:
         """Run a job, and then others that wait, in the same task."""
@@ -445,7 +460,7 @@ class Consumer:
                 del self._done[:_FLUSHED_AT_ONCE]
                 await self._flush(self._flushing)
                 self._flushing = []
-                self._wake.set()
+                self._some_ended()
 
     async def _flush(self, jobs: list[Job]) -> None:
         deadline = time.monotonic() + self._leases.lease_s

@@ -13,7 +13,7 @@ from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
 from app.kernel.queue.consumer import _QueueState
-from app.kernel.queue.leases import ANY_RANK
+from app.kernel.queue.leases import ANY_RANK, Fetched
 from app.kernel.telemetry import metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
@@ -361,6 +361,13 @@ async def test_a_job_is_not_kept_waiting_by_many_that_wait_for_their_turn(bench:
         await ran.wait()
 
 
+async def test_a_limited_queue_goes_on_as_soon_as_jobs_end(bench: Bench) -> None:
+    await bench.db.run("INSERT INTO kernel.queues (name, concurrency) VALUES ('default', 2)")
+    await bench.queue.enqueue_many(bench.db, GREET, [Greeting("you")] * 20)
+    async with bench.consuming(nothing, poll_interval=30):
+        await bench.until(bench.states, [], seconds=10)
+
+
 async def test_a_job_that_outranks_the_last_one_is_not_kept_waiting(bench: Bench) -> None:
     late_s: list[float] = []
     sent = 0.0
@@ -383,7 +390,7 @@ def test_a_worker_goes_on_from_the_last_rank_while_fetching_is_slow() -> None:
     for _ in range(2):
         now = time.monotonic()
         queue._full_at = 0.0
-        queue.fetched([], False, queue.next_rank(now), 10, now - 1)  # took a second
+        queue.fetched(Fetched([], False, False), queue.next_rank(now), 10, now - 1)  # took a second
     queue._from = 5
     assert not queue.due(now)
     queue.may_have_more = True
