@@ -81,7 +81,7 @@ class Drawing:
             taken.append(at)
             self.text(WIDTH - RIGHT + 6, at, f"{name} {points[-1][1]:.0f}%")
         self.text((LEFT + WIDTH - RIGHT) / 2, top + height + 32, x_axis, anchor="middle")
-        self.text(20, top + 10, y_axis)
+        self.text(WIDTH - RIGHT, top - 8, y_axis, anchor="end")
         self._y = top + height + 44
 
     def svg(self) -> str:
@@ -137,7 +137,8 @@ class Report:
         used = ", ".join(f"{name} {number.split()[0]}" for name, number in versions.items())
         missed = [f"- {row}" for row in table.missed()] or ["- nothing"]
         written = [
-            f"Measured on {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores, shared with other work: {used}.",
+            f"Measured on {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores, shared with other work:",
+            f"{used}.",
             f"Load average at the end, this benchmark included: {os.getloadavg()[0]:.1f}.",
             "`fsync` and `synchronous_commit` were on.\n",
             "![Throughput, latency, and the rate under a held snapshot](benchmarks-queue.svg)\n",
