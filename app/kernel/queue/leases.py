@@ -16,9 +16,15 @@ _MOST_RESCUES = 10  # a job whose worker died so often probably kills it
 _ERRORS_KEPT = 20
 _LONGEST_ERROR = 2000
 
+# a transaction that has an id has locked jobs: without rows, all of them were made to wait for their turns
 _FETCH = """
-    SELECT id::text, task, payload, attempt, max_attempts, timeout_s, event_id::text, event_version, trace_context, rank
-    FROM kernel.fetch_jobs(%s, %s, %s, %s, %s, %s)
+    SELECT pg_current_xact_id_if_assigned() IS NOT NULL,
+        (SELECT concurrency IS NOT NULL FROM kernel.queues WHERE name = %(queue)s),
+        id::text, task, payload, attempt, max_attempts, timeout_s, event_id::text, event_version, trace_context, rank,
+        turn_key IS NOT NULL
+    FROM (VALUES (1)) AS one LEFT JOIN kernel.fetch_jobs(
+        %(queue)s, %(token)s, %(worker)s, %(lease_s)s, %(most)s, %(from_rank)s
+    ) ON true
     ORDER BY rank
 """
 
@@ -156,6 +162,19 @@ class Job:
     stopped_for: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a fetch returned, in the order of rank.
+
+    `turns`: it met jobs that take turns; behind those that have to wait, others may be. `limited`: the queue has a
+    limit of its own, so that there may be more as soon as some have ended.
+    """
+
+    jobs: list[Job]
+    turns: bool
+    limited: bool
+
+
 def lease_of(jobs: Sequence[Job]) -> dict[str, Any]:
     """Return ids and tokens as parameters."""
     return {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
@@ -173,11 +192,16 @@ class Leases:
     worker: str
     lease_s: float
 
-    async def fetch(self, db: Queries, queue: str, most: int, from_rank: int, now: float) -> list[Job]:
-        """Lease jobs of a queue, those with the lowest rank from one on, and return them in that order."""
+    async def fetch(self, db: Queries, queue: str, most: int, from_rank: int, now: float) -> Fetched:
+        """Lease jobs of a queue, those with the lowest rank from one on."""
         token = str(uuid7())
-        rows = await db.all(_FETCH, (queue, token, self.worker, self.lease_s, most, from_rank))
-        return [Job(*row, token=token, renewed_at=now) for row in rows]
+        wanted = {"queue": queue, "token": token, "worker": self.worker, "lease_s": self.lease_s}
+        rows = await db.all(_FETCH, {**wanted, "most": most, "from_rank": from_rank})
+        locked_any, limited = rows[0][0], bool(rows[0][1])
+        if rows[0][2] is None:
+            return Fetched([], locked_any, limited)
+        jobs = [Job(*row[2:-1], token=token, renewed_at=now) for row in rows]
+        return Fetched(jobs, any(row[-1] for row in rows), limited)
 
     async def promote(self, db: Queries) -> tuple[int, float | None]:
         """Make due jobs ready; return how many, and in how many seconds the next one will be due."""

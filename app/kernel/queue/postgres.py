@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -171,20 +171,26 @@ class PostgresQueue:
                 ids, texts = zip(*chunk, strict=True)
                 await db.run(_INSERT_MANY, {**constant, "ids": list(ids), "payloads": list(texts)})
             else:
-                await self._copy(db, constant, chunk)
+                await self._copy(db, constant, chunk, total - len(chunk))
         return total
 
-    async def _copy(self, db: Queries, job: dict[str, Any], chunk: list[tuple[UUID, str | None]]) -> None:
+    async def _copy(self, db: Queries, job: dict[str, Any], chunk: list[tuple[UUID, str | None]], place: int) -> None:
         moment = await db.one(
             "SELECT run_at, kernel.job_rank(run_at, %(priority)s)"
             " FROM (SELECT now() + %(delay_s)s::float8 * interval '1 second') AS t (run_at)",
             job,
         )
-        run_at, rank = moment or (None, None)
+        assert moment is not None
+        run_at, rank = moment
         state = "scheduled" if job["delay_s"] > 0 else "ready"
         before = (job["queue"], job["task"])
-        after = (state, job["priority"], run_at, rank, job["max_attempts"], job["timeout_s"], job["trace"])
-        await db.copy(_COPY, ((id_, *before, payload, *after) for id_, payload in chunk))
+        after = (job["max_attempts"], job["timeout_s"], job["trace"])
+        # a microsecond apart: a worker that goes on from a rank would else pass all those of that rank again
+        rows = (
+            (id_, *before, text, state, job["priority"], run_at + timedelta(microseconds=n), rank + n, *after)
+            for n, (id_, text) in enumerate(chunk, place)
+        )
+        await db.copy(_COPY, rows)
         if state == "ready":
             await db.run("SELECT pg_notify('kernel_jobs', 'q' || %(queue)s)", job)
 

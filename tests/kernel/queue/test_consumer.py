@@ -1,6 +1,7 @@
 """The consumer: what becomes of a job, whatever its operation does."""
 
 import asyncio
+import math
 import time
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -11,6 +12,8 @@ from loguru import logger
 from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
+from app.kernel.queue.consumer import _QueueState
+from app.kernel.queue.leases import ANY_RANK, Fetched
 from app.kernel.telemetry import metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
@@ -339,6 +342,62 @@ async def test_several_queues_are_worked_on_and_others_are_not(bench: Bench) -> 
             await bench.queue.enqueue_many(bench.db, task, [Greeting(str(n)) for n in range(30)])
         left = "SELECT queue, count(*) FROM kernel.jobs GROUP BY queue"
         await bench.until(lambda: bench.rows(left), [("c", 30)])
+
+
+async def test_a_job_is_not_kept_waiting_by_many_that_wait_for_their_turn(bench: Bench) -> None:
+    async with bench.db.begin() as tx:
+        for _ in range(60):
+            await bench.queue.enqueue(tx, GREET, Greeting("one of many"), group_key="many")
+    await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
+    ran = asyncio.Event()
+
+    async def greet(greeting: Greeting) -> None:
+        if greeting.name == "you":
+            ran.set()
+        else:
+            await ran.wait()
+
+    async with bench.consuming(greet, concurrency=5, poll_interval=30), asyncio.timeout(10):
+        await ran.wait()
+
+
+async def test_a_limited_queue_goes_on_as_soon_as_jobs_end(bench: Bench) -> None:
+    await bench.db.run("INSERT INTO kernel.queues (name, concurrency) VALUES ('default', 2)")
+    await bench.queue.enqueue_many(bench.db, GREET, [Greeting("you")] * 20)
+    async with bench.consuming(nothing, poll_interval=30):
+        await bench.until(bench.states, [], seconds=10)
+
+
+async def test_a_job_that_outranks_the_last_one_is_not_kept_waiting(bench: Bench) -> None:
+    late_s: list[float] = []
+    sent = 0.0
+
+    async def greet(_: Greeting) -> None:
+        late_s.append(time.monotonic() - sent)
+
+    async with bench.consuming(greet, poll_interval=30):
+        for priority in range(1, 41):
+            sent = time.monotonic()
+            await bench.queue.enqueue(bench.db, GREET, Greeting("you"), priority=priority)
+            async with asyncio.timeout(10):
+                while len(late_s) < priority:
+                    await asyncio.sleep(0.001)
+    assert sorted(late_s)[10] < 0.09  # a quarter of them: each waited a tenth of a second, on a machine at rest
+
+
+def test_a_worker_goes_on_from_the_last_rank_while_fetching_is_slow() -> None:
+    queue = _QueueState("default")
+    for _ in range(2):
+        now = time.monotonic()
+        queue._full_at = 0.0
+        queue.fetched(Fetched([], False, False), queue.next_rank(now), 10, now - 1)  # took a second
+    queue._from = 5
+    assert not queue.due(now)
+    queue.may_have_more = True
+    assert queue.next_rank(now) == 5
+    assert 8 < queue.wait_s(now) <= 10.1  # then from the start, for what was added before
+    assert queue.next_rank(now + 11) == ANY_RANK
+    assert queue.wait_s(now + 11) == math.inf
 
 
 async def test_metrics_tell_what_became_of_jobs_and_what_is_left(bench: Bench) -> None:

@@ -1,0 +1,102 @@
+"""What enqueues, publishes and fetches with our code, as a process. Started by benchmarks.queue.
+
+`python -m benchmarks.queue_client fill COUNT | enqueue | trickle COUNT PER_S | publish COUNT BATCH | fetch COUNT DB...`
+"""
+
+import asyncio
+import sys
+import time
+from contextlib import AsyncExitStack
+
+import uvloop
+
+from app import ROOT
+from app.kernel.db.postgres import PostgresDatabase, database
+from app.kernel.process import Process
+from app.kernel.queue.leases import ANY_RANK, Leases
+from app.kernel.queue.postgres import PostgresQueue
+from app.processes import load_settings
+from benchmarks.queue_worker import NOTHING, Happened, Sent
+from benchmarks.tally import Tally, moments
+
+QUEUE = PostgresQueue()
+
+
+async def fill(db: PostgresDatabase, count: int) -> None:
+    """Enqueue what is worked off later."""
+    await QUEUE.enqueue_many(db, NOTHING, (Sent() for _ in range(count)))
+
+
+async def enqueue(db: PostgresDatabase, one: int, batches: int, copied: int) -> None:
+    """Measure the three ways in."""
+
+    async def batch(count: int) -> None:
+        await QUEUE.enqueue_many(db, NOTHING, [Sent()] * count)
+
+    for _ in range(20):
+        await QUEUE.enqueue(db, NOTHING, Sent())
+        await batch(100)
+    started = time.monotonic()
+    for _ in range(one):
+        await QUEUE.enqueue(db, NOTHING, Sent())
+    after_one = time.monotonic()
+    for _ in range(batches):
+        await batch(100)
+    after_batches = time.monotonic()
+    await batch(copied)
+    after_all = time.monotonic()
+    Tally.tell(
+        one=one / (after_one - started),
+        batches=100 * batches / (after_batches - after_one),
+        copied=copied / (after_all - after_batches),
+    )
+
+
+async def trickle(db: PostgresDatabase, count: int, per_s: int) -> None:
+    """Enqueue one by one, at an even rate."""
+    for moment in moments(count, per_s):
+        await asyncio.sleep(max(0.0, moment - time.monotonic()))
+        await QUEUE.enqueue(db, NOTHING, Sent(time.monotonic()))
+
+
+async def publish(db: PostgresDatabase, count: int, batch: int) -> None:
+    """Publish events; tell when the first was."""
+    started = time.monotonic()
+    for first in range(0, count, batch):
+        await QUEUE.publish(db, *(Happened(number) for number in range(first, first + batch)))
+    Tally.tell(started=started, ended=time.monotonic())
+
+
+async def fetch(dbs: list[PostgresDatabase], count: int) -> None:
+    """Measure fetches of a hundred, from one database after the other; complete what was fetched."""
+    leases = Leases("bench", 30)
+    took_s: list[list[float]] = [[] for _ in dbs]
+    from_rank = [ANY_RANK for _ in dbs]
+    for number in range(-20, count):
+        for index, db in enumerate(dbs):
+            if number % 10 == 0:
+                from_rank[index] = ANY_RANK  # as the consumer does now and then
+            started = time.monotonic()
+            jobs = (await leases.fetch(db, "default", 100, from_rank[index], started)).jobs
+            took_s[index] += [time.monotonic() - started] if number >= 0 else []
+            from_rank[index] = jobs[-1].rank
+            await leases.finish(db, jobs)
+    Tally.tell(took_s=took_s)
+
+
+async def main(what: str, *arguments: str) -> None:
+    async with AsyncExitStack() as stack:
+
+        async def opened(name: str) -> PostgresDatabase:
+            settings = load_settings({"postgres.db": name} if name else {})
+            return await (await stack.enter_async_context(Process("bench", settings, ROOT).opened())).use(database)
+
+        if what == "fetch":
+            await fetch([await opened(name) for name in arguments[1:]], int(arguments[0]))
+        else:
+            work = {"fill": fill, "enqueue": enqueue, "trickle": trickle, "publish": publish}[what]
+            await work(await opened(""), *(int(text) for text in arguments))
+
+
+if __name__ == "__main__":
+    uvloop.run(main(*sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""Our worker as a process: what `run-event-consumer` runs, with handlers that do nothing. Started by benchmarks.queue.
+
+`python -m benchmarks.queue_worker COUNT [events]`
+"""
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+import uvloop
+
+from app import ROOT
+from app.kernel.config import LoggerSettings
+from app.kernel.process import Process, Service
+from app.kernel.queue import Handler, Subscriber, Task
+from app.kernel.queue.consumer import consumer
+from app.kernel.telemetry.logs import configure
+from app.processes import load_settings, operations, reporter, sentinel
+from benchmarks.tally import Tally, say_ready
+
+SUBSCRIBERS = 5
+
+
+@dataclass(frozen=True)
+class Sent:
+    """When it was enqueued; 0 in a job that is only counted."""
+
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Happened:
+    event_type: ClassVar[str] = "bench.happened"
+    number: int
+
+
+NOTHING = Task("bench.nothing", Sent)
+
+
+def main() -> None:
+    tally = Tally(int(sys.argv[1]))
+
+    async def nothing(payload: Sent) -> None:
+        tally(payload.at)
+
+    async def heard(_: Happened) -> None:
+        tally()
+
+    handlers: list[Handler | Subscriber] = [Handler(NOTHING, nothing)]
+    if "events" in sys.argv:
+        handlers = [Subscriber(f"bench.hear{number}", Happened, heard) for number in range(SUBSCRIBERS)]
+
+    async def consuming(p: Process) -> Service:
+        service = await consumer(p, handlers)
+        say_ready()
+        return service
+
+    settings = load_settings({"operations.port": 0})
+    configure(settings[LoggerSettings], "run-event-consumer")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        process = Process("run-event-consumer", settings, ROOT)
+        sys.exit(runner.run(process.run((operations, consuming, reporter, sentinel))))
+
+
+if __name__ == "__main__":
+    main()
