@@ -17,6 +17,7 @@ from app.kernel.config import (
     PostgresSettings,
     ProcessSettings,
     QueueSettings,
+    SentinelSettings,
     Settings,
     current_environment,
     describe,
@@ -28,6 +29,8 @@ from tests.support.project import ROOT, Project
 
 SCHEMA = {f"{kind.section}.{key}": meaning for kind in sections() for key, meaning in describe(kind).items()}
 SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() if v.secret]
+OPTIONAL = ["sentinel.notify_urls", "telemetry.otlp_headers"]
+REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
 REAL = {environment_name(key): f"unguessable-{number:02}-{'x' * 32}" for number, key in enumerate(SECRETS)}
 PRODUCTION = {"APP_ENV": "production", "POSTGRES_HOST": "db.example.com", **REAL}
 
@@ -435,7 +438,17 @@ class TestOutsideLocalAndTest:
         assert settings[LoggerSettings].format == "json"
         assert settings[PostgresSettings].ssl != "disable"
 
-    @pytest.mark.parametrize("key", SECRETS)
+    @pytest.mark.parametrize("value", [None, ""])
+    def test_a_secret_of_something_that_need_not_be_there_may_be_missing(
+        self, folder: Folder, environment: str, value: str | None
+    ) -> None:
+        names = [environment_name(key) for key in OPTIONAL]
+        environ = {k: v for k, v in PRODUCTION.items() if k not in names} | {"APP_ENV": environment}
+        if value is not None:
+            environ |= dict.fromkeys(names, value)
+        assert folder.load(environ)[SentinelSettings].notify_urls.get_secret_value() == ""
+
+    @pytest.mark.parametrize("key", REQUIRED)
     @pytest.mark.parametrize("value", [None, ""])
     def test_a_missing_secret_is_refused_once(
         self, folder: Folder, environment: str, key: str, value: str | None

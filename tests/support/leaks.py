@@ -171,7 +171,7 @@ class Watch:
         for place, text in self.texts:
             self.found += self._search(place, text)
         for place, path in self.files:
-            with suppress(OSError):
+            if path.is_file():  # not a device, which may have no end
                 self.found += self._search(place, path.read_text(errors="replace"))
         for log, seen in self._followed.items():
             with suppress(OSError), log.open("rb") as file:

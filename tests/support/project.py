@@ -137,7 +137,7 @@ class Project:
             args = (*args, "--port", "0")
         number = len(self.running)
         output, errors = self.scratch / f"{number}-{args[0]}.out", self.scratch / f"{number}-{args[0]}.err"
-        with output.open("wb") as out, errors.open("wb") as err:
+        with output.open("ab") as out, errors.open("ab") as err:
             popen = subprocess.Popen(
                 [self.python, "-m", "app", *args],
                 cwd=self.root,

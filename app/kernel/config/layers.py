@@ -20,6 +20,7 @@ from app.kernel.config.settings import (
     environment_name,
     hints,
     is_secret,
+    may_be_empty,
 )
 
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
@@ -220,7 +221,7 @@ def _required(
                 problems.append(Problem(full, source, "must be false outside local and test"))
             elif full == "postgres.host" and not value:
                 problems.append(Problem(full, source, f"nothing is embedded outside local and test; set {variable}"))
-            elif not is_secret(kind, key):
+            elif not is_secret(kind, key) or (not value and may_be_empty(kind, key)):
                 continue
             elif not value:
                 problems.append(Problem(full, source, f"missing secret; set {variable} or {variable}_FILE"))
@@ -234,7 +235,7 @@ def _sections(content: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 
 def _is_missing_secret(kind: type[Section], section: Mapping[str, object], name: str) -> bool:
-    return is_secret(kind, name) and not section.get(name)
+    return is_secret(kind, name) and not may_be_empty(kind, name) and not section.get(name)
 
 
 def _counted(kind: type[Section], name: str, value: object) -> object:

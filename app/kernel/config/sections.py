@@ -38,6 +38,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Written with commas between them."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Secret = SecretStr
+MAY_BE_EMPTY = "may be empty"
+OptionalSecret = Annotated[SecretStr, MAY_BE_EMPTY]
+"""A secret of something that need not be there; a plain `Secret` is required outside local and test."""
 
 
 class Section(Protocol):
@@ -143,7 +146,8 @@ class SentinelSettings:
 
     section: ClassVar[str] = "sentinel"
     notify_urls: Annotated[
-        Secret, Field(description="Apprise URLs, separated by spaces: Slack, Telegram, Discord, e-mail, webhooks")
+        OptionalSecret,
+        Field(description="Apprise URLs, separated by spaces: Slack, Telegram, Discord, e-mail, webhooks"),
     ]
     cooldown: Annotated[Duration, Field(ge=1, description="between two messages about one group of errors")]
     late_schedule: Annotated[Duration, Field(ge=1, description="a schedule that is due for this long is an outage")]
@@ -158,7 +162,7 @@ class TelemetrySettings:
     section: ClassVar[str] = "telemetry"
     otlp_endpoint: Annotated[str, Field(description="OpenTelemetry collector, such as http://127.0.0.1:4318")]
     otlp_protocol: Annotated[Literal["http", "grpc"], Field(description="how it is spoken to; grpc is an extra")]
-    otlp_headers: Annotated[Secret, Field(description="headers for it, NAME=VALUE, separated by spaces")]
+    otlp_headers: Annotated[OptionalSecret, Field(description="headers for it, NAME=VALUE, separated by spaces")]
     trace_ratio: Annotated[
         float, Field(ge=0, le=1, description="share of the traces that begin here; others do as their caller decided")
     ]

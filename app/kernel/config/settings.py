@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import SecretStr
 
-from app.kernel.config.sections import Section
+from app.kernel.config.sections import MAY_BE_EMPTY, Section
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
@@ -105,6 +105,11 @@ def is_secret(kind: type[Section], name: str) -> bool:
     """Return whether a key of a section is never shown."""
     hint = hints(kind)[name]
     return hint is SecretStr or getattr(hint, "__origin__", None) is SecretStr
+
+
+def may_be_empty(kind: type[Section], name: str) -> bool:
+    """Return whether a key that is a secret may be left empty everywhere."""
+    return MAY_BE_EMPTY in getattr(hints(kind)[name], "__metadata__", ())
 
 
 def environment_name(key: str) -> str:

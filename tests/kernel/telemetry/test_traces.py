@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.kernel.telemetry.collector import Collector, collecting
@@ -70,20 +71,18 @@ def test_one_trace_joins_the_request_the_event_the_subscriber_and_its_statement(
     assert client.post(LOGIN, json={"username": USERNAME, "password": PASSWORD}).status_code == 200
     of_trace = bytes.fromhex(trace_id)
 
-    def joined() -> bool:
-        return any(span.trace_id == of_trace and "heard" in str(span.attributes) for span in list(collector.spans))
+    def path() -> list[Span]:
+        """Return the spans from the subscriber's statement upwards."""
+        spans = {span.span_id: span for span in list(collector.spans) if span.trace_id == of_trace}
+        step = next((span for span in spans.values() if "heard" in str(span.attributes)), None)
+        found = []
+        while step is not None:
+            found.append(step)
+            step = spans.get(step.parent_span_id)
+        return found
 
-    eventually(joined)
-    eventually(lambda: [span for span in collector.named("platform.hear") if span.trace_id == of_trace])
-    spans = {span.span_id: span for span in list(collector.spans) if span.trace_id == of_trace}
-    heard = next(span for span in spans.values() if "heard" in str(span.attributes))
-    names = []
-    step = heard
-    while step is not None:
-        names.append(step.name)
-        step = spans.get(step.parent_span_id)
-    assert names == ["SELECT", "platform.hear", "auth.login", f"POST {LOGIN}"]
-    assert next(span for span in spans.values() if span.name == f"POST {LOGIN}").parent_span_id.hex() == span_id
+    eventually(lambda: [span.name for span in path()] == ["SELECT", "platform.hear", "auth.login", f"POST {LOGIN}"])
+    assert path()[-1].parent_span_id.hex() == span_id
     assert {resource["service.name"] for resource in collector.resources} == {"run-auth-http", "run-event-consumer"}
     assert PASSWORD.encode() not in b"".join(collector.bodies)
 

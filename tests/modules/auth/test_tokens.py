@@ -25,7 +25,7 @@ from app.processes import sections
 from tests.support.project import ROOT
 
 KEY = ECKey.generate_key("P-256", {"kid": "one", "alg": "ES256"}, private=True)
-SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[AuthSettings]
+SETTINGS = load(ROOT, sections(), {"APP_ENV": "test", "AUTH_ACCESS_TOKEN_TTL": "1d"})[AuthSettings]
 
 
 class OneKey:
