@@ -36,6 +36,7 @@ async def bare(port: int) -> None:
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
     config.accesslog = config.errorlog = None
+    config.include_server_header, config.read_timeout, config.keep_alive_timeout = False, 120, 75  # as ours is
     await serve(APP, config)  # type: ignore[arg-type]
 
 

@@ -31,7 +31,7 @@ from app.kernel.queue.heartbeat import Heartbeat
 from app.kernel.queue.leases import ANY_RANK, Fetched, Job, Leases
 from app.kernel.queue.listener import Listener
 from app.kernel.queue.subscriptions import Subscriptions
-from app.kernel.telemetry import metrics
+from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.traces import continued
 
 _FLUSHED_AT_ONCE = 500
@@ -374,7 +374,7 @@ class Consumer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
             outcome = await self._failed(job, error)
         else:
-            logger.debug("job done")
+            logs.ended("DEBUG", "job done", job_id=job.id, task=job.task, attempt=job.attempt + 1)
             outcome = "done"
         return outcome
 

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from app import __version__
 from app.kernel.config import Misconfigured, TelemetrySettings
@@ -75,10 +75,10 @@ def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
     for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # one line for each lost span or batch
         logging.getLogger(name).setLevel(logging.CRITICAL)
     resource = Resource.create({"service.name": p.name, "service.version": __version__, "service.namespace": "app"})
-    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(settings.trace_ratio)), resource=resource)
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource)  # what is not sampled does not get here
     provider.add_span_processor(_Bounded(_Counted(_otlp(settings))))
     trace.set_tracer_provider(provider)
-    traces.switch_on()
+    traces.switch_on(settings.trace_ratio)
 
     async def run(stop: asyncio.Event) -> None:
         await stop.wait()

@@ -5,13 +5,14 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from app.kernel.telemetry import metrics
 
 _MOST_LINES = 4_000
 _CLOSE_S = 2.0
-_GATHER_S = 0.01
+_GATHER_S = 0.05
 
 
 class Output:
@@ -21,20 +22,22 @@ class Output:
         """Open it; None is stdout. Raises OSError when the file cannot be opened."""
         self._path = path
         self._fd = self._open()
-        self._lines: deque[str] = deque()
+        self._lines: deque[str | Callable[[], str]] = deque()
         self._some = threading.Event()
         self._reopen = self._closing = self._idle = False
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log output", daemon=True).start()
         atexit.register(self.close)
 
-    def write(self, line: str) -> None:
-        """Queue a line. Never blocks, never raises."""
+    def write(self, line: str | Callable[[], str]) -> None:
+        """Queue a line, or what makes it; that is called by the thread that writes. Never blocks, never raises."""
         if len(self._lines) >= _MOST_LINES:
             metrics.dropped("logs")
             return
         self._lines.append(line)
-        if self._idle:  # while it is busy, waking it for each line would cost more than the line
+        if self._closing:
+            self.close()
+        elif self._idle:  # while it is busy, waking it for each line would cost more than the line
             self._idle = False
             self._some.set()
 
@@ -76,9 +79,10 @@ class Output:
     def _write_all(self) -> None:
         while self._lines:
             batch = [self._lines.popleft() for _ in range(min(len(self._lines), 500))]
-            left = memoryview("".join(batch).encode(errors="backslashreplace"))
             try:
+                text = "".join(line if isinstance(line, str) else line() for line in batch)
+                left = memoryview(text.encode(errors="backslashreplace"))
                 while left:
                     left = left[os.write(self._fd, left) :]
-            except OSError:  # a full disk, a closed pipe
+            except Exception:  # noqa: BLE001 - a full disk, a closed pipe, something that cannot be formatted
                 metrics.dropped("logs", len(batch))

@@ -38,4 +38,4 @@ class Logger:
                 route, level = path, "DEBUG"
             metrics.request_ended(method, route, status, took_s)
             said = {name: about[name] for name in _SAID if name in about}
-            logs.ended(level, f"{method} {path} {status} in {took_s * 1000:.1f} ms", **said)
+            logs.ended(level, "{} {} {} in {:.1f} ms", method, path, status, took_s * 1000, **said)
