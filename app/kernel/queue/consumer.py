@@ -374,7 +374,7 @@ class Consumer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
             outcome = await self._failed(job, error)
         else:
-            logs.ended("DEBUG", "job done", job_id=job.id, task=job.task, attempt=job.attempt + 1)
+            logs.ended("INFO", "job done", job_id=job.id, task=job.task, attempt=job.attempt + 1)
             outcome = "done"
         return outcome
 
