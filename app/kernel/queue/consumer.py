@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind
 from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
@@ -374,7 +374,8 @@ class Consumer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
             outcome = await self._failed(job, error)
         else:
-            logs.ended("INFO", "job done", job_id=job.id, task=job.task, attempt=job.attempt + 1)
+            span = None if job.trace_context else INVALID_SPAN_CONTEXT
+            logs.ended("INFO", "job done", span=span, job_id=job.id, task=job.task, attempt=job.attempt + 1)
             outcome = "done"
         return outcome
 

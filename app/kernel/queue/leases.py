@@ -126,9 +126,12 @@ _WAKE_FORGOTTEN = """
     )
 """
 
+# a queue that is paused on purpose is not late
 _DEPTH = """
-    SELECT queue, state, count(*), greatest(0, extract(epoch FROM now() - min(run_at)))::float8
-    FROM kernel.jobs GROUP BY queue, state
+    SELECT j.queue, j.state, count(*),
+        CASE WHEN q.paused_at IS NULL THEN greatest(0, extract(epoch FROM now() - min(j.run_at)))::float8 ELSE 0 END
+    FROM kernel.jobs j LEFT JOIN kernel.queues q ON q.name = j.queue
+    GROUP BY j.queue, j.state, q.paused_at
 """
 
 _HAND_BACK = """

@@ -30,11 +30,11 @@ _INFO = 20
 _listeners: "list[Callable[[Record], None]]" = []
 
 
-def _by_loguru(level: str, template: str, values: tuple[Any, ...], about: dict[str, Any]) -> None:
+def _by_loguru(level: str, template: str, values: tuple[Any, ...], _span: SpanContext, about: dict[str, Any]) -> None:
     logger.bind(**about).log(level, template, *values)
 
 
-_ended: Callable[[str, str, tuple[Any, ...], dict[str, Any]], None] = _by_loguru
+_ended: Callable[[str, str, tuple[Any, ...], SpanContext, dict[str, Any]], None] = _by_loguru
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
@@ -59,12 +59,13 @@ def also(listener: "Callable[[Record], None]") -> None:
     _listeners.append(listener)
 
 
-def ended(level: str, template: str, *values: object, **about: object) -> None:
+def ended(level: str, template: str, *values: object, span: SpanContext | None = None, **about: object) -> None:
     """Write the line of a request or a job that is over, as loguru would.
 
-    It is formatted by the thread that writes: that costs a third, because the thread does nothing else.
+    It is formatted by the thread that writes: that costs a third, because the thread does nothing else. `about` are
+    identifiers of ours. `span` is the current one unless it is given.
     """
-    _ended(level, template, values, about)
+    _ended(level, template, values, span or trace.get_current_span().get_span_context(), about)
 
 
 def configure_command(process: str) -> None:
@@ -96,16 +97,21 @@ def _install(
         for listener in _listeners:
             listener(record)
 
-    def ended(level: str, template: str, values: tuple[Any, ...], about: dict[str, Any]) -> None:
-        known = logger.level(level)
+    levels = {name: logger.level(name) for name in _COLOURS}
+
+    def ended(level: str, template: str, values: tuple[Any, ...], context: SpanContext, about: dict[str, Any]) -> None:
+        known = levels[level]
         if known.no < least:
             return
-        moment, context = time.time(), trace.get_current_span().get_span_context()
+        moment = time.time()
 
         def formatted() -> str:
             at = datetime.fromtimestamp(moment, UTC)
-            record: Any = {"time": at, "level": known, "message": template.format(*values), "extra": about}
-            return line(record | {"exception": None}, context)
+            message = redacted(template.format(*values)) if values else template
+            if as_json:
+                return _json_line(at, level, message, constant, about, context, "")
+            record: Any = {"time": at, "level": known, "message": message, "extra": about, "exception": None}
+            return _text(record, colour)
 
         write(formatted)
 
@@ -117,18 +123,32 @@ def _install(
 
 
 def _json(record: "Record", context: SpanContext, constant: dict[str, Any]) -> str:
+    about, level = redacted_fields(record["extra"]), record["level"].name
+    message, stack = redacted(record["message"]), _stack(record) if record["exception"] is not None else ""
+    return _json_line(record["time"].astimezone(UTC), level, message, constant, about, context, stack)
+
+
+def _json_line(
+    time: datetime,
+    level: str,
+    message: str,
+    constant: dict[str, Any],
+    about: dict[str, Any],
+    context: SpanContext,
+    stack: str,
+) -> str:
     fields: dict[str, Any] = {
-        "time": record["time"].astimezone(UTC).isoformat(timespec="microseconds"),
-        "level": record["level"].name.lower(),
-        "message": redacted(record["message"]),
+        "time": time.isoformat(timespec="microseconds"),
+        "level": level.lower(),
+        "message": message,
         **constant,
-        **redacted_fields(record["extra"]),
+        **about,
     }
     if context.is_valid:
         fields["trace_id"] = trace.format_trace_id(context.trace_id)
         fields["span_id"] = trace.format_span_id(context.span_id)
-    if record["exception"] is not None:
-        fields["exception"] = _stack(record)
+    if stack:
+        fields["exception"] = stack
     return to_json(fields, fallback=str, inf_nan_mode="strings").decode() + "\n"
 
 

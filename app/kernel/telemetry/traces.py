@@ -17,7 +17,7 @@ from app.kernel.identifiers import random_bits
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _tracer = trace.get_tracer("app")
 _ratio: float | None = None
-_NOTHING = nullcontext()
+_NOTHING: Any = nullcontext()
 
 
 def switch_on(ratio: float) -> None:
@@ -47,6 +47,8 @@ def continued(
     text: str, name: str, kind: SpanKind, attributes: Mapping[str, str | int]
 ) -> AbstractContextManager[Span]:
     """Continue the trace that a `traceparent` names, or begin one, with a span of ours when traces are exported."""
+    if not text and _ratio is None and kind is SpanKind.CONSUMER:
+        return _NOTHING  # a job that no request caused: its id is on its log lines
     remote = _remote(text)
     if not _is_sampled(remote):
         return _Current(_unexported(remote))

@@ -123,7 +123,7 @@ async def test_a_worker_that_freezes_while_it_passes_a_turn_on_stops_the_others_
         """Does nothing."""
 
     await bench.queue.enqueue(bench.db, GREET, Greeting("frozen"), group_key="one")
-    (frozen,) = await Leases("frozen", 60).fetch(bench.db, "default", 1, -(2**63), 0.0)
+    (frozen,) = (await Leases("frozen", 60).fetch(bench.db, "default", 1, -(2**63), 0.0)).jobs
 
     async def freeze_before_the_commit() -> None:
         async with bench.db.begin() as tx:
