@@ -32,6 +32,7 @@ from app.kernel.queue.leases import ANY_RANK, Fetched, Job, Leases
 from app.kernel.queue.listener import Listener
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import logs, metrics
+from app.kernel.telemetry.redact import redacted
 from app.kernel.telemetry.traces import continued
 
 _FLUSHED_AT_ONCE = 500
@@ -370,7 +371,7 @@ class Consumer:
         except ValidationError as error:
             outcome = await self._dead(job, f"the payload does not fit: {problems(error)}")
         except NeverRetry as error:
-            outcome = await self._dead(job, f"never to be retried: {error}")
+            outcome = await self._dead(job, redacted(f"never to be retried: {error}"))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
             outcome = await self._failed(job, error)
         else:
@@ -411,7 +412,7 @@ class Consumer:
         return "cancelled"
 
     async def _failed(self, job: Job, error: BaseException) -> str:
-        reason = f"{type(error).__name__}: {error}"
+        reason = redacted(f"{type(error).__name__}: {error}")
         attempt = job.attempt + 1
         if attempt >= job.max_attempts:
             return await self._dead(job, f"failed {attempt} times, at last with {reason}", reason, error)
