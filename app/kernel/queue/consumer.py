@@ -4,7 +4,6 @@ A job is run at least once: what a worker leased and did not complete is leased 
 """
 
 import asyncio
-import math
 import os
 import random
 import socket
@@ -12,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
@@ -25,11 +23,13 @@ from app.kernel.db.postgres import database
 from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service
-from app.kernel.queue import Handler, Mode, NeverRetry, Operation, RetryAfter, Subscriber
-from app.kernel.queue.codec import adapter, decode_event, problems, version_of
+from app.kernel.queue import Handler, NeverRetry, RetryAfter, Subscriber
+from app.kernel.queue.codec import problems
+from app.kernel.queue.fetching import QueueState
 from app.kernel.queue.heartbeat import Heartbeat
-from app.kernel.queue.leases import ANY_RANK, Fetched, Job, Leases
+from app.kernel.queue.leases import Job, Leases
 from app.kernel.queue.listener import Listener
+from app.kernel.queue.runner import FromTheFuture, Runner
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.redact import redacted
@@ -37,103 +37,17 @@ from app.kernel.telemetry.traces import continued
 
 _FLUSHED_AT_ONCE = 500
 _PREFETCH_S = 0.1
-_FULL_FETCH_EVERY_S = 0.1
-_SLOW_FETCH_S = 0.005
 _PROMOTE_EVERY_S = 0.05
 _SEEN_EVERY_S = 60.0
 _MEASURED_EVERY_S = 15.0
 _AGAIN_S = 1.0
 _LONGEST_BACKOFF_S = 6 * 3600.0
 _UNKNOWN_AGAIN_S = 10.0
-_UNKNOWN_AT_MOST = 100_000  # seconds: then nobody will know it any more
+_UNKNOWN_AT_MOST_S = 86400.0  # then no release will know it any more
 
 
 class _LeaseLost(Exception):
     """The job is another worker's by now; rolls back what a `tx` operation has written."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Runner:
-    """What runs the jobs of one name."""
-
-    operation: Operation
-    mode: Mode
-    handler: Handler | Subscriber
-
-    def argument(self, job: Job) -> tuple[Any, ...]:
-        """Return the payload as the operation takes it. Raises ValidationError, NeverRetry."""
-        if isinstance(self.handler, Subscriber):
-            version = job.event_version or 1
-            if version > version_of(self.handler.event):
-                raise _FromTheFuture
-            try:
-                return (decode_event(self.handler.event, version, job.payload or "null"),)
-            except ValidationError:
-                raise
-            except Exception as error:
-                raise NeverRetry(f"the event of version {version} cannot be upgraded: {error!r}") from error
-        if self.handler.task.payload is None:
-            return ()
-        return (adapter(self.handler.task.payload).validate_json(job.payload or "null"),)
-
-
-class _FromTheFuture(Exception):
-    """A newer release published this event."""
-
-
-class _QueueState:
-    """What the worker knows of one queue.
-
-    While there is much to do it fetches from the last rank on, so that a snapshot that is held by somebody, which keeps
-    the rows of finished jobs from being cleaned away, does not slow it down; and from the start, for what was added
-    before that, now and then. So it does while fetching from the start is slow; otherwise from the start, always.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.may_have_more = True
-        self._from = ANY_RANK
-        self._full_at = 0.0
-        self._full_owed = False
-        self._full_took_s = 0.0
-        self._turns = False
-        self._limited = False
-
-    def due(self, now: float) -> bool:
-        """Return whether to fetch."""
-        return self.wait_s(now) <= 0
-
-    def next_rank(self, now: float) -> int:
-        """Return the rank to fetch from."""
-        self.may_have_more = False  # unless we hear otherwise while the fetch is under way
-        self._full_owed = now < self._full_at
-        return self._from if self._full_owed else ANY_RANK
-
-    def fetched(self, found: Fetched, from_rank: int, wanted: int, started: float) -> None:
-        """Note what a fetch returned."""
-        now = time.monotonic()
-        filled = len(found.jobs) == wanted
-        if from_rank == ANY_RANK:
-            before_s, self._full_took_s = self._full_took_s, now - started
-            slow_s = min(before_s, self._full_took_s)  # one alone may have waited for something else
-            at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
-            self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
-        self._turns = self._turns or found.turns
-        self._limited = found.limited
-        if filled or found.turns or (found.jobs and self._turns):
-            self.may_have_more = True
-        if found.jobs:
-            self._from = found.jobs[-1].rank
-
-    def some_ended(self) -> None:
-        """Note that jobs of this worker have ended."""
-        self.may_have_more = self.may_have_more or self._limited
-
-    def wait_s(self, now: float) -> float:
-        """Return how long to wait before the next fetch when nothing wakes us."""
-        if self.may_have_more:
-            return 0.0
-        return max(0.0, self._full_at - now) if self._full_owed else math.inf
 
 
 class Consumer:
@@ -150,7 +64,7 @@ class Consumer:
         self._db = db
         self._conninfo = conninfo
         self._runners = {
-            (handler.name if isinstance(handler, Subscriber) else handler.task.name): _Runner(
+            (handler.name if isinstance(handler, Subscriber) else handler.task.name): Runner(
                 handler.operation, handler.mode, handler
             )
             for handler in handlers
@@ -159,7 +73,7 @@ class Consumer:
         self._settings = settings
         self._concurrency = settings.concurrency
         self._leases = Leases(worker or f"{socket.gethostname()}:{os.getpid()}", settings.lease)
-        self._queues = deque(_QueueState(name) for name in dict.fromkeys(settings.names))
+        self._queues = deque(QueueState(name) for name in dict.fromkeys(settings.names))
         self._held: dict[str, Job] = {}
         self._ready: deque[Job] = deque()
         self._running: dict[asyncio.Task[None], Job] = {}
@@ -354,7 +268,7 @@ class Consumer:
             timer.cancel()
             metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at)
 
-    async def _attempt(self, task: "asyncio.Task[None]", job: Job, runner: _Runner) -> str:
+    async def _attempt(self, task: "asyncio.Task[None]", job: Job, runner: Runner) -> str:
         try:
             await self._operate(job, runner)
         except asyncio.CancelledError:
@@ -365,7 +279,7 @@ class Consumer:
         except _LeaseLost:
             self._refused(job)
             outcome = "lost"
-        except _FromTheFuture:
+        except FromTheFuture:
             await self._unknown(job)
             outcome = "unknown"
         except ValidationError as error:
@@ -380,7 +294,7 @@ class Consumer:
             outcome = "done"
         return outcome
 
-    async def _operate(self, job: Job, runner: _Runner) -> None:
+    async def _operate(self, job: Job, runner: Runner) -> None:
         argument = runner.argument(job)
         if runner.mode == "at_least_once":
             await runner.operation(*argument)
@@ -432,7 +346,11 @@ class Consumer:
         return "dead"
 
     async def _unknown(self, job: Job) -> None:
-        """Leave the job to a process that knows its task, or the version of its event: during a release, or never."""
+        """Leave the job to a process that knows its task, or the version of its event; for a day, then it is dead."""
+        age_s = time.time() - int(job.id[:8] + job.id[9:13], 16) / 1000  # as its UUIDv7 says
+        if age_s > _UNKNOWN_AT_MOST_S:
+            await self._dead(job, f"no release has known {job.task} for a day")
+            return
         if await self._record(job, lambda: self._leases.postpone(self._db, job, _UNKNOWN_AGAIN_S, None)):
             logger.warning("job {} of {}: this release does not know it; left to another", job.id, job.task)
 

@@ -12,7 +12,7 @@ from loguru import logger
 from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
-from app.kernel.queue.consumer import _QueueState
+from app.kernel.queue.fetching import QueueState
 from app.kernel.queue.leases import ANY_RANK, Fetched
 from app.kernel.telemetry import metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
@@ -123,6 +123,13 @@ async def test_a_task_that_this_release_does_not_know_is_left_to_another(bench: 
         await bench.db.run("UPDATE kernel.jobs SET run_at = now()")
         await bench.until(bench.finished, [("done", 1)])
     assert done == ["yes"]
+
+
+async def test_a_task_that_no_release_has_known_for_a_day_is_a_dead_letter(bench: Bench) -> None:
+    await bench.queue.enqueue(bench.db, Task("from.tomorrow"))
+    await bench.db.run("UPDATE kernel.jobs SET id = '0190a1b2-c3d4-7e5f-8607-18293a4b5c6d'")  # of July 2024
+    async with bench.consuming(nothing):
+        await bench.until(bench.dead, ["no release has known from.tomorrow for a day"])
 
 
 async def test_a_job_that_takes_longer_than_its_timeout_is_stopped(bench: Bench) -> None:
@@ -386,7 +393,7 @@ async def test_a_job_that_outranks_the_last_one_is_not_kept_waiting(bench: Bench
 
 
 def test_a_worker_goes_on_from_the_last_rank_while_fetching_is_slow() -> None:
-    queue = _QueueState("default")
+    queue = QueueState("default")
     for _ in range(2):
         now = time.monotonic()
         queue._full_at = 0.0
