@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -187,7 +187,7 @@ class PostgresQueue:
         after = (job["max_attempts"], job["timeout_s"], job["trace"])
         # a microsecond apart: a worker that goes on from a rank would else pass all those of that rank again
         rows = (
-            (id_, *before, text, state, job["priority"], run_at + timedelta(microseconds=n), rank + n, *after)
+            (id_, *before, text, state, job["priority"], run_at, rank + n, *after)
             for n, (id_, text) in enumerate(chunk, place)
         )
         await db.copy(_COPY, rows)

@@ -247,7 +247,7 @@ async def test_an_older_release_leaves_an_edited_schedule_to_the_newer_one(bench
 async def test_a_tick_while_the_job_of_an_earlier_one_is_not_finished(
     bench: Bench, overlap: Any, jobs: int, states: int
 ) -> None:
-    cron = manager(bench, Schedule(TICK, every_s=60, overlap=overlap))
+    cron = manager(bench, Schedule(TICK, cron="0 0 1 1 *", overlap=overlap))
     await cron.register()
     for ago_s in (5, 1):
         await due_since(bench, timedelta(seconds=ago_s))

@@ -72,7 +72,7 @@ async def test_many_jobs_are_enqueued_whatever_the_way(bench: Bench, count: int)
     )
     found = await bench.rows(
         "SELECT count(DISTINCT payload), min(state), max(state), min(priority), bool_and(run_at <= now()),"
-        " bool_and(rank = kernel.job_rank(run_at, priority)) FROM kernel.jobs"
+        " bool_and(rank - kernel.job_rank(run_at, priority) BETWEEN 0 AND 25000) FROM kernel.jobs"
     )
     assert found == [(count, "ready", "ready", 3, True, True)]
 
