@@ -86,6 +86,10 @@ class Consumer:
         self._measured_at = 0.0
         self._next_due = self._poll_at = 0.0
 
+    async def register(self) -> None:
+        """Store the subscriptions, so that events are kept for them from now on. Safe to repeat."""
+        await self._subscriptions.register(self._db)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until asked to stop, then finish those at hand; when cancelled, hand them back."""
         heartbeat = Heartbeat(self._conninfo, self._leases.lease_s, self._held, self._running, self.cancel)
@@ -425,7 +429,7 @@ class Consumer:
                 if rescued or dead:
                     logger.warning("{} jobs of workers that died or froze are free again, {} are dead", rescued, dead)
                 if time.monotonic() - seen_at > _SEEN_EVERY_S:
-                    await self._subscriptions.register(self._db)
+                    await self.register()
                     seen_at = time.monotonic()
                 started = time.monotonic()
                 if started > measure_at:
@@ -466,5 +470,5 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Serv
     db = await p.use(database)
     found = await p.use(server)
     worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings])
-    await Subscriptions([h for h in handlers if isinstance(h, Subscriber)]).register(db)
+    await worker.register()
     return Service("consumer", worker.run)

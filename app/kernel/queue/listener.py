@@ -10,7 +10,10 @@ _AGAIN_S = 1.0
 
 
 class Listener:
-    """Calls `told` with each notification, and with an empty one whenever some may have been missed."""
+    """Calls `told` with each notification, and with an empty one whenever some may have been missed.
+
+    They are `q` and the name of a queue with something to do, or `c` and the id of a job that is to be cancelled.
+    """
 
     def __init__(self, conninfo: str, told: Callable[[str], None]) -> None:
         self._conninfo = conninfo

@@ -16,9 +16,6 @@ from app.kernel.queue import Event, JobExists, OnConflict, Task
 from app.kernel.queue.codec import encode, version_of
 from app.kernel.telemetry.traces import span, traceparent
 
-CHANNEL = "kernel_jobs"
-"""What consumers listen to: `q` and the name of a queue with something to do, or `c` and the id of a cancelled job."""
-
 _COPY_FROM = 1000  # fewer are inserted, which also respects unique keys
 _PRIORITIES = range(-1000, 1001)
 
