@@ -9,7 +9,7 @@ import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
-from typing import Any, LiteralString, Self, TypeVar
+from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 
 import psycopg
 from opentelemetry.trace import SpanKind
@@ -147,6 +147,15 @@ class _Queries:
         await self._bounded("COPY", write)
 
 
+class PoolUse(NamedTuple):
+    """How much of a pool is in use: connections taken and idle, requests that wait for one, the most there may be."""
+
+    used: int
+    idle: int
+    waiting: int
+    most: int
+
+
 class PostgresDatabase:
     """A pool of connections to one database."""
 
@@ -240,6 +249,12 @@ class PostgresDatabase:
         """Raise Unavailable unless the database answers."""
         await self.one("SELECT 1")
 
+    def pool_use(self) -> PoolUse:
+        """Return how much of the pool is in use at this moment. Safe to repeat."""
+        stats = self._pool.get_stats()
+        size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
+        return PoolUse(size - idle, idle, stats.get("requests_waiting", 0), self._pool.max_size)
+
 
 @functools.cache
 def _first_word(sql: LiteralString) -> str:
@@ -308,13 +323,7 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     async with pool:
         opened = PostgresDatabase(pool, settings.statement_timeout + _FROZEN_S)
         p.checks["database"] = opened.check
-
-        def measure() -> None:
-            stats = pool.get_stats()
-            size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
-            metrics.connections(size - idle, idle, stats.get("requests_waiting", 0), settings.pool_size)
-
-        forget = metrics.before_scrape(measure)
+        forget = metrics.before_scrape(lambda: metrics.connections(*opened.pool_use()))
         yield opened
         forget()
         p.checks.pop("database")

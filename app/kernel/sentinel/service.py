@@ -3,12 +3,14 @@
 import asyncio
 import os
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app import __version__
 from app.kernel.config import SentinelSettings
 from app.kernel.db import Database
-from app.kernel.db.postgres import database
+from app.kernel.db.postgres import PoolUse, database
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Queue
@@ -19,6 +21,8 @@ from app.kernel.telemetry import logs
 
 _STORE_EVERY_S = 1.0
 _GONE_AFTER_S = 30
+_NEARLY_FULL = 0.9
+_FULL_FOR_S = 10.0
 
 # one process looks, whichever comes first
 _MY_TURN = "UPDATE kernel.watch SET checked_at = now() WHERE checked_at < now() - interval '15 seconds'"
@@ -50,6 +54,33 @@ _HELD = """
     FROM pg_prepared_xacts WHERE prepared < now() - %s * interval '1 second'
     LIMIT 20
 """
+_CROWDED = """
+    SELECT 'the server', used || ' of ' || most || ' connections of PostgreSQL are in use'
+    FROM (SELECT sum(numbackends) AS used FROM pg_stat_database) u,
+        (SELECT current_setting('max_connections')::int AS most) m
+    WHERE used >= most * %s
+"""
+
+
+class PoolWatch:
+    """Notices when the pool of this process stays nearly full."""
+
+    def __init__(self, pool_use: Callable[[], PoolUse]) -> None:
+        self._pool_use = pool_use
+        self._full_since: float | None = None
+
+    def complaint(self, now: float) -> str:
+        """Look at the pool; return what is wrong when it has been nearly full for a while, once for each such while."""
+        used, _, waiting, most = self._pool_use()
+        if used < most * _NEARLY_FULL:
+            self._full_since = None
+            return ""
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < _FULL_FOR_S:
+            return ""
+        self._full_since = now
+        return f"for {_FULL_FOR_S:g} s, {used} of {most} connections of the pool were in use; {waiting} requests wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +93,7 @@ class Sentinel:
     errors: PostgresErrors
     settings: SentinelSettings
     process: str
+    pool: PoolWatch
 
     @property
     def _teller(self) -> Queue | None:
@@ -73,6 +105,8 @@ class Sentinel:
         stopping = False
         while not stopping:
             stopping = await pause(stop, _STORE_EVERY_S)
+            if complaint := self.pool.complaint(time.monotonic()):
+                self.capture.add("outage", "PoolNearlyFull", complaint, self.process)
             try:
                 await self.store()
                 if not stopping and await self.db.run(_MY_TURN):
@@ -92,7 +126,7 @@ class Sentinel:
             raise
 
     async def look_out(self) -> None:
-        """Capture processes that vanished, schedules that are late, queues that are stuck, snapshots that are held."""
+        """Capture processes that vanished, late schedules, stuck queues, held snapshots, a server nearly full."""
         limits = self.settings
         for name, said in await self.db.all(_GONE, (_GONE_AFTER_S,)):
             self.capture.add("outage", "ProcessGone", said, name)
@@ -102,6 +136,8 @@ class Sentinel:
             self.capture.add("outage", "QueueStuck", said, name)
         for name, said in await self.db.all(_HELD, (limits.held_snapshot, limits.held_snapshot)):
             self.capture.add("outage", "SnapshotHeld", said, name)
+        for name, said in await self.db.all(_CROWDED, (_NEARLY_FULL,)):
+            self.capture.add("outage", "ConnectionsNearlyUsedUp", said, name)
         if self._teller is not None:
             async with self.db.begin() as tx:  # for what has become due again
                 await self.errors.tell(tx, self._teller)
@@ -115,5 +151,6 @@ async def sentinel(p: Process) -> Service:
     capture = Capture(about)
     logs.also(capture.sink)
     db = await p.use(database)
-    watching = Sentinel(capture, db, PostgresQueue(), PostgresErrors(settings.cooldown), settings, p.name)
+    errors, pool = PostgresErrors(settings.cooldown), PoolWatch(db.pool_use)
+    watching = Sentinel(capture, db, PostgresQueue(), errors, settings, p.name, pool)
     return Service("sentinel", watching.run, outlives=True)

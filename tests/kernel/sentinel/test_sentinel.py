@@ -1,6 +1,7 @@
 """Captured errors: grouped, counted, stored, and told once."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,13 @@ import pytest
 from loguru import logger
 
 from app.kernel.config import LoggerSettings, SentinelSettings, load
+from app.kernel.db.postgres import PoolUse
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.queue import Handler
-from app.kernel.sentinel import NOTIFY, ErrorNotFound
+from app.kernel.sentinel import NOTIFY, ErrorNotFound, service
 from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import PostgresErrors
-from app.kernel.sentinel.service import Sentinel
+from app.kernel.sentinel.service import PoolWatch, Sentinel
 from app.kernel.telemetry import logs
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message
 from app.modules.platform.usecases.notify_errors import NotifyErrors
@@ -53,7 +55,9 @@ class Watch:
         self.bench = bench
         self.capture = Capture({"process": "test", "host": "h:1", "release": "1", "environment": "test"})
         self.errors = PostgresErrors(3600)
-        self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test")
+        self.pool = PoolUse(0, 1, 0, 10)
+        pool = PoolWatch(lambda: self.pool)
+        self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test", pool)
         self.mailbox = Mailbox()
 
     def handlers(self) -> list[Handler]:
@@ -259,6 +263,27 @@ async def test_outages_of_others_are_captured(watch: Watch, bench: Bench) -> Non
     found = {(group.type, group.culprit): group.title for group in watch.capture.drain()}
     assert set(found) == {("ProcessGone", "run-x"), ("ScheduleLate", "late"), ("QueueStuck", "stuck")}
     assert "run-x on there (pid 7) has not reported for 6" in found["ProcessGone", "run-x"]
+
+
+def test_a_pool_is_complained_of_when_it_stays_nearly_full() -> None:
+    use = PoolUse(9, 1, 0, 10)
+    watch = PoolWatch(lambda: use)
+    assert [watch.complaint(now) for now in (0.0, 9.9)] == ["", ""]
+    use = PoolUse(8, 2, 0, 10)  # a moment of air
+    assert [watch.complaint(now) for now in (10.0, 10.1)] == ["", ""]
+    use = PoolUse(10, 0, 3, 10)
+    assert [bool(watch.complaint(now)) for now in (11.0, 20.9, 21.0, 30.9, 31.0)] == [False, False, True, False, True]
+    assert watch.complaint(41.0) == "for 10 s, 10 of 10 connections of the pool were in use; 3 requests wait"
+
+
+async def test_a_server_whose_connections_are_nearly_used_up_is_captured(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_NEARLY_FULL", 0.001)
+    await watch.sentinel.look_out()
+    (group,) = watch.capture.drain()
+    assert group.type == "ConnectionsNearlyUsedUp"
+    assert re.fullmatch(r"\d+ of \d+ connections of PostgreSQL are in use", group.title)
 
 
 async def test_only_one_process_looks_out_at_a_time(watch: Watch, bench: Bench) -> None:
