@@ -2,10 +2,10 @@
 
 from pydantic_core import to_json
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, respond
+from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
 from app.kernel.http.problems import HttpProblem
 from app.kernel.process import Process
-from app.kernel.telemetry.metrics import CONTENT_TYPE, exposition
+from app.kernel.telemetry.metrics import exposition
 
 _JSON = b"application/json"
 
@@ -29,7 +29,8 @@ class Operations:
         if path == "/health":
             await respond(send, 200, _JSON, to_json({"status": "ok", "process": self._process.name}))
         elif path == "/metrics":
-            await respond(send, 200, CONTENT_TYPE.encode(), exposition())
+            body, content_type = exposition(header(scope, b"accept") or b"")
+            await respond(send, 200, content_type, body)
         else:
             await self._ready(send)
 

@@ -33,7 +33,7 @@ from app.kernel.queue.runner import FromTheFuture, Runner
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.redact import redacted
-from app.kernel.telemetry.traces import continued
+from app.kernel.telemetry.traces import continued, exemplar
 
 _FLUSHED_AT_ONCE = 500
 _PREFETCH_S = 0.1
@@ -261,16 +261,17 @@ class Consumer:
             logger.warning("job {} of {}: not begun, its lease has run out", job.id, job.task)
             return
         timer = asyncio.get_running_loop().call_later(job.timeout_s, self._overran, task, job)
-        outcome = "failed"
+        outcome, example = "failed", None
         try:
             with (
                 continued(job.trace_context or "", job.task, SpanKind.CONSUMER, {"job.id": job.id}),
                 logger.contextualize(job_id=job.id, task=job.task, attempt=job.attempt + 1),
             ):
+                example = exemplar()
                 outcome = await self._attempt(task, job, runner)
         finally:
             timer.cancel()
-            metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at)
+            metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at, example)
 
     async def _attempt(self, task: "asyncio.Task[None]", job: Job, runner: Runner) -> str:
         try:

@@ -34,6 +34,14 @@ def traceparent() -> str | None:
     return f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
 
 
+def exemplar() -> dict[str, str] | None:
+    """Return what leads from a measurement to the current trace, if that is exported (OpenMetrics 1.0, exemplars)."""
+    if _ratio is None:
+        return None
+    current = trace.get_current_span().get_span_context()
+    return {"trace_id": trace.format_trace_id(current.trace_id)} if current.trace_flags.sampled else None
+
+
 def _remote(text: str) -> SpanContext | None:
     match = _TRACEPARENT.fullmatch(text)
     if match:

@@ -429,7 +429,7 @@ async def test_metrics_tell_what_became_of_jobs_and_what_is_left(bench: Bench) -
 
 
 def said() -> str:
-    return metrics.exposition().decode()
+    return metrics.exposition()[0].decode()
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, NeverRetry])

@@ -120,6 +120,27 @@ def test_a_collector_that_does_not_do_its_work_costs_spans_that_are_counted_and_
     stopped_in_order(process)
 
 
+def test_a_scraper_that_takes_openmetrics_is_led_to_traces(traced: Project, collector: Collector) -> None:
+    process = traced.start("run-all-in-one")
+    client = log_in(traced, process)
+    client.get("/auth/v1/me")
+    client.post("/platform/v1/schedules/platform.heartbeat/trigger")
+
+    def examples(metric: str) -> set[str]:
+        said = client.get("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.3"})
+        assert said.headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        assert said.text.endswith("# EOF\n")
+        return set(re.findall(rf'^{metric}_bucket{{.*}} \S+ # {{trace_id="(\w+)"}}', said.text, re.MULTILINE))
+
+    def exported() -> set[str]:
+        return {span.trace_id.hex() for span in list(collector.spans)}
+
+    for metric in ("http_server_request_duration_seconds", "job_duration_seconds"):
+        eventually(lambda metric=metric: examples(metric) & exported())
+    assert "trace_id" not in client.get("/metrics").text
+    assert client.get("/metrics").headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
 def test_without_an_endpoint_the_sdk_is_not_loaded_and_trace_ids_are_logged_all_the_same(
     project: Project, database: TestDatabase
 ) -> None:

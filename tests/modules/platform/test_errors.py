@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import TestDatabase, log_in
+from tests.kernel.telemetry.collector import collecting
 from tests.support.project import Project, eventually
 
 API = "/platform/v1/errors"
@@ -19,6 +20,7 @@ class Webhook:
 
     def __init__(self) -> None:
         self.messages: list[dict] = []
+        self.parents: list[str] = []
         self.status = 200
         self.url = ""
 
@@ -29,6 +31,7 @@ def webhook() -> Iterator[Webhook]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            hook.parents.append(self.headers.get("traceparent", ""))
             hook.messages.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
             self.send_response(hook.status)
             self.end_headers()
@@ -90,6 +93,25 @@ def test_a_failing_route_is_one_group_that_people_are_told_of_once(
     fail(broken, 5)
     eventually(lambda: only(broken)["count"] == 35)
     assert len(webhook.messages) == 1
+
+
+def test_the_call_of_a_webhook_is_a_span_that_the_webhook_continues(
+    project: Project, database: TestDatabase, webhook: Webhook
+) -> None:
+    with collecting() as collector:
+        project.env |= {"TELEMETRY_OTLP_ENDPOINT": collector.url, "TELEMETRY_TRACE_RATIO": "1"}
+        project.env |= {"SENTINEL_NOTIFY_URLS": f"{webhook.url}s3cr3t-of-the-path"}
+        client = log_in(project, project.start("run-all-in-one"))
+        database.run("ALTER TABLE kernel.events RENAME TO moved_away")
+        fail(client)
+        _, trace_id, span_id, flags = eventually(lambda: list(webhook.parents))[0].split("-")
+        assert int(flags, 16) & 1
+        sent = eventually(lambda: [s for s in collector.named("POST") if s.span_id.hex() == span_id])[0]
+        eventually(lambda: [s for s in collector.named("platform.send_message") if s.span_id == sent.parent_span_id])
+    assert sent.trace_id.hex() == trace_id
+    said = {a.key: a.value.string_value or a.value.int_value for a in sent.attributes}
+    assert said == {"http.request.method": "POST", "server.address": "127.0.0.1", "http.response.status_code": 200}
+    assert b"s3cr3t" not in b"".join(collector.bodies)
 
 
 def test_a_resolved_error_regresses_and_a_muted_one_does_not(

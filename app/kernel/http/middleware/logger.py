@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send
-from app.kernel.telemetry import logs, metrics
+from app.kernel.telemetry import logs, metrics, traces
 
 _SAID = ("request_id", "operation", "actor_id")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
@@ -36,6 +36,6 @@ class Logger:
             method, path, route, level = scope["method"], scope["path"], about.get("route", ""), "INFO"
             if path in _PROBES:
                 route, level = path, "DEBUG"
-            metrics.request_ended(method, route, status, took_s)
+            metrics.request_ended(method, route, status, took_s, traces.exemplar())
             said = {name: about[name] for name in _SAID if name in about}
             logs.ended(level, "{} {} {} in {:.1f} ms", method, path, status, took_s * 1000, **said)
