@@ -1,13 +1,22 @@
-"""A collector that speaks OTLP over HTTP, and may be slow or refuse."""
+"""Collectors that speak OTLP: over HTTP, where it may be slow or refuse, and over gRPC."""
 
 import gzip
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -18,6 +27,7 @@ class Collector:
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
+        self.headers: dict[str, str] = {}
         self.status = 200
         self.delay_s = 0.0
         self.url = ""
@@ -45,6 +55,7 @@ def collecting() -> Iterator[Collector]:
                 body = gzip.decompress(body)
             time.sleep(collector.delay_s)
             if collector.status == 200:
+                collector.headers = dict(self.headers.items())
                 collector.receive(body)
             self.send_response(collector.status)
             self.end_headers()
@@ -63,3 +74,25 @@ def collecting() -> Iterator[Collector]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+@contextmanager
+def collecting_grpc() -> Iterator[Collector]:
+    collector = Collector()
+
+    class Service(TraceServiceServicer):
+        def Export(
+            self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
+        ) -> ExportTraceServiceResponse:
+            collector.headers = {item.key: str(item.value) for item in context.invocation_metadata()}
+            collector.receive(request.SerializeToString())
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(Service(), server)
+    collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield collector
+    finally:
+        server.stop(None).wait(5)

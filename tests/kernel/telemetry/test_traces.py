@@ -2,7 +2,8 @@
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.conftest import SUPERUSER, TestDatabase, log_in
-from tests.kernel.telemetry.collector import Collector, collecting
+from tests.kernel.telemetry.collector import Collector, collecting, collecting_grpc
 from tests.support.project import Project, Running, eventually
 
 USERNAME, PASSWORD = SUPERUSER
@@ -100,11 +101,26 @@ def stopped_in_order(process: Running) -> None:
     assert process.stop() == 0, process.said()
 
 
-@pytest.mark.parametrize("kind", ["dead", "slow", "refusing"])
+@pytest.mark.parametrize(("protocol", "receiver"), [("http", collecting), ("grpc", collecting_grpc)])
+def test_spans_are_sent_with_the_headers_of_the_settings(
+    project: Project, protocol: str, receiver: Callable[[], AbstractContextManager[Collector]]
+) -> None:
+    with receiver() as collector:
+        project.env |= {"TELEMETRY_OTLP_ENDPOINT": collector.url, "TELEMETRY_OTLP_PROTOCOL": protocol}
+        project.env |= {"TELEMETRY_TRACE_RATIO": "1", "TELEMETRY_OTLP_HEADERS": "x-tenant=acme x-key=k3y"}
+        process = project.start("run-auth-http")
+        log_in(project, process).get("/auth/v1/me")
+        eventually(lambda: collector.named("GET /auth/v1/me"))
+        stopped_in_order(process)
+    assert {"x-tenant": "acme", "x-key": "k3y"}.items() <= collector.headers.items()
+
+
+@pytest.mark.parametrize("kind", ["dead", "dead over gRPC", "slow", "refusing"])
 def test_a_collector_that_does_not_do_its_work_costs_spans_that_are_counted_and_nothing_else(
     traced: Project, collector: Collector, kind: str
 ) -> None:
-    if kind == "dead":
+    if kind.startswith("dead"):
+        traced.env["TELEMETRY_OTLP_PROTOCOL"] = "grpc" if "gRPC" in kind else "http"
         traced.env["TELEMETRY_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
     elif kind == "slow":
         collector.delay_s = 30
