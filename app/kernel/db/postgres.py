@@ -28,6 +28,7 @@ from app.kernel.config import PostgresSettings
 from app.kernel.db import Parameters, Row, Transaction
 from app.kernel.db.migrations import migrated
 from app.kernel.db.server import server
+from app.kernel.deadlines import Deadlines
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 from app.kernel.telemetry import metrics
@@ -80,9 +81,9 @@ class Connection(AsyncConnection[Row]):
 class _Queries:
     """Statements on one connection. The server cancels what takes too long; if it does not, we hang up."""
 
-    def __init__(self, connection: Connection, deadline_s: float) -> None:
+    def __init__(self, connection: Connection, deadlines: Deadlines) -> None:
         self._connection = connection
-        self._deadline_s = deadline_s
+        self._deadlines = deadlines
         self._ended = False
         self.outdated = False
 
@@ -103,16 +104,17 @@ class _Queries:
     async def _bounded(self, operation: str, work: Callable[[], Awaitable[T]]) -> T:
         if self._ended:
             raise RuntimeError("this transaction has ended; open another one with begin()")
-        loop = asyncio.get_running_loop()
+
+        again: asyncio.TimerHandle | None = None
 
         def give_up() -> None:
-            nonlocal timer
+            nonlocal again
             if self._connection.is_readable():  # it was this process that slept: the answer is here
-                timer = loop.call_later(_FROZEN_S, give_up)
+                again = asyncio.get_running_loop().call_later(_FROZEN_S, give_up)
             else:
                 _hang_up(self._connection)
 
-        timer = loop.call_later(self._deadline_s, give_up)
+        self._deadlines.begin(give_up)
         started, outcome = time.perf_counter(), "failed"
         try:
             result = await work()
@@ -126,7 +128,9 @@ class _Queries:
             self.outdated = True
             raise Unavailable("the schema has just changed") from error
         finally:
-            timer.cancel()
+            self._deadlines.end(give_up)
+            if again is not None:
+                again.cancel()
             metrics.statement_ended(operation, outcome, time.perf_counter() - started)
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
@@ -161,7 +165,7 @@ class PostgresDatabase:
 
     def __init__(self, pool: AsyncConnectionPool[Connection], deadline_s: float) -> None:
         self._pool = pool
-        self._deadline_s = deadline_s
+        self._deadlines = Deadlines(deadline_s)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[_Queries]:
@@ -184,7 +188,7 @@ class PostgresDatabase:
                 connection = await self._pool.getconn(deadline - time.monotonic())
             except _GIVE_UP as error:
                 raise _unavailable(error) from error
-            queries = _Queries(connection, self._deadline_s)
+            queries = _Queries(connection, self._deadlines)
             try:
                 if connection.closed or connection.is_readable():
                     await queries.run("SELECT 1")

@@ -9,6 +9,41 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
+_ANSWER = "app.answer"
+
+
+class Answer:
+    """How far a request has been answered. One for all middlewares: a wrapper of `send` in each would cost as much as
+    they do."""
+
+    __slots__ = ("_at_start", "_send", "headers", "status")
+
+    def __init__(self, send: Send, at_start: Callable[[], Headers]) -> None:
+        self._send = send
+        self._at_start = at_start
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Fields that the response gets when it starts."""
+        self.status = 0
+        """0 until the response starts."""
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the response."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *self.headers, *self._at_start()]
+        await self._send(message)
+
+
+def answering(scope: Scope, send: Send, at_start: Callable[[], Headers] = tuple) -> tuple[Answer, Send]:
+    """Return the answer to a request, and what sends it. The outermost caller makes it; `at_start` has its last fields.
+
+    Safe to repeat.
+    """
+    answer: Answer | None = scope.get(_ANSWER)
+    if answer is None:
+        answer = scope[_ANSWER] = Answer(send, at_start)
+        return answer, answer.send
+    return answer, send
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

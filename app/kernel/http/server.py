@@ -16,7 +16,7 @@ from loguru import logger
 
 from app.kernel.config import HttpServerSettings, ProcessSettings
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.asgi import App, Headers, Receive, Scope, Send, answering
 from app.kernel.http.edge import Edge, refuse_folded_headers
 from app.kernel.http.middleware import stack
 from app.kernel.http.problems import send_problem
@@ -40,28 +40,21 @@ class _InFlight:
         if scope["type"] != "http":  # neither lifespan nor websockets
             raise NotImplementedError(scope["type"])
 
-        started = False
-
-        async def closing(message: Message) -> None:
-            nonlocal started
-            started = True
-            stopping = self._process.state == "stopping" and scope["http_version"].startswith("1")
-            if stopping and message["type"] == "http.response.start":  # never in HTTP/2 (RFC 9113, section 8.2.2)
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
+        # RFC 9113, section 8.2.2: never in HTTP/2
+        answer, send = answering(scope, send, self._leaving if scope["http_version"].startswith("1") else tuple)
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._tasks.add(task)
         try:
-            await self._app(scope, receive, closing)
+            await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            if not started:
-                await send_problem(
-                    scope, closing, Unavailable("this process is stopping; ask another", retry_after_s=1)
-                )
+            if not answer.status:
+                await send_problem(scope, send, Unavailable("this process is stopping; ask another", retry_after_s=1))
             raise
         finally:
             self._tasks.discard(task)
+
+    def _leaving(self) -> Headers:
+        return ((b"connection", b"close"),) if self._process.state == "stopping" else ()
 
     async def cut(self) -> None:
         """Cancel what is left, and wait until it has let go of what it used."""

@@ -265,7 +265,7 @@ class Consumer:
         try:
             with (
                 continued(job.trace_context or "", job.task, SpanKind.CONSUMER, {"job.id": job.id}),
-                logger.contextualize(job_id=job.id, task=job.task, attempt=job.attempt + 1),
+                logs.context(job_id=job.id, task=job.task, attempt=job.attempt + 1),
             ):
                 example = exemplar()
                 outcome = await self._attempt(task, job, runner)

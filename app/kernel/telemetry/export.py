@@ -7,21 +7,24 @@ spans, which are counted, and nothing else.
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 
 from app import __version__
 from app.kernel.config import Misconfigured, TelemetrySettings
 from app.kernel.process import Process, Service
 from app.kernel.telemetry import metrics, traces
+from app.kernel.telemetry.spans import ExportedSpan
 
 _QUEUE = 4096
 _BATCH = 512
@@ -73,15 +76,30 @@ class _Bounded(SpanProcessor):
         return self._batches.force_flush(timeout_millis)
 
 
+class _Resource(Resource):
+    """Hashes once: the encoder asks for each span, and the answer is made with JSON."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
     """Return the service that exports spans from now on. Raises Misconfigured when gRPC is wanted and not installed."""
     for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # one line for each lost span or batch
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    resource = Resource.create({"service.name": p.name, "service.version": __version__, "service.namespace": "app"})
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource)  # what is not sampled does not get here
-    provider.add_span_processor(_Bounded(_Counted(_otlp(settings))))
+    attributes = {"service.name": p.name, "service.version": __version__, "service.namespace": "app"}
+    resource = _Resource(Resource.create(attributes).attributes)
+    sending = _Bounded(_Counted(_otlp(settings)))
+    # for spans that libraries make themselves, inside of ours
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource)
+    provider.add_span_processor(sending)
     trace.set_tracer_provider(provider)
-    traces.switch_on(settings.trace_ratio)
+    scope = InstrumentationScope("app", __version__)
+    traces.switch_on(settings.trace_ratio, lambda span: sending.on_end(_readable(span, resource, scope)))
     _trace_requests()
 
     async def run(stop: asyncio.Event) -> None:
@@ -89,6 +107,23 @@ def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
         await asyncio.to_thread(provider.force_flush, _LAST_MS)
 
     return Service("traces", run, outlives=True)
+
+
+def _readable(span: ExportedSpan, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    return ReadableSpan(
+        name=span.name,
+        context=span.get_span_context(),
+        parent=span.parent,
+        resource=resource,
+        attributes=span.attributes,
+        events=[Event(name, attributes, at) for name, at, attributes in span.events],
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.started_at,
+        end_time=span.ended_at,
+        instrumentation_scope=scope,
+    )
 
 
 def _trace_requests() -> None:

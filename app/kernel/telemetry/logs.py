@@ -3,6 +3,7 @@
 Never a local variable of a traceback, never a secret, and never a wait for whoever reads them.
 """
 
+import functools
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _INFO = 20
+_context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
 _listeners: "list[Callable[[Record], None]]" = []
 
 
@@ -59,11 +62,26 @@ def also(listener: "Callable[[Record], None]") -> None:
     _listeners.append(listener)
 
 
+class context:  # noqa: N801 - it is used like a function
+    """Say these fields on every line that is logged inside, as loguru's contextualize does, at a tenth of its cost."""
+
+    __slots__ = ("_fields", "_token")
+
+    def __init__(self, **fields: object) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> None:
+        self._token = _context.set({**_context.get(), **self._fields})
+
+    def __exit__(self, *_: object) -> None:
+        _context.reset(self._token)
+
+
 def ended(level: str, template: str, *values: object, span: SpanContext | None = None, **about: object) -> None:
     """Write the line of a request or a job that is over, as loguru would.
 
-    It is formatted by the thread that writes: that costs a third, because the thread does nothing else. `about` are
-    identifiers of ours. `span` is the current one unless it is given.
+    It is formatted together with others: that costs a third. `about` are identifiers of ours. `span` is the current
+    one unless it is given.
     """
     _ended(level, template, values, span or trace.get_current_span().get_span_context(), about)
 
@@ -99,37 +117,40 @@ def _install(
 
     levels = {name: logger.level(name) for name in _COLOURS}
 
+    def text_of(
+        moment: float, level: str, template: str, values: tuple[Any, ...], context: SpanContext, about: dict[str, Any]
+    ) -> str:
+        message = redacted(template.format(*values)) if values else template
+        if as_json:
+            return _json_line(moment, level.lower(), message, constant, about, context, "")
+        at = datetime.fromtimestamp(moment, UTC)
+        record: Any = {"time": at, "level": levels[level], "message": message, "extra": about, "exception": None}
+        return _text(record, colour)
+
     def ended(level: str, template: str, values: tuple[Any, ...], context: SpanContext, about: dict[str, Any]) -> None:
-        known = levels[level]
-        if known.no < least:
-            return
-        moment = time.time()
-
-        def formatted() -> str:
-            at = datetime.fromtimestamp(moment, UTC)
-            message = redacted(template.format(*values)) if values else template
-            if as_json:
-                return _json_line(at, level, message, constant, about, context, "")
-            record: Any = {"time": at, "level": known, "message": message, "extra": about, "exception": None}
-            return _text(record, colour)
-
-        write(formatted)
+        if levels[level].no >= least:
+            write(functools.partial(text_of, time.time(), level, template, values, context, about))
 
     global _ended  # noqa: PLW0603 - like loguru's handlers, it is the process's
     _ended = ended
     logger.remove()
+    logger.configure(patcher=_add_context)
     logger.add(sink, level=heard, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
 
 
+def _add_context(record: "Record") -> None:
+    record["extra"] = {**_context.get(), **record["extra"]}
+
+
 def _json(record: "Record", context: SpanContext, constant: dict[str, Any]) -> str:
-    about, level = redacted_fields(record["extra"]), record["level"].name
+    about, level = redacted_fields(record["extra"]), record["level"].name.lower()
     message, stack = redacted(record["message"]), _stack(record) if record["exception"] is not None else ""
-    return _json_line(record["time"].astimezone(UTC), level, message, constant, about, context, stack)
+    return _json_line(record["time"].timestamp(), level, message, constant, about, context, stack)
 
 
 def _json_line(
-    time: datetime,
+    moment: float,
     level: str,
     message: str,
     constant: dict[str, Any],
@@ -137,19 +158,20 @@ def _json_line(
     context: SpanContext,
     stack: str,
 ) -> str:
-    fields: dict[str, Any] = {
-        "time": time.isoformat(timespec="microseconds"),
-        "level": level.lower(),
-        "message": message,
-        **constant,
-        **about,
-    }
+    second, microseconds = divmod(round(moment * 1_000_000), 1_000_000)
+    time = f"{_until_the_second(second)}.{microseconds:06d}+00:00"
+    fields: dict[str, Any] = {"time": time, "level": level, "message": message, **constant, **about}
     if context.is_valid:
-        fields["trace_id"] = trace.format_trace_id(context.trace_id)
-        fields["span_id"] = trace.format_span_id(context.span_id)
+        fields["trace_id"] = f"{context.trace_id:032x}"
+        fields["span_id"] = f"{context.span_id:016x}"
     if stack:
         fields["exception"] = stack
     return to_json(fields, fallback=str, inf_nan_mode="strings").decode() + "\n"
+
+
+@functools.lru_cache(2)
+def _until_the_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _text(record: "Record", colour: bool) -> str:

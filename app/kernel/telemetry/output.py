@@ -10,19 +10,26 @@ from contextlib import suppress
 
 from app.kernel.telemetry import metrics
 
-_MOST_LINES = 4_000
+_TOGETHER = 32
+_MOST_BATCHES = 125
 _CLOSE_S = 2.0
-_GATHER_S = 0.05
+_GATHER_S = 0.1
 
 
 class Output:
-    """Writes lines to stdout or to a file. What does not fit into the queue, or cannot be written, is counted."""
+    """Writes lines to stdout or to a file. What does not fit into the queue, or cannot be written, is counted.
+
+    Lines are made in batches, by who logs the last of a batch: a thread that does it takes the interpreter from the
+    others for as long. That thread makes only what is left over when nobody logs.
+    """
 
     def __init__(self, path: str | None) -> None:
         """Open it; None is stdout. Raises OSError when the file cannot be opened."""
         self._path = path
         self._fd = self._open()
         self._lines: deque[str | Callable[[], str]] = deque()
+        self._batches: deque[tuple[int, bytes]] = deque()
+        self._making = threading.Lock()
         self._some = threading.Event()
         self._reopen = self._closing = self._idle = False
         self._writing = threading.Lock()
@@ -30,11 +37,13 @@ class Output:
         atexit.register(self.close)
 
     def write(self, line: str | Callable[[], str]) -> None:
-        """Queue a line, or what makes it; that is called by the thread that writes. Never blocks, never raises."""
-        if len(self._lines) >= _MOST_LINES:
+        """Queue a line, or what makes it, which is called soon in any thread. Never blocks, never raises."""
+        if len(self._batches) >= _MOST_BATCHES:
             metrics.dropped("logs")
             return
         self._lines.append(line)
+        if len(self._lines) >= _TOGETHER and self._making.acquire(blocking=False):
+            self._make()
         if self._closing:
             self.close()
         elif self._idle:  # while it is busy, waking it for each line would cost more than the line
@@ -61,10 +70,10 @@ class Output:
 
     def _run(self) -> None:
         while not self._closing:
-            if not self._lines and not self._reopen:
+            if not self._lines and not self._batches and not self._reopen:
                 self._some.clear()
                 self._idle = True
-                if not self._lines:  # nor meanwhile
+                if not self._lines and not self._batches:  # nor meanwhile
                     self._some.wait()
                 self._idle = False
             with self._writing:
@@ -76,13 +85,28 @@ class Output:
                 self._write_all()
             time.sleep(_GATHER_S)
 
+    def _make(self) -> None:
+        """Make a batch of the lines. Only for who holds `_making`; frees it."""
+        batch = [self._lines.popleft() for _ in range(len(self._lines))]
+        try:
+            text = "".join([line if isinstance(line, str) else line() for line in batch])
+            self._batches.append((len(batch), text.encode(errors="backslashreplace")))
+        except Exception:  # noqa: BLE001 - something that cannot be formatted
+            metrics.dropped("logs", len(batch))
+        finally:
+            self._making.release()
+
     def _write_all(self) -> None:
-        while self._lines:
-            batch = [self._lines.popleft() for _ in range(min(len(self._lines), 500))]
+        while self._lines or self._batches:
+            if not self._batches:
+                self._making.acquire()
+                self._make()
+            batches = [self._batches[at] for at in range(len(self._batches))]
             try:
-                text = "".join(line if isinstance(line, str) else line() for line in batch)
-                left = memoryview(text.encode(errors="backslashreplace"))
+                left = memoryview(b"".join([made for _, made in batches]))
                 while left:
                     left = left[os.write(self._fd, left) :]
-            except Exception:  # noqa: BLE001 - a full disk, a closed pipe, something that cannot be formatted
-                metrics.dropped("logs", len(batch))
+            except OSError:  # a full disk, a closed pipe
+                metrics.dropped("logs", sum(count for count, _ in batches))
+            for _ in batches:
+                self._batches.popleft()

@@ -5,25 +5,28 @@ Spans cost next to nothing while they are not exported.
 
 import random
 import re
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from opentelemetry import context, trace
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 
-from app.kernel.identifiers import random_bits
+from app.kernel.telemetry.spans import ExportedSpan
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-_tracer = trace.get_tracer("app")
 _ratio: float | None = None
+_ended: Callable[[ExportedSpan], None]
 _NOTHING: Any = nullcontext()
+_NO_CONTEXT = context.Context()
+_UNSAMPLED = TraceFlags(0)
+_SPAN_ID = 0xFFFF_FFFF_FFFF_FFFF
 
 
-def switch_on(ratio: float) -> None:
+def switch_on(ratio: float, ended: Callable[[ExportedSpan], None]) -> None:
     """Make spans from now on, for this share of the traces that begin here: there is somebody to send them to."""
-    global _ratio  # noqa: PLW0603 - like OpenTelemetry's provider, it is the process's
-    _ratio = ratio
+    global _ratio, _ended
+    _ratio, _ended = ratio, ended
 
 
 def traceparent() -> str | None:
@@ -52,7 +55,7 @@ def _remote(text: str) -> SpanContext | None:
 
 
 def continued(
-    text: str, name: str, kind: SpanKind, attributes: Mapping[str, str | int]
+    text: str, name: str, kind: SpanKind, attributes: Mapping[str, str | int] | None = None
 ) -> AbstractContextManager[Span]:
     """Continue the trace that a `traceparent` names, or begin one, with a span of ours when traces are exported."""
     if not text and _ratio is None and kind is SpanKind.CONSUMER:
@@ -60,8 +63,7 @@ def continued(
     remote = _remote(text)
     if not _is_sampled(remote):
         return _Current(_unexported(remote))
-    parent = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else None
-    return _failing(_tracer.start_span(name, parent, kind, attributes))
+    return ExportedSpan(name, kind, remote, attributes, _ended, _NO_CONTEXT)
 
 
 def _is_sampled(remote: SpanContext | None) -> bool:
@@ -80,7 +82,7 @@ class _Current:
         self._span = span
 
     def __enter__(self) -> Span:
-        self._token = context.attach(trace.set_span_in_context(self._span))
+        self._token = context.attach(trace.set_span_in_context(self._span, _NO_CONTEXT))
         return self._span
 
     def __exit__(self, *_: object) -> None:
@@ -89,23 +91,14 @@ class _Current:
 
 def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int) -> AbstractContextManager[Any]:
     """Return a span inside the current one; nothing when traces are not exported."""
-    if _ratio is None or not trace.get_current_span().get_span_context().trace_flags.sampled:
+    if _ratio is None:
         return _NOTHING
-    return _failing(_tracer.start_span(name, None, kind, attributes))
-
-
-@contextmanager
-def _failing(made: Span) -> Generator[Span]:
-    # of an exception only the type: a message may hold anything
-    with trace.use_span(made, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-        try:
-            yield made
-        except BaseException as error:
-            made.set_status(Status(StatusCode.ERROR, type(error).__name__))
-            raise
+    parent = trace.get_current_span().get_span_context()
+    return ExportedSpan(name, kind, parent, attributes, _ended) if parent.trace_flags.sampled else _NOTHING
 
 
 def _unexported(remote: SpanContext | None) -> NonRecordingSpan:
     if remote is None:
-        remote = SpanContext(random_bits(128), random_bits(64), False, TraceFlags(0))
+        bits = random.getrandbits(192)
+        remote = SpanContext(bits >> 64, bits & _SPAN_ID, False, _UNSAMPLED)
     return NonRecordingSpan(remote)

@@ -2,7 +2,7 @@
 
 from loguru import logger
 
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 
 
 class Alerting:
@@ -12,22 +12,15 @@ class Alerting:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
-
-        async def note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        answer, send = answering(scope, send)
         try:
-            await self._app(scope, receive, note)
+            await self._app(scope, receive, send)
         except Exception as error:
             logger.bind(**_about(scope)).opt(exception=error).error("unhandled {}", type(error).__name__)
             raise
-        if status >= 500 and "route" in scope["state"]:  # not a probe, whose 503 is an answer
+        if answer.status >= 500 and "route" in scope["state"]:  # not a probe, whose 503 is an answer
             logger.bind(**_about(scope)).error(
-                "{} {} was answered {}", scope["method"], scope["state"]["route"], status
+                "{} {} was answered {}", scope["method"], scope["state"]["route"], answer.status
             )
 
 

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.telemetry import logs, metrics, traces
 
 _SAID = ("request_id", "operation", "actor_id")
@@ -17,21 +17,14 @@ class Logger:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, status = time.perf_counter(), 0
-
-        async def note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        answer, send = answering(scope, send)
+        started, failed = time.perf_counter(), 500
         try:
-            await self._app(scope, receive, note)
-        except BaseException:
-            status = status or 500
-            raise
+            await self._app(scope, receive, send)
+            failed = 0
         finally:
             took_s = time.perf_counter() - started
+            status = answer.status or failed
             about: dict[str, Any] = scope.setdefault("state", {})
             method, path, route, level = scope["method"], scope["path"], about.get("route", ""), "INFO"
             if path in _PROBES:

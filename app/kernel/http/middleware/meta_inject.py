@@ -2,10 +2,9 @@
 
 import re
 
-from loguru import logger
-
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send, header
-from app.kernel.identifiers import uuid7
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering, header
+from app.kernel.identifiers import uuid7_text
+from app.kernel.telemetry import logs
 
 _WELL_FORMED = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -17,14 +16,10 @@ class MetaInject:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = header(scope, b"x-request-id") or b""
-        request_id = given.decode() if _WELL_FORMED.fullmatch(given) else str(uuid7())
+        answer, send = answering(scope, send)
+        given = header(scope, b"x-request-id")
+        request_id = given.decode() if given and _WELL_FORMED.fullmatch(given) else uuid7_text()
         scope.setdefault("state", {})["request_id"] = request_id
-
-        async def inject(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        with logger.contextualize(request_id=request_id):
-            await self._app(scope, receive, inject)
+        answer.headers.append((b"x-request-id", request_id.encode()))
+        with logs.context(request_id=request_id):
+            await self._app(scope, receive, send)

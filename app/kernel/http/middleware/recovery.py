@@ -1,6 +1,6 @@
 """Recovery: no exception reaches the server; the client gets a 500 without details."""
 
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.http.problems import HttpProblem, send_problem
 
 
@@ -12,16 +12,10 @@ class Recovery:
         self._debug = debug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        answer, send = answering(scope, send)
         try:
-            await self._app(scope, receive, note)
+            await self._app(scope, receive, send)
         except Exception as error:
-            if started:
+            if answer.status:
                 raise
             await send_problem(scope, send, HttpProblem(500, repr(error) if self._debug else ""))

@@ -5,7 +5,8 @@ from typing import cast
 
 from loguru import logger
 
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send
+from app.kernel.deadlines import Deadlines
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.http.problems import HttpProblem, send_problem
 
 
@@ -14,34 +15,30 @@ class Timeout:
 
     def __init__(self, app: App, seconds: float) -> None:
         self._app = app
-        self._seconds = seconds
+        self._deadlines = Deadlines(seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = expired = False
-
-        async def note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+        answer, send = answering(scope, send)
+        expired = False
 
         def expire() -> None:
             nonlocal expired
             expired = True
             task.cancel()
 
-        # what asyncio.timeout does, at half of its cost: this is for every request
+        # what asyncio.timeout does, at a fraction of its cost: this is for every request
         task = cast("asyncio.Task[None]", asyncio.current_task())
         cancelling = task.cancelling()
-        timer = asyncio.get_running_loop().call_later(self._seconds, expire)
+        self._deadlines.begin(expire)
         try:
-            await self._app(scope, receive, note)
+            await self._app(scope, receive, send)
         except asyncio.CancelledError:
             if not expired or task.uncancel() > cancelling:  # somebody else has cancelled it, too
                 raise
-            if started:
+            if answer.status:
                 raise TimeoutError from None
-            route = scope.get("state", {}).get("route", "")
-            logger.error("{} {} was not answered within {:g} s", scope["method"], route, self._seconds)
-            await send_problem(scope, send, HttpProblem(504, f"no answer within {self._seconds:g} s"))
+            route, seconds = scope.get("state", {}).get("route", ""), self._deadlines.seconds
+            logger.error("{} {} was not answered within {:g} s", scope["method"], route, seconds)
+            await send_problem(scope, send, HttpProblem(504, f"no answer within {seconds:g} s"))
         finally:
-            timer.cancel()
+            self._deadlines.end(expire)

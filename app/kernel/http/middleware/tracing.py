@@ -2,7 +2,7 @@
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from app.kernel.http.asgi import App, Message, Receive, Scope, Send, header
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering, header
 from app.kernel.telemetry.traces import continued
 
 
@@ -13,24 +13,22 @@ class Tracing:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parent = (header(scope, b"traceparent") or b"").decode("latin-1")
+        parent = header(scope, b"traceparent")
         method = scope["method"]
-        with continued(parent, method, SpanKind.SERVER, {"http.request.method": method}) as span:
+        with continued(parent.decode("latin-1") if parent else "", method, SpanKind.SERVER) as span:
             if not span.is_recording():
                 await self._app(scope, receive, send)
                 return
-
-            async def note(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                    span.set_attribute("http.response.status_code", status)
-                    if status >= 500:
-                        span.set_status(Status(StatusCode.ERROR))
-                await send(message)
-
+            answer, send = answering(scope, send)
             try:
-                await self._app(scope, receive, note)
+                await self._app(scope, receive, send)
             finally:
+                about: dict[str, str | int] = {"http.request.method": method}
+                if answer.status:
+                    about["http.response.status_code"] = answer.status
                 if route := scope.get("state", {}).get("route"):
                     span.update_name(f"{method} {route}")
-                    span.set_attribute("http.route", route)
+                    about["http.route"] = route
+                span.set_attributes(about)
+                if answer.status >= 500:
+                    span.set_status(Status(StatusCode.ERROR))
