@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 import traceback
 from collections import deque
 from datetime import UTC, datetime
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS = 200
 _SAMPLES = 3
-_FULL_SAMPLES_A_SECOND = 5
 _LINES_KEPT = 500
 _LINES_SHOWN = 20
 _LONGEST = 8000
@@ -38,7 +36,6 @@ class Capture:
         self._groups: dict[str, Group] = {}
         self._lines: deque[tuple[str, datetime, str]] = deque(maxlen=_LINES_KEPT)
         self._lock = threading.Lock()
-        self._second, self._full = 0, 0
 
     def sink(self, record: "Record") -> None:
         """Take a log record: remember its line for those that follow, capture it when it is an error."""
@@ -78,39 +75,30 @@ class Capture:
                     metrics.dropped("errors", group.count)
 
     def _add(self, kind: Kind, record: "Record", error: BaseException | None, belongs: str) -> None:
+        type_ = "log" if error is None else type(error).__qualname__
+        frames = [f"{record['name']}:{record['function']}"] if error is None else _frames(error.__traceback__)
+        fingerprint = _digest(kind, type_, *frames)
+        group = self._groups.get(fingerprint)
+        if group is not None and len(group.samples) == _SAMPLES:  # of ten thousand alike, a few tell all
+            self._count(fingerprint, kind, type_, group.title, group.culprit, None)
+            return
         message = redacted(record["message"])
-        if error is None:
-            culprit = f"{record['name']}:{record['function']}"
-            type_, frames, title = "log", [culprit], message
-        else:
-            frames = _frames(error.__traceback__)
-            culprit = frames[-1] if frames else "unknown"
-            type_, title = type(error).__qualname__, redacted(f"{type(error).__name__}: {error}")
-        context: dict[str, Any] | None = None
-        if self._may_look_closely():
-            context = {
-                **self._about,
-                **redacted_fields({key: str(value) for key, value in record["extra"].items()}),
-                "message": message[:_LONGEST],
-                "lines": self._lines_of(belongs),
-            }
-            if error is not None:
-                stack = traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)
-                context["stack"] = redacted("".join(stack))[-_LONGEST:]
-        self._count(_digest(kind, type_, *frames), kind, type_, title[:500], culprit, context)
+        title = message if error is None else redacted(f"{type(error).__name__}: {error}")
+        context: dict[str, Any] = {
+            **self._about,
+            **redacted_fields({key: str(value) for key, value in record["extra"].items()}),
+            "message": message[:_LONGEST],
+            "lines": self._lines_of(belongs),
+        }
+        if error is not None:
+            stack = traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)
+            context["stack"] = redacted("".join(stack))[-_LONGEST:]
+        self._count(fingerprint, kind, type_, title[:500], frames[-1] if frames else "unknown", context)
 
     def _lines_of(self, belongs: str) -> list[str]:
         """Return the last log lines of the same request or job."""
         found = [(at, line) for owner, at, line in list(self._lines) if belongs and owner == belongs]
         return [f"{at:%H:%M:%S.%f} {redacted(line)}" for at, line in found[-_LINES_SHOWN:]]
-
-    def _may_look_closely(self) -> bool:
-        """Return whether to take a whole sample: of ten thousand alike in a second, a few tell all."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._full = second, 0
-        self._full += 1
-        return self._full <= _FULL_SAMPLES_A_SECOND
 
     def _count(
         self, fingerprint: str, kind: Kind, type_: str, title: str, culprit: str, context: dict[str, Any] | None

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _INFO = 20
+_STACKS_A_SECOND = 5
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
 _listeners: "list[Callable[[Record], None]]" = []
 
@@ -192,7 +194,34 @@ def _stack(record: "Record") -> str:
     exception = record["exception"]
     if exception is None or exception.value is None:
         return ""
-    return redacted("".join(traceback.format_exception(exception.type, exception.value, exception.traceback)))
+    error = exception.value
+    if _stacks.is_new(error):
+        return redacted("".join(traceback.format_exception(error)))
+    return redacted("".join(traceback.format_exception_only(error))) + "(its stack is the same as of those before)\n"
+
+
+class _Stacks:
+    """Tells which stacks are worth showing: ten thousand alike in a minute say no more than a few."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._seen: dict[tuple[type, CodeType | None, int], int] = {}
+
+    def is_new(self, error: BaseException) -> bool:
+        """Return whether fewer than a few of this type were raised at this place within this second."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._seen = second, {}
+        innermost = error.__traceback__
+        while innermost is not None and innermost.tb_next is not None:
+            innermost = innermost.tb_next
+        code = innermost.tb_frame.f_code if innermost else None
+        key = (type(error), code, innermost.tb_lineno if innermost else 0)
+        self._seen[key] = self._seen.get(key, 0) + 1
+        return self._seen[key] <= _STACKS_A_SECOND
+
+
+_stacks = _Stacks()
 
 
 class _Forward(logging.Handler):

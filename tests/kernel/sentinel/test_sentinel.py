@@ -110,6 +110,18 @@ async def test_ten_thousand_alike_are_one_group_and_one_message(watch: Watch, be
     assert "10000 times" in message.body
 
 
+async def test_a_rare_error_among_many_others_has_its_sample(watch: Watch) -> None:
+    for number in range(1000):
+        fail(f"number {number}")
+    try:
+        failing("rare")
+    except ValueError as error:
+        logger.opt(exception=error).error("rare")
+    await watch.sentinel.store()
+    found = await watch.bench.rows("SELECT type, count, jsonb_array_length(samples) FROM kernel.errors ORDER BY id")
+    assert sorted(found) == [("Invalid", 1000, 3), ("ValueError", 1, 1)]
+
+
 async def test_errors_that_come_from_elsewhere_are_groups_of_their_own(watch: Watch) -> None:
     fail()
     try:

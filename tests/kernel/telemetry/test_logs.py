@@ -6,13 +6,17 @@ import re
 import signal
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 
+from app.kernel.config import LoggerSettings
+from app.kernel.telemetry import logs
 from app.kernel.telemetry.redact import HIDDEN, redacted, redacted_fields, remember
 from tests.conftest import log_in
 from tests.support.project import Project, eventually
@@ -73,6 +77,57 @@ def test_a_full_disk_stops_no_request_and_what_was_not_written_is_counted(projec
     assert client.get(ME).status_code == 401
     eventually(lambda: dropped(client, "logs") > 0)
     assert process.stop() == 0
+
+
+def test_of_many_errors_alike_a_few_have_their_stack(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+    try:
+        for number in range(1000):
+            fail(ValueError(f"number {number}"))
+        fail(KeyError("once"))
+    finally:
+        logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    said = [line["exception"] for line in eventually(lambda: whole(log, 1001))]
+    often, once = said[:1000], said[1000]
+    few = [text for text in often if "Traceback" in text]
+    assert 5 <= len(few) <= 10  # they may have taken two seconds
+    assert "in fail" in once
+    assert [text for text in often if text.startswith("ValueError: number 9")]
+
+
+def fail(error: Exception) -> None:
+    try:
+        raise error
+    except type(error):
+        logger.opt(exception=error).error("it failed")
+
+
+def whole(log: Path, count: int) -> list[dict]:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == count, len(lines)
+    return lines
+
+
+def test_lines_of_many_threads_are_all_written_each_in_its_order(tmp_path: Path) -> None:
+    log, each = tmp_path / "log", 300
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+
+    def say(thread: int) -> None:
+        for number in range(each):
+            if number % 2:
+                logs.ended("INFO", "{} {}", thread, number)
+            else:
+                logger.info("{} {}", thread, number)
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(say, range(4)))
+    finally:
+        logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    said = [line["message"].split() for line in eventually(lambda: whole(log, 4 * each))]
+    for thread in range(4):
+        assert [int(number) for of, number in said if of == str(thread)] == list(range(each))
 
 
 def test_a_pipe_that_nobody_reads_stops_no_request_and_not_the_end_either(project: Project) -> None:

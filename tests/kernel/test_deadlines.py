@@ -1,0 +1,41 @@
+"""Deadlines: each is kept, none that has ended is."""
+
+import asyncio
+
+from app.kernel.deadlines import Deadlines
+
+
+async def test_what_takes_too_long_is_called_back_once_and_what_ends_in_time_is_not() -> None:
+    deadlines, called = Deadlines(0.05), list[str]()
+    long, short = lambda: called.append("long"), lambda: called.append("short")
+    deadlines.begin(long)
+    deadlines.begin(short)
+    deadlines.end(short)
+    await asyncio.sleep(0.1)
+    deadlines.end(long)  # it is safe to end what has expired
+    assert called == ["long"]
+
+
+async def test_deadlines_expire_in_the_order_of_their_beginning_each_at_its_time() -> None:
+    loop, deadlines = asyncio.get_running_loop(), Deadlines(0.05)
+    began, called = list[float](), list[float]()
+    for _ in range(4):
+        began.append(loop.time())
+        deadlines.begin(lambda: called.append(loop.time()))
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)
+    took = [end - start for start, end in zip(began, called, strict=True)]
+    assert min(took) >= 0.05
+
+
+async def test_a_callback_may_begin_another_deadline() -> None:
+    deadlines, called = Deadlines(0.02), list[str]()
+
+    def again() -> None:
+        called.append("x")
+        if len(called) < 3:
+            deadlines.begin(again)
+
+    deadlines.begin(again)
+    await asyncio.sleep(0.2)
+    assert called == ["x"] * 3
