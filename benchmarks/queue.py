@@ -25,9 +25,9 @@ from benchmarks.report import Report
 from tests.conftest import PostgresServer
 from tests.support.project import ROOT
 
-OURS, RAW = "ours", "raw psycopg"
+OURS, BLIND, RAW = "ours", "ours without telemetry", "raw psycopg"
 PGQUEUER, PROCRASTINATE, CELERY = "PgQueuer on asyncpg", "Procrastinate", "Celery + Redis"
-FIGURES = ("throughput", "enqueue", "latency", "snapshot", "fetch", "events")
+FIGURES = ("throughput", "telemetry", "enqueue", "latency", "snapshot", "fetch", "events")
 POLL_S = 0.005
 
 
@@ -45,7 +45,7 @@ class Sizes:
 
 FULL = Sizes(
     3,
-    {OURS: 60_000, RAW: 60_000, PGQUEUER: 40_000, PROCRASTINATE: 1_500, CELERY: 5_000},
+    {OURS: 60_000, BLIND: 60_000, RAW: 60_000, PGQUEUER: 40_000, PROCRASTINATE: 1_500, CELERY: 5_000},
     (2_000, 300, 50_000),
     1_000,
     140_000,
@@ -55,7 +55,7 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     1,
-    {OURS: 20_000, RAW: 20_000, PGQUEUER: 15_000, PROCRASTINATE: 500, CELERY: 1_000},
+    {OURS: 20_000, BLIND: 20_000, RAW: 20_000, PGQUEUER: 15_000, PROCRASTINATE: 500, CELERY: 1_000},
     (200, 50, 10_000),
     200,
     40_000,
@@ -222,10 +222,8 @@ class Benchmark:
             connection.execute("TRUNCATE kernel.jobs" if subject.name == OURS else "TRUNCATE jobs")
             connection.execute("CHECKPOINT")
 
-    # the figures
-
-    def throughput(self) -> None:
-        """How many jobs a second one worker handles."""
+    def rates(self, subjects: Sequence[Subject], rounds: int) -> dict[str, list[float]]:
+        """Let them work off full queues in turns; return the jobs a second of each, by round."""
         per_s: dict[str, list[float]] = {}
 
         def noting(subject: Subject) -> Callable[[], float]:
@@ -237,8 +235,15 @@ class Benchmark:
 
             return measure
 
-        subjects = [self.ours, self.raw, *self.peers]
-        medians = interleaved({subject.name: noting(subject) for subject in subjects}, self.sizes.rounds)
+        interleaved({subject.name: noting(subject) for subject in subjects}, rounds)
+        return per_s
+
+    # the figures
+
+    def throughput(self) -> None:
+        """How many jobs a second one worker handles."""
+        per_s = self.rates([self.ours, self.raw, *self.peers], self.sizes.rounds)
+        medians = {name: median(values) for name, values in per_s.items()}
 
         def ratio(name: str) -> float:
             return median(ours / other for ours, other in zip(per_s[OURS], per_s[name], strict=True))
@@ -251,6 +256,13 @@ class Benchmark:
                 self.table.add(name, medians[name], "/s")
                 self.table.add(f"ours / {name}", ratio(name), "x", least=least)
         self.report.throughput = medians
+
+    def telemetry(self) -> None:
+        """What log lines, traces and metrics take from the rate."""
+        blind = Subject(**{**vars(self.ours), "name": BLIND, "env": {**self.ours.env, "BENCH_BLIND": "1"}})
+        per_s = self.rates([self.ours, blind], 2 * self.sizes.rounds + 1)
+        ratios = [ours / without for ours, without in zip(per_s[OURS], per_s[BLIND], strict=True)]
+        self.table.add("rate with telemetry / without", 100 * median(ratios), "%", least=85)
 
     def enqueue(self) -> None:
         """The three ways in."""

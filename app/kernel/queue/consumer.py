@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from loguru import logger
@@ -21,6 +22,7 @@ from app.kernel.config import QueueSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import database
 from app.kernel.db.server import server
+from app.kernel.deadlines import Deadlines
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Subscriber
@@ -81,6 +83,7 @@ class Consumer:
         self._flushing: list[Job] = []
         self._some_done = asyncio.Event()
         self._wake = asyncio.Event()
+        self._deadlines: dict[float, Deadlines] = {}  # by the timeouts that tasks have
         self._rate = 0.0
         self._finished = 0
         self._measured_at = 0.0
@@ -250,6 +253,7 @@ class Consumer:
                 self._wake.set()
 
     async def _one(self, task: "asyncio.Task[None]", job: Job) -> None:
+        logs.context(job_id=job.id, task=job.task, attempt=job.attempt + 1)
         runner = self._runners.get(job.task)
         if runner is None:
             await self._unknown(job)
@@ -260,17 +264,20 @@ class Consumer:
             metrics.lease_lost(job.task)
             logger.warning("job {} of {}: not begun, its lease has run out", job.id, job.task)
             return
-        timer = asyncio.get_running_loop().call_later(job.timeout_s, self._overran, task, job)
+        overran = partial(self._overran, task, job)
+        deadlines = self._deadlines.get(job.timeout_s)
+        if deadlines is None:
+            deadlines = self._deadlines[job.timeout_s] = Deadlines(job.timeout_s)
+        deadlines.begin(overran)
         outcome, example = "failed", None
         try:
-            with (
-                continued(job.trace_context or "", job.task, SpanKind.CONSUMER, {"job.id": job.id}),
-                logs.context(job_id=job.id, task=job.task, attempt=job.attempt + 1),
-            ):
-                example = exemplar()
+            with continued(job.trace_context, job.task, SpanKind.CONSUMER) as span:
+                if span is not None:
+                    span.set_attribute("job.id", job.id)
+                    example = exemplar()
                 outcome = await self._attempt(task, job, runner)
         finally:
-            timer.cancel()
+            deadlines.end(overran)
             metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at, example)
 
     async def _attempt(self, task: "asyncio.Task[None]", job: Job, runner: Runner) -> str:
@@ -295,7 +302,7 @@ class Consumer:
             outcome = await self._failed(job, error)
         else:
             span = None if job.trace_context else INVALID_SPAN_CONTEXT
-            logs.ended("INFO", "job done", span=span, job_id=job.id, task=job.task, attempt=job.attempt + 1)
+            logs.ended("INFO", "job done", span=span)
             outcome = "done"
         return outcome
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loguru import logger
 from opentelemetry import trace
@@ -29,17 +29,13 @@ if TYPE_CHECKING:
     from loguru import Message, Record
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
-_INFO = 20
+_LEVELS = {"DEBUG": 10, "INFO": 20}
+Level = Literal["DEBUG", "INFO"]
 _STACKS_A_SECOND = 5
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
 _listeners: "list[Callable[[Record], None]]" = []
 
 
-def _by_loguru(level: str, template: str, values: tuple[Any, ...], _span: SpanContext, about: dict[str, Any]) -> None:
-    logger.bind(**about).log(level, template, *values)
-
-
-_ended: Callable[[str, str, tuple[Any, ...], SpanContext, dict[str, Any]], None] = _by_loguru
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
@@ -56,7 +52,7 @@ def configure(settings: LoggerSettings, process: str) -> None:
     if to_file:
         signal.signal(signal.SIGHUP, lambda _number, _frame: output.reopen())
     colour = not to_file and sys.stdout.isatty()
-    _install(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour)
+    _install(_Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour))
 
 
 def also(listener: "Callable[[Record], None]") -> None:
@@ -64,28 +60,28 @@ def also(listener: "Callable[[Record], None]") -> None:
     _listeners.append(listener)
 
 
-class context:  # noqa: N801 - it is used like a function
-    """Say these fields on every line that is logged inside, as loguru's contextualize does, at a tenth of its cost."""
+def context(**fields: object) -> None:
+    """Say these fields, and no others, on every line that this task logs from now on.
 
-    __slots__ = ("_fields", "_token")
-
-    def __init__(self, **fields: object) -> None:
-        self._fields = fields
-
-    def __enter__(self) -> None:
-        self._token = _context.set({**_context.get(), **self._fields})
-
-    def __exit__(self, *_: object) -> None:
-        _context.reset(self._token)
+    Loguru's contextualize does it for a block, at ten times the cost, and not on the lines that follow an error.
+    """
+    _context.set(fields)
 
 
-def ended(level: str, template: str, *values: object, span: SpanContext | None = None, **about: object) -> None:
+def ended(level: Level, template: str, *values: object, span: SpanContext | None = None, **about: object) -> None:
     """Write the line of a request or a job that is over, as loguru would.
 
-    It is formatted together with others: that costs a third. `about` are identifiers of ours. `span` is the current
-    one unless it is given.
+    It is formatted together with others: that costs a third. `about` are identifiers of ours, besides the context.
+    `span` is the current one unless it is given.
     """
-    _ended(level, template, values, span or trace.get_current_span().get_span_context(), about)
+    if _lines is None:
+        logger.bind(**about).log(level, template, *values)
+        return
+    if _LEVELS[level] < _lines.least:
+        return
+    span = span or trace.get_current_span().get_span_context()
+    fields = {**_context.get(), **about} if about else _context.get()
+    _lines.write(functools.partial(_lines.of_ended, time.time(), level, template, values, span, fields))
 
 
 def configure_command(process: str) -> None:
@@ -95,80 +91,79 @@ def configure_command(process: str) -> None:
         sys.stderr.write(line if isinstance(line, str) else line())
         sys.stderr.flush()
 
-    _install(write, as_json=False, level="WARNING", process=process, colour=sys.stderr.isatty())
+    _install(_Lines(write, as_json=False, level="WARNING", process=process, colour=sys.stderr.isatty()))
 
 
-def _install(
-    write: Callable[[str | Callable[[], str]], None], as_json: bool, level: str, process: str, colour: bool
-) -> None:
-    constant = {"process": process, "pid": os.getpid()}
-    colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    least = logger.level(level).no
-
-    heard = min(least, _INFO)  # by the listeners
-
-    def line(record: "Record", context: SpanContext) -> str:
-        return _json(record, context, constant) if as_json else _text(record, colour)
-
-    def sink(message: "Message") -> None:
-        record = message.record
-        if record["level"].no >= least:
-            write(line(record, trace.get_current_span().get_span_context()))
-        for listener in _listeners:
-            listener(record)
-
-    levels = {name: logger.level(name) for name in _COLOURS}
-
-    def text_of(
-        moment: float, level: str, template: str, values: tuple[Any, ...], context: SpanContext, about: dict[str, Any]
-    ) -> str:
-        message = redacted(template.format(*values)) if values else template
-        if as_json:
-            return _json_line(moment, level.lower(), message, constant, about, context, "")
-        at = datetime.fromtimestamp(moment, UTC)
-        record: Any = {"time": at, "level": levels[level], "message": message, "extra": about, "exception": None}
-        return _text(record, colour)
-
-    def ended(level: str, template: str, values: tuple[Any, ...], context: SpanContext, about: dict[str, Any]) -> None:
-        if levels[level].no >= least:
-            write(functools.partial(text_of, time.time(), level, template, values, context, about))
-
-    global _ended  # noqa: PLW0603 - like loguru's handlers, it is the process's
-    _ended = ended
+def _install(lines: "_Lines") -> None:
+    global _lines  # noqa: PLW0603 - like loguru's handlers, it is the process's
+    _lines = lines
+    heard = min(lines.least, _LEVELS["INFO"])  # by the listeners
     logger.remove()
     logger.configure(patcher=_add_context)
-    logger.add(sink, level=heard, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
+    logger.add(lines.sink, level=heard, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
 
 
-def _add_context(record: "Record") -> None:
-    record["extra"] = {**_context.get(), **record["extra"]}
+class _Lines:
+    """How lines are made, and where they go."""
+
+    def __init__(
+        self, write: Callable[[str | Callable[[], str]], None], as_json: bool, level: str, process: str, colour: bool
+    ) -> None:
+        self.write = write
+        self.least = logger.level(level).no
+        self._as_json = as_json
+        self._constant = to_json({"process": process, "pid": os.getpid()}).decode()[1:-1]
+        self._colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+    def sink(self, message: "Message") -> None:
+        record = message.record
+        if record["level"].no >= self.least:
+            self.write(self._of_record(record))
+        for listener in _listeners:
+            listener(record)
+
+    def _of_record(self, record: "Record") -> str:
+        about, level = redacted_fields(record["extra"]), record["level"].name
+        message, stack = redacted(record["message"]), _stack(record) if record["exception"] is not None else ""
+        if not self._as_json:
+            return self._text(record["time"], level, message, about) + stack
+        if stack:
+            about["exception"] = stack
+        span = trace.get_current_span().get_span_context()
+        return self._json(record["time"].timestamp(), level, message, span, about)
+
+    def of_ended(
+        self,
+        moment: float,
+        level: str,
+        template: str,
+        values: tuple[object, ...],
+        span: SpanContext,
+        about: dict[str, Any],
+    ) -> str:
+        message = redacted(template.format(*values)) if values else template
+        if self._as_json:
+            return self._json(moment, level, message, span, about)
+        return self._text(datetime.fromtimestamp(moment).astimezone(), level, message, about)
+
+    def _json(self, moment: float, level: str, message: str, span: SpanContext, about: dict[str, Any]) -> str:
+        second, microsecond = divmod(int(moment * 1_000_000), 1_000_000)
+        fields: dict[str, Any] = {"message": message, **about}
+        if span.trace_id:
+            fields["trace_id"] = f"{span.trace_id:032x}"
+            fields["span_id"] = f"{span.span_id:016x}"
+        more = to_json(fields, fallback=str, inf_nan_mode="strings").decode()
+        begin = f'{{"time":"{_until_the_second(second)}.{microsecond:06d}+00:00","level":"{level.lower()}"'
+        return f"{begin},{self._constant},{more[1:]}\n"
+
+    def _text(self, at: datetime, level: str, message: str, about: dict[str, Any]) -> str:
+        name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if self._colour else f"{level:<8}"
+        extra = " ".join(f"{key}={_printable(str(value))}" for key, value in about.items())
+        return f"{at:%H:%M:%S.%f} {name} {_printable(message)}{'  ' + extra if extra else ''}\n"
 
 
-def _json(record: "Record", context: SpanContext, constant: dict[str, Any]) -> str:
-    about, level = redacted_fields(record["extra"]), record["level"].name.lower()
-    message, stack = redacted(record["message"]), _stack(record) if record["exception"] is not None else ""
-    return _json_line(record["time"].timestamp(), level, message, constant, about, context, stack)
-
-
-def _json_line(
-    moment: float,
-    level: str,
-    message: str,
-    constant: dict[str, Any],
-    about: dict[str, Any],
-    context: SpanContext,
-    stack: str,
-) -> str:
-    second, microseconds = divmod(round(moment * 1_000_000), 1_000_000)
-    time = f"{_until_the_second(second)}.{microseconds:06d}+00:00"
-    fields: dict[str, Any] = {"time": time, "level": level, "message": message, **constant, **about}
-    if context.is_valid:
-        fields["trace_id"] = f"{context.trace_id:032x}"
-        fields["span_id"] = f"{context.span_id:016x}"
-    if stack:
-        fields["exception"] = stack
-    return to_json(fields, fallback=str, inf_nan_mode="strings").decode() + "\n"
+_lines: _Lines | None = None
 
 
 @functools.lru_cache(2)
@@ -176,13 +171,8 @@ def _until_the_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _text(record: "Record", colour: bool) -> str:
-    level = record["level"].name
-    name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if colour else f"{level:<8}"
-    extra = " ".join(f"{key}={_printable(str(value))}" for key, value in redacted_fields(record["extra"]).items())
-    message = _printable(redacted(record["message"]))
-    tail = _stack(record) if record["exception"] is not None else ""
-    return f"{record['time']:%H:%M:%S.%f} {name} {message}{'  ' + extra if extra else ''}\n{tail}"
+def _add_context(record: "Record") -> None:
+    record["extra"] = {**_context.get(), **record["extra"]}
 
 
 def _printable(text: str) -> str:

@@ -1,7 +1,7 @@
 """Metrics of the process, in the formats of Prometheus. Recording costs a microsecond."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import (
@@ -13,12 +13,36 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = b"application/openmetrics-text"
 Exemplar = dict[str, str] | None
 
 disable_created_metrics()  # a series more for each counter, which nothing asks for
+
+
+class _CountOf(Collector):
+    """A counter of what a histogram has measured, made when it is asked for."""
+
+    def __init__(self, measured: Histogram, name: str, documentation: str) -> None:
+        self._measured = measured
+        self._name = name
+        self._documentation = documentation
+
+    def describe(self) -> list[CounterMetricFamily]:
+        return [CounterMetricFamily(self._name, self._documentation)]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counter = CounterMetricFamily(self._name, self._documentation)
+        for family in self._measured.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_count"):
+                    counter.add_sample(f"{self._name}_total", sample.labels, sample.value)
+        yield counter
+
+
 _REGISTRY = CollectorRegistry()
 ProcessCollector(registry=_REGISTRY)
 
@@ -30,7 +54,7 @@ _REQUEST_DURATION = Histogram(
     registry=_REGISTRY,
     buckets=_REQUEST_SECONDS,
 )
-_REQUESTS = Counter("http_server_requests_total", "Requests", ("method", "route", "status"), registry=_REGISTRY)
+_REGISTRY.register(_CountOf(_REQUEST_DURATION, "http_server_requests", "Requests"))
 _DB_DURATION = Histogram(
     "db_client_operation_duration_seconds",
     "Duration of SQL statements",
@@ -52,7 +76,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _JOB_DURATION = Histogram(
     "job_duration_seconds", "Duration of attempts at jobs", ("task", "outcome"), registry=_REGISTRY, buckets=_SECONDS
 )
-_JOBS = Counter("jobs_total", "Attempts at jobs", ("task", "outcome"), registry=_REGISTRY)
+_REGISTRY.register(_CountOf(_JOB_DURATION, "jobs", "Attempts at jobs"))
 _LEASES_LOST = Counter(
     "job_leases_lost_total", "Completions refused: the lease was lost", ("task",), registry=_REGISTRY
 )
@@ -98,15 +122,12 @@ def error_captured(kind: str) -> None:
 
 def request_ended(method: str, route: str, status: int, seconds: float, exemplar: Exemplar = None) -> None:
     """Note a request. `route` is a template or empty, never a path: the number of routes is bounded."""
-    count, duration = _of_request(method if method in _METHODS else "other", route or "none", status)
-    count.inc()
-    duration.observe(seconds, exemplar)
+    _of_request(method if method in _METHODS else "other", route or "none", status).observe(seconds, exemplar)
 
 
 @functools.cache
-def _of_request(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    labels = (method, route, str(status))
-    return _REQUESTS.labels(*labels), _REQUEST_DURATION.labels(*labels)
+def _of_request(method: str, route: str, status: int) -> Histogram:
+    return _REQUEST_DURATION.labels(method, route, str(status))
 
 
 def statement_ended(operation: str, outcome: str, seconds: float) -> None:
@@ -127,14 +148,12 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
 
 def job_ended(task: str, outcome: str, seconds: float, exemplar: Exemplar = None) -> None:
     """Note an attempt at a job."""
-    count, duration = _of_job(task, outcome)
-    count.inc()
-    duration.observe(seconds, exemplar)
+    _of_job(task, outcome).observe(seconds, exemplar)
 
 
 @functools.cache
-def _of_job(task: str, outcome: str) -> tuple[Counter, Histogram]:
-    return _JOBS.labels(task, outcome), _JOB_DURATION.labels(task, outcome)
+def _of_job(task: str, outcome: str) -> Histogram:
+    return _JOB_DURATION.labels(task, outcome)
 
 
 def lease_lost(task: str, count: int = 1) -> None:

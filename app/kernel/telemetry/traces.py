@@ -5,7 +5,7 @@ Spans cost next to nothing while they are not exported.
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -54,16 +54,17 @@ def _remote(text: str) -> SpanContext | None:
     return None
 
 
-def continued(
-    text: str, name: str, kind: SpanKind, attributes: Mapping[str, str | int] | None = None
-) -> AbstractContextManager[Span]:
-    """Continue the trace that a `traceparent` names, or begin one, with a span of ours when traces are exported."""
+def continued(text: str | None, name: str, kind: SpanKind) -> AbstractContextManager[Span | None]:
+    """Continue the trace that a `traceparent` names, or begin one, with a span of ours when traces are exported.
+
+    Of a job that no request caused there is nothing when they are not: its id is on its log lines.
+    """
     if not text and _ratio is None and kind is SpanKind.CONSUMER:
-        return _NOTHING  # a job that no request caused: its id is on its log lines
-    remote = _remote(text)
+        return _NOTHING
+    remote = _remote(text) if text else None
     if not _is_sampled(remote):
         return _Current(_unexported(remote))
-    return ExportedSpan(name, kind, remote, attributes, _ended, _NO_CONTEXT)
+    return ExportedSpan(name, kind, remote, None, _ended, _NO_CONTEXT)
 
 
 def _is_sampled(remote: SpanContext | None) -> bool:

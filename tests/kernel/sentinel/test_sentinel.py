@@ -96,7 +96,7 @@ def fail(message: str = "no", **context: Any) -> None:
     try:
         after("not a cursor")  # something of ours is in the stack
     except Invalid as error:
-        with logs.context(**context):
+        with logger.contextualize(**context):
             logger.opt(exception=error).error(message)
 
 
@@ -148,9 +148,9 @@ async def test_what_is_no_error_is_not_captured(watch: Watch) -> None:
 
 
 async def test_a_sample_says_what_was_going_on_without_secrets(watch: Watch) -> None:
-    with logs.context(request_id="r1"):
+    with logger.contextualize(request_id="r1"):
         logger.info("first {}", "password=hunter2")
-    with logs.context(request_id="r2"):
+    with logger.contextualize(request_id="r2"):
         logger.info("of another request")
     fail("oops token=abcdefgh", request_id="r1", operation="auth.login", password="hunter2")
     await watch.sentinel.store()

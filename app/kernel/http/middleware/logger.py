@@ -6,7 +6,7 @@ from typing import Any
 from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.telemetry import logs, metrics, traces
 
-_SAID = ("request_id", "operation", "actor_id")
+_SAID = ("operation", "actor_id")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 

@@ -15,8 +15,8 @@ class Tracing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parent = header(scope, b"traceparent")
         method = scope["method"]
-        with continued(parent.decode("latin-1") if parent else "", method, SpanKind.SERVER) as span:
-            if not span.is_recording():
+        with continued(parent.decode("latin-1") if parent else None, method, SpanKind.SERVER) as span:
+            if span is None or not span.is_recording():
                 await self._app(scope, receive, send)
                 return
             answer, send = answering(scope, send)
