@@ -1,12 +1,14 @@
 """Captures errors in this process, without a wait: a sink of the log that groups and counts."""
 
+import functools
 import hashlib
 import threading
 import traceback
 from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from app import ROOT
@@ -37,7 +39,7 @@ class Capture:
         self._lines: deque[tuple[str, datetime, str]] = deque(maxlen=_LINES_KEPT)
         self._lock = threading.Lock()
 
-    def sink(self, record: "Record") -> None:
+    def take(self, record: "Record") -> None:
         """Take a log record: remember its line for those that follow, capture it when it is an error."""
         extra: dict[str, Any] = record["extra"]
         belongs = next((str(extra[name]) for name in _BELONGS_TO if name in extra), "")
@@ -46,9 +48,17 @@ class Capture:
         level = record["level"].no
         exception = record["exception"]
         if level >= 40 or (level >= 30 and exception is not None):
-            error = exception.value if exception else None
-            kind: Kind = "job" if "job_id" in extra else "request" if "request_id" in extra else "service"
-            self._add(kind, record, error, belongs)
+            self._add(_kind(extra), record, exception.value if exception else None, belongs)
+
+    def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
+        """Count an error whose group has its samples; return whether it has."""
+        kind, type_ = _kind(about), type(error).__qualname__
+        fingerprint = _digest(kind, type_, *_frames(error.__traceback__))
+        group = self._groups.get(fingerprint)
+        if group is None or len(group.samples) < _SAMPLES:
+            return False
+        self._count(fingerprint, kind, type_, group.title, group.culprit, None)
+        return True
 
     def add(self, kind: Kind, type_: str, title: str, culprit: str) -> None:
         """Capture something that is wrong without an exception, such as an outage."""
@@ -118,17 +128,28 @@ class Capture:
                 group.samples = [{"at": now.isoformat(), **context}, *group.samples][:_SAMPLES]
 
 
+def _kind(about: Mapping[str, object]) -> Kind:
+    return "job" if "job_id" in about else "request" if "request_id" in about else "service"
+
+
 def _frames(innermost: TracebackType | None) -> list[str]:
     """Return the frames of our own code, outermost first: file and function, since line numbers change."""
     found: list[str] = []
     while innermost is not None:
-        code = innermost.tb_frame.f_code
-        if code.co_filename.startswith(_APP):
-            module = code.co_filename[len(_APP) - 3 : -3].replace("/", ".")
-            found.append(f"{module}:{code.co_name}")
+        if frame := _frame(innermost.tb_frame.f_code):
+            found.append(frame)
         innermost = innermost.tb_next
     return found[-_FRAMES:]
 
 
+@functools.lru_cache(4096)
+def _frame(code: CodeType) -> str:
+    """Return what a frame of this code is called; nothing if it is not ours."""
+    if not code.co_filename.startswith(_APP):
+        return ""
+    return f"{code.co_filename[len(_APP) - 3 : -3].replace('/', '.')}:{code.co_name}"
+
+
+@functools.lru_cache(1024)
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:32]

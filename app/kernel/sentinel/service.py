@@ -149,7 +149,7 @@ async def sentinel(p: Process) -> Service:
     host = f"{socket.gethostname()}:{os.getpid()}"
     about = {"process": p.name, "host": host, "release": __version__, "environment": p.settings.environment}
     capture = Capture(about)
-    logs.also(capture.sink)
+    logs.tell(capture)
     db = await p.use(database)
     errors, pool = PostgresErrors(settings.cooldown), PoolWatch(db.pool_use)
     watching = Sentinel(capture, db, PostgresQueue(), errors, settings, p.name, pool)

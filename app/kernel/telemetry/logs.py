@@ -10,11 +10,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from loguru import logger
 from opentelemetry import trace
@@ -33,7 +33,7 @@ _LEVELS = {"DEBUG": 10, "INFO": 20}
 Level = Literal["DEBUG", "INFO"]
 _STACKS_A_SECOND = 5
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
-_listeners: "list[Callable[[Record], None]]" = []
+_listener: "Listener | None" = None
 
 
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
@@ -55,9 +55,22 @@ def configure(settings: LoggerSettings, process: str) -> None:
     _install(_Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour))
 
 
-def also(listener: "Callable[[Record], None]") -> None:
-    """Give every record of level info and above to this, too, wherever it is written or not."""
-    _listeners.append(listener)
+class Listener(Protocol):
+    """Hears what is logged, wherever it is written or not. Must not wait, and not raise."""
+
+    def take(self, record: "Record") -> None:
+        """Take a record of level info and above."""
+        ...
+
+    def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
+        """Take an error of which it has seen enough alike; return False to be given the whole record instead."""
+        ...
+
+
+def tell(listener: Listener | None) -> None:
+    """Give what is logged to this, too, and to no other any more."""
+    global _listener  # noqa: PLW0603 - like loguru's handlers, it is the process's
+    _listener = listener
 
 
 def context(**fields: object) -> None:
@@ -84,6 +97,22 @@ def ended(level: Level, template: str, *values: object, span: SpanContext | None
     _lines.write(functools.partial(_lines.of_ended, time.time(), level, template, values, span, fields))
 
 
+def failed(error: BaseException, template: str, *values: object, **about: object) -> None:
+    """Log an error that nobody expected, with its stack, as loguru would.
+
+    Of many alike within a second, all but a few are a line without a stack, at a fifth of the cost: what fails must not
+    slow down what does not.
+    """
+    fields = {**_context.get(), **about}
+    alike = _lines is not None and not _stacks.are_few(error) and (not _listener or _listener.again(error, fields))
+    if _lines is None or not alike:
+        logger.bind(**about).opt(exception=error).error(template, *values)
+        return
+    span = trace.get_current_span().get_span_context()
+    said = f"{type(error).__name__}: {error}"
+    _lines.write(functools.partial(_lines.of_failed, time.time(), template, values, said, span, fields))
+
+
 def configure_command(process: str) -> None:
     """Send warnings and errors to stderr as text: for commands, whose stdout is data. Safe to repeat."""
 
@@ -97,11 +126,16 @@ def configure_command(process: str) -> None:
 def _install(lines: "_Lines") -> None:
     global _lines  # noqa: PLW0603 - like loguru's handlers, it is the process's
     _lines = lines
-    heard = min(lines.least, _LEVELS["INFO"])  # by the listeners
+    heard = min(lines.least, _LEVELS["INFO"])  # by the listener
     logger.remove()
     logger.configure(patcher=_add_context)
-    logger.add(lines.sink, level=heard, format="", colorize=False, backtrace=False, diagnose=False, catch=True)
+    # a filter that takes the record and lets nothing through: loguru would format it, the stack too, for nobody
+    logger.add(_nowhere, filter=lines.take, level=heard, format="", backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+
+
+def _nowhere(_message: "Message") -> None:
+    """Nothing gets so far."""
 
 
 class _Lines:
@@ -116,12 +150,12 @@ class _Lines:
         self._constant = to_json({"process": process, "pid": os.getpid()}).decode()[1:-1]
         self._colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
-    def sink(self, message: "Message") -> None:
-        record = message.record
+    def take(self, record: "Record") -> bool:
         if record["level"].no >= self.least:
             self.write(self._of_record(record))
-        for listener in _listeners:
-            listener(record)
+        if _listener is not None:
+            _listener.take(record)
+        return False
 
     def _of_record(self, record: "Record") -> str:
         about, level = redacted_fields(record["extra"]), record["level"].name
@@ -146,6 +180,18 @@ class _Lines:
         if self._as_json:
             return self._json(moment, level, message, span, about)
         return self._text(datetime.fromtimestamp(moment).astimezone(), level, message, about)
+
+    def of_failed(
+        self,
+        moment: float,
+        template: str,
+        values: tuple[object, ...],
+        error: str,
+        span: SpanContext,
+        about: dict[str, Any],
+    ) -> str:
+        about = {**redacted_fields(about), "exception": redacted(error)}
+        return self.of_ended(moment, "ERROR", template, values, span, about)
 
     def _json(self, moment: float, level: str, message: str, span: SpanContext, about: dict[str, Any]) -> str:
         second, microsecond = divmod(int(moment * 1_000_000), 1_000_000)
@@ -187,28 +233,34 @@ def _stack(record: "Record") -> str:
     error = exception.value
     if _stacks.is_new(error):
         return redacted("".join(traceback.format_exception(error)))
-    return redacted("".join(traceback.format_exception_only(error))) + "(its stack is the same as of those before)\n"
+    return redacted(f"{type(error).__name__}: {error}\n")
 
 
 class _Stacks:
-    """Tells which stacks are worth showing: ten thousand alike in a minute say no more than a few."""
+    """Tells which stacks are worth showing: ten thousand alike say no more than a few."""
 
     def __init__(self) -> None:
         self._second = 0
         self._seen: dict[tuple[type, CodeType | None, int], int] = {}
 
+    def are_few(self, error: BaseException) -> bool:
+        """Return whether few of this type, raised at this place, were shown within this second."""
+        return self._seen.get(self._key(error), 0) < _STACKS_A_SECOND
+
     def is_new(self, error: BaseException) -> bool:
-        """Return whether fewer than a few of this type were raised at this place within this second."""
+        """Return the same, and count it as shown."""
+        key = self._key(error)
+        self._seen[key] = self._seen.get(key, 0) + 1
+        return self._seen[key] <= _STACKS_A_SECOND
+
+    def _key(self, error: BaseException) -> tuple[type, CodeType | None, int]:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._seen = second, {}
         innermost = error.__traceback__
         while innermost is not None and innermost.tb_next is not None:
             innermost = innermost.tb_next
-        code = innermost.tb_frame.f_code if innermost else None
-        key = (type(error), code, innermost.tb_lineno if innermost else 0)
-        self._seen[key] = self._seen.get(key, 0) + 1
-        return self._seen[key] <= _STACKS_A_SECOND
+        return (type(error), innermost.tb_frame.f_code, innermost.tb_lineno) if innermost else (type(error), None, 0)
 
 
 _stacks = _Stacks()

@@ -117,7 +117,12 @@ def dropped(signal: str, count: int = 1) -> None:
 
 def error_captured(kind: str) -> None:
     """Note that an error was captured."""
-    _CAPTURED.labels(kind).inc()
+    _of_error(kind).inc()
+
+
+@functools.cache
+def _of_error(kind: str) -> Counter:
+    return _CAPTURED.labels(kind)
 
 
 def request_ended(method: str, route: str, status: int, seconds: float, exemplar: Exemplar = None) -> None:

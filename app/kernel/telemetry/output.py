@@ -3,7 +3,6 @@
 import atexit
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +30,7 @@ class Output:
         self._batches: deque[tuple[int, bytes]] = deque()
         self._making = threading.Lock()
         self._some = threading.Event()
+        self._many = threading.Event()
         self._reopen = self._closing = self._idle = False
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log output", daemon=True).start()
@@ -44,6 +44,8 @@ class Output:
         self._lines.append(line)
         if len(self._lines) >= _TOGETHER and self._making.acquire(blocking=False):
             self._make()
+            if len(self._batches) == _MOST_BATCHES // 4:
+                self._many.set()
         if self._closing:
             self.close()
         elif self._idle:  # while it is busy, waking it for each line would cost more than the line
@@ -59,6 +61,7 @@ class Output:
         """Write what is left, within two seconds; lines that come later are written at once."""
         self._closing = True
         self._some.set()
+        self._many.set()
         if self._writing.acquire(timeout=_CLOSE_S):
             self._write_all()
             self._writing.release()
@@ -83,7 +86,8 @@ class Output:
                         former, self._fd = self._fd, self._open()
                         os.close(former)
                 self._write_all()
-            time.sleep(_GATHER_S)
+            self._many.wait(_GATHER_S)
+            self._many.clear()
 
     def _make(self) -> None:
         """Make a batch of the lines. Only for who holds `_making`; frees it."""

@@ -1,9 +1,11 @@
 """Captured errors: grouped, counted, stored, and told once."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +82,7 @@ class Watch:
 @pytest.fixture
 async def watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watch]:
     made = Watch(bench)
-    monkeypatch.setattr(logs, "_listeners", [made.capture.sink])
+    monkeypatch.setattr(logs, "_listener", made.capture)
     logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
     yield made
     logger.remove()
@@ -120,6 +122,33 @@ async def test_a_rare_error_among_many_others_has_its_sample(watch: Watch) -> No
     await watch.sentinel.store()
     found = await watch.bench.rows("SELECT type, count, jsonb_array_length(samples) FROM kernel.errors ORDER BY id")
     assert sorted(found) == [("Invalid", 1000, 3), ("ValueError", 1, 1)]
+
+
+async def test_of_a_flood_of_failures_each_is_counted_and_has_its_line(
+    watch: Watch, bench: Bench, tmp_path: Path
+) -> None:
+    logs.configure(LoggerSettings("info", "json", str(tmp_path / "log")), "test")
+
+    async def written() -> int:
+        return len((tmp_path / "log").read_text().splitlines())
+
+    logs.context(request_id="r1")
+    for number in range(10_000):
+        try:
+            failing(f"number {number} token=abcdefgh")
+        except ValueError as error:
+            logs.failed(error, "unhandled {}", "ValueError", operation="x.y")
+        if number % 1000 == 0:
+            await bench.until(written, number + 1)  # beyond 4,000 lines that wait, they are dropped
+    await watch.sentinel.store()
+    assert await watch.groups() == [("request", "ValueError", "ValueError: number 0 token=***", "open", 10_000)]
+    await bench.until(written, 10_000)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    stacks = [line for line in lines if "Traceback" in line["exception"]]
+    assert 3 <= len(stacks) < 100
+    assert {line["request_id"] for line in lines} == {"r1"}
+    assert lines[9_000]["exception"] == "ValueError: number 9000 token=***"
+    assert (lines[9_000]["message"], lines[9_000]["level"]) == ("unhandled ValueError", "error")
 
 
 async def test_errors_that_come_from_elsewhere_are_groups_of_their_own(watch: Watch) -> None:

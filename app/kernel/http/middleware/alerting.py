@@ -3,6 +3,7 @@
 from loguru import logger
 
 from app.kernel.http.asgi import App, Receive, Scope, Send, answering
+from app.kernel.telemetry import logs
 
 
 class Alerting:
@@ -16,7 +17,7 @@ class Alerting:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            logger.bind(**_about(scope)).opt(exception=error).error("unhandled {}", type(error).__name__)
+            logs.failed(error, "unhandled {}", type(error).__name__, **_about(scope))
             raise
         if answer.status >= 500 and "route" in scope["state"]:  # not a probe, whose 503 is an answer
             logger.bind(**_about(scope)).error(
