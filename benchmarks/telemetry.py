@@ -21,7 +21,8 @@ from tests.kernel.telemetry.collector import collecting
 from tests.support.project import ROOT
 
 CONNECTIONS = 8
-BARE, ONE_PERCENT, ALL, NO_COLLECTOR = "bare", "traces at 1%", "every request traced", "collector dead"
+BARE, ONE_PERCENT, ALL = "bare", "traces at 1%", "every request traced"
+DEAD, SLOW, BLOCKED = "collector dead", "collector slow", "log pipe blocked"
 BURST = 10_000
 
 
@@ -70,9 +71,9 @@ async def load(port: int, requests: int, path: str, status: int) -> list[float]:
     return took
 
 
-def dropped(port: int) -> float:
+def dropped(port: int, signal: str) -> float:
     said = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-    return sum(float(n) for n in re.findall(r"^telemetry_dropped_total{[^}]*} (\S+)$", said, re.MULTILINE))
+    return float(re.findall(rf'^telemetry_dropped_total{{signal="{signal}"}} (\S+)$', said, re.MULTILINE)[0])
 
 
 def main() -> None:
@@ -82,13 +83,17 @@ def main() -> None:
         folder = stack.enter_context(scratch())
         database = stack.enter_context(postgres(folder / "pg"))
         of = stack.enter_context(project(folder, database))
-        collector = stack.enter_context(collecting())
+        collector, slow = stack.enter_context(collecting()), stack.enter_context(collecting())
+        slow.delay_s = 30
+        read, write = os.pipe()
+        stack.callback(os.close, read)
+        stack.callback(os.close, write)
 
         def start(kind: str, **env: str) -> Server:
             port = free_port()
             environment = of.environment({"LOGGER_OUTPUT": str(folder / f"{port}.log"), "LOGGER_LEVEL": "info", **env})
             command = [PYTHON, "-m", "benchmarks.served", kind, str(port)]
-            popen = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment})
+            popen = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=write)
             stack.callback(stop, popen)
             for _ in range(400):
                 try:
@@ -103,7 +108,9 @@ def main() -> None:
             BARE: start("bare"),
             ONE_PERCENT: start("stacked", **traced, TELEMETRY_TRACE_RATIO="0.01"),
             ALL: start("stacked", **traced, TELEMETRY_TRACE_RATIO="1"),
-            NO_COLLECTOR: start("stacked", TELEMETRY_OTLP_ENDPOINT="http://127.0.0.1:1", TELEMETRY_TRACE_RATIO="1"),
+            DEAD: start("stacked", TELEMETRY_OTLP_ENDPOINT="http://127.0.0.1:1", TELEMETRY_TRACE_RATIO="1"),
+            SLOW: start("stacked", TELEMETRY_OTLP_ENDPOINT=slow.url, TELEMETRY_TRACE_RATIO="1"),
+            BLOCKED: start("stacked", **traced, TELEMETRY_TRACE_RATIO="0.01", LOGGER_OUTPUT="stdout"),
         }
         for number in range(rounds + 1):
             for name in servers if number % 2 else reversed(servers):
@@ -123,10 +130,10 @@ def main() -> None:
             )
             cpu = zip(bare.cpu_us, servers[name].cpu_us, strict=True)
             table.add(f"CPU, bare / {name}", median(theirs / ours for theirs, ours in cpu), "", least=least)
-        dead, alive = servers[NO_COLLECTOR], servers[ALL]
-        p99 = zip(dead.p99_ms, alive.p99_ms, strict=True)
-        table.add("p99, collector dead / alive", median(a / b for a, b in p99), "")
-        table.add("spans dropped and counted", dropped(dead.port), "")
+        for name, normal, signal in ((DEAD, ALL, "traces"), (SLOW, ALL, "traces"), (BLOCKED, ONE_PERCENT, "logs")):
+            p99 = zip(servers[name].p99_ms, servers[normal].p99_ms, strict=True)
+            table.add(f"p99, {name} / working", median(a / b for a, b in p99), "x", most=1.1)
+            table.add(f"{signal} dropped and counted, {name}", dropped(servers[name].port, signal), "", least=1)
         burst(table, servers[ONE_PERCENT])
         table.show()
 
