@@ -49,7 +49,7 @@ migrate-down: install
     {{python}} -m app migrate down
 
 # measure against the peers, in an environment of their own
-bench *names="startup http auth":
+bench *names="startup http auth telemetry":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
     @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
     for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done

@@ -44,7 +44,7 @@ NOTHING = Task("bench.nothing", Sent)
 def blindfold() -> None:
     """Take all telemetry from the consumer: what is left is what it costs to run jobs."""
     nothing, within = (lambda *_, **__: None), nullcontext()
-    logs.ended = logs.context = metrics.job_ended = worker.exemplar = nothing
+    logs.ended = logs.new_context = metrics.job_ended = worker.exemplar = nothing
     worker.continued = lambda *_, **__: within  # type: ignore[assignment]
 
 

@@ -17,8 +17,8 @@ from app.kernel.http.asgi import Receive, Scope, Send
 from app.kernel.http.operations import Operations
 from app.kernel.http.server import bind, http_service
 from app.kernel.process import Process, Service
+from app.kernel.telemetry import logs
 from app.kernel.telemetry.export import span_exporter
-from app.kernel.telemetry.logs import configure
 from app.processes import load_settings
 
 
@@ -43,7 +43,8 @@ async def bare(port: int) -> None:
 
 async def routed(scope: Scope, receive: Receive, send: Send) -> None:
     """What the router of ours notes for logs, metrics and traces; errors pass Starlette's own handling."""
-    scope.setdefault("state", {}).update(route=scope["path"], operation="bench.hello")
+    scope.setdefault("state", {})["route"] = scope["path"]
+    logs.context(operation="bench.hello")
     if scope["path"] == "/fail":
         raise RuntimeError("on purpose")
     await APP(scope, receive, send)
@@ -51,7 +52,7 @@ async def routed(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def stacked(port: int) -> None:
     settings = load_settings()
-    configure(settings[LoggerSettings], "bench")
+    logs.configure(settings[LoggerSettings], "bench")
     process = Process("bench", settings, ROOT)
 
     async def http(p: Process) -> Service:

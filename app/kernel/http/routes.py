@@ -19,6 +19,7 @@ from app.kernel.http.body import check_json, read_body
 from app.kernel.http.origin import networks, origin
 from app.kernel.http.problems import HttpProblem
 from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
+from app.kernel.telemetry import logs
 
 Operation = Callable[..., Awaitable[Any]]
 _JSON = b"application/json"
@@ -102,12 +103,13 @@ class _Endpoint:
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
         about = scope.setdefault("state", {})
-        about["route"], about["operation"] = route.path, self._operation_id
+        about["route"] = route.path
+        logs.context(operation=self._operation_id)
         came_from = origin(scope, self._trusted)
         caller = Caller(origin=came_from)
         if not route.public:
             caller = await self._authenticate(_bearer(scope), came_from)
-            about["actor_id"] = caller.actor_id
+            logs.context(actor_id=caller.actor_id)
         try:
             if route.permission and not caller.may(route.permission):
                 raise Denied(f"this needs the permission {route.permission}")

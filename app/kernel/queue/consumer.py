@@ -253,8 +253,9 @@ class Consumer:
                 self._wake.set()
 
     async def _one(self, task: "asyncio.Task[None]", job: Job) -> None:
-        logs.context(job_id=job.id, task=job.task, attempt=job.attempt + 1)
         runner = self._runners.get(job.task)
+        operation = "" if runner is None else runner.operation_id
+        logs.new_context(job_id=job.id, task=job.task, operation=operation, attempt=job.attempt + 1)
         if runner is None:
             await self._unknown(job)
             return

@@ -159,16 +159,18 @@ class PostgresQueue:
         self, db: Queries, task: Task[Any], payloads: Iterable[object], *, delay_s: float = 0, priority: int = 0
     ) -> int:
         left = iter(payloads)
-        constant = {"queue": task.queue, "task": task.name, "delay_s": delay_s, "priority": priority}
-        constant |= {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s, "trace": traceparent()}
+        constant: dict[str, Any] = {"queue": task.queue, "task": task.name, "delay_s": delay_s, "priority": priority}
+        constant |= {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}
         total = 0
-        while chunk := [(uuid7(), _payload(task, p)) for p in islice(left, 10 * _COPY_FROM)]:
-            total += len(chunk)
-            if len(chunk) < _COPY_FROM:
-                ids, texts = zip(*chunk, strict=True)
-                await db.run(_INSERT_MANY, {**constant, "ids": list(ids), "payloads": list(texts)})
-            else:
-                await self._copy(db, constant, chunk, total - len(chunk))
+        with span(f"enqueue {task.name}", SpanKind.PRODUCER):
+            constant["trace"] = traceparent()
+            while chunk := [(uuid7(), _payload(task, p)) for p in islice(left, 10 * _COPY_FROM)]:
+                total += len(chunk)
+                if len(chunk) < _COPY_FROM:
+                    ids, texts = zip(*chunk, strict=True)
+                    await db.run(_INSERT_MANY, {**constant, "ids": list(ids), "payloads": list(texts)})
+                else:
+                    await self._copy(db, constant, chunk, total - len(chunk))
         return total
 
     async def _copy(self, db: Queries, job: dict[str, Any], chunk: list[tuple[UUID, str | None]], place: int) -> None:
@@ -192,17 +194,15 @@ class PostgresQueue:
             await db.run("SELECT pg_notify('kernel_jobs', 'q' || %(queue)s)", job)
 
     async def publish(self, db: Queries, *events: Event) -> None:
-        payloads = [encode(type(event), event) for event in events]
-        await db.run(
-            _PUBLISH,
-            {
-                "ids": sorted(uuid7() for _ in events),  # so that the log keeps their order
-                "types": [event.event_type for event in events],
-                "versions": [version_of(event) for event in events],
-                "payloads": payloads,
-                "trace": traceparent(),
-            },
-        )
+        types = [event.event_type for event in events]
+        given: dict[str, Any] = {
+            "ids": sorted(uuid7() for _ in events),  # so that the log keeps their order
+            "types": types,
+            "versions": [version_of(event) for event in events],
+            "payloads": [encode(type(event), event) for event in events],
+        }
+        with span(f"publish {' '.join(sorted(set(types)))}", SpanKind.PRODUCER):
+            await db.run(_PUBLISH, {**given, "trace": traceparent()})
 
 
 def _payload(task: Task[Any], payload: object) -> str | None:

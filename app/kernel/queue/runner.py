@@ -1,6 +1,7 @@
 """What runs the jobs of one name, and how it is given their payload."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,13 +15,18 @@ class FromTheFuture(Exception):
     """A newer release published this event."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Runner:
     """What runs the jobs of one name."""
 
     operation: Operation
     mode: Mode
     handler: Handler | Subscriber
+
+    @cached_property
+    def operation_id(self) -> str:
+        """The id of the operation; empty for a plain function."""
+        return getattr(type(self.operation), "operation_id", "")
 
     def argument(self, job: Job) -> tuple[Any, ...]:
         """Return the payload as the operation takes it. Raises ValidationError, NeverRetry, FromTheFuture."""

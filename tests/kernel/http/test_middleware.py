@@ -1,21 +1,29 @@
 """The seven middlewares: their order, each alone, and all of them together."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
-from app.kernel.config import HttpServerSettings, load
+from app.kernel.config import HttpServerSettings, LoggerSettings, load
 from app.kernel.db import Transaction
 from app.kernel.errors import NotFound, Unavailable
 from app.kernel.http.asgi import App, Message, Receive, Scope, Send, respond
 from app.kernel.http.middleware import stack
+from app.kernel.http.middleware.alerting import Alerting
 from app.kernel.http.middleware.error_handler import ErrorHandler
+from app.kernel.http.middleware.logger import Logger
 from app.kernel.http.middleware.meta_inject import MetaInject
 from app.kernel.http.middleware.recovery import Recovery
 from app.kernel.http.middleware.timeout import Timeout
+from app.kernel.http.middleware.tracing import Tracing
+from app.kernel.telemetry import logs
+from app.kernel.telemetry.traces import traceparent
 from app.processes import sections
 from tests.kernel.queue.conftest import Bench, bench
 from tests.support.project import ROOT
@@ -23,6 +31,28 @@ from tests.support.project import ROOT
 __all__ = ["bench"]
 
 SETTINGS = load(ROOT, sections(), {"APP_ENV": "test"})[HttpServerSettings]
+
+
+Said = Callable[[int], Awaitable[list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def said(tmp_path: Path) -> Iterator[Said]:
+    """Return the lines of the log when there are so many, and no more."""
+    log = tmp_path / "log"
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+
+    async def lines(count: int) -> list[dict[str, Any]]:
+        logger.info("the last one")
+        async with asyncio.timeout(10):
+            while "the last one" not in log.read_text():
+                await asyncio.sleep(0.01)
+        found = [json.loads(line) for line in log.read_text().splitlines()]
+        assert len(found) == count + 1, found
+        return found[:-1]
+
+    yield lines
+    logger.remove()
 
 
 class Sent:
@@ -168,8 +198,79 @@ async def test_an_answer_in_time_is_passed_on_as_it_is() -> None:
 async def test_every_answer_has_a_request_id() -> None:
     given = await call(MetaInject(fine), headers=[(b"x-request-id", b"mine")])
     assert given.header(b"x-request-id") == b"mine"
-    for app in (fine, failing(NotFound("no"))):
+    for app in (fine, failing(NotFound("no")), failing(RuntimeError("no"))):
         assert (await call(whole(app))).header(b"x-request-id")
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(60)
+
+    late = await call(whole(slow, handle_timeout=0.02))
+    assert late.status == 504
+    assert late.header(b"x-request-id") == json.loads(late.body)["request_id"].encode()
+
+
+async def test_tracing_continues_the_trace_of_the_caller_and_begins_one_otherwise() -> None:
+    found: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(traceparent() or "")
+
+    for given in (
+        b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-00",
+        b"00-xyz-01",
+        b"00-" + b"0" * 32 + b"-" + b"b" * 16 + b"-00",
+    ):
+        await call(Tracing(app), headers=[(b"traceparent", given)])
+    await call(Tracing(app))
+    ids = [text.split("-")[1] for text in found]
+    assert ids[0] == "a" * 32
+    assert len(set(ids)) == 4
+    assert "0" * 32 not in ids
+    assert traceparent() is None
+
+
+async def test_alerting_tells_what_nobody_expected_once_and_lets_it_through(said: Said) -> None:
+    with pytest.raises(RuntimeError):
+        await call(Alerting(failing(RuntimeError("boom"))), state={"route": "/x/{id}"})
+    (line,) = await said(1)
+    assert (line["level"], line["message"], line["route"]) == ("error", "unhandled RuntimeError", "/x/{id}")
+    assert line["exception"].endswith("RuntimeError: boom\n")
+
+
+async def test_alerting_tells_of_a_5xx_of_a_route_but_not_of_a_probe(said: Said) -> None:
+    async def unready(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 503, b"text/plain", b"")
+
+    await call(Alerting(unready))
+    await call(Alerting(fine), state={"route": "/fine"})
+    await call(Alerting(unready), state={"route": "/x"})
+    (line,) = await said(1)
+    assert line["message"] == "GET /x was answered 503"
+
+
+async def test_the_logger_writes_one_line_with_the_status_that_was_sent(said: Said) -> None:
+    await call(Logger(fine))
+    with pytest.raises(RuntimeError):
+        await call(Logger(failing(RuntimeError())))
+    with pytest.raises(RuntimeError):
+        await call(Logger(failing(RuntimeError(), after_start=True)))
+    lines = await said(3)
+    assert [line["message"].split(" in ")[0] for line in lines] == ["GET /x 200", "GET /x 500", "GET /x 200"]
+
+
+async def test_every_line_of_a_request_has_its_id_also_when_it_took_too_long(said: Said) -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        logger.info("working")
+        await asyncio.sleep(60)
+
+    await call(whole(slow, handle_timeout=0.02), headers=[(b"x-request-id", b"mine")])
+    lines = await said(3)
+    assert [line["message"].split(" in ")[0] for line in lines] == [
+        "working",
+        "GET /x 500",
+        "GET /x was not answered within 0.02 s",
+    ]
+    assert {line["request_id"] for line in lines} == {"mine"}
 
 
 async def test_a_request_that_took_too_long_leaves_no_transaction_and_no_connection_behind(bench: Bench) -> None:

@@ -132,7 +132,7 @@ async def test_of_a_flood_of_failures_each_is_counted_and_has_its_line(
     async def written() -> int:
         return len((tmp_path / "log").read_text().splitlines())
 
-    logs.context(request_id="r1")
+    logs.new_context(request_id="r1")
     for number in range(10_000):
         try:
             failing(f"number {number} token=abcdefgh")

@@ -49,6 +49,26 @@ def test_a_line_of_a_request_says_who_did_what(project: Project) -> None:
     assert re.fullmatch(r"[0-9a-f]{16}", said["span_id"])
 
 
+def test_every_line_within_a_request_or_a_job_says_whose_it_is(project: Project) -> None:
+    process = project.start("run-all-in-one", env={"LOGGER_LEVEL": "debug"})
+    client = log_in(project, process)
+    actor = client.get(ME, headers={"X-Request-ID": "mine"}).json()["actor"]
+    client.post("/platform/v1/schedules/platform.heartbeat/trigger")
+
+    def within(beginning: str) -> dict:
+        return next((line for line in process.logs() if line["message"].startswith(beginning)), {})
+
+    of_request = eventually(lambda: within("auth.get_me done in"))
+    about = ("request_id", "actor_id", "operation")
+    assert tuple(of_request[name] for name in about) == ("mine", actor["id"], "auth.get_me")
+    assert of_request["trace_id"]
+    of_job = eventually(lambda: within("platform.record_heartbeat done in"))
+    job = eventually(lambda: within("job done"))
+    assert (of_job["task"], of_job["operation"]) == ("platform.heartbeat", "platform.record_heartbeat")
+    assert of_job["job_id"] == job["job_id"]
+    assert (job["attempt"], job["operation"]) == (1, "platform.record_heartbeat")
+
+
 def test_a_log_file_is_opened_anew_after_logrotate_has_moved_it(project: Project, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     process = project.start("run-event-consumer", env={"LOGGER_OUTPUT": str(log)})

@@ -82,7 +82,9 @@ def test_one_trace_joins_the_request_the_event_the_subscriber_and_its_statement(
             step = spans.get(step.parent_span_id)
         return found
 
-    eventually(lambda: [span.name for span in path()] == ["SELECT", "platform.hear", "auth.login", f"POST {LOGIN}"])
+    published = "publish auth.session_started"
+    names = ["SELECT", "platform.hear", published, "auth.login", f"POST {LOGIN}"]
+    eventually(lambda: [span.name for span in path()] == names)
     assert path()[-1].parent_span_id.hex() == span_id
     assert {resource["service.name"] for resource in collector.resources} == {"run-auth-http", "run-event-consumer"}
     assert PASSWORD.encode() not in b"".join(collector.bodies)

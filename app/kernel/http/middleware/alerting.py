@@ -17,14 +17,11 @@ class Alerting:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            logs.failed(error, "unhandled {}", type(error).__name__, **_about(scope))
+            logs.failed(error, "unhandled {}", type(error).__name__, route=_route(scope))
             raise
-        if answer.status >= 500 and "route" in scope["state"]:  # not a probe, whose 503 is an answer
-            logger.bind(**_about(scope)).error(
-                "{} {} was answered {}", scope["method"], scope["state"]["route"], answer.status
-            )
+        if answer.status >= 500 and (route := _route(scope)):  # not a probe, whose 503 is an answer
+            logger.bind(route=route).error("{} {} was answered {}", scope["method"], route, answer.status)
 
 
-def _about(scope: Scope) -> dict[str, str]:
-    state = scope["state"]
-    return {name: str(state[name]) for name in ("operation", "actor_id", "route") if name in state}
+def _route(scope: Scope) -> str:
+    return scope.get("state", {}).get("route", "")

@@ -1,12 +1,10 @@
 """Logger: one line and one measurement per request."""
 
 import time
-from typing import Any
 
 from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.telemetry import logs, metrics, traces
 
-_SAID = ("operation", "actor_id")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -25,10 +23,9 @@ class Logger:
         finally:
             took_s = time.perf_counter() - started
             status = answer.status or failed
-            about: dict[str, Any] = scope.setdefault("state", {})
-            method, path, route, level = scope["method"], scope["path"], about.get("route", ""), "INFO"
+            method, path, level = scope["method"], scope["path"], "INFO"
+            route = scope.get("state", {}).get("route", "")
             if path in _PROBES:
                 route, level = path, "DEBUG"
             metrics.request_ended(method, route, status, took_s, traces.exemplar())
-            said = {name: about[name] for name in _SAID if name in about}
-            logs.ended(level, "{} {} {} in {:.1f} ms", method, path, status, took_s * 1000, **said)
+            logs.ended(level, "{} {} {} in {:.1f} ms", method, path, status, took_s * 1000)

@@ -21,5 +21,5 @@ class MetaInject:
         request_id = given.decode() if given and _WELL_FORMED.fullmatch(given) else uuid7_text()
         scope.setdefault("state", {})["request_id"] = request_id
         answer.headers.append((b"x-request-id", request_id.encode()))
-        logs.context(request_id=request_id)
+        logs.new_context(request_id=request_id)
         await self._app(scope, receive, send)

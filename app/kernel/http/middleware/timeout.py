@@ -37,7 +37,8 @@ class Timeout:
                 raise
             if answer.status:
                 raise TimeoutError from None
-            route, seconds = scope.get("state", {}).get("route", ""), self._deadlines.seconds
+            route = scope.get("state", {}).get("route") or scope["path"]
+            seconds = self._deadlines.seconds
             logger.error("{} {} was not answered within {:g} s", scope["method"], route, seconds)
             await send_problem(scope, send, HttpProblem(504, f"no answer within {seconds:g} s"))
         finally:
