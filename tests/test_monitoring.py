@@ -51,8 +51,9 @@ def known() -> dict[str, set[str]]:
     for family in ProcessCollector(registry=None).collect():
         found |= {sample.name: set(sample.labels) for sample in family.samples}
     for metric in set(metrics._REGISTRY._names_to_collectors.values()):
-        if isinstance(metric, metrics._CountOf):
-            found[f"{metric._name}_total"] = set(metric._measured._labelnames)
+        if isinstance(metric, metrics._Durations):
+            found |= {metric.name + suffix: {*metric.labels, "le"} for suffix in ("_bucket", "_count", "_sum")}
+            found[f"{metric.counter}_total"] = set(metric.labels)
             continue
         for suffix in SUFFIXES[metric._type]:
             labels = {*metric._labelnames, *(["le"] if suffix == "_bucket" else [])}

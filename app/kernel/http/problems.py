@@ -73,7 +73,7 @@ async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -
         "detail": detail or title,
         "code": code,
         "request_id": state.get("request_id", ""),
-        "trace_id": trace.format_trace_id(trace.get_current_span().get_span_context().trace_id),
+        "trace_id": trace.format_trace_id(state["span"].trace_id if "span" in state else 0),
     }
     if fields:
         body["errors"] = fields

@@ -86,20 +86,16 @@ def context(**fields: object) -> None:
     _context.set({**_context.get(), **fields})
 
 
-def ended(level: Level, template: str, *values: object, span: SpanContext | None = None, **about: object) -> None:
+def ended(level: Level, template: str, *values: object, span: SpanContext | None = None) -> None:
     """Write the line of a request or a job that is over, as loguru would.
 
-    It is formatted together with others: that costs a third. `about` are identifiers of ours, besides the context.
-    `span` is the current one unless it is given.
+    It is formatted together with others: that costs a third. `span` is the current one unless it is given.
     """
     if _lines is None:
-        logger.bind(**about).log(level, template, *values)
-        return
-    if _LEVELS[level] < _lines.least:
-        return
-    span = span or trace.get_current_span().get_span_context()
-    fields = {**_context.get(), **about} if about else _context.get()
-    _lines.write(functools.partial(_lines.of_ended, time.time(), level, template, values, span, fields))
+        logger.log(level, template, *values)
+    elif _LEVELS[level] >= _lines.least:
+        span = span or trace.get_current_span().get_span_context()
+        _lines.write(functools.partial(_lines.of_ended, time.time(), level, template, values, span, _context.get()))
 
 
 def failed(error: BaseException, template: str, *values: object, **about: object) -> None:

@@ -1,7 +1,10 @@
 """Metrics of the process, in the formats of Prometheus. Recording costs a microsecond."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
@@ -13,54 +16,89 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = b"application/openmetrics-text"
-Exemplar = dict[str, str] | None
 
 disable_created_metrics()  # a series more for each counter, which nothing asks for
 
 
-class _CountOf(Collector):
-    """A counter of what a histogram has measured, made when it is asked for."""
+class _Duration:
+    """Durations with the same labels."""
 
-    def __init__(self, measured: Histogram, name: str, documentation: str) -> None:
-        self._measured = measured
-        self._name = name
+    __slots__ = ("_bounds", "counts", "exemplars", "seconds")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.exemplars: dict[int, Exemplar] = {}
+        self.seconds = 0.0
+
+    def observe(self, seconds: float, example: dict[str, str] | None = None) -> None:
+        place = bisect_left(self._bounds, seconds)
+        self.counts[place] += 1
+        self.seconds += seconds
+        if example is not None:
+            self.exemplars[place] = Exemplar(example, seconds, time.time())
+
+
+class _Durations(Collector):
+    """A histogram, and if it has a name a counter of the same.
+
+    The library's own takes two locks for each observation, and as long again for the counter. These are observed in the
+    thread of the event loop only.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, labels: tuple[str, ...], bounds: tuple[float, ...], counter: str = ""
+    ) -> None:
+        self.name = name
+        self.counter = counter
+        self.labels = labels
         self._documentation = documentation
+        self._bounds = bounds
+        self._durations: dict[tuple[str, ...], _Duration] = {}
+        _REGISTRY.register(self)
 
-    def describe(self) -> list[CounterMetricFamily]:
-        return [CounterMetricFamily(self._name, self._documentation)]
+    def of(self, *values: str) -> _Duration:
+        found = self._durations.get(values)
+        if found is None:
+            found = self._durations[values] = _Duration(self._bounds)
+        return found
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        counter = CounterMetricFamily(self._name, self._documentation)
-        for family in self._measured.collect():
-            for sample in family.samples:
-                if sample.name.endswith("_count"):
-                    counter.add_sample(f"{self._name}_total", sample.labels, sample.value)
-        yield counter
+    def describe(self) -> list[Metric]:
+        found: list[Metric] = [HistogramMetricFamily(self.name, self._documentation, labels=self.labels)]
+        if self.counter:
+            found.append(CounterMetricFamily(self.counter, self._documentation, labels=self.labels))
+        return found
+
+    def collect(self) -> list[Metric]:
+        families: Any = self.describe()
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        for values, found in list(self._durations.items()):
+            totals = list(accumulate(found.counts))
+            examples = [found.exemplars.get(place) for place in range(len(names))]
+            families[0].add_metric(values, list(zip(names, totals, examples, strict=True)), found.seconds)
+            if self.counter:
+                families[1].add_metric(values, totals[-1])
+        return families
 
 
 _REGISTRY = CollectorRegistry()
 ProcessCollector(registry=_REGISTRY)
 
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_REQUEST_DURATION = Histogram(
+_REQUEST_DURATION = _Durations(
     "http_server_request_duration_seconds",
-    "Duration of requests",
+    "Requests",
     ("method", "route", "status"),
-    registry=_REGISTRY,
-    buckets=_REQUEST_SECONDS,
+    _REQUEST_SECONDS,
+    "http_server_requests",
 )
-_REGISTRY.register(_CountOf(_REQUEST_DURATION, "http_server_requests", "Requests"))
-_DB_DURATION = Histogram(
-    "db_client_operation_duration_seconds",
-    "Duration of SQL statements",
-    ("operation", "outcome"),
-    registry=_REGISTRY,
-    buckets=_REQUEST_SECONDS,
+_DB_DURATION = _Durations(
+    "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
 )
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
 _CAPTURED = Counter("errors_captured_total", "Errors captured", ("kind",), registry=_REGISTRY)
@@ -73,10 +111,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _before_scrape: list[Callable[[], None]] = []
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_JOB_DURATION = Histogram(
-    "job_duration_seconds", "Duration of attempts at jobs", ("task", "outcome"), registry=_REGISTRY, buckets=_SECONDS
-)
-_REGISTRY.register(_CountOf(_JOB_DURATION, "jobs", "Attempts at jobs"))
+_JOB_DURATION = _Durations("job_duration_seconds", "Attempts at jobs", ("task", "outcome"), _SECONDS, "jobs")
 _LEASES_LOST = Counter(
     "job_leases_lost_total", "Completions refused: the lease was lost", ("task",), registry=_REGISTRY
 )
@@ -125,24 +160,15 @@ def _of_error(kind: str) -> Counter:
     return _CAPTURED.labels(kind)
 
 
-def request_ended(method: str, route: str, status: int, seconds: float, exemplar: Exemplar = None) -> None:
+def request_ended(method: str, route: str, status: int, seconds: float, exemplar: dict[str, str] | None = None) -> None:
     """Note a request. `route` is a template or empty, never a path: the number of routes is bounded."""
-    _of_request(method if method in _METHODS else "other", route or "none", status).observe(seconds, exemplar)
-
-
-@functools.cache
-def _of_request(method: str, route: str, status: int) -> Histogram:
-    return _REQUEST_DURATION.labels(method, route, str(status))
+    known = method if method in _METHODS else "other"
+    _REQUEST_DURATION.of(known, route or "none", str(status)).observe(seconds, exemplar)
 
 
 def statement_ended(operation: str, outcome: str, seconds: float) -> None:
     """Note a SQL statement: its first word, and `done` or `failed`."""
-    _of_statement(operation, outcome).observe(seconds)
-
-
-@functools.cache
-def _of_statement(operation: str, outcome: str) -> Histogram:
-    return _DB_DURATION.labels(operation, outcome)
+    _DB_DURATION.of(operation, outcome).observe(seconds)
 
 
 def connections(used: int, idle: int, waiting: int, most: int) -> None:
@@ -151,14 +177,9 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
         _DB_CONNECTIONS.labels(state).set(value)
 
 
-def job_ended(task: str, outcome: str, seconds: float, exemplar: Exemplar = None) -> None:
+def job_ended(task: str, outcome: str, seconds: float, exemplar: dict[str, str] | None = None) -> None:
     """Note an attempt at a job."""
-    _of_job(task, outcome).observe(seconds, exemplar)
-
-
-@functools.cache
-def _of_job(task: str, outcome: str) -> Histogram:
-    return _JOB_DURATION.labels(task, outcome)
+    _JOB_DURATION.of(task, outcome).observe(seconds, exemplar)
 
 
 def lease_lost(task: str, count: int = 1) -> None:

@@ -199,7 +199,9 @@ async def test_every_answer_has_a_request_id() -> None:
     given = await call(MetaInject(fine), headers=[(b"x-request-id", b"mine")])
     assert given.header(b"x-request-id") == b"mine"
     for app in (fine, failing(NotFound("no")), failing(RuntimeError("no"))):
-        assert (await call(whole(app))).header(b"x-request-id")
+        sent = await call(whole(app), headers=[(b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")])
+        assert sent.header(b"x-request-id")
+        assert app is fine or json.loads(sent.body)["trace_id"] == "a" * 32
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(60)

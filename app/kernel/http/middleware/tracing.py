@@ -16,6 +16,8 @@ class Tracing:
         parent = header(scope, b"traceparent")
         method = scope["method"]
         with continued(parent.decode("latin-1") if parent else None, method, SpanKind.SERVER) as span:
+            if span is not None:
+                scope.setdefault("state", {})["span"] = span.get_span_context()  # for problems that are sent outside
             if span is None or not span.is_recording():
                 await self._app(scope, receive, send)
                 return
