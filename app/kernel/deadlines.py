@@ -24,11 +24,13 @@ class Deadlines:
         self._pending.pop(expire, None)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        while self._pending:
-            expire, at = next(iter(self._pending.items()))
-            if at > loop.time():
-                self._timer = loop.call_at(at, self._look, loop)
-                return
-            del self._pending[expire]
-            expire()
+        try:
+            while self._pending:
+                expire, at = next(iter(self._pending.items()))
+                if at > loop.time():
+                    break
+                del self._pending[expire]
+                expire()
+        finally:
+            first = next(iter(self._pending.values()), None)
+            self._timer = None if first is None else loop.call_at(first, self._look, loop)

@@ -39,3 +39,21 @@ async def test_a_callback_may_begin_another_deadline() -> None:
     deadlines.begin(again)
     await asyncio.sleep(0.2)
     assert called == ["x"] * 3
+
+
+async def test_a_callback_that_fails_or_begins_another_does_not_delay_those_that_follow() -> None:
+    loop, deadlines = asyncio.get_running_loop(), Deadlines(0.05)
+    failures, called = list[object](), list[float]()
+    loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+
+    def fail() -> None:
+        deadlines.begin(lambda: None)
+        raise ValueError
+
+    deadlines.begin(fail)
+    await asyncio.sleep(0.02)
+    began = loop.time()
+    deadlines.begin(lambda: called.append(loop.time() - began))
+    await asyncio.sleep(0.15)
+    assert [type(failure) for failure in failures] == [ValueError]
+    assert 0.05 <= called[0] < 0.08

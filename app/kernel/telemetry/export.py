@@ -38,10 +38,10 @@ class _Counted(SpanExporter):
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
-        self.waiting = 0
+        self.taken = 0  # written by the exporting thread only
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.waiting -= len(spans)
+        self.taken += len(spans)
         result = self._inner.export(spans)
         if result is not SpanExportResult.SUCCESS:
             metrics.dropped("traces", len(spans))
@@ -56,6 +56,7 @@ class _Bounded(SpanProcessor):
 
     def __init__(self, exporter: _Counted) -> None:
         self._exporter = exporter
+        self._given = 0
         self._batches = BatchSpanProcessor(
             exporter, max_queue_size=_QUEUE, max_export_batch_size=_BATCH, schedule_delay_millis=_EVERY_MS
         )
@@ -63,10 +64,10 @@ class _Bounded(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         if not (span.context and span.context.trace_flags.sampled):
             return
-        if self._exporter.waiting >= _QUEUE - 1:
+        if self._given - self._exporter.taken >= _QUEUE - 1:
             metrics.dropped("traces")
             return
-        self._exporter.waiting += 1
+        self._given += 1
         self._batches.on_end(span)
 
     def shutdown(self) -> None:

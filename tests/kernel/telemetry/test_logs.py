@@ -129,6 +129,54 @@ def whole(log: Path, count: int) -> list[dict]:
     return lines
 
 
+def test_secrets_in_the_context_are_hidden_on_every_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+    logs.new_context(request_id="r1")
+    logs.context(api_key="s3cr3t-1", note="password=s3cr3t-2", order=5)
+    try:
+        logger.info("in the middle")
+        logs.ended("INFO", "over")
+        for _ in range(8):
+            logs.failed(ValueError("token=s3cr3t-3"), "failed", token="s3cr3t-4")
+    finally:
+        logs.new_context()
+        logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    lines = eventually(lambda: whole(log, 10))
+    assert {(line["request_id"], line["order"], line["api_key"]) for line in lines} == {("r1", 5, "***")}
+    assert "s3cr3t" not in log.read_text()
+
+
+def test_fields_do_not_hide_those_that_every_line_has(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+    try:
+        logger.bind(message="mine", time=1, process="p").info("the message")
+    finally:
+        logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    (line,) = eventually(lambda: whole(log, 1))
+    assert (line["message"], line["process"]) == ("the message", "test")
+    assert (line["message_"], line["time_"], line["process_"]) == ("mine", 1, "p")
+    assert log.read_text().count('"time":') == 1
+
+
+def test_an_error_that_cannot_be_printed_is_logged_all_the_same(tmp_path: Path) -> None:
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    log = tmp_path / "log"
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+    try:
+        for _ in range(8):
+            fail(Unprintable())
+            logs.failed(Unprintable(), "failed")
+    finally:
+        logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    lines = eventually(lambda: whole(log, 16))
+    assert all("Unprintable" in line["exception"] for line in lines)
+
+
 def test_lines_of_many_threads_are_all_written_each_in_its_order(tmp_path: Path) -> None:
     log, each = tmp_path / "log", 300
     logs.configure(LoggerSettings("info", "json", str(log)), "test")
