@@ -150,7 +150,7 @@ def burst(table: Table, server: Server) -> None:
         return sorted(took)[int(len(took) * 0.99)] * 1000
 
     calm, failing = list[float](), list[float]()
-    for _ in range(3):
+    for _ in range(5):
         calm.append(uvloop.run(beside("/hello", 200)))
         failing.append(uvloop.run(beside("/fail", 500)))
     table.add(f"p99 beside {BURST} good requests", median(calm), " ms")

@@ -97,7 +97,7 @@ def ended(level: Level, template: str, *values: object, span: SpanContext | None
         logger.log(level, template, *values)
     elif _LEVELS[level] >= _lines.least:
         span = span or trace.get_current_span().get_span_context()
-        _lines.write(functools.partial(_lines.of_ended, time.time(), level, template, values, span, _context.get()))
+        _lines.write(functools.partial(_lines.of_event, time.time(), level, template, values, span, _context.get()))
 
 
 def failed(error: BaseException, template: str, *values: object, **about: object) -> None:
@@ -106,13 +106,14 @@ def failed(error: BaseException, template: str, *values: object, **about: object
     Of many alike within a second, all but a few are a line without a stack, at a fifth of the cost: what fails must not
     slow down what does not.
     """
-    fields = {**_context.get(), **about}
+    fields = _context.get()
     alike = _lines is not None and not _stacks.are_few(error) and (not _listener or _listener.again(error, fields))
     if _lines is None or not alike:
         logger.bind(**about).opt(exception=error).error(template, *values)
         return
     span = trace.get_current_span().get_span_context()
-    _lines.write(functools.partial(_lines.of_failed, time.time(), template, values, _said(error), span, fields))
+    fields = {**fields, **redacted_fields(about), "exception": redacted(_said(error))}
+    _lines.write(functools.partial(_lines.of_event, time.time(), "ERROR", template, values, span, fields))
 
 
 def configure_command(process: str) -> None:
@@ -169,7 +170,7 @@ class _Lines:
         span = trace.get_current_span().get_span_context()
         return self._json(record["time"].timestamp(), level, message, span, about)
 
-    def of_ended(
+    def of_event(
         self,
         moment: float,
         level: str,
@@ -182,18 +183,6 @@ class _Lines:
         if self._as_json:
             return self._json(moment, level, message, span, about)
         return self._text(datetime.fromtimestamp(moment).astimezone(), level, message, about)
-
-    def of_failed(
-        self,
-        moment: float,
-        template: str,
-        values: tuple[object, ...],
-        error: str,
-        span: SpanContext,
-        about: dict[str, Any],
-    ) -> str:
-        about = {**redacted_fields(about), "exception": redacted(error)}
-        return self.of_ended(moment, "ERROR", template, values, span, about)
 
     def _json(self, moment: float, level: str, message: str, span: SpanContext, about: dict[str, Any]) -> str:
         if not _TAKEN.isdisjoint(about):
