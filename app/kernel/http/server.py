@@ -7,7 +7,10 @@ for that is the process's: Hypercorn's own is kept on 3.11 and ignored on later 
 
 import asyncio
 import errno
+import functools
 import socket
+import time
+from email.utils import formatdate
 from typing import Any, cast
 
 from hypercorn.asyncio import serve  # pyright: ignore[reportUnknownVariableType] - partly annotated
@@ -26,6 +29,18 @@ _NEVER = 1e6
 _CUT_S = 2.0
 _READ_TIMEOUT_S = 120
 _KEEP_ALIVE_S = 75
+
+
+class _Config(Config):
+    """Hypercorn's settings. The Date of responses (RFC 9110, section 6.6.1) is made once a second, not for each."""
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - the signature is Hypercorn's
+        return [(b"date", _date(int(time.time())))]
+
+
+@functools.lru_cache(1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
 
 
 class _InFlight:
@@ -91,10 +106,9 @@ def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = 
 
     async def run(stop: asyncio.Event) -> None:
         refuse_folded_headers()
-        config = Config()
+        config = _Config()
         config.bind = [f"fd://{sock.detach()}"]
         config.accesslog = config.errorlog = None
-        config.include_server_header = False
         config.graceful_timeout = _NEVER
         config.read_timeout = _READ_TIMEOUT_S
         config.keep_alive_timeout = _KEEP_ALIVE_S

@@ -117,7 +117,7 @@ def _readable(span: ExportedSpan, resource: Resource, scope: InstrumentationScop
         parent=span.parent,
         resource=resource,
         attributes=span.attributes,
-        events=[Event(name, attributes, at) for name, at, attributes in span.events],
+        events=[Event(name, attributes, at) for name, at, attributes in span.events] if span.events else (),
         links=span.links,
         kind=span.kind,
         status=span.status,

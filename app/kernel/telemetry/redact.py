@@ -36,6 +36,7 @@ _PAIRS = re.compile(
     "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"
     r"""(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]\\]+)"""
 )
+_SHORT = 64
 _PLAIN = frozenset({int, float, bool, UUID, type(None)})
 _known: set[str] = set()
 
@@ -43,6 +44,7 @@ _known: set[str] = set()
 def remember(secrets: Iterable[str]) -> None:
     """Hide these values wherever they appear: the secrets of the settings. Short ones would hide too much."""
     _known.update(secret for secret in secrets if len(secret) >= 6)
+    _short.cache_clear()
 
 
 @functools.cache
@@ -76,9 +78,14 @@ def redacted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(1024)
+def _short(text: str) -> str:
+    return redacted(text)  # names of operations and tasks, again and again
+
+
 def _value(value: object) -> object:
     if isinstance(value, str):
-        return redacted(value)
+        return _short(value) if len(value) <= _SHORT else redacted(value)
     if isinstance(value, Mapping):
         return redacted_fields(cast("Mapping[str, Any]", value))
     if isinstance(value, list | tuple):
