@@ -23,7 +23,8 @@ NOTIFY = Task[None]("platform.notify_errors")
 class Group:
     """Errors that are alike: of one type, out of the same frames of ours.
 
-    `samples` are the contexts of the last few: operation, actor, request or job, the last log lines of it, stack, host.
+    `samples` holds the context of one: operation, actor, request or job, the last log lines of it, stack, host. With
+    those of the times before, the last five are stored.
     """
 
     fingerprint: str

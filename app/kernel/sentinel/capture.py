@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from loguru import Record
 
 _MOST_GROUPS = 200
-_SAMPLES = 3
 _LINES_KEPT = 500
 _LINES_SHOWN = 20
 _LONGEST = 8000
@@ -51,11 +50,11 @@ class Capture:
             self._add(_kind(extra), record, exception.value if exception else None, belongs)
 
     def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
-        """Count an error whose group has its samples; return whether it has."""
+        """Count an error whose group has its sample; return whether it has."""
         kind, type_ = _kind(about), type(error).__qualname__
         fingerprint = _digest(kind, type_, *_frames(error.__traceback__))
         group = self._groups.get(fingerprint)
-        if group is None or len(group.samples) < _SAMPLES:
+        if group is None or not group.samples:
             return False
         self._count(fingerprint, kind, type_, group.title, group.culprit, None)
         return True
@@ -89,7 +88,7 @@ class Capture:
         frames = [f"{record['name']}:{record['function']}"] if error is None else _frames(error.__traceback__)
         fingerprint = _digest(kind, type_, *frames)
         group = self._groups.get(fingerprint)
-        if group is not None and len(group.samples) == _SAMPLES:  # of ten thousand alike, a few tell all
+        if group is not None and group.samples:  # of ten thousand alike in a second, one tells all
             self._count(fingerprint, kind, type_, group.title, group.culprit, None)
             return
         message = redacted(record["message"])
@@ -124,8 +123,8 @@ class Capture:
                 group = self._groups[fingerprint] = Group(fingerprint, kind, type_, title, culprit, 0, now, now)
             group.count += 1
             group.last_seen_at = now
-            if context is not None:
-                group.samples = [{"at": now.isoformat(), **context}, *group.samples][:_SAMPLES]
+            if context is not None and not group.samples:
+                group.samples = [{"at": now.isoformat(), **context}]
 
 
 def _kind(about: Mapping[str, object]) -> Kind:

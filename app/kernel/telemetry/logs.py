@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"DEBUG": 10, "INFO": 20}
 Level = Literal["DEBUG", "INFO"]
-_STACKS_A_SECOND = 5
+_STACKS_A_SECOND = 3
 _TAKEN = frozenset({"time", "level", "process", "pid", "message", "trace_id", "span_id"})
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
 _listener: "Listener | None" = None

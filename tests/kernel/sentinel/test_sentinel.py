@@ -121,7 +121,7 @@ async def test_a_rare_error_among_many_others_has_its_sample(watch: Watch) -> No
         logger.opt(exception=error).error("rare")
     await watch.sentinel.store()
     found = await watch.bench.rows("SELECT type, count, jsonb_array_length(samples) FROM kernel.errors ORDER BY id")
-    assert sorted(found) == [("Invalid", 1000, 3), ("ValueError", 1, 1)]
+    assert sorted(found) == [("Invalid", 1000, 1), ("ValueError", 1, 1)]
 
 
 async def test_of_a_flood_of_failures_each_is_counted_and_has_its_line(
@@ -145,7 +145,7 @@ async def test_of_a_flood_of_failures_each_is_counted_and_has_its_line(
     await bench.until(written, 10_000)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     stacks = [line for line in lines if "Traceback" in line["exception"]]
-    assert 3 <= len(stacks) < 100
+    assert 1 <= len(stacks) < 100
     assert {line["request_id"] for line in lines} == {"r1"}
     assert lines[9_000]["exception"] == "ValueError: number 9000 token=***"
     assert (lines[9_000]["message"], lines[9_000]["level"]) == ("unhandled ValueError", "error")

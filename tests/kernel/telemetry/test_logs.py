@@ -111,7 +111,7 @@ def test_of_many_errors_alike_a_few_have_their_stack(tmp_path: Path) -> None:
     said = [line["exception"] for line in eventually(lambda: whole(log, 1001))]
     often, once = said[:1000], said[1000]
     few = [text for text in often if "Traceback" in text]
-    assert 5 <= len(few) <= 10  # they may have taken two seconds
+    assert 3 <= len(few) <= 6  # they may have taken two seconds
     assert "in fail" in once
     assert [text for text in often if text.startswith("ValueError: number 9")]
 
