@@ -13,6 +13,7 @@ _TOGETHER = 32
 _MOST_BATCHES = 125
 _CLOSE_S = 2.0
 _GATHER_S = 0.1
+_LOOK_S = 1.0
 
 
 class Output:
@@ -53,9 +54,11 @@ class Output:
             self._some.set()
 
     def reopen(self) -> None:
-        """Open the file anew before the next line: logrotate has moved it."""
+        """Open the file anew within a second, and before the next line: logrotate has moved it.
+
+        A signal handler calls this, so it takes no lock: the code that it interrupts may hold it.
+        """
         self._reopen = self._path is not None
-        self._some.set()
 
     def close(self) -> None:
         """Write what is left, within two seconds; lines that come later are written at once."""
@@ -63,7 +66,8 @@ class Output:
         self._some.set()
         self._many.set()
         if self._writing.acquire(timeout=_CLOSE_S):
-            self._write_all()
+            while self._lines or self._batches:
+                self._write()
             self._writing.release()
 
     def _open(self) -> int:
@@ -73,11 +77,11 @@ class Output:
 
     def _run(self) -> None:
         while not self._closing:
-            if not self._lines and not self._batches and not self._reopen:
+            if not self._lines and not self._batches:
                 self._some.clear()
                 self._idle = True
                 if not self._lines and not self._batches:  # nor meanwhile
-                    self._some.wait()
+                    self._some.wait(_LOOK_S)
                 self._idle = False
             with self._writing:
                 if self._reopen:
@@ -85,7 +89,7 @@ class Output:
                     with suppress(OSError):  # the old file is better than none
                         former, self._fd = self._fd, self._open()
                         os.close(former)
-                self._write_all()
+                self._write()
             self._many.wait(_GATHER_S)
             self._many.clear()
 
@@ -100,17 +104,17 @@ class Output:
         finally:
             self._making.release()
 
-    def _write_all(self) -> None:
-        while self._lines or self._batches:
-            if not self._batches:
-                self._making.acquire()
-                self._make()
-            batches = [self._batches[at] for at in range(len(self._batches))]
-            try:
-                left = memoryview(b"".join([made for _, made in batches]))
-                while left:
-                    left = left[os.write(self._fd, left) :]
-            except OSError:  # a full disk, a closed pipe
-                metrics.dropped("logs", sum(count for count, _ in batches))
-            for _ in batches:
-                self._batches.popleft()
+    def _write(self) -> None:
+        """Write what there is. Only for who holds `_writing`."""
+        if self._lines:
+            self._making.acquire()
+            self._make()
+        batches = [self._batches[at] for at in range(len(self._batches))]
+        try:
+            left = memoryview(b"".join([made for _, made in batches]))
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError:  # a full disk, a closed pipe
+            metrics.dropped("logs", sum(count for count, _ in batches))
+        for _ in batches:
+            self._batches.popleft()

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,6 +86,27 @@ def test_a_log_file_is_opened_anew_after_logrotate_has_moved_it(project: Project
     assert process.stop() == 0
     assert "stopped" in log.read_text()
     assert "stopped" not in (tmp_path / "app.log.1").read_text()
+
+
+def test_a_log_that_never_pauses_is_opened_anew_all_the_same(tmp_path: Path) -> None:
+    log, stop = tmp_path / "log", threading.Event()
+    logs.configure(LoggerSettings("info", "json", str(log)), "test")
+
+    def talk() -> None:
+        while not stop.is_set():
+            logs.ended("INFO", "and so on")
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    try:
+        eventually(lambda: log.stat().st_size)
+        log.rename(tmp_path / "log.1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        eventually(lambda: log.exists() and log.stat().st_size)
+    finally:
+        stop.set()
+        talking.join()
+        logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
 
 
 def test_a_full_disk_stops_no_request_and_what_was_not_written_is_counted(project: Project) -> None:
