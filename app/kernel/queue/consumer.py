@@ -29,7 +29,7 @@ from app.kernel.queue import Handler, NeverRetry, RetryAfter, Subscriber
 from app.kernel.queue.codec import problems
 from app.kernel.queue.fetching import QueueState
 from app.kernel.queue.heartbeat import Heartbeat
-from app.kernel.queue.leases import Job, Leases
+from app.kernel.queue.leases import KILLED, Job, Leases
 from app.kernel.queue.listener import Listener
 from app.kernel.queue.runner import FromTheFuture, Runner
 from app.kernel.queue.subscriptions import Subscriptions
@@ -435,8 +435,11 @@ class Consumer:
         while True:
             try:
                 rescued, dead = await self._leases.rescue(self._db)
-                if rescued or dead:
-                    logger.warning("{} jobs of workers that died or froze are free again, {} are dead", rescued, dead)
+                if rescued:
+                    logger.warning("{} jobs of workers that died or froze are free again", rescued)
+                for job_id, task in dead:
+                    logger.bind(job_id=job_id, task=task).error("dead letter: {}", KILLED)
+                    metrics.job_ended(task, "dead", 0)  # nobody knows how long it took
                 if time.monotonic() - seen_at > _SEEN_EVERY_S:
                     await self.register()
                     seen_at = time.monotonic()

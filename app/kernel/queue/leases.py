@@ -13,6 +13,7 @@ from app.kernel.identifiers import uuid7
 
 ANY_RANK = -(2**63)
 _MOST_RESCUES = 10  # a job whose worker died so often probably kills it
+KILLED = f"its worker died {_MOST_RESCUES} times while it had the job"
 _ERRORS_KEPT = 20
 _LONGEST_ERROR = 2000
 
@@ -223,15 +224,13 @@ class Leases:
         """Make the job a dead letter. Return whether it was ours."""
         return await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": _storable(reason)}) == 1
 
-    async def rescue(self, db: Queries) -> tuple[int, int]:
-        """Free the jobs whose lease has run out; return how many, and how many died of it."""
-        reason = f"its worker died {_MOST_RESCUES} times while it had the job"
-        dead = await db.run(
-            _GONE_OF_RESCUES + _BURY, {"most": _MOST_RESCUES, "reason": reason, "counts": 0, "error": None}
-        )
+    async def rescue(self, db: Queries) -> tuple[int, list[tuple[str, str]]]:
+        """Free the jobs whose lease has run out; return how many, and the id and task of those that died of it."""
+        given = {"most": _MOST_RESCUES, "reason": KILLED, "counts": 0, "error": None}
+        dead = await db.all(_GONE_OF_RESCUES + _BURY + "RETURNING id::text, task", given)
         row = await db.one(_RESCUE)
         await db.run(_WAKE_FORGOTTEN)
-        return (row[0] if row else 0), dead
+        return (row[0] if row else 0), [(job_id, task) for job_id, task in dead]
 
     async def depth(self, db: Queries) -> list[tuple[str, str, int, float]]:
         """Return queue, state, how many jobs, and for how many seconds the oldest has been due."""

@@ -9,12 +9,14 @@ from uuid import uuid4
 import pytest
 from loguru import logger
 
+from app.kernel.config import LoggerSettings
 from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
 from app.kernel.queue.fetching import QueueState
 from app.kernel.queue.leases import ANY_RANK, Fetched
-from app.kernel.telemetry import metrics
+from app.kernel.sentinel.capture import Capture
+from app.kernel.telemetry import logs, metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 
@@ -262,11 +264,27 @@ async def test_a_job_of_a_worker_that_died_is_given_to_another(bench: Bench) -> 
         await bench.until(bench.finished, [("done", 1)])
 
 
-async def test_a_job_that_kills_its_workers_is_a_dead_letter_in_the_end(bench: Bench) -> None:
+async def test_a_job_that_kills_its_workers_is_a_dead_letter_in_the_end_that_people_hear_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = Capture({})
+    monkeypatch.setattr(logs, "_listener", capture)
+    logs.configure(LoggerSettings("info", "json", "/dev/null"), "test")
+    counted = 'jobs_total{outcome="dead",task="greet"}'
+
+    async def count() -> float:
+        return float(said().partition(counted)[2].split()[0]) if counted in said() else 0
+
+    before = await count()
     await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
     await bench.db.run("UPDATE kernel.jobs SET rescues = 10, state = 'leased', leased_until = now()")
     async with bench.consuming(nothing, lease=0.2):
         await bench.until(bench.dead, ["its worker died 10 times while it had the job"])
+        await bench.until(count, before + 1)
+    logger.remove()
+    assert ("job", "dead letter: its worker died 10 times while it had the job") in [
+        (group.kind, group.title) for group in capture.drain()
+    ]
 
 
 async def test_a_worker_that_lost_its_lease_cannot_complete_the_job(bench: Bench) -> None:
