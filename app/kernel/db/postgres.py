@@ -115,9 +115,10 @@ class _Queries:
                 _hang_up(self._connection)
 
         self._deadlines.begin(give_up)
-        started, outcome = time.perf_counter(), "failed"
+        started, outcome, asked = time.perf_counter(), "failed", _cancellations()
         try:
             result = await work()
+            _raise_lost(asked)
             outcome = "done"
             return result
         except _GIVE_UP as error:
@@ -184,12 +185,14 @@ class PostgresDatabase:
         """
         deadline = time.monotonic() + self._pool.timeout
         while True:
+            asked = _cancellations()
             try:
                 connection = await self._pool.getconn(deadline - time.monotonic())
             except _GIVE_UP as error:
                 raise _unavailable(error) from error
             queries = _Queries(connection, self._deadlines)
             try:
+                _raise_lost(asked)
                 if connection.closed or connection.is_readable():
                     await queries.run("SELECT 1")
             except (Unavailable, psycopg.Error):
@@ -258,6 +261,22 @@ class PostgresDatabase:
         stats = self._pool.get_stats()
         size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
         return PoolUse(size - idle, idle, stats.get("requests_waiting", 0), self._pool.max_size)
+
+
+def _cancellations() -> int:
+    """Return how often the task was asked to stop."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+def _raise_lost(asked: int) -> None:
+    """Raise CancelledError if the task was asked to stop since, and nobody told it.
+
+    Until Python 3.12, asyncio.wait_for forgets it when what it waits for comes at the same moment, and both psycopg and
+    its pool wait so: the request would go on, and nothing would stop it any more.
+    """
+    if _cancellations() > asked:
+        raise asyncio.CancelledError
 
 
 @functools.cache

@@ -301,6 +301,26 @@ async def test_an_exhausted_pool_is_unavailable_within_the_pool_timeout(
         await idle(db, database, 1)
 
 
+async def test_a_cancellation_is_not_lost_when_it_comes_together_with_a_connection_or_an_answer(
+    connect: Connect,
+) -> None:
+    async def request(db: PostgresDatabase) -> None:
+        await db.one("SELECT 1")
+        await asyncio.sleep(60)
+
+    async with connect(pool_timeout=30) as db:
+        for turns in range(80):
+            async with db.begin():
+                waiting = asyncio.ensure_future(request(db))
+                await asyncio.sleep(0.002)
+            for _ in range(turns):  # of the event loop, from the moment the connection is given back
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait({waiting}, timeout=5)
+            assert waiting.cancelled(), f"after {turns} turns"
+        assert await db.one("SELECT 1") == (1,)
+
+
 async def test_a_full_queue_for_the_pool_is_unavailable_at_once(connect: Connect, database: TestDatabase) -> None:
     async with connect(pool_size=1, pool_queue=2, pool_timeout=10) as db:
         async with db.begin():
