@@ -33,14 +33,9 @@ _entropy = _Entropy()
 os.register_at_fork(after_in_child=_entropy.forget)
 
 
-def random_bits(count: int) -> int:
-    """Return so many random bits, a multiple of 8, fit for secrets."""
-    return int.from_bytes(_entropy.take(count // 8), "big")
-
-
 def _uuid7() -> int:
     milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | random_bits(80)
+    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(_entropy.take(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     return value & ~(0x3 << 62) | 0x2 << 62
 

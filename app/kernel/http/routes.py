@@ -102,8 +102,7 @@ class _Endpoint:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
-        about = scope.setdefault("state", {})
-        about["route"] = route.path
+        scope.setdefault("state", {})["route"] = route.path
         logs.context(operation=self._operation_id)
         came_from = origin(scope, self._trusted)
         caller = Caller(origin=came_from)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind
+from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
@@ -302,8 +302,7 @@ class Consumer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
             outcome = await self._failed(job, error)
         else:
-            span = None if job.trace_context else INVALID_SPAN_CONTEXT
-            logs.ended("INFO", "job done", span=span)
+            logs.ended("INFO", "job done")
             outcome = "done"
         return outcome
 

@@ -52,12 +52,7 @@ class Capture:
     def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
         """Count an error whose group has its sample; return whether it has."""
         kind, type_ = _kind(about), type(error).__qualname__
-        fingerprint = _digest(kind, type_, *_frames(error.__traceback__))
-        group = self._groups.get(fingerprint)
-        if group is None or not group.samples:
-            return False
-        self._count(fingerprint, kind, type_, group.title, group.culprit, None)
-        return True
+        return self._count_alike(_digest(kind, type_, *_frames(error.__traceback__)), kind, type_)
 
     def add(self, kind: Kind, type_: str, title: str, culprit: str) -> None:
         """Capture something that is wrong without an exception, such as an outage."""
@@ -87,9 +82,7 @@ class Capture:
         type_ = "log" if error is None else type(error).__qualname__
         frames = [f"{record['name']}:{record['function']}"] if error is None else _frames(error.__traceback__)
         fingerprint = _digest(kind, type_, *frames)
-        group = self._groups.get(fingerprint)
-        if group is not None and group.samples:  # of ten thousand alike in a second, one tells all
-            self._count(fingerprint, kind, type_, group.title, group.culprit, None)
+        if self._count_alike(fingerprint, kind, type_):
             return
         message = redacted(record["message"])
         title = message if error is None else redacted(f"{type(error).__name__}: {error}")
@@ -103,6 +96,14 @@ class Capture:
             stack = traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)
             context["stack"] = redacted("".join(stack))[-_LONGEST:]
         self._count(fingerprint, kind, type_, title[:500], frames[-1] if frames else "unknown", context)
+
+    def _count_alike(self, fingerprint: str, kind: Kind, type_: str) -> bool:
+        """Count one more if the group has its sample: of ten thousand alike in a second, one tells all."""
+        group = self._groups.get(fingerprint)
+        if group is None or not group.samples:
+            return False
+        self._count(fingerprint, kind, type_, group.title, group.culprit, None)
+        return True
 
     def _lines_of(self, belongs: str) -> list[str]:
         """Return the last log lines of the same request or job."""

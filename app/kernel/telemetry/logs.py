@@ -88,15 +88,15 @@ def context(**fields: object) -> None:
     _context.set({**_context.get(), **redacted_fields(fields)})
 
 
-def ended(level: Level, template: str, *values: object, span: SpanContext | None = None) -> None:
+def ended(level: Level, template: str, *values: object) -> None:
     """Write the line of a request or a job that is over, as loguru would.
 
-    It is formatted together with others: that costs a third. `span` is the current one unless it is given.
+    It is formatted together with others: that costs a third.
     """
     if _lines is None:
         logger.log(level, template, *values)
     elif _LEVELS[level] >= _lines.least:
-        span = span or trace.get_current_span().get_span_context()
+        span = trace.get_current_span().get_span_context()
         _lines.write(functools.partial(_lines.of_event, time.time(), level, template, values, span, _context.get()))
 
 

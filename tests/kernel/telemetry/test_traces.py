@@ -159,6 +159,14 @@ def test_a_scraper_that_takes_openmetrics_is_led_to_traces(traced: Project, coll
     assert client.get("/metrics").headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
+def test_the_line_of_a_job_that_no_request_caused_names_its_trace(traced: Project, collector: Collector) -> None:
+    process = traced.start("run-all-in-one")
+    process.ready()
+    assert traced.app("schedules", "trigger", "platform.heartbeat").returncode == 0
+    line = eventually(lambda: [line for line in process.logs() if line["message"] == "job done"])[0]
+    eventually(lambda: [s for s in collector.named("platform.heartbeat") if s.trace_id.hex() == line["trace_id"]])
+
+
 def test_without_an_endpoint_the_sdk_is_not_loaded_and_trace_ids_are_logged_all_the_same(
     project: Project, database: TestDatabase
 ) -> None:
