@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SCHEMA = {f"{kind.section}.{key}": meaning for kind in sections() for key, meani
 SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() if v.secret]
 OPTIONAL = ["sentinel.notify_urls", "telemetry.otlp_headers"]
 REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
-REAL = {environment_name(key): f"unguessable-{number:02}-{'x' * 32}" for number, key in enumerate(SECRETS)}
+REAL = {environment_name(key): sha256(key.encode()).hexdigest() for key in SECRETS}
 PRODUCTION = {"APP_ENV": "production", "POSTGRES_HOST": "db.example.com", **REAL}
 
 
@@ -144,7 +145,12 @@ def test_an_empty_file_variable_counts_as_absent(folder: Folder) -> None:
 
 def test_an_absent_app_env_is_local(folder: Folder) -> None:
     assert load(folder.root, sections(), {}).environment == "local"
-    assert load(folder.root, sections(), {"APP_ENV": ""}).environment == "local"
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t", "\n", "LOCAL", " local", "Test", "local,test", "*", "none"])
+def test_an_app_env_that_is_blank_or_differs_in_a_character_is_refused(name: str) -> None:
+    with pytest.raises(Misconfigured, match=r"APP_ENV is .*, expected one of local, test, staging, production"):
+        current_environment({"APP_ENV": name})
 
 
 @pytest.mark.parametrize(
@@ -429,6 +435,21 @@ def test_no_secret_is_in_a_report_of_problems_whatever_is_wrong_with_it(folder: 
 
 # Staging and production
 
+DISGUISES: dict[str, Callable[[str], str]] = {
+    "upper case": str.upper,
+    "title case": str.title,
+    "space around": lambda text: f" {text}\t\n",
+    "space between": " ".join,
+    "no hyphens": lambda text: text.replace("-", ""),
+    "underscores": lambda text: text.replace("-", "_"),
+    "quoted": lambda text: f'"{text}"',
+    "quoted twice": lambda text: f"'\"{text}\"'",
+    "doubled": lambda text: text * 2,
+    "a digit more": lambda text: text + "1",
+    "wide letters": lambda text: "".join(chr(ord(c) + 0xFEE0) for c in text),
+    "invisible characters": "\u200b".join,
+}
+
 
 @pytest.mark.parametrize("environment", ["staging", "production"])
 class TestOutsideLocalAndTest:
@@ -482,7 +503,7 @@ class TestOutsideLocalAndTest:
         assert "everybody knows" in message
 
     def test_a_secret_of_this_machine_is_accepted(self, folder: Folder, environment: str) -> None:
-        folder.write(".secrets.yaml", f"auth:\n  master_secret: {'s' * 40}\n")
+        folder.write(".secrets.yaml", f"auth:\n  master_secret: {REAL['AUTH_MASTER_SECRET']}\n")
         environ = {k: v for k, v in PRODUCTION.items() if k != "AUTH_MASTER_SECRET"} | {"APP_ENV": environment}
         assert source_of(folder.load(environ), "auth.master_secret") == "settings/.secrets.yaml"
 
@@ -490,6 +511,28 @@ class TestOutsideLocalAndTest:
         (folder.path / "local.yaml").unlink()
         (folder.path / "test.yaml").unlink()
         assert folder.load(PRODUCTION | {"APP_ENV": environment}).environment == environment
+
+    @pytest.mark.parametrize("key", REQUIRED)
+    @pytest.mark.parametrize("value", [" " * 40, "\u00a0" * 40, "\t\r", "\u200b" * 40, "x" * 40, "x X x", '"', "0 0"])
+    def test_a_secret_that_is_blank_or_one_character_over_and_over_is_refused_once(
+        self, folder: Folder, environment: str, key: str, value: str
+    ) -> None:
+        variable = environment_name(key)
+        [(found, source, message)] = folder.problems(PRODUCTION | {"APP_ENV": environment, variable: value})
+        assert (found, source) == (key, variable)
+        assert "32 characters" in message or "blank, or one character" in message
+
+    @pytest.mark.parametrize("change", DISGUISES)
+    @pytest.mark.parametrize("origin", ["local.yaml", "test.yaml"])
+    def test_a_published_secret_is_known_in_every_spelling(
+        self, folder: Folder, environment: str, origin: str, change: str
+    ) -> None:
+        published = yaml.YAML(typ="safe").load((ROOT / "settings" / origin).read_text())["auth"]["master_secret"]
+        environ = PRODUCTION | {"APP_ENV": environment, "AUTH_MASTER_SECRET": DISGUISES[change](published)}
+        for _ in ("with its file", "without it"):
+            [(found, _, message)] = folder.problems(environ)
+            assert (found, "everybody knows" in message) == ("auth.master_secret", True)
+            (folder.path / origin).unlink(missing_ok=True)
 
     @pytest.mark.parametrize("value", ["true", "1", "on", "Yes"])
     def test_debugging_is_refused(self, folder: Folder, environment: str, value: str) -> None:

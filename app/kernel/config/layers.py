@@ -1,13 +1,15 @@
 """Reads the layers of settings and validates them as a whole."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.kernel.config.safety import exposure, why_guessable
 from app.kernel.config.sections import Section
 from app.kernel.config.settings import (
     UNSAFE,
@@ -19,6 +21,7 @@ from app.kernel.config.settings import (
     describe,
     environment_name,
     hints,
+    is_key,
     is_secret,
     may_be_empty,
 )
@@ -57,10 +60,12 @@ def load(
                 if environment in UNSAFE or not _is_missing_secret(kind, tree[name], str(e["loc"][0]))
             ]
     if environment not in UNSAFE:
-        problems += _required(root, kinds, tree, sources)
+        problems += _required(root, kinds, tree, sources, {problem.key for problem in problems})
+    elif exposed := exposure(tree):
+        problems += _keys_of_its_own(root, kinds, tree, sources, exposed)
     if problems:
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise Misconfigured(f"settings for APP_ENV={environment}: {count}", problems)
+        count = f": {len(problems)} problems" if len(problems) > 1 else ""
+        raise Misconfigured(f"settings for APP_ENV={environment}{count}", problems)
     return Settings(environment, built, sources)
 
 
@@ -208,10 +213,10 @@ def _required(
     kinds: Mapping[str, type[Section]],
     tree: Mapping[str, Mapping[str, object]],
     sources: Mapping[str, str],
+    wrong: Set[str],
 ) -> list[Problem]:
     """What is fine on a laptop and refused elsewhere: no server, debugging, secrets missing or known to everybody."""
-    files = [root / "settings" / f"{name}.yaml" for name in ("default", *UNSAFE)]
-    known = [_sections(content) for _, content in _read([file for file in files if file.is_file()])]
+    published = _published(root)
     problems: list[Problem] = []
     for name, kind in kinds.items():
         for key in describe(kind):
@@ -221,17 +226,48 @@ def _required(
                 problems.append(Problem(full, source, "must be false outside local and test"))
             elif full == "postgres.host" and not value:
                 problems.append(Problem(full, source, f"nothing is embedded outside local and test; set {variable}"))
-            elif not is_secret(kind, key) or (not value and may_be_empty(kind, key)):
+            elif not is_secret(kind, key) or (not str(value or "").strip() and may_be_empty(kind, key)):
                 continue
             elif not value:
                 problems.append(Problem(full, source, f"missing secret; set {variable} or {variable}_FILE"))
-            elif value in [content[name][key] for content in known if key in content.get(name, {})]:
-                problems.append(Problem(full, source, f"a default that everybody knows; set {variable}"))
+            elif full not in wrong and (why := why_guessable(str(value), published[full], key=is_key(kind, key))):
+                problems.append(Problem(full, source, f"{why}; {_set(kind, key, variable)}"))
     return problems
 
 
-def _sections(content: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    return {name: cast("dict[str, object]", section) for name, section in content.items() if isinstance(section, dict)}
+def _keys_of_its_own(
+    root: Path,
+    kinds: Mapping[str, type[Section]],
+    tree: Mapping[str, Mapping[str, object]],
+    sources: Mapping[str, str],
+    exposed: str,
+) -> list[Problem]:
+    """What is fine on a laptop that nobody else gets at, and refused where others do: keys that everybody knows."""
+    published = _published(root)
+    return [
+        Problem(full, sources.get(full, "nowhere"), f"{why}, but {exposed}; {_set(kind, key, environment_name(full))}")
+        for name, kind in kinds.items()
+        for key in describe(kind)
+        if is_key(kind, key)
+        and (why := why_guessable(str(tree[name].get(key) or ""), published[full := f"{name}.{key}"], key=True))
+    ]
+
+
+def _set(kind: type[Section], key: str, variable: str) -> str:
+    example = ", such as the output of `openssl rand -base64 32`" if is_key(kind, key) else ""
+    return f"set {variable}{example}"
+
+
+def _published(root: Path) -> Mapping[str, list[str]]:
+    """Return the values that stand in files that are committed, by key."""
+    files = [root / "settings" / f"{name}.yaml" for name in ("default", *UNSAFE)]
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for _, content in _read([file for file in files if file.is_file()]):
+        for name, section in content.items():
+            if isinstance(section, dict):
+                for key, value in cast("dict[str, object]", section).items():
+                    found[f"{name}.{key}"].append(str(value))
+    return found
 
 
 def _is_missing_secret(kind: type[Section], section: Mapping[str, object], name: str) -> bool:

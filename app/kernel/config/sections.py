@@ -41,6 +41,9 @@ Secret = SecretStr
 MAY_BE_EMPTY = "may be empty"
 OptionalSecret = Annotated[SecretStr, MAY_BE_EMPTY]
 """A secret of something that need not be there; a plain `Secret` is required outside local and test."""
+IS_KEY = "is a key"
+Key = Annotated[SecretStr, Field(min_length=32), IS_KEY]
+"""A secret that keys are derived from: outside local and test it must look random."""
 
 
 class Section(Protocol):

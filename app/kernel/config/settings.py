@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import SecretStr
 
-from app.kernel.config.sections import MAY_BE_EMPTY, Section
+from app.kernel.config.sections import IS_KEY, MAY_BE_EMPTY, Section
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
@@ -32,6 +32,10 @@ class Misconfigured(Exception):
 
     def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
         self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            [only] = self.problems
+            super().__init__(f"{message}: {only.key} ({only.source}): {only.message}")
+            return
         widths = [max((len(getattr(p, name)) for p in self.problems), default=0) for name in ("key", "source")]
         lines = [f"  {p.key:<{widths[0]}}  {p.source:<{widths[1]}}  {p.message}" for p in self.problems]
         super().__init__("\n".join([message, *lines]))
@@ -112,6 +116,11 @@ def may_be_empty(kind: type[Section], name: str) -> bool:
     return MAY_BE_EMPTY in getattr(hints(kind)[name], "__metadata__", ())
 
 
+def is_key(kind: type[Section], name: str) -> bool:
+    """Return whether a secret must be as hard to guess as a key."""
+    return IS_KEY in getattr(hints(kind)[name], "__metadata__", ())
+
+
 def environment_name(key: str) -> str:
     """Return the environment variable that overrides `section.key`."""
     return key.replace(".", "_").upper()
@@ -119,10 +128,12 @@ def environment_name(key: str) -> str:
 
 def current_environment(environ: Mapping[str, str]) -> Environment:
     """Return the value of APP_ENV. Raises Misconfigured when it is none of ENVIRONMENTS."""
-    name = environ.get("APP_ENV", "") or DEFAULT_ENVIRONMENT
+    name = environ.get("APP_ENV", DEFAULT_ENVIRONMENT)
     for known in ENVIRONMENTS:
         if name == known:
             return known
-    near = get_close_matches(name.lower(), ENVIRONMENTS, 1, cutoff=0.5)
+    near = get_close_matches(name.strip().lower(), ENVIRONMENTS, 1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if not name.strip():
+        hint = f"; unset it for {DEFAULT_ENVIRONMENT}"
     raise Misconfigured(f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}")

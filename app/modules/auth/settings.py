@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from app.kernel.config import Duration, Names, Secret
+from app.kernel.config import Duration, Key, Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +13,7 @@ class AuthSettings:
     """Tokens, sessions and passwords."""
 
     section: ClassVar[str] = "auth"
-    master_secret: Annotated[
-        Secret, Field(min_length=32, description="encrypts the signing keys; the same in every process")
-    ]
+    master_secret: Annotated[Key, Field(description="encrypts the signing keys; the same in every process")]
     issuer: Annotated[str, Field(min_length=1, description="`iss` of the tokens: the public address of the auth API")]
     audience: Annotated[str, Field(min_length=1, description="`aud` of the access tokens")]
     access_token_ttl: Annotated[Duration, Field(ge=1, description="life of an access token")]

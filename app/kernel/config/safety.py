@@ -1,0 +1,114 @@
+"""Secrets that are none, and whom the settings of a laptop expose.
+
+How hard a secret is to guess is not to be seen from its characters alone, but how easy it is: what is repeated, counts
+up, runs along the keyboard or is made of words says less than what follows nothing.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+
+BITS = 40
+"""What a key must have, by `bits`. 16 random bytes have 75 and more, a sentence of its own 40 to 100, patterns less."""
+_MARKS = ("everybodyknows",)  # of the published secrets, should their files be missing
+_SHORTEST_PART = 8
+_PLACEHOLDERS = re.compile(
+    "secret|master|password|passwd|passphrase|production|staging|please|change|replace|example|default|insecure|random"
+    "|private|super|token|admin|local|test|auth|your|this|with|key|app"
+)
+_ENGLISH = (
+    "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic "
+    "ne ea ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec pr no ct us ac ot il tr ly nc et ut ss so rs un "
+    "lo wa ge ie wh ee wi em ad ol rt po we na ul ni ts mo ow pa im mi ai sh ir su id os iv ia am fi ci vi pl ig tu ev "
+    "ld ry"
+)
+_COMMON_PAIRS = frozenset(_ENGLISH.split())
+_ORDERS = "qwertyuiopasdfghjklzxcvbnm", "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p", "0123456789abcdef"
+_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+
+
+def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
+    """Return why a secret is none, empty when it may be one. A `key` must also be hard to guess."""
+    written = _written(secret)
+    known = [(_written(text), _bare(text)) for text in (*published, *_MARKS) if _written(text)]
+    if any(text == written or (len(bare) >= _SHORTEST_PART and bare in _bare(secret)) for text, bare in known):
+        return "a default that everybody knows"
+    if len(set(written)) < 2:
+        return "no secret: it is blank, or one character over and over"
+    if key and bits(secret) < BITS:
+        return "too easy to guess"
+    return ""
+
+
+def bits(secret: str) -> float:
+    """Return how much of a secret cannot be told from what stands before it, in bits."""
+    text = _PLACEHOLDERS.sub(" ", _written(secret))
+    scales = [
+        [ord(character) for character in text],
+        *([_place(order, character) for character in text] for order in _ORDERS),
+    ]
+    seen: set[str] = set()
+    fresh = 0
+    for place, character in enumerate(text):
+        three = text[max(0, place - 2) : place + 1]
+        expected = three in seen or three[-2:] in _COMMON_PAIRS or any(_counts(scale, place) for scale in scales)
+        if place >= 2:
+            seen.add(three)
+        fresh += not expected and character != " "
+    return fresh * math.log2(max(1, len(set(text))))
+
+
+def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
+    """Return how others than this machine get at the process or its data, empty when they do not."""
+    for host in _text(tree, "postgres").split(","):
+        if host.strip() and not host.strip().startswith(("/", "@")) and not is_loopback(host):
+            return f"the database at {host.strip()} is not on this machine"
+    for section in ("http_server", "operations"):
+        host = _text(tree, section)
+        if host and not is_loopback(host):
+            return f"{section}.host {host} is not a loopback address"
+    return ""
+
+
+def _text(tree: Mapping[str, Mapping[str, object]], section: str) -> str:
+    host = tree.get(section, {}).get("host")
+    return host if isinstance(host, str) else ""  # what else stands there is refused, and may be a misplaced secret
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to an address or name."""
+    name = host.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
+    if name in _LOCAL_NAMES or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _written(secret: str) -> str:
+    """Return what can be seen of a secret, in one case and form, without white space."""
+    plain = unicodedata.normalize("NFKC", secret).casefold()
+    return "".join(character for character in plain if character.isprintable() and not character.isspace())
+
+
+def _bare(text: str) -> str:
+    return "".join(character for character in _written(text) if character.isalnum())
+
+
+def _place(order: str, character: str) -> int:
+    place = order.find(character)
+    return 10_000 + ord(character) if place < 0 else place
+
+
+def _counts(scale: list[int], place: int) -> bool:
+    """Return whether a character goes on as those one, two or three places before it do: 123, a1b2c3, 001122."""
+    for stride in (1, 2, 3):
+        if place >= 2 * stride:
+            step = scale[place] - scale[place - stride]
+            if abs(step) <= 2 and step == scale[place - stride] - scale[place - 2 * stride]:
+                return True
+    return False
