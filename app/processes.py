@@ -141,12 +141,12 @@ def sections() -> "list[type[Section]]":
     return [*KERNEL_SECTIONS, *(module.SECTION for module in adapters("settings", MODULES))]
 
 
-def load_settings(overrides: dict[str, object] | None = None) -> "Settings":
-    """Return the effective settings. Raises Misconfigured with every problem."""
+def load_settings(overrides: dict[str, object] | None = None, *, uses_secrets: bool = True) -> "Settings":
+    """Return the effective settings, for what uses secrets or does not. Raises Misconfigured with every problem."""
     from app import ROOT
     from app.kernel.config import load
 
-    return load(ROOT, sections(), overrides=overrides)
+    return load(ROOT, sections(), overrides=overrides, uses_secrets=uses_secrets)
 
 
 @contextmanager

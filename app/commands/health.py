@@ -39,7 +39,7 @@ def health(
       app health
       app health --ready --port 9000
     """
-    settings = load_settings()
+    settings = load_settings(uses_secrets=False)
     api, workers = settings[HttpServerSettings], settings[OperationsSettings]
     places = dict.fromkeys((_reachable(s.host), port or s.port) for s in (api, workers))
     path = "/ready" if ready else "/health"

@@ -34,10 +34,13 @@ def load(
     sections: Iterable[type[Section]],
     environ: Mapping[str, str] = os.environ,
     overrides: Mapping[str, object] | None = None,
+    *,
+    uses_secrets: bool = True,
 ) -> Settings:
     """Read and validate all layers.
 
-    `root` holds the folder `settings`; `overrides` maps `section.key` to the value of a command's option.
+    `root` holds the folder `settings`; `overrides` maps `section.key` to the value of a command's option. What does not
+    use secrets may have the published ones wherever it runs.
     Raises Misconfigured with every problem found. Safe to repeat; reads only.
     """
     environment = current_environment(environ)
@@ -61,7 +64,7 @@ def load(
             ]
     if environment not in UNSAFE:
         problems += _required(root, kinds, tree, sources, {problem.key for problem in problems})
-    elif exposed := exposure(tree):
+    elif uses_secrets and (exposed := exposure(tree)):
         problems += _keys_of_its_own(root, kinds, tree, sources, exposed)
     if problems:
         count = f": {len(problems)} problems" if len(problems) > 1 else ""
