@@ -197,6 +197,8 @@ def test_the_installed_script_is_this_command_line() -> None:
         ("jobs show 1", "Invalid value for 'job_id': Input should be a valid UUID"),
         ("jobs list --state sleeping", "'sleeping' is not one of 'scheduled', 'ready'"),
         ("jobs list --limit 1001", "Invalid value for '--limit'"),
+        ("queues pause " + "x" * 129, "expected a name of 1 to 128 printable characters"),
+        ("schedules trigger " + "x" * 129, "expected a name of 1 to 128 printable characters"),
         ("queues limit default", "give either a number or --none"),
         ("queues limit default 2 --none", "give either a number or --none"),
         ("queues limit default 0", "Invalid value for 'concurrency'"),

@@ -101,6 +101,13 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
+def stored_name(text: str) -> str:
+    """Return the name of something that is stored. For a parameter's parser."""
+    if not 0 < len(text) <= 128 or not text.isprintable():
+        raise typer.BadParameter("expected a name of 1 to 128 printable characters")
+    return text
+
+
 def seconds(text: str) -> float:
     """Return a duration in seconds. For a parameter's parser."""
     from pydantic import TypeAdapter, ValidationError

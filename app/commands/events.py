@@ -20,6 +20,7 @@ from app.commands.console import (
     progress,
     run_once,
     shown,
+    stored_name,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def list_events(
 
 @_app.command()
 def replay(
-    subscriber: Annotated[str, typer.Option(help="Who is given the events.")],
+    subscriber: Annotated[str, typer.Option(parser=stored_name, metavar="NAME", help="Who is given the events.")],
     since: Annotated[
         datetime,
         typer.Option("--from", parser=moment, metavar="TIME", help=f"Published at this time or later, {_TIME}."),

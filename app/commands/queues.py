@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.console import Json, group, print_json, print_page, run_once, shown
+from app.commands.console import Json, group, print_json, print_page, run_once, shown, stored_name
 
 if TYPE_CHECKING:
     from app.kernel.pages import Page
     from app.kernel.process import Process
     from app.kernel.queue.queues import ListedQueue, QueueControl
 
-Name = Annotated[str, typer.Argument(help="The name of the queue.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(parser=stored_name, metavar="NAME", help="The name of the queue.", show_default=False)
+]
 
 _app = group("See, pause, resume and limit queues.")
 

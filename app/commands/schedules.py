@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.console import Json, group, print_json, print_page, run_once, shown
+from app.commands.console import Json, group, print_json, print_page, run_once, shown, stored_name
 
 if TYPE_CHECKING:
     from app.kernel.pages import Page
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from app.modules.platform.usecases.pause_schedule import ScheduleChanged
     from app.modules.platform.usecases.trigger_schedule import Triggered
 
-Name = Annotated[str, typer.Argument(help="The name of the schedule.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(parser=stored_name, metavar="NAME", help="The name of the schedule.", show_default=False)
+]
 
 _app = group("See, trigger, pause and resume schedules.")
 

@@ -28,6 +28,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.config import PostgresSettings
+from app.kernel.db.refusals import refusal_of
 from app.kernel.db.server import Server, server
 from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
 from app.kernel.process import Process
@@ -301,6 +302,8 @@ class Migrator:
                         self._record(backend, step, migration, direction)
         except psycopg.Error as error:
             reason = " ".join(str(error).split())
+            if isinstance(refusal_of(error), Unavailable):
+                raise Unavailable(f"{migration.path.name}: {direction} was interrupted: {reason}; try again") from error
             raise MigrationFailed(f"{migration.path.name}: {direction} failed: {reason}") from error
 
     def _log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, object]:
@@ -380,10 +383,12 @@ async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
         if task.done():
             task.exception()  # it was told to fail
         raise
-    except psycopg.OperationalError as error:
-        raise Unavailable(f"the database went away while migrating: {' '.join(str(error).split())}") from error
-    except psycopg.errors.InsufficientPrivilege as error:
+    except psycopg.Error as error:
         reason = " ".join(str(error).split())
+        if isinstance(refusal_of(error), Unavailable):
+            raise Unavailable(f"the database went away while migrating: {reason}") from error
+        if not isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise
         raise MigrationFailed(
             f"the database does not let this role migrate: {reason}; make it the owner of the database,"
             " or let it: GRANT CREATE ON SCHEMA public"

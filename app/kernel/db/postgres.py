@@ -12,24 +12,19 @@ from functools import cached_property
 from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 
 import psycopg
+from loguru import logger
 from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection
-from psycopg.errors import (
-    DeadlockDetected,
-    IdleInTransactionSessionTimeout,
-    LockNotAvailable,
-    QueryCanceled,
-    SerializationFailure,
-)
 from psycopg.pq import TransactionStatus
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool
 
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Parameters, Row, Transaction
 from app.kernel.db.migrations import migrated
+from app.kernel.db.refusals import refusal_of
 from app.kernel.db.server import server
 from app.kernel.deadlines import Deadlines
-from app.kernel.errors import Unavailable
+from app.kernel.errors import Invalid, Unavailable
 from app.kernel.process import Process
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.traces import span
@@ -37,14 +32,6 @@ from app.kernel.telemetry.traces import span
 T = TypeVar("T")
 
 _CANCEL_S = 1.0
-_GIVE_UP = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    IdleInTransactionSessionTimeout,  # we were frozen; psycopg counts it among the mistakes of programmers
-    PoolTimeout,
-    TooManyRequests,
-    PoolClosed,
-)
 _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not even cancel is frozen or gone
 
 
@@ -121,13 +108,17 @@ class _Queries:
             _raise_lost(asked)
             outcome = "done"
             return result
-        except _GIVE_UP as error:
-            raise _unavailable(error) from error
         except psycopg.errors.FeatureNotSupported as error:
-            if "cached plan" not in str(error):
+            if error.diag.source_function != "RevalidateCachedQuery":  # its text is in the server's language
                 raise
             self.outdated = True
             raise Unavailable("the schema has just changed") from error
+        except (psycopg.Error, UnicodeEncodeError) as error:
+            if (refusal := refusal_of(error)) is None:
+                raise
+            if isinstance(refusal, Invalid):
+                logger.warning("the database refused what a check should have: {}", refusal)
+            raise refusal from error
         finally:
             self._deadlines.end(give_up)
             if again is not None:
@@ -188,8 +179,8 @@ class PostgresDatabase:
             asked = _cancellations()
             try:
                 connection = await self._pool.getconn(deadline - time.monotonic())
-            except _GIVE_UP as error:
-                raise _unavailable(error) from error
+            except psycopg.Error as error:  # closed, full or too slow
+                raise refusal_of(error) or Unavailable from error
             queries = _Queries(connection, self._deadlines)
             try:
                 _raise_lost(asked)
@@ -283,18 +274,6 @@ def _raise_lost(asked: int) -> None:
 def _first_word(sql: LiteralString) -> str:
     """Return what a statement begins with: a bounded number of words, since statements are literals."""
     return sql.split(None, 1)[0].upper()
-
-
-def _unavailable(error: BaseException) -> Unavailable:
-    if isinstance(error, TooManyRequests):
-        return Unavailable("too many requests are waiting for a database connection")
-    if isinstance(error, PoolTimeout):
-        return Unavailable("no database connection became free in time", retry_after_s=2)
-    if isinstance(error, QueryCanceled):
-        return Unavailable("the database took too long")
-    if isinstance(error, LockNotAvailable | DeadlockDetected | SerializationFailure):
-        return Unavailable("the database is busy with a conflicting change")
-    return Unavailable("the database is not available", retry_after_s=2)
 
 
 def _forget_attempt(error: BaseException) -> None:

@@ -10,6 +10,8 @@ from app.kernel.db import Queries
 from app.kernel.errors import Conflict
 
 P = TypeVar("P")
+LONGEST_NAME = 128
+"""In characters: of tasks, queues, schedules, events and subscribers."""
 Operation = Callable[..., Awaitable[Any]]
 OnConflict = Literal["keep", "replace", "refuse"]
 Mode = Literal["at_least_once", "tx"]
@@ -46,6 +48,16 @@ class Task(Generic[P]):
     max_attempts: int = 10
     timeout_s: float = 300
     concurrency: int = 1
+
+    def __post_init__(self) -> None:
+        check_names(task=self.name, queue=self.queue)
+
+
+def check_names(**names: str) -> None:
+    """Raise ValueError for a declared name that no index could hold, or that nobody could say."""
+    for what, name in names.items():
+        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"{what} {name[:LONGEST_NAME]!r} must have 1 to {LONGEST_NAME} printable characters")
 
 
 class Event(Protocol):
@@ -84,6 +96,9 @@ class Subscriber:
     timeout_s: float = 300
     in_order: bool = False
 
+    def __post_init__(self) -> None:
+        check_names(subscriber=self.name, queue=self.queue, event_type=self.event.event_type)
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -109,6 +124,7 @@ class Schedule:
             raise ValueError(f"schedule {self.name or self.task.name}: its task must not need a payload")
         if not self.name:
             object.__setattr__(self, "name", self.task.name)
+        check_names(schedule=self.name)
 
     @property
     def spec(self) -> str:

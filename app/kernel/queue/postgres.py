@@ -18,6 +18,7 @@ from app.kernel.telemetry.traces import span, traceparent
 
 _COPY_FROM = 1000  # fewer are inserted, which also respects unique keys
 _PRIORITIES = range(-1000, 1001)
+_KEY_BYTES = 1024  # with the longest names, an entry of an index must stay below a third of a page: 2704 bytes
 
 _INSERT = """
     WITH wanted AS (
@@ -113,6 +114,10 @@ class PostgresQueue:
             raise Invalid("priority must be -1000 to 1000")
         if at is not None and at.tzinfo is None:
             raise Invalid("at must have a time zone")
+        keys = {"unique_key": unique_key, "group_key": group_key, "concurrency_key": concurrency_key}
+        for name, key in keys.items():
+            if key is not None:
+                _check_key(name, key)
         turn_key = None
         if group_key is not None:
             turn_key = f"group/{group_key}"
@@ -211,3 +216,12 @@ def _payload(task: Task[Any], payload: object) -> str | None:
             raise Invalid(f"{task.name} takes no payload")
         return None
     return encode(task.payload, payload)
+
+
+def _check_key(name: str, key: str) -> None:
+    try:
+        fits = 0 < len(key.encode()) <= _KEY_BYTES and "\0" not in key
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise Invalid(f"{name} must be text of 1 to {_KEY_BYTES} bytes of UTF-8, without NUL")

@@ -360,6 +360,17 @@ async def test_a_database_that_goes_away_while_migrating_is_unavailable(schema: 
             await task
 
 
+async def test_a_database_that_goes_away_within_a_migration_is_unavailable(schema: Schema) -> None:
+    schema.write("20260101000000_auth_one", "SELECT pg_sleep(60)")
+    migrator = schema.migrator()
+    task = asyncio.create_task(in_thread(migrator, lambda: migrator.up(lambda _: None)))
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    within = " AND query LIKE 'SELECT pg_sleep%%' AND state = 'active'"
+    await asyncio.to_thread(eventually, lambda: schema.database.all(kill + within))
+    with pytest.raises(Unavailable, match=r"one\.sql: apply was interrupted"):
+        await task
+
+
 # Real processes
 
 

@@ -1,14 +1,20 @@
 """The way in, and the order in which jobs come out."""
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from app.kernel.errors import Invalid
-from app.kernel.queue import Handler, JobExists, Task
+from app.kernel.queue import Handler, JobExists, Subscriber, Task
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
+
+
+@dataclass(frozen=True)
+class SomethingHappened:
+    event_type: ClassVar[str] = "test.something_happened"
 
 
 def recorder(names: list[str]) -> Any:
@@ -52,12 +58,44 @@ async def test_a_payload_that_does_not_fit_is_refused_when_it_is_enqueued(
     assert await bench.states() == []
 
 
+def incompressible(length: int) -> str:
+    """Return text that PostgreSQL cannot make smaller, four bytes a character."""
+    return "".join(chr(0x20000 + n * n * n % 40_009) for n in range(length))
+
+
+@pytest.mark.parametrize("name", ["unique_key", "group_key", "concurrency_key"])
+async def test_the_longest_key_with_the_longest_names_is_stored_leased_and_finished(bench: Bench, name: str) -> None:
+    longest = Task(incompressible(128), queue=incompressible(128)[::-1])
+    await bench.queue.enqueue(bench.db, longest, **{name: incompressible(256)})  # type: ignore[arg-type]
+
+    async def work() -> None:
+        pass
+
+    async with bench.consuming([Handler(longest, work)], names=(longest.queue,)):
+        await bench.until(bench.finished, [("done", 1)])
+
+
+@pytest.mark.parametrize("wrong", ["", "x" * 129, "a\0b", "a\nb"])
+def test_a_declared_name_that_no_index_holds_is_refused_at_once(wrong: str) -> None:
+    with pytest.raises(ValueError, match="printable characters"):
+        Task(wrong)
+    with pytest.raises(ValueError, match="printable characters"):
+        Task("t", queue=wrong)
+    with pytest.raises(ValueError, match="printable characters"):
+        Subscriber(wrong, SomethingHappened, lambda: None)  # type: ignore[arg-type, return-value]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"priority": 1001}, "priority"),
         ({"at": datetime(2030, 1, 1)}, "time zone"),  # noqa: DTZ001 - this is what is refused
         ({"group_key": "a", "concurrency_key": "b"}, "not both"),
+        *(
+            ({name: key}, f"{name} must be text of 1 to 1024 bytes")
+            for name in ("unique_key", "group_key", "concurrency_key")
+            for key in ("", "x" * 1025, "\N{GREEK SMALL LETTER ALPHA}" * 513, "a\0b", "\ud800")
+        ),
     ],
 )
 async def test_an_option_that_does_not_fit_is_refused(bench: Bench, options: dict, says: str) -> None:

@@ -1,0 +1,95 @@
+"""What an error of PostgreSQL means: an outage, a refusal of what was asked, or a mistake of ours.
+
+Decided by SQLSTATE, never by psycopg's classes (which call a value that is too large for an index an operational error)
+nor by text, which comes in the language of the server.
+"""
+
+from collections.abc import Mapping
+
+import psycopg
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from app.kernel.errors import Invalid, Refusal, Unavailable
+
+_BUSY = "the database is busy with a conflicting change"
+_SLOW = "the database took too long"
+_AWAY = "the database is not available"
+
+# by SQLSTATE, or by its class: the first two characters
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_OUTAGES = {
+    "08": _AWAY,  # connection exception; PgBouncer says 08P01 for everything
+    "25006": "the database is read-only",
+    "25P03": _AWAY,  # idle in transaction for too long: this process was frozen
+    "25P04": _SLOW,  # transaction timeout
+    "28": _AWAY,  # it no longer takes our password
+    "3D": _AWAY,  # the database was dropped or renamed
+    "40": _BUSY,
+    "40003": _AWAY,  # statement completion unknown
+    "53": "the database is short of resources",  # disk, memory, connections
+    "55006": _BUSY,  # object in use
+    "55P03": _BUSY,  # lock not available
+    "57": _AWAY,  # shutdown, crash, starting up, dropped
+    "57014": _SLOW,
+    "58": "the database cannot use its files",
+}
+_TOO_LARGE = "a value is larger than the database can store or index"
+_UNFIT = "a value is none that the database can store"
+_INVALID = {
+    "22001": _TOO_LARGE,
+    "22003": "a number is out of range",
+    "22007": "a date or time is malformed",
+    "22008": "a date or time is out of range",
+    "22009": "a time zone is out of range",
+    "22015": "a duration is out of range",
+    "22018": _UNFIT,
+    "22019": "an escape character is invalid",
+    "2201B": "a regular expression is invalid",
+    "22021": "a text holds a character that the database cannot store",
+    "22023": _UNFIT,
+    "22025": "an escape sequence is invalid",
+    "22030": "an object has a key twice",
+    "22032": "JSON is malformed",
+    "22P02": _UNFIT,
+    "22P03": _UNFIT,
+    "22P05": "a text holds a character that the database cannot store",
+    "54000": _TOO_LARGE,
+    "54001": "a value is nested too deeply for the database",
+}
+
+_CONSTRAINTS: dict[str, type[Refusal]] = {}
+
+
+def constraints(refusals: Mapping[str, type[Refusal]]) -> None:
+    """Say what it means when `schema.constraint` is violated, whoever loses a race for it. Safe to repeat.
+
+    A package of repositories says it for its tables. A violation of any other constraint is a mistake of ours.
+    """
+    _CONSTRAINTS.update(refusals)
+
+
+def refusal_of(error: BaseException) -> Refusal | None:
+    """Return what a failed statement, or the wait for a connection, is refused with; None for a mistake of ours."""
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return _noticed_by_the_client(error)
+    state = error.sqlstate
+    if reason := _OUTAGES.get(state) or _OUTAGES.get(state[:2]):
+        return Unavailable(reason, retry_after_s=1 if reason in (_BUSY, _SLOW) else 2)
+    if reason := _INVALID.get(state):
+        return Invalid(f"{reason} (SQLSTATE {state})")
+    violated = _CONSTRAINTS.get(f"{error.diag.schema_name}.{error.diag.constraint_name}")
+    return violated() if violated else None
+
+
+def _noticed_by_the_client(error: BaseException) -> Refusal | None:
+    match error:
+        case TooManyRequests():
+            return Unavailable("too many requests are waiting for a database connection")
+        case PoolTimeout():
+            return Unavailable("no database connection became free in time", retry_after_s=2)
+        case UnicodeEncodeError() | psycopg.DataError():  # a lone surrogate, or NUL
+            return Invalid("a text holds a character that the database cannot store")
+        case psycopg.OperationalError() | psycopg.InterfaceError():  # connecting failed, or the connection is lost
+            return Unavailable(_AWAY, retry_after_s=2)
+        case _:
+            return None
