@@ -10,6 +10,7 @@ from uuid import UUID
 
 from loguru import logger
 
+from app.kernel.addresses import limited
 from app.kernel.errors import Refusal
 from app.kernel.telemetry.traces import span
 
@@ -42,6 +43,11 @@ class Origin:
     address: str = ""
     user_agent: str = ""
     request_id: str = ""
+
+    @property
+    def limited(self) -> str:
+        """What limits count as one client: the address, or the /64 of an IPv6 one."""
+        return limited(self.address)
 
 
 @dataclass(frozen=True, slots=True)

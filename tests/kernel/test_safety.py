@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from app.kernel.config import Misconfigured, load
-from app.kernel.config.safety import why_guessable
+from app.kernel.config.safety import exposure, why_guessable
 from app.processes import sections
 from tests.commands.outcome import refused
 from tests.support.project import ROOT, Project
@@ -109,25 +109,28 @@ CLOSED = [
 ]
 
 
-@pytest.mark.parametrize("environment", [None, "local", "test"])
 @pytest.mark.parametrize(("name", "host"), EXPOSING)
+def test_an_address_that_others_reach_is_told_from_one_that_they_do_not(name: str, host: str) -> None:
+    assert host.rpartition(",")[2] in exposure({name.removesuffix("_HOST").lower(): {"host": host}})
+
+
+@pytest.mark.parametrize(("name", "host"), CLOSED)
+def test_an_address_that_only_this_machine_reaches_exposes_nothing(name: str, host: str) -> None:
+    assert exposure({name.removesuffix("_HOST").lower(): {"host": host}}) == ""
+
+
+@pytest.mark.parametrize("environment", [None, "local", "test"])
+@pytest.mark.parametrize(("name", "host"), [EXPOSING[0], *EXPOSING[-2:]])
 def test_whoever_others_can_reach_needs_a_secret_of_its_own(environment: str | None, name: str, host: str) -> None:
     environ = {name: host} if environment is None else {"APP_ENV": environment, name: host}
-    line = refusal(environ)
-    assert "AUTH_MASTER_SECRET" in line
-    assert host.rpartition(",")[2] in line
+    assert "set AUTH_MASTER_SECRET" in refusal(environ)
     for secret in ("LOCAL-only-master-secret-that-everybody-knows ", "y" * 40):
         refusal({**environ, "AUTH_MASTER_SECRET": secret})
     assert load(ROOT, sections(), environ | OWN).environment == (environment or "local")
 
 
-@pytest.mark.parametrize(("name", "host"), CLOSED)
-def test_a_process_that_only_this_machine_reaches_needs_none(name: str, host: str) -> None:
-    assert load(ROOT, sections(), {name: host}).environment == "local"
-
-
 def test_an_option_of_the_command_exposes_too(cli: Project) -> None:
-    for command in ("run-auth-http", "run-cron-manager", "run-all-in-one"):
+    for command in ("run-auth-http", "run-cron-manager"):
         line = refused(cli.app(command, "--host", "0.0.0.0", "--port", "0", env={"APP_ENV": "local"}), 78)
         assert "0.0.0.0 is not a loopback address" in line
         assert "AUTH_MASTER_SECRET" in line

@@ -8,7 +8,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
+
+from app.kernel.addresses import is_loopback
 
 BITS = 40
 """What a key must have, by `bits`. 16 random bytes have 75 and more, a sentence of its own 40 to 100, patterns less."""
@@ -26,7 +27,6 @@ _ENGLISH = (
 )
 _COMMON_PAIRS = frozenset(_ENGLISH.split())
 _ORDERS = "qwertyuiopasdfghjklzxcvbnm", "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p", "0123456789abcdef"
-_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
@@ -75,18 +75,6 @@ def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
 def _text(tree: Mapping[str, Mapping[str, object]], section: str) -> str:
     host = tree.get(section, {}).get("host")
     return host if isinstance(host, str) else ""  # what else stands there is refused, and may be a misplaced secret
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can connect to an address or name."""
-    name = host.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
-    if name in _LOCAL_NAMES or name.endswith(".localhost"):
-        return True
-    try:
-        address = ip_address(name)
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _written(secret: str) -> str:

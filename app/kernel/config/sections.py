@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from app.kernel.addresses import network
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -24,9 +25,9 @@ def _names(value: object) -> object:
 
 
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
-    for network in value:
+    for text in value:
         try:
-            ip_network(network)
+            network(text)
         except ValueError:
             raise ValueError("expected addresses or CIDR such as 10.0.0.0/8, separated by commas") from None
     return value

@@ -85,7 +85,7 @@ class Login:
         Raises RateLimited; OtpRequired when the password is right and a second factor is needed; InvalidCredentials,
         the same after the same time for a wrong password and an unknown, disabled or locked name.
         """
-        by_name, by_address = limit_of_name(credentials.username), f"login:address:{caller.origin.address}"
+        by_name, by_address = limit_of_name(credentials.username), f"login:address:{caller.origin.limited}"
         await self._refuse_too_many(by_name, by_address)
         actor, password_hash = await self._find(credentials.username)
         fits = await self.passwords.verify(credentials.password, password_hash)

@@ -1,0 +1,74 @@
+"""IP addresses: one spelling of each, and what of them is limited together."""
+
+import re
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+Network = IPv4Network | IPv6Network
+_NAT64 = IPv6Network("64:ff9b::/96")
+_WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[0-9.]+)(?=:))(?::(?P<port>[0-9]{1,5}))?")
+_LONGEST = 128
+_REMEMBERED = 4096
+_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+
+
+@lru_cache(_REMEMBERED)
+def canonical(text: str) -> str:
+    """Return the one spelling of an address, empty when the text is none.
+
+    It may have a port, brackets, quotes or a zone, which do not count. An IPv4 address in an IPv6 one, mapped
+    (RFC 4291, section 2.5.5.2) or translated (RFC 6052, section 2.1), is the IPv4 address.
+    """
+    address = parsed(text)
+    return "" if address is None else str(address)
+
+
+@lru_cache(_REMEMBERED)
+def limited(address: str) -> str:
+    """Return what counts as one client: the address, or the /64 of an IPv6 one, of which a client has all."""
+    found = parsed(address)
+    if isinstance(found, IPv6Address):
+        return str(IPv6Network((found, 64), strict=False))
+    return address if found is None else str(found)
+
+
+def network(text: str) -> Network:
+    """Return the network that is written as an address or in CIDR. Raises ValueError."""
+    found = ip_network(text)
+    if isinstance(found, IPv6Network) and found.prefixlen >= 96 and (v4 := found.network_address.ipv4_mapped):
+        return IPv4Network((v4, found.prefixlen - 96))
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to an address or name."""
+    name = host.strip().lower().removesuffix(".")
+    if name in _LOCAL_NAMES or name.endswith(".localhost"):
+        return True
+    address = parsed(name)
+    return address is not None and address.is_loopback
+
+
+@lru_cache(_REMEMBERED)
+def parsed(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that `canonical` spells; None when the text is none."""
+    if len(text) > _LONGEST:
+        return None
+    bare = text.strip(" \t")
+    if len(bare) > 1 and bare[0] == bare[-1] == '"':
+        bare = bare[1:-1]
+    if match := _WITH_PORT.fullmatch(bare):
+        if int(match["port"] or 0) > 65535:
+            return None
+        bare = match["v6"] or match["v4"]
+    bare, zone, _ = bare.partition("%")
+    try:
+        address = IPv6Address(bare) if zone else ip_address(bare)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address):
+        v4 = address.ipv4_mapped
+        if v4 is None and address in _NAT64:
+            v4 = IPv4Address(int(address) & 0xFFFF_FFFF)
+        return v4 or address
+    return address
