@@ -77,6 +77,7 @@ class HttpServerSettings:
         Names, AfterValidator(_networks), Field(description="whose X-Forwarded-For is believed: addresses or CIDR")
     ]
     body_timeout: Annotated[Duration, Field(gt=0, description="a request body that takes longer is answered 408")]
+    h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text, from clients that begin with it")]
 
 
 @dataclass(frozen=True, slots=True)

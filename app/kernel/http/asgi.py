@@ -9,6 +9,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
+LEFT = "app.left"
+"""Stands in the scope when the client has left before the response started."""
+CLIENT_LEFT = 499
+"""What a request is logged and measured as when its client has left: nobody was answered. As in nginx."""
 _ANSWER = "app.answer"
 
 
@@ -16,21 +20,35 @@ class Answer:
     """How far a request has been answered. One for all middlewares: a wrapper of `send` in each would cost as much as
     they do."""
 
-    __slots__ = ("_at_start", "_send", "headers", "status")
+    __slots__ = ("_at_start", "_scope", "_send", "headers", "instead", "size_bytes", "status")
 
-    def __init__(self, send: Send, at_start: Callable[[], Headers]) -> None:
+    def __init__(self, scope: Scope, send: Send, at_start: Callable[[], Headers]) -> None:
+        self._scope = scope
         self._send = send
         self._at_start = at_start
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: list[tuple[bytes, bytes]] = [(b"x-content-type-options", b"nosniff")]
         """Fields that the response gets when it starts."""
         self.status = 0
         """0 until the response starts."""
+        self.instead = 500
+        """The status that will be sent when the application ends without a response."""
+        self.size_bytes = 0
+        """Of the body, as far as it was sent."""
+
+    @property
+    def outcome(self) -> int:
+        """The one status of the request: of its answer, its log line, its measurement and its span."""
+        if self.status:
+            return self.status
+        return CLIENT_LEFT if LEFT in self._scope else self.instead
 
     async def send(self, message: Message) -> None:
         """Send a message of the response."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status = CLIENT_LEFT if LEFT in self._scope else message["status"]
             message["headers"] = [*message["headers"], *self.headers, *self._at_start()]
+        else:
+            self.size_bytes += len(message.get("body", b""))
         await self._send(message)
 
 
@@ -41,7 +59,7 @@ def answering(scope: Scope, send: Send, at_start: Callable[[], Headers] = tuple)
     """
     answer: Answer | None = scope.get(_ANSWER)
     if answer is None:
-        answer = scope[_ANSWER] = Answer(send, at_start)
+        answer = scope[_ANSWER] = Answer(scope, send, at_start)
         return answer, answer.send
     return answer, send
 

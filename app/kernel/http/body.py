@@ -11,35 +11,52 @@ import re
 from typing import Any, NoReturn
 
 from app.kernel.http.asgi import Receive, Scope, header
+from app.kernel.http.edge import CLOSE, REFUSED, malformed
 from app.kernel.http.problems import HttpProblem
 
 _DEEPEST = 64
 _LONGEST_INTEGER = 20
 _INTEGERS = range(-(2**63), 2**64)
-_CLOSE = ((b"connection", b"close"),)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_PARAMETER = re.compile(rb"""[ \t]*;[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([!#$%&'*+.^_`|~0-9A-Za-z-]+|"[^"\\]*")""")
+_MEDIA_TYPE = re.compile(rb"([!#$&^_.+/0-9A-Za-z-]+)((?:" + _PARAMETER.pattern + rb"|[ \t]*;)*)[ \t]*")
 _BRACKET = re.compile(rb"[\[\]{}]")
+
+
+def check_media_type(scope: Scope, wanted: bytes) -> None:
+    """Raise HttpProblem 415 unless the body is said to be of this type, in UTF-8, and not encoded further."""
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    if types != [wanted]:
+        found = _MEDIA_TYPE.fullmatch(types[0]) if len(types) == 1 else None
+        if found is None or found[1].lower() != wanted:
+            raise HttpProblem(415, f"send {wanted.decode()}")
+        parameters = {name.lower(): value for name, value in _PARAMETER.findall(found[2])}
+        if parameters.get(b"charset", b"utf-8").strip(b'"').lower() not in (b"utf-8", b"utf8"):
+            raise HttpProblem(415, "the only charset is UTF-8")
+    for name, value in scope["headers"]:  # RFC 9110, section 15.5.16
+        if name == b"content-encoding" and value.lower() not in (b"identity", b""):
+            raise HttpProblem(415, "no Content-Encoding is supported", ((b"accept-encoding", b"identity"),))
 
 
 async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
     """Return the whole body. Raises HttpProblem: 413 when it is larger, 408 when it does not arrive in time."""
     length = header(scope, b"content-length")
     if length is not None and int(length) > most_bytes:
-        raise HttpProblem(413, f"at most {most_bytes} bytes", _CLOSE)
+        raise HttpProblem(413, f"at most {most_bytes} bytes", CLOSE)
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise HttpProblem(400, "the client left before the body was complete", _CLOSE)
+                    raise scope.get(REFUSED) or malformed("the client left before the body was complete")
                 body += message.get("body", b"")
                 if len(body) > most_bytes:
-                    raise HttpProblem(413, f"at most {most_bytes} bytes", _CLOSE)
+                    raise HttpProblem(413, f"at most {most_bytes} bytes", CLOSE)
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise HttpProblem(408, f"the body did not arrive within {timeout_s:g} s", _CLOSE) from None
+        raise HttpProblem(408, f"the body did not arrive within {timeout_s:g} s", CLOSE) from None
 
 
 def check_json(body: bytes) -> None:

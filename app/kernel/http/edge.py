@@ -1,23 +1,112 @@
-"""What a proxy in front of us could read differently is refused (RFC 9112, section 6.3 and 5.2)."""
+"""What a proxy in front of us could read differently, or nobody can serve, is refused before anything else reads it.
 
-import h11._readers
+The rules are those of RFC 9110, 9112 and 9113; both versions of HTTP come here.
+"""
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, header
+import functools
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from app.kernel.http.asgi import App, Receive, Scope, Send
 from app.kernel.http.problems import HttpProblem
+
+REFUSED = "app.refused"
+"""Where the parser leaves the HttpProblem of a request that it could not read."""
+
+CLOSE = ((b"connection", b"close"),)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_ALLOW = ((b"allow", ", ".join(sorted(METHODS)).encode()),)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_HOST = re.compile(
+    rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::(?P<port>[0-9]{0,5}))?"
+)
+_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f]")
+
+
+class Target(NamedTuple):
+    """What a request asks for."""
+
+    path: str
+    raw_path: bytes
+    query: bytes
+    authority: bytes | None
+    """Of a target in absolute form, which replaces the Host header (RFC 9112, section 3.2.2)."""
 
 
 class Edge:
-    """Refuse a request whose body length is stated twice."""
+    """Refuse what the parser could not read, and answer the methods that belong to no resource."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if header(scope, b"transfer-encoding") is not None and header(scope, b"content-length") is not None:
-            raise HttpProblem(400, "Content-Length and Transfer-Encoding together", ((b"connection", b"close"),))
-        await self._app(scope, receive, send)
+        if (problem := scope.get(REFUSED)) is not None:
+            raise problem
+        method = scope["method"]
+        if method == "OPTIONS" and scope["path"] == "*":  # RFC 9110, section 9.3.7
+            await send({"type": "http.response.start", "status": 204, "headers": _ALLOW})
+            await send({"type": "http.response.body", "body": b""})
+        elif method in ("CONNECT", "TRACE"):
+            raise HttpProblem(405, "this is no proxy", (*_ALLOW, *CLOSE))
+        else:
+            await self._app(scope, receive, send)
 
 
-def refuse_folded_headers() -> None:
-    """Make h11 refuse header lines that continue the one before, which it would join. Safe to repeat."""
-    h11._readers._obsolete_line_fold = lambda lines: lines  # pyright: ignore - there is no option for it
+def target(method: bytes, text: bytes) -> Target:
+    """Read a request target (RFC 9112, section 3.2). Raises HttpProblem 400."""
+    if method == b"CONNECT":
+        check_host(text)
+        return Target("", b"", b"", None)
+    if method == b"OPTIONS" and text == b"*":
+        return Target("*", b"*", b"", None)
+    authority = None
+    if not text.startswith(b"/"):
+        found = _ABSOLUTE.fullmatch(text)
+        if found is None:
+            raise malformed("the request target is neither a path nor an http URL")
+        authority, text = found[1], found[2]
+        check_host(authority)
+        text = text if text.startswith(b"/") else b"/" + text
+    if b"#" in text:
+        raise malformed("the request target has a fragment")
+    raw_path, _, query = text.partition(b"?")
+    return Target(_path(raw_path), raw_path, query, authority)
+
+
+def _path(raw: bytes) -> str:
+    try:
+        if b"%" not in raw:
+            return raw.decode("ascii")
+        path = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise malformed("the path is not UTF-8, percent-encoded") from None
+    if _ESCAPE.search(raw):
+        raise malformed("the path has a % that escapes nothing")
+    if _CONTROL.search(path):
+        raise malformed("the path has a control character")
+    return path
+
+
+def check_host(value: bytes) -> None:
+    """Raise HttpProblem 400 unless the value names a host, and maybe a port (RFC 9110, section 7.2)."""
+    if not _is_host(value):
+        raise malformed("the host is invalid")
+
+
+@functools.lru_cache(1024)
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    if found is None or int(found["port"] or 0) > 65535:
+        return False
+    try:
+        return found["v6"] is None or bool(ipaddress.IPv6Address(found["v6"].decode()))
+    except ValueError:
+        return False
+
+
+def malformed(detail: str) -> HttpProblem:
+    """Return the refusal of a request after which nothing on its connection can be trusted."""
+    return HttpProblem(400, detail, CLOSE)

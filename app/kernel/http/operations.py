@@ -8,6 +8,7 @@ from app.kernel.process import Process
 from app.kernel.telemetry.metrics import exposition
 
 _JSON = b"application/json"
+_FRESH = ((b"cache-control", b"no-store"),)
 
 
 class Operations:
@@ -27,18 +28,17 @@ class Operations:
         if scope["method"] not in ("GET", "HEAD"):
             raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
         if path == "/health":
-            await respond(send, 200, _JSON, to_json({"status": "ok", "process": self._process.name}))
+            await respond(send, 200, _JSON, to_json({"status": "ok", "process": self._process.name}), _FRESH)
         elif path == "/metrics":
             body, content_type = exposition(header(scope, b"accept") or b"")
-            await respond(send, 200, content_type, body)
+            await respond(send, 200, content_type, body, _FRESH)
         else:
             await self._ready(send)
 
     async def _ready(self, send: Send) -> None:
         missing = await self._process.missing()
         if missing:
-            await respond(
-                send, 503, _JSON, to_json({"status": "not ready", "missing": missing}), [(b"retry-after", b"1")]
-            )
+            body = to_json({"status": "not ready", "missing": missing})
+            await respond(send, 503, _JSON, body, (*_FRESH, (b"retry-after", b"1")))
         else:
-            await respond(send, 200, _JSON, to_json({"status": "ready"}))
+            await respond(send, 200, _JSON, to_json({"status": "ready"}), _FRESH)

@@ -23,9 +23,11 @@ _TITLES = {
     405: ("METHOD_NOT_ALLOWED", "The resource does not support this method"),
     408: ("REQUEST_TIMEOUT", "The request did not arrive in time"),
     413: ("BODY_TOO_LARGE", "The request body is too large"),
-    415: ("UNSUPPORTED_MEDIA_TYPE", "The request body must be application/json"),
+    415: ("UNSUPPORTED_MEDIA_TYPE", "The request body is of a kind that is not supported"),
+    431: ("HEADER_TOO_LARGE", "The request header is too large"),
     500: ("INTERNAL_ERROR", "Something went wrong here"),
     504: ("TIMEOUT", "The request took too long"),
+    505: ("VERSION_NOT_SUPPORTED", "This version of HTTP is not supported"),
 }
 
 
@@ -51,7 +53,7 @@ def title_of(status: int) -> str:
 
 async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -> None:
     """Answer with what went wrong."""
-    headers: list[tuple[bytes, bytes]] = []
+    headers: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
     fields: list[dict[str, str]] = []
     if isinstance(error, HttpProblem):
         status, (code, title), detail = error.status, _TITLES[error.status], error.detail

@@ -15,8 +15,7 @@ from starlette.routing import Router
 from app.kernel.config import HttpServerSettings
 from app.kernel.errors import Denied, Invalid, Unauthenticated
 from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
-from app.kernel.http.body import check_json, read_body
-from app.kernel.http.origin import networks, origin
+from app.kernel.http.body import check_json, check_media_type, read_body
 from app.kernel.http.problems import HttpProblem
 from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.telemetry import logs
@@ -75,7 +74,6 @@ class _Endpoint:
         self._denied = denied
         self._limits = limits
         self._cache = f"public, max-age={route.cache_s}".encode() if route.cache_s else b"no-store"
-        self._trusted = networks(limits.trusted_proxies)
         self._operation_id: str = getattr(type(route.operation), "operation_id", route.path)
         hints = get_type_hints(type(route.operation).__call__)
         returned = hints.pop("return")
@@ -102,9 +100,9 @@ class _Endpoint:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
-        scope.setdefault("state", {})["route"] = route.path
+        scope["state"]["route"] = route.path
         logs.context(operation=self._operation_id)
-        came_from = origin(scope, self._trusted)
+        came_from: Origin = scope["state"]["origin"]
         caller = Caller(origin=came_from)
         if not route.public:
             caller = await self._authenticate(_bearer(scope), came_from)
@@ -146,9 +144,7 @@ class _Endpoint:
             if not self._has_body:
                 query = QueryParams(scope["query_string"])
                 return adapter.validate_strings({**_single(query), **scope["path_params"]})
-            content_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
-            if content_type != (_FORM if self._route.form else _JSON):
-                raise HttpProblem(415, "send a form" if self._route.form else "")
+            check_media_type(scope, _FORM if self._route.form else _JSON)
             body = await read_body(scope, receive, self._limits.max_body_bytes, self._limits.body_timeout)
             if self._route.form:
                 return adapter.validate_strings(_single(QueryParams(body)))
@@ -234,8 +230,9 @@ class _Methods:
     """The endpoints of one path, by method."""
 
     def __init__(self, endpoints: dict[str, _Endpoint]) -> None:
-        self._endpoints = endpoints
-        self._allow = ", ".join(sorted(endpoints)).encode()
+        head = {"HEAD": endpoints["GET"]} if "GET" in endpoints else {}  # its body stays behind at the server
+        self._endpoints = endpoints | head
+        self._allow = ", ".join(sorted(self._endpoints)).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get(scope["method"])

@@ -19,10 +19,11 @@ from loguru import logger
 
 from app.kernel.config import HttpServerSettings, ProcessSettings
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import App, Headers, Receive, Scope, Send, answering
-from app.kernel.http.edge import Edge, refuse_folded_headers
+from app.kernel.http.asgi import Answer, App, Headers, Receive, Scope, Send, answering
+from app.kernel.http.edge import Edge
 from app.kernel.http.middleware import stack
 from app.kernel.http.problems import send_problem
+from app.kernel.http.protocols import read_strictly
 from app.kernel.process import Process, Service
 
 _NEVER = 1e6
@@ -33,6 +34,8 @@ _KEEP_ALIVE_S = 75
 
 class _Config(Config):
     """Hypercorn's settings. The Date of responses (RFC 9110, section 6.6.1) is made once a second, not for each."""
+
+    h2c = False
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - the signature is Hypercorn's
         return [(b"date", _date(int(time.time())))]
@@ -49,7 +52,7 @@ class _InFlight:
     def __init__(self, app: App, process: Process) -> None:
         self._app = app
         self._process = process
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Answer] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # neither lifespan nor websockets
@@ -58,7 +61,7 @@ class _InFlight:
         # RFC 9113, section 8.2.2: never in HTTP/2
         answer, send = answering(scope, send, self._leaving if scope["http_version"].startswith("1") else tuple)
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._tasks.add(task)
+        self._tasks[task] = answer
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
@@ -66,15 +69,16 @@ class _InFlight:
                 await send_problem(scope, send, Unavailable("this process is stopping; ask another", retry_after_s=1))
             raise
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
 
     def _leaving(self) -> Headers:
         return ((b"connection", b"close"),) if self._process.state == "stopping" else ()
 
     async def cut(self) -> None:
         """Cancel what is left, and wait until it has let go of what it used."""
-        left = set(self._tasks)
-        for task in left:
+        left = dict(self._tasks)
+        for task, answer in left.items():
+            answer.instead = 503
             task.cancel()
         if left:
             logger.error("{} requests were cut", len(left))
@@ -105,8 +109,9 @@ def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = 
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def run(stop: asyncio.Event) -> None:
-        refuse_folded_headers()
+        read_strictly()
         config = _Config()
+        config.h2c = p.settings[HttpServerSettings].h2c
         config.bind = [f"fd://{sock.detach()}"]
         config.accesslog = config.errorlog = None
         config.graceful_timeout = _NEVER

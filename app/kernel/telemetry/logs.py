@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from loguru import Message, Record
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
-_LEVELS = {"DEBUG": 10, "INFO": 20}
-Level = Literal["DEBUG", "INFO"]
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _STACKS_A_SECOND = 3
 _TAKEN = frozenset({"time", "level", "process", "pid", "message", "trace_id", "span_id"})
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
@@ -88,16 +88,18 @@ def context(**fields: object) -> None:
     _context.set({**_context.get(), **redacted_fields(fields)})
 
 
-def ended(level: Level, template: str, *values: object) -> None:
-    """Write the line of a request or a job that is over, as loguru would.
+def ended(level: Level, template: str, *values: object, fields: Mapping[str, object] | None = None) -> None:
+    """Write the line of a request or a job that is over, as loguru would; `fields` only for machines.
 
     It is formatted together with others: that costs a third.
     """
     if _lines is None:
         logger.log(level, template, *values)
     elif _LEVELS[level] >= _lines.least:
-        span = trace.get_current_span().get_span_context()
-        _lines.write(functools.partial(_lines.of_event, time.time(), level, template, values, span, _context.get()))
+        span, about = trace.get_current_span().get_span_context(), _context.get()
+        if fields and _lines.as_json:
+            about = {**about, **fields}
+        _lines.write(functools.partial(_lines.of_event, time.time(), level, template, values, span, about))
 
 
 def failed(error: BaseException, template: str, *values: object, **about: object) -> None:
@@ -149,7 +151,7 @@ class _Lines:
     ) -> None:
         self.write = write
         self.least = logger.level(level).no
-        self._as_json = as_json
+        self.as_json = as_json
         self._constant = to_json({"process": process, "pid": os.getpid()}).decode()[1:-1]
         self._colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
@@ -163,7 +165,7 @@ class _Lines:
     def _of_record(self, record: "Record") -> str:
         about, level = redacted_fields(record["extra"]), record["level"].name
         message, stack = redacted(record["message"]), _stack(record) if record["exception"] is not None else ""
-        if not self._as_json:
+        if not self.as_json:
             return self._text(record["time"], level, message, about) + stack
         if stack:
             about["exception"] = stack
@@ -180,7 +182,7 @@ class _Lines:
         about: dict[str, Any],
     ) -> str:
         message = redacted(template.format(*values)) if values else template
-        if self._as_json:
+        if self.as_json:
             return self._json(moment, level, message, span, about)
         return self._text(datetime.fromtimestamp(moment).astimezone(), level, message, about)
 

@@ -269,7 +269,7 @@ async def test_every_line_of_a_request_has_its_id_also_when_it_took_too_long(sai
     lines = await said(3)
     assert [line["message"].split(" in ")[0] for line in lines] == [
         "working",
-        "GET /x 500",
+        "GET /x 504",
         "GET /x was not answered within 0.02 s",
     ]
     assert {line["request_id"] for line in lines} == {"mine"}

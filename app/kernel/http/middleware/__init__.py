@@ -9,9 +9,11 @@ from app.kernel.http.middleware.meta_inject import MetaInject
 from app.kernel.http.middleware.recovery import Recovery
 from app.kernel.http.middleware.timeout import Timeout
 from app.kernel.http.middleware.tracing import Tracing
+from app.kernel.http.origin import networks
 
 
 def stack(app: App, settings: HttpServerSettings) -> App:
     """Wrap an application in the seven middlewares."""
-    inner = Timeout(MetaInject(Alerting(Logger(ErrorHandler(app)))), settings.handle_timeout)
+    logged = Alerting(Logger(ErrorHandler(app)))
+    inner = Timeout(MetaInject(logged, networks(settings.trusted_proxies)), settings.handle_timeout)
     return Recovery(Tracing(inner), debug=settings.debug)

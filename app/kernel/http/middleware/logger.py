@@ -1,31 +1,56 @@
 """Logger: one line and one measurement per request."""
 
+import asyncio
 import time
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, answering
+from app.kernel.http.asgi import CLIENT_LEFT, App, Receive, Scope, Send, answering
+from app.kernel.http.edge import METHODS
 from app.kernel.telemetry import logs, metrics, traces
 
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
+_LONGEST = 256
 
 
 class Logger:
-    """Log method, path, status and duration when the request is over; probes only at debug level."""
+    """Log what was asked and how it was answered when the request is over; probes only at debug level."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer, send = answering(scope, send)
-        started, failed = time.perf_counter(), 500
+        started, complete = time.perf_counter(), False
         try:
             await self._app(scope, receive, send)
-            failed = 0
+            complete = True
+        except asyncio.CancelledError:
+            if answer.instead == 500:  # not for its timeout: at the end of the grace period
+                answer.instead = 503
+            raise
         finally:
             took_s = time.perf_counter() - started
-            status = answer.status or failed
-            method, path, level = scope["method"], scope["path"], "INFO"
-            route = scope.get("state", {}).get("route", "")
-            if path in _PROBES:
-                route, level = path, "DEBUG"
+            status, path, state = answer.outcome, scope["path"], scope.get("state", {})
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            route = path if path in _PROBES else state.get("route", "")
             metrics.request_ended(method, route, status, took_s, traces.exemplar())
-            logs.ended(level, "{} {} {} in {:.1f} ms", method, path, status, took_s * 1000)
+            fields: dict[str, object] = {
+                "method": method,
+                "route": route,
+                "status": status,
+                "duration_ms": round(took_s * 1000, 1),
+                "bytes": 0 if method == "HEAD" or status == CLIENT_LEFT else answer.size_bytes,
+                "client_address": state["origin"].address if "origin" in state else "",
+            }
+            if answer.status and not complete:
+                fields["cut"] = True  # the client was sent a part of the answer
+            level = _level(status, cut="cut" in fields, probe=path in _PROBES)
+            asked = scope["method"][:_LONGEST], path[:_LONGEST]
+            logs.ended(level, "{} {} {} in {:.1f} ms", *asked, status, took_s * 1000, fields=fields)
+
+
+def _level(status: int, *, cut: bool, probe: bool) -> logs.Level:
+    if probe and (status < 400 or status == 503):  # to be not ready is an answer
+        return "DEBUG"
+    if (status >= 500 and status != 505) or cut:  # 505 says that the client is wrong
+        return "ERROR"
+    return "INFO" if status < 400 else "WARNING"

@@ -24,6 +24,8 @@ class Timeout:
         def expire() -> None:
             nonlocal expired
             expired = True
+            if answer.instead == 500:
+                answer.instead = 504
             task.cancel()
 
         # what asyncio.timeout does, at a fraction of its cost: this is for every request

@@ -3,6 +3,7 @@
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from app.kernel.http.asgi import App, Receive, Scope, Send, answering, header
+from app.kernel.http.edge import METHODS
 from app.kernel.telemetry.traces import continued
 
 
@@ -14,23 +15,25 @@ class Tracing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parent = header(scope, b"traceparent")
-        method = scope["method"]
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         with continued(parent.decode("latin-1") if parent else None, method, SpanKind.SERVER) as span:
+            answer, send = answering(scope, send)
             if span is not None:
-                scope.setdefault("state", {})["span"] = span.get_span_context()  # for problems that are sent outside
+                context = scope.setdefault("state", {})["span"] = span.get_span_context()  # for problems outside
+                answer.headers.append((b"x-trace-id", b"%032x" % context.trace_id))
             if span is None or not span.is_recording():
                 await self._app(scope, receive, send)
                 return
-            answer, send = answering(scope, send)
             try:
                 await self._app(scope, receive, send)
             finally:
-                about: dict[str, str | int] = {"http.request.method": method}
-                if answer.status:
-                    about["http.response.status_code"] = answer.status
+                about: dict[str, str | int] = {
+                    "http.request.method": method,
+                    "http.response.status_code": answer.outcome,
+                }
                 if route := scope.get("state", {}).get("route"):
                     span.update_name(f"{method} {route}")
                     about["http.route"] = route
                 span.set_attributes(about)
-                if answer.status >= 500:
+                if answer.outcome >= 500:
                     span.set_status(Status(StatusCode.ERROR))

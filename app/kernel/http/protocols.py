@@ -1,0 +1,249 @@
+"""HTTP as we serve it: Hypercorn 0.18 over h11 0.16 and h2 4.4, without what they let pass.
+
+Everything that is changed inside these libraries stands in this file and in parsing.py, and
+tests/kernel/http/test_protocol.py notices when a version of them does otherwise. What cannot be read becomes a request
+that the Edge refuses, so it is answered, logged and measured like every other one.
+"""
+
+from contextlib import suppress
+from typing import Any, cast
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import h11
+import hypercorn.protocol
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
+from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+
+from app.kernel.http.asgi import LEFT
+from app.kernel.http.edge import CLOSE, REFUSED, check_host, malformed, target
+from app.kernel.http.parsing import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, Connection
+from app.kernel.http.problems import HttpProblem
+
+_VISIBLE = bytes(range(0x21, 0x7F))
+_MOST_RESETS = 100
+
+
+def read_strictly() -> None:
+    """Make Hypercorn's connections read with the classes of this file. Safe to repeat."""
+    hypercorn.protocol.H11Protocol = Http1  # pyright: ignore[reportPrivateImportUsage] - there is no option for it
+    hypercorn.protocol.H2Protocol = Http2  # pyright: ignore[reportPrivateImportUsage]
+
+
+class _Stream(HTTPStream):
+    """A request and its answer, in either version."""
+
+    async def open(
+        self, method: str, headers: list[tuple[bytes, bytes]], version: str, where: bytes, refused: HttpProblem | None
+    ) -> None:
+        """Hand the request to the application."""
+        self.start_time = 0.0  # of Hypercorn's access log, which is off
+        length = next((value for name, value in headers if name == b"content-length"), None)
+        self._received, self._expected = 0, None if refused or length is None else int(length)
+        path, raw_path, query = "-", b"-", b""
+        if refused is None:
+            try:
+                path, raw_path, query, authority = target(method.encode(), where)
+                if authority is not None:
+                    headers = [(name, value) for name, value in headers if name != b"host"]
+                    headers.append((b"host", authority))
+            except HttpProblem as problem:
+                refused = problem
+        scope: dict[str, Any] = {
+            "type": "http",
+            "http_version": version,
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": method,
+            "scheme": self.scheme,
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "client": self.client,
+            "server": self.server,
+            "state": {},
+            "extensions": {},
+        }
+        if refused is not None:
+            scope[REFUSED] = refused
+        self.scope = cast("Any", scope)
+        self.app_put = await self.task_group.spawn_app(self.app, self.config, self.scope, self.app_send)
+
+    async def refuse(self, problem: HttpProblem) -> None:
+        """Tell the application that what follows cannot be read."""
+        cast("Any", self.scope)[REFUSED] = problem
+        await self.app_put({"type": "http.disconnect"})
+
+    async def handle(self, event: StreamEvent) -> None:
+        if isinstance(event, Body):
+            self._received += len(event.data)
+        elif isinstance(event, EndBody) and self._expected not in (None, self._received):  # only in HTTP/2
+            await self.refuse(malformed("the body is not as long as its Content-Length"))
+            return
+        elif isinstance(event, StreamClosed) and self.state is ASGIHTTPState.REQUEST:
+            cast("Any", self.scope)[LEFT] = True
+        await super().handle(event)
+
+
+class Http1(H11Protocol):
+    """A connection that speaks HTTP/1. `Upgrade` is ignored."""
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.connection = Connection(h11.SERVER, max_incomplete_event_size=2 * LONGEST_HEAD)
+        self._refused = False
+
+    async def handle(self, event: Event) -> None:
+        if not (self._refused and isinstance(event, RawData)):
+            await super().handle(event)
+
+    async def _handle_events(self) -> None:
+        while not self._refused:
+            if self.connection.they_are_waiting_for_100_continue:
+                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+            try:
+                event = self.connection.next_event()
+            except h11.RemoteProtocolError as error:
+                await self._refuse(HttpProblem(error.error_status_hint, str(error), CLOSE))
+                break
+            if isinstance(event, h11.Request):
+                await self.send(Updated(idle=False))
+                await self._create_stream(event)
+            elif event is h11.PAUSED:
+                await self.can_read.clear()
+                await self.can_read.wait()
+            elif isinstance(event, h11.ConnectionClosed) or event is h11.NEED_DATA or self.stream is None:
+                break
+            elif isinstance(event, h11.Data):
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers, method, refused = list(request.headers), request.method.decode(), None
+        if request.http_version == b"2.0":
+            if self.config.h2c and self.keep_alive_requests == 0:  # pyright: ignore - a setting of ours
+                raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
+            await self._refuse(HttpProblem(505, "this speaks HTTP/1.1", CLOSE))
+            return
+        try:
+            for name, value in headers:
+                if name == b"host":
+                    check_host(value)
+        except HttpProblem as problem:
+            refused = problem
+        await self._open(method, headers, request.http_version.decode(), request.target, refused)
+
+    async def _open(self, method: str, headers: Any, version: str, where: bytes, refused: HttpProblem | None) -> None:
+        about = (self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server)
+        self.stream = stream = _Stream(*about, self.stream_send, STREAM_ID)
+        await stream.open(method, headers, version, where, refused)
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+    async def _refuse(self, problem: HttpProblem) -> None:
+        """Answer what cannot be read, and read no further."""
+        self._refused = True
+        if self.stream is None and self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self.send(Updated(idle=False))
+            await self._open("-", [], "1.1", b"-", problem)
+        elif self.stream is None:
+            await self.send(Closed())
+        elif self.connection.our_state is h11.SEND_RESPONSE:
+            await cast("_Stream", self.stream).refuse(problem)
+
+
+class Http2(H2Protocol):
+    """A connection that speaks HTTP/2."""
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        codes = h2.settings.SettingCodes
+        limits = {
+            codes.MAX_CONCURRENT_STREAMS: self.config.h2_max_concurrent_streams,
+            codes.MAX_HEADER_LIST_SIZE: self.config.h2_max_header_list_size,
+        }
+        self.connection.local_settings = h2.settings.Settings(client=False, initial_values=limits)
+        self._resets = 0
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived):
+                if (stream := self.streams.get(event.stream_id)) is not None:  # else it is answered already
+                    await stream.handle(Body(stream_id=event.stream_id, data=event.data))
+                self._give_back(event)
+            elif isinstance(event, h2.events.PriorityUpdated):
+                pass  # RFC 9113, section 5.3.2: deprecated
+            else:
+                self._resets += isinstance(event, h2.events.StreamReset)
+                if self._resets > _MOST_RESETS:
+                    self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                    await self._flush()
+                    await self.send(Closed())
+                    return
+                await super()._handle_events([event])
+        await self._flush()
+
+    def _give_back(self, event: h2.events.DataReceived) -> None:
+        with suppress(h2.exceptions.ProtocolError):  # the stream may have ended meanwhile
+            self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        given = cast("list[tuple[bytes, bytes]]", request.headers)
+        pseudo = {name: value for name, value in given if name.startswith(b":")}
+        headers = [(name, value) for name, value in given if not name.startswith(b":")]
+        if (authority := pseudo.get(b":authority")) is not None:
+            headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
+        method, where, refused = pseudo[b":method"], pseudo.get(b":path", authority or b""), None
+        try:
+            _check_h2(method, where, headers, ended=request.stream_ended is not None)
+        except HttpProblem as problem:
+            refused, method = problem, b"-"
+        number = request.stream_id
+        about = (self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server)
+        stream = self.streams[number] = _Stream(*about, self.stream_send, number)
+        self.stream_buffers[number] = StreamBuffer(self.context.event_class)
+        self.priority.insert_stream(number)
+        self.priority.block(number)
+        await stream.open(method.decode(), headers, "2", where, refused)
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response):  # RFC 9113, section 8.2.2
+            event.headers[:] = [field for field in event.headers if field[0] != b"connection"]
+        elif isinstance(event, StreamClosed):
+            buffer = self.stream_buffers.get(event.stream_id)
+            if buffer is not None and not buffer._complete:  # pyright: ignore[reportPrivateUsage] - the application has ended before its answer
+                with suppress(h2.exceptions.ProtocolError):
+                    self.connection.reset_stream(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+                    await self._flush()
+                await buffer.close()
+        await super().stream_send(event)
+
+
+def _check_h2(method: bytes, where: bytes, headers: list[tuple[bytes, bytes]], *, ended: bool) -> None:
+    """Raise HttpProblem 400 for what h2 lets pass (RFC 9113, sections 8.1.1 and 8.3.1)."""
+    if not method or method.translate(None, TOKEN):
+        raise malformed("the method is malformed")
+    is_path = where.startswith(b"/") or (method, where) == (b"OPTIONS", b"*") or method == b"CONNECT"
+    if where.translate(None, _VISIBLE) or not is_path:
+        raise malformed("the path is malformed")
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1:
+        raise malformed("the host is missing, or stands twice")
+    check_host(hosts[0])
+    if any(value.translate(None, TEXT) for _, value in headers):
+        raise malformed("a header has a control character")
+    lengths = [value for name, value in headers if name == b"content-length"]
+    if len(lengths) > 1 or any(len(length) > LONGEST_LENGTH for length in lengths):
+        raise malformed("Content-Length is not a number")
+    if ended and lengths and int(lengths[0]):
+        raise malformed("the body is shorter than its Content-Length")
