@@ -33,7 +33,10 @@ def _with_migrator(work: "Callable[[Migrator], Any]") -> Any:
         from app.kernel.db.server import server
 
         migrator = Migrator(await p.use(server), _FOLDER)
-        return await in_thread(migrator, lambda: work(migrator))
+        done = await in_thread(migrator, lambda: work(migrator))
+        if warning := migrator.newer_release():
+            _tell(warning)
+        return done
 
     return run_once("migrate", body)
 

@@ -176,10 +176,30 @@ def test_a_process_starts_on_the_schema_of_a_newer_release_which_status_calls_un
     assert copy.app("migrate", "up").returncode == 0
     newest.unlink()
     newest.with_suffix(".rollback.sql").unlink()
-    process = copy.start("run-auth-http")
+    process = copy.start("run-all-in-one")
     process.ready()
+    warning = f"1 applied migration has no file here, the last is {newest.stem}: a newer release has migrated"
+    assert [line["level"] for line in process.logs() if line["message"].startswith(warning)] == ["warning"]
     assert printed(copy, "status")["items"][-1]["state"] == "unknown"
     assert process.stop() == 0
+    for command in ("status", "plan", "up"):
+        assert copy.app("migrate", command).stderr.startswith(warning), command
+    down = copy.app("migrate", "down", "--yes")
+    assert (down.returncode, down.stdout) == (65, "")
+    assert down.stderr == f"app: {newest.stem} has no file here; roll back with the release that applied it\n"
+
+
+def test_an_edited_migration_is_refused_also_on_the_schema_of_a_newer_release(copy: Project) -> None:
+    edited = add(copy, "CREATE TABLE mine (n int)", name="20270101000000_auth_mine")
+    newest = add(copy, "CREATE TABLE later (n int)")
+    assert copy.app("migrate", "up").returncode == 0
+    newest.unlink()
+    newest.with_suffix(".rollback.sql").unlink()
+    edited.write_text("CREATE TABLE mine (n bigint)")
+    for command in (["run-auth-http", "--port", "0"], ["migrate", "up"], ["migrate", "plan"]):
+        refused = copy.app(*command)
+        assert (refused.returncode, refused.stdout) == (65, ""), command
+        assert f"{edited.stem}: edited after it was applied" in refused.stderr
 
 
 def test_a_migration_without_a_statement_is_not_applied(project: Project, tmp_path: Path) -> None:

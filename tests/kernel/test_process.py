@@ -3,8 +3,11 @@
 import asyncio
 import http.client
 import json
+import re
+import secrets
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -16,6 +19,8 @@ import httpx
 import pytest
 
 from app.kernel.config import load
+from app.kernel.errors import Unavailable
+from app.kernel.http.server import bind
 from app.kernel.process import DependencyCycle, Process, Service
 from app.processes import sections
 from tests.support.project import ROOT, Project, eventually
@@ -268,6 +273,43 @@ def test_a_port_in_use_is_one_clear_line(cli: Project) -> None:
             ended = cli.app(command, "--port", str(port))
             assert ended.returncode == 69
             assert ended.stderr == f"app: port {port} on 127.0.0.1 is in use; choose another with --port\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("nowhere.invalid", r"the host 'nowhere\.invalid' does not resolve \(.+\); give an address .+ with --host"),
+        ("x" * 70, r"the host 'x{70}' does not resolve .+ with --host"),
+        ("[::1]", r"the host '\[::1\]' does not resolve .+ with --host"),
+        ("203.0.113.9", r"203\.0\.113\.9 is no address of this machine; choose another with --host"),
+        ("2001:db8::1", r"2001:db8::1 is (no address of this machine|an IPv6 address.+); choose another with --host"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_one_line_that_names_the_option(
+    cli: Project, host: str, says: str
+) -> None:
+    with pytest.raises(Unavailable) as refused:
+        bind(host, 0)
+    assert re.fullmatch(says, str(refused.value))
+    secret = {"AUTH_MASTER_SECRET": secrets.token_urlsafe(32)}  # wanted where others can reach it
+    ended = cli.app("run-event-consumer", "--host", host, env=secret)
+    assert (ended.returncode, ended.stdout) == (69, "")
+    assert re.fullmatch(f"app: {says}\n", ended.stderr)
+
+
+def test_a_port_that_only_root_may_use_is_one_line_that_names_the_option(cli: Project) -> None:
+    lowest = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if not lowest.exists() or int(lowest.read_text()) <= 1:
+        pytest.skip("here everybody may use every port")
+    become = "import os, encodings.idna; os.getuid() or os.setuid(65534)"
+    body = f"from app.kernel.http.server import bind; {become}; bind('127.0.0.1', 1)"
+    done = subprocess.run([cli.python, "-c", body], cwd=cli.root, capture_output=True, text=True, check=False)
+    assert "port 1 on 127.0.0.1 is reserved for root; choose one from 1024 on with --port" in done.stderr
+
+
+def test_a_name_with_addresses_of_both_families_is_listened_on_as_ipv4() -> None:
+    with bind("localhost", 0) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
 
 
 def test_every_process_answers_the_operators_while_it_lives(project: Project) -> None:

@@ -116,13 +116,17 @@ def create(folder: Path, module: str, description: str, modules: Sequence[str]) 
 
 
 class Migrator:
-    """Migrates one database. Its methods block; `stop` may be called from another thread."""
+    """Migrates one database. Its methods block; `stop` may be called from another thread.
+
+    `unknown` are the applied migrations without a file here, as of the last look at the database.
+    """
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._server = server
         self._folder = folder
         self._stopped = threading.Event()
         self._connection: psycopg.Connection[Any] | None = None
+        self.unknown: list[str] = []
 
     def status(self) -> list[Status]:
         """Return every migration with its state, in order. Changes nothing."""
@@ -158,7 +162,18 @@ class Migrator:
             elif checksums.get(name, files[name].sha256) != files[name].sha256:
                 state = "edited"
             found.append(Status(name, state, applied.get(name)))
+        self.unknown = [s.id for s in found if s.state == "unknown"]
         return found
+
+    def newer_release(self) -> str:
+        """Return what to warn of when migrations without a file here are applied, as of the last look; or nothing."""
+        if not self.unknown:
+            return ""
+        count = f"{len(self.unknown)} applied migration{'s have' if len(self.unknown) > 1 else ' has'} no file here"
+        return (
+            f"{count}, the last is {self.unknown[-1]}: a newer release has migrated this database; this older one"
+            " goes on, see app migrate status"
+        )
 
     def pending(self) -> list[Migration]:
         """Return what `up` would apply, in order. Raises BadMigration when an applied file was edited."""
@@ -406,4 +421,6 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
         await in_thread(migrator, lambda: migrator.up(logger.info))
     elif pending := await in_thread(migrator, migrator.pending):
         raise Conflict(f"{len(pending)} migrations are pending, the first is {pending[0].id}; run: app migrate up")
+    if warning := migrator.newer_release():
+        logger.warning(warning)
     yield

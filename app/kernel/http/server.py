@@ -86,19 +86,39 @@ class _InFlight:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address. Raises Unavailable when it is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    """Return a socket bound to the address. Raises Unavailable when it is taken or not ours, saying what to change."""
+    sock: socket.socket | None = None
     try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+        sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        sock.bind(address)
         sock.listen(1024)
-    except (OSError, OverflowError) as error:
-        sock.close()
-        reason = "is in use" if getattr(error, "errno", 0) == errno.EADDRINUSE else f"cannot be used: {error}"
-        raise Unavailable(f"port {port} on {host} {reason}; choose another with --port") from None
+    except (OSError, OverflowError, ValueError) as error:
+        if sock is not None:
+            sock.close()
+        raise Unavailable(_why_not(host, port, error)) from None
     sock.setblocking(False)
     return sock
+
+
+def _why_not(host: str, port: int, error: Exception) -> str:
+    """Return why there is no socket on the address, and what to do. `--host` and `--port` are settings, too."""
+    if isinstance(error, socket.gaierror | UnicodeError):
+        reason = error.strerror if isinstance(error, socket.gaierror) else "it is no host name"
+        return f"the host {host!r} does not resolve ({reason}); give an address of this machine with --host"
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return f"port {port} on {host} is in use; choose another with --port"
+        case errno.EACCES | errno.EPERM:
+            return f"port {port} on {host} is reserved for root; choose one from 1024 on with --port"
+        case errno.EADDRNOTAVAIL:
+            return f"{host} is no address of this machine; choose another with --host"
+        case errno.EAFNOSUPPORT:
+            return f"{host} is an IPv6 address, which this machine does not support; choose another with --host"
+        case _:
+            return f"port {port} on {host} cannot be used: {error}; see --host and --port"
 
 
 def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = False) -> Service:
