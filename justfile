@@ -24,6 +24,10 @@ test *arguments: install
 chaos *options: install
     {{python}} -m tests.chaos "$@"
 
+# compare cron expressions with a reference around every change of the clock since 1975, for half an hour
+cron-oracle: install
+    CRON_ORACLE=all {{python}} -m pytest -n auto tests/kernel/queue/test_crontab.py
+
 # what CI checks besides the tests
 check: install
     .venv/bin/ruff check

@@ -179,9 +179,11 @@ def _status(error: Exception) -> int | None:
         Unauthenticated,
         Unavailable,
     )
+    from app.kernel.queue import InvalidDeclaration
 
     statuses: dict[type[Exception], int] = {
         Misconfigured: 78,
+        InvalidDeclaration: 78,
         Invalid: 65,
         NotFound: 67,
         RateLimited: 75,

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from app.kernel.db import Queries
 from app.kernel.errors import Conflict
+from app.kernel.queue.crontab import Crontab
+from app.kernel.queue.limits import misfit, misnamed
 
 P = TypeVar("P")
-LONGEST_NAME = 128
-"""In characters: of tasks, queues, schedules, events and subscribers."""
 Operation = Callable[..., Awaitable[Any]]
 OnConflict = Literal["keep", "replace", "refuse"]
 Mode = Literal["at_least_once", "tx"]
@@ -34,12 +34,16 @@ class NeverRetry(Exception):
     """Raised by an operation: this job can never succeed; it becomes a dead letter at once."""
 
 
+class InvalidDeclaration(ValueError):
+    """A module declares what cannot work; the message names it. The process does not start."""
+
+
 @dataclass(frozen=True)
 class Task(Generic[P]):
     """A kind of job: what use cases enqueue, with its payload, a dataclass, or None when there is nothing to say.
 
     A job is attempted `max_attempts` times, each for at most `timeout_s` seconds. `concurrency` limits how many jobs of
-    the same concurrency key run at once, in the whole deployment.
+    the same concurrency key run at once, in the whole deployment. Raises InvalidDeclaration.
     """
 
     name: str
@@ -50,14 +54,8 @@ class Task(Generic[P]):
     concurrency: int = 1
 
     def __post_init__(self) -> None:
-        check_names(task=self.name, queue=self.queue)
-
-
-def check_names(**names: str) -> None:
-    """Raise ValueError for a declared name that no index could hold, or that nobody could say."""
-    for what, name in names.items():
-        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-            raise ValueError(f"{what} {name[:LONGEST_NAME]!r} must have 1 to {LONGEST_NAME} printable characters")
+        names, numbers = ("name", "queue"), ("max_attempts", "timeout_s", "concurrency")
+        _check(f"task {self.name}", self, names, numbers)
 
 
 class Event(Protocol):
@@ -84,7 +82,7 @@ class Handler:
 class Subscriber:
     """Each event of this class is given to this operation, as a job of the subscriber's own name.
 
-    With `in_order`, one event at a time, in the order of their publishing.
+    With `in_order`, one event at a time, in the order of their publishing. Raises InvalidDeclaration.
     """
 
     name: str
@@ -97,7 +95,9 @@ class Subscriber:
     in_order: bool = False
 
     def __post_init__(self) -> None:
-        check_names(subscriber=self.name, queue=self.queue, event_type=self.event.event_type)
+        about = f"subscriber {self.name}"
+        _check(about, self, ("name", "queue"), ("max_attempts", "timeout_s"))
+        _check(about, self.event, ("event_type",), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Schedule:
 
     `misfire` says what becomes of ticks that passed while no cron manager ran: none of them, one job for all of them,
     or one each. `overlap` says what becomes of a tick while the job of an earlier one is not finished: it runs beside
-    it, is skipped, or waits.
+    it, is skipped, or waits. Raises InvalidDeclaration, also for an expression or a time zone that is wrong.
     """
 
     task: Task[Any]
@@ -118,18 +118,36 @@ class Schedule:
     name: str = field(default="")
 
     def __post_init__(self) -> None:
-        if bool(self.cron) == bool(self.every_s):
-            raise ValueError(f"schedule {self.name or self.task.name}: give either cron or every_s")
-        if self.task.payload is not None:
-            raise ValueError(f"schedule {self.name or self.task.name}: its task must not need a payload")
         if not self.name:
             object.__setattr__(self, "name", self.task.name)
-        check_names(schedule=self.name)
+        about = f"schedule {self.name}"
+        if bool(self.cron.strip()) == bool(self.every_s):
+            raise InvalidDeclaration(f"{about}: give either cron or every_s")
+        if self.task.payload is not None:
+            raise InvalidDeclaration(f"{about}: its task must not need a payload")
+        for option, choices in (("misfire", ("skip", "one", "all")), ("overlap", ("allow", "skip", "wait"))):
+            if getattr(self, option) not in choices:
+                raise InvalidDeclaration(f"{about}: {option} must be one of {', '.join(choices)}")
+        if self.every_s:
+            _check(about, self, ("name",), ("every_s",))
+            return
+        _check(about, self, ("name",), ())
+        try:
+            Crontab(self.cron, self.timezone)
+        except ValueError as error:
+            raise InvalidDeclaration(f"{about}: {self.cron!r} in {self.timezone}: {error}") from None
 
     @property
     def spec(self) -> str:
         """The rhythm in words: when it changes, ticks are computed anew."""
         return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every_s} s"
+
+
+def _check(about: str, declared: object, names: Iterable[str], numbers: Iterable[str]) -> None:
+    found = [misnamed(option, getattr(declared, option)) for option in names]
+    found += [misfit(option, getattr(declared, option)) for option in numbers]
+    if said := "; ".join(filter(None, found)):
+        raise InvalidDeclaration(f"{about}: {said}")
 
 
 class JobExists(Conflict):

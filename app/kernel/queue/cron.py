@@ -5,15 +5,14 @@ leader is needed, and a killed manager leaves nothing behind. After procrastinat
 """
 
 import asyncio
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
-from apscheduler.triggers.combining import OrTrigger
-from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from loguru import logger
 
@@ -23,6 +22,7 @@ from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Schedule
+from app.kernel.queue.crontab import Crontab
 from app.kernel.telemetry import metrics
 
 _CATCH_UP = 1000  # ticks looked at for one schedule, and jobs enqueued, in one transaction
@@ -199,54 +199,34 @@ class CronManager:
 
 
 def upcoming(schedule: Schedule, after: datetime) -> Iterator[datetime]:
-    """Yield the ticks of a schedule later than a moment, in UTC; the same in every process.
-
-    At fixed hours of a time zone, a tick in the hour that is repeated in autumn comes once, in the first pass; one in
-    the hour that is left out in spring comes an hour later by the clock, as cron(8) does. Raises ValueError when there
-    is none within years, such as on 30 February.
-    """
-    zone = ZoneInfo(schedule.timezone)
-    trigger, fixed_hours = _trigger(schedule, zone)
+    """Yield the ticks of a schedule later than a moment, in UTC; the same in every process."""
+    trigger = _trigger(schedule)
     while True:
-        # without a previous fire time, the triggers compute the first tick at or after the moment
+        # without a previous fire time, a trigger computes the first tick at or after the moment
         found = trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
-        if found is None:
-            raise ValueError(f"schedule {schedule.name}: {schedule.spec} never comes")
+        if found is None:  # not within 40 years, such as in year 9999
+            return
         after = found.astimezone(UTC)
-        if not (fixed_hours and after.astimezone(zone).fold):
-            yield after
+        yield after
 
 
-def _trigger(schedule: Schedule, zone: ZoneInfo) -> tuple[Any, bool]:  # APScheduler is not annotated
-    if not schedule.cron:
-        return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC), False
-    parts = schedule.cron.split()
-    if len(parts) != 5:
-        raise ValueError(f"schedule {schedule.name}: {schedule.cron!r} must have five fields, as in crontab(5)")
-    minute, hour, day, month, weekday = parts
-    common = {"minute": minute, "hour": hour, "month": month, "timezone": zone}
-    weekday = _weekdays(weekday)
-    if day != "*" and weekday != "*":  # either, as crontab(5) says; APScheduler means both
-        either = [CronTrigger(day=day, **common), CronTrigger(day_of_week=weekday, **common)]
-        return OrTrigger(either), not hour.startswith("*")
-    return CronTrigger(day=day, day_of_week=weekday, **common), not hour.startswith("*")
+class CrontabTrigger(BaseTrigger):
+    """A cron expression as a trigger of APScheduler, whose own loses ticks and makes up others where clocks change."""
+
+    def __init__(self, crontab: Crontab) -> None:
+        self._crontab = crontab
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> Any:
+        """Return the first tick after the previous one, and not before now."""
+        after = now - timedelta(microseconds=1)
+        return self._crontab.after(after if previous_fire_time is None else max(after, previous_fire_time))
 
 
-def _weekdays(field: str) -> str:
-    """Return a field of weekdays by name: crontab(5) counts from Sunday, APScheduler from Monday."""
-    names = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-    found: list[str] = []
-    for part in field.lower().split(","):
-        span, _, step = part.partition("/")
-        first, _, last = span.partition("-")
-        if span == "*" or not (first.isdigit() and (last.isdigit() or not last)):
-            found.append(part)
-            continue
-        days = range(int(first), (int(last) if last else (6 if step else int(first))) + 1, int(step or 1))
-        if not days or days[-1] > 7:
-            raise ValueError(f"{field!r} is not a field of weekdays: 0 to 7, or sun to sat")
-        found += [names[day % 7] for day in days]
-    return ",".join(dict.fromkeys(found))
+@functools.lru_cache(1024)
+def _trigger(schedule: Schedule) -> Any:  # APScheduler is not annotated
+    if schedule.cron:
+        return CrontabTrigger(Crontab(schedule.cron, schedule.timezone))
+    return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
 
 
 async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Service:

@@ -8,12 +8,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
+from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.interval import IntervalTrigger
 
-from app.kernel.queue import Schedule, Task
-from app.kernel.queue.cron import CronManager, upcoming
+from app.kernel.queue import InvalidDeclaration, Schedule, Task
+from app.kernel.queue.cron import CronManager, CrontabTrigger, upcoming
+from app.kernel.queue.crontab import Crontab
 from tests.conftest import TestDatabase
 from tests.kernel.queue.conftest import GREET, Bench
 from tests.support.project import Project, eventually
@@ -100,64 +102,52 @@ def test_the_task_of_a_schedule_takes_no_payload() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cron", "says"), [("* * * *", "five fields"), ("0 0 30 2 *", "never comes"), ("0 0 * * 8", "weekdays")]
-)
-def test_a_rhythm_that_makes_no_sense_is_refused(cron: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        next(upcoming(Schedule(TICK, cron=cron), datetime(2026, 1, 1, tzinfo=UTC)))
-
-
-@pytest.mark.parametrize(
-    ("field", "days"),
+    ("arguments", "says"),
     [
-        ("0", "Sun"),
-        ("7", "Sun"),
-        ("1", "Mon"),
-        ("1-5", "Mon Tue Wed Thu Fri"),
-        ("5-7", "Fri Sat Sun"),
-        ("sat,0", "Sat Sun"),
-        ("*/3", "Mon Thu Sun"),
-        ("mon-wed", "Mon Tue Wed"),
+        ({"cron": "* * * *"}, "five fields"),
+        ({"cron": "0 0 30 2 *"}, "never comes"),
+        ({"cron": "0 0 * * 8"}, "weekdays"),
+        ({"cron": "0 0 * * *", "timezone": "Mars/Olympus"}, "no time zone 'Mars/Olympus'"),
+        ({"cron": "  "}, "either cron or every_s"),
+        ({"every_s": -5}, "every_s must be a whole number, 1 to 31622400"),
+        ({"every_s": 0.5}, "every_s must be a whole number"),
+        ({"every_s": 10**12}, "every_s must be"),
+        ({"every_s": 5, "misfire": "On"}, "misfire must be one of skip, one, all"),
+        ({"every_s": 5, "overlap": ""}, "overlap must be one of allow, skip, wait"),
+        ({"every_s": 5, "name": "a\nb"}, "name must have"),
     ],
 )
-def test_weekdays_are_those_of_crontab(field: str, days: str) -> None:
-    monday = datetime(2026, 11, 23, tzinfo=UTC)
-    found = list(islice(upcoming(Schedule(TICK, cron=f"0 12 * * {field}"), monday), len(days.split())))
-    assert [f"{tick:%a}" for tick in found] == days.split()
-    assert found[-1] < monday + timedelta(days=7)
+def test_a_schedule_that_makes_no_sense_is_refused_by_its_name_where_it_is_declared(arguments: dict, says: str) -> None:
+    with pytest.raises(InvalidDeclaration, match=says) as refused:
+        Schedule(TICK, **arguments)
+    assert str(refused.value).startswith(f"schedule {arguments.get('name', 'tick')}: ")
 
 
-def test_a_day_of_the_month_and_a_weekday_mean_either_as_in_crontab() -> None:
-    found = islice(upcoming(Schedule(TICK, cron="0 0 1 * 5"), datetime(2026, 11, 22, tzinfo=UTC)), 3)
-    assert [f"{tick:%a %d}" for tick in found] == ["Fri 27", "Tue 01", "Fri 04"]
+def test_a_process_with_a_schedule_that_makes_no_sense_says_so_in_one_line(project: Project, tmp_path: Path) -> None:
+    copied = project.copy(tmp_path / "copy")
+    jobs = copied.root / "app/modules/platform/jobs.py"
+    jobs.write_text(jobs.read_text().replace('cron="17 * * * *"', 'cron="17 * * * sun-thu/0"'))
+    for process in ("run-cron-manager", "run-event-consumer", "run-all-in-one"):
+        found = copied.app(process, "--port", "0")
+        assert found.returncode == 78, found.stderr
+        assert found.stderr == (
+            "app: schedule platform.prune: '17 * * * sun-thu/0' in UTC: the step of 'sun-thu/0' must be at least 1\n"
+        )
 
 
-BERLIN = ZoneInfo("Europe/Berlin")
-SPRING, AUTUMN = datetime(2026, 3, 28, 12, tzinfo=BERLIN), datetime(2026, 10, 24, 12, tzinfo=BERLIN)
+def test_an_interval_goes_by_elapsed_time_where_clocks_change() -> None:
+    found = list(islice(upcoming(Schedule(TICK, every_s=3600), datetime(2026, 3, 28, 22, tzinfo=UTC)), 5))
+    assert {later - earlier for earlier, later in pairwise(found)} == {timedelta(hours=1)}
 
 
-@pytest.mark.parametrize(
-    ("cron", "start", "expected"),
-    [
-        # what is left out in spring comes an hour later by the clock, once
-        ("30 2 * * *", SPRING, ["29 01:30", "30 00:30"]),
-        ("30 2,3 * * *", SPRING, ["29 01:30", "30 00:30", "30 01:30"]),
-        ("0 3 * * *", SPRING, ["29 01:00", "30 01:00"]),
-        # what comes twice in autumn is done once
-        ("30 2 * * *", AUTUMN, ["25 00:30", "26 01:30"]),
-        ("30 3 * * *", AUTUMN, ["25 02:30", "26 02:30"]),
-        # an hourly rhythm goes on by the hour
-        ("30 * * * *", SPRING.replace(hour=23), ["28 22:30", "28 23:30", "29 00:30", "29 01:30", "29 02:30"]),
-        (
-            "30 * * * *",
-            AUTUMN.replace(hour=23),
-            ["24 21:30", "24 22:30", "24 23:30", "25 00:30", "25 01:30", "25 02:30"],
-        ),
-    ],
-)
-def test_ticks_where_summer_time_begins_and_ends(cron: str, start: datetime, expected: list[str]) -> None:
-    found = islice(upcoming(Schedule(TICK, cron=cron, timezone="Europe/Berlin"), start), len(expected))
-    assert [f"{tick:%d %H:%M}" for tick in found] == expected
+def test_a_cron_expression_goes_into_the_triggers_of_apscheduler() -> None:
+    nightly = CrontabTrigger(Crontab("30 2 * * *", "Europe/Berlin"))
+    weekly = IntervalTrigger(days=7, start_date=datetime(2026, 3, 29, 6, tzinfo=UTC), timezone=UTC)
+    moment, found = datetime(2026, 3, 28, 12, tzinfo=UTC), []
+    for _ in range(3):
+        moment = OrTrigger([nightly, weekly]).get_next_fire_time(None, moment + timedelta(microseconds=1))
+        found.append(moment.astimezone(UTC))
+    assert [f"{tick:%d %H:%M}" for tick in found] == ["29 01:00", "29 06:00", "30 00:30"]
 
 
 def manager(bench: Bench, *schedules: Schedule) -> CronManager:
