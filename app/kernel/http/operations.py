@@ -2,10 +2,11 @@
 
 from pydantic_core import to_json
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
+from app.kernel.http.asgi import App, Receive, Scope, Send, respond
+from app.kernel.http.negotiation import preferred
 from app.kernel.http.problems import HttpProblem
 from app.kernel.process import Process
-from app.kernel.telemetry.metrics import exposition
+from app.kernel.telemetry.metrics import FORMATS, exposition
 
 _JSON = b"application/json"
 _FRESH = ((b"cache-control", b"no-store"),)
@@ -30,7 +31,7 @@ class Operations:
         if path == "/health":
             await respond(send, 200, _JSON, to_json({"status": "ok", "process": self._process.name}), _FRESH)
         elif path == "/metrics":
-            body, content_type = exposition(header(scope, b"accept") or b"")
+            body, content_type = exposition(preferred(scope, FORMATS))
             await respond(send, 200, content_type, body, _FRESH)
         else:
             await self._ready(send)

@@ -19,8 +19,9 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-_OPENMETRICS = b"application/openmetrics-text"
+TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
+FORMATS = {TEXT: frozenset({"0.0.4"}), OPENMETRICS: frozenset({"0.0.1", "1.0.0"})}
+"""What values can be written as, and the versions by which Prometheus asks for it."""
 
 disable_created_metrics()  # a series more for each counter, which nothing asks for
 
@@ -124,19 +125,19 @@ _LATENESS = Histogram(
 )
 
 
-def exposition(accept: bytes = b"") -> tuple[bytes, bytes]:
-    """Return the present values, and their content type: OpenMetrics 1.0, which has exemplars, to who accepts it.
+def exposition(media_type: str = TEXT) -> tuple[bytes, bytes]:
+    """Return the present values in one of the formats, and their content type. Only OpenMetrics has exemplars.
 
     Safe to repeat.
     """
     for refresh in _before_scrape:
         refresh()
-    if _OPENMETRICS not in accept:
-        return generate_latest(_REGISTRY), _TEXT
+    if media_type == TEXT:
+        return generate_latest(_REGISTRY), b"text/plain; version=0.0.4; charset=utf-8"
     from prometheus_client.openmetrics import exposition as openmetrics
 
     partly_annotated: Any = openmetrics
-    return partly_annotated.generate_latest(_REGISTRY), _OPENMETRICS + b"; version=1.0.0; charset=utf-8"
+    return partly_annotated.generate_latest(_REGISTRY), b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def before_scrape(refresh: Callable[[], None]) -> Callable[[], None]:
