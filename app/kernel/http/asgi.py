@@ -20,7 +20,7 @@ class Answer:
     """How far a request has been answered. One for all middlewares: a wrapper of `send` in each would cost as much as
     they do."""
 
-    __slots__ = ("_at_start", "_scope", "_send", "headers", "instead", "size_bytes", "status")
+    __slots__ = ("_at_start", "_scope", "_send", "at_end", "headers", "instead", "size_bytes", "status")
 
     def __init__(self, scope: Scope, send: Send, at_start: Callable[[], Headers]) -> None:
         self._scope = scope
@@ -34,6 +34,8 @@ class Answer:
         """The status that will be sent when the application ends without a response."""
         self.size_bytes = 0
         """Of the body, as far as it was sent."""
+        self.at_end: Callable[[], None] | None = None
+        """Called once, with the last part of the body."""
 
     @property
     def outcome(self) -> int:
@@ -49,6 +51,9 @@ class Answer:
             message["headers"] = [*message["headers"], *self.headers, *self._at_start()]
         else:
             self.size_bytes += len(message.get("body", b""))
+            if self.at_end is not None and not message.get("more_body"):
+                at_end, self.at_end = self.at_end, None
+                at_end()
         await self._send(message)
 
 

@@ -88,15 +88,23 @@ def context(**fields: object) -> None:
     _context.set({**_context.get(), **redacted_fields(fields)})
 
 
-def ended(level: Level, template: str, *values: object, fields: Mapping[str, object] | None = None) -> None:
+def ended(
+    level: Level,
+    template: str,
+    *values: object,
+    fields: Mapping[str, object] | None = None,
+    span: SpanContext | None = None,
+) -> None:
     """Write the line of a request or a job that is over, as loguru would; `fields` only for machines.
+
+    It belongs to the current span if none is given.
 
     It is formatted together with others: that costs a third.
     """
     if _lines is None:
         logger.log(level, template, *values)
     elif _LEVELS[level] >= _lines.least:
-        span, about = trace.get_current_span().get_span_context(), _context.get()
+        span, about = span or trace.get_current_span().get_span_context(), _context.get()
         if fields and _lines.as_json:
             about = {**about, **fields}
         _lines.write(functools.partial(_lines.of_event, time.time(), level, template, values, span, about))

@@ -3,12 +3,13 @@
 import asyncio
 import time
 
-from app.kernel.http.asgi import CLIENT_LEFT, App, Receive, Scope, Send, answering
+from app.kernel.http.asgi import CLIENT_LEFT, Answer, App, Receive, Scope, Send, answering
 from app.kernel.http.edge import METHODS
 from app.kernel.telemetry import logs, metrics, traces
 
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 _LONGEST = 256
+_LINE = "{} {} {} in {:.1f} ms"
 
 
 class Logger:
@@ -19,33 +20,43 @@ class Logger:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer, send = answering(scope, send)
-        started, complete = time.perf_counter(), False
+        started, complete, example = time.perf_counter(), False, traces.exemplar()
+
+        def record() -> None:
+            _record(scope, answer, time.perf_counter() - started, complete=complete, example=example)
+
         try:
             await self._app(scope, receive, send)
             complete = True
-        except asyncio.CancelledError:
-            if answer.instead == 500:  # not for its timeout: at the end of the grace period
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and answer.instead == 500:  # not for its timeout
                 answer.instead = 503
+            if not answer.status:  # somebody outside answers
+                complete, answer.at_end = True, record
+                raise
+            record()
             raise
-        finally:
-            took_s = time.perf_counter() - started
-            status, path, state = answer.outcome, scope["path"], scope.get("state", {})
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            route = path if path in _PROBES else state.get("route", "")
-            metrics.request_ended(method, route, status, took_s, traces.exemplar())
-            fields: dict[str, object] = {
-                "method": method,
-                "route": route,
-                "status": status,
-                "duration_ms": round(took_s * 1000, 1),
-                "bytes": 0 if method == "HEAD" or status == CLIENT_LEFT else answer.size_bytes,
-                "client_address": state["origin"].address if "origin" in state else "",
-            }
-            if answer.status and not complete:
-                fields["cut"] = True  # the client was sent a part of the answer
-            level = _level(status, cut="cut" in fields, probe=path in _PROBES)
-            asked = scope["method"][:_LONGEST], path[:_LONGEST]
-            logs.ended(level, "{} {} {} in {:.1f} ms", *asked, status, took_s * 1000, fields=fields)
+        record()
+
+
+def _record(scope: Scope, answer: Answer, took_s: float, *, complete: bool, example: dict[str, str] | None) -> None:
+    status, path, state = answer.outcome, scope["path"], scope.get("state", {})
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    route = path if path in _PROBES else state.get("route", "")
+    metrics.request_ended(method, route, status, took_s, example)
+    fields: dict[str, object] = {
+        "method": method,
+        "route": route,
+        "status": status,
+        "duration_ms": round(took_s * 1000, 1),
+        "bytes": 0 if method == "HEAD" or status == CLIENT_LEFT else answer.size_bytes,
+        "client_address": state["origin"].address if "origin" in state else "",
+    }
+    if not complete:
+        fields["cut"] = True  # the client was sent a part of the answer
+    level = _level(status, cut=not complete, probe=path in _PROBES)
+    asked = scope["method"][:_LONGEST], path[:_LONGEST]
+    logs.ended(level, _LINE, *asked, status, took_s * 1000, fields=fields, span=state.get("span"))
 
 
 def _level(status: int, *, cut: bool, probe: bool) -> logs.Level:
