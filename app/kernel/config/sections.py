@@ -73,6 +73,9 @@ class HttpServerSettings:
     debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
     handle_timeout: Annotated[Duration, Field(gt=0, description="a request that takes longer is answered 504")]
     max_body_bytes: Annotated[int, Field(ge=1024, description="a larger request body is answered 413")]
+    max_connections: Annotated[
+        int, Field(ge=10, le=100_000, description="most connections at once; half of them of one address")
+    ]
     trusted_proxies: Annotated[
         Names, AfterValidator(_networks), Field(description="whose X-Forwarded-For is believed: addresses or CIDR")
     ]

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any, NoReturn
 
-from app.kernel.http.asgi import Receive, Scope, header
+from app.kernel.http.asgi import REFUSED_BODY, Receive, Scope, header
 from app.kernel.http.edge import CLOSE, REFUSED, malformed
 from app.kernel.http.problems import HttpProblem
 
@@ -39,7 +39,10 @@ def check_media_type(scope: Scope, wanted: bytes) -> None:
 
 
 async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
-    """Return the whole body. Raises HttpProblem: 413 when it is larger, 408 when it does not arrive in time."""
+    """Return the whole body.
+
+    Raises HttpProblem: 413 when it is larger, 408 when it does not arrive in time; Unavailable when there are too many.
+    """
     length = header(scope, b"content-length")
     if length is not None and int(length) > most_bytes:
         raise HttpProblem(413, f"at most {most_bytes} bytes", CLOSE)
@@ -50,6 +53,8 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: 
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise scope.get(REFUSED) or malformed("the client left before the body was complete")
+                if REFUSED_BODY in message:
+                    raise message[REFUSED_BODY]
                 body += message.get("body", b"")
                 if len(body) > most_bytes:
                     raise HttpProblem(413, f"at most {most_bytes} bytes", CLOSE)

@@ -8,6 +8,7 @@ from app.kernel.http.problems import HttpProblem
 from app.kernel.process import Process
 from app.kernel.telemetry.metrics import FORMATS, exposition
 
+PATHS = frozenset({"/health", "/ready", "/metrics"})
 _JSON = b"application/json"
 _FRESH = ((b"cache-control", b"no-store"),)
 
@@ -21,7 +22,7 @@ class Operations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path not in ("/health", "/ready", "/metrics"):
+        if path not in PATHS:
             if self._app is None:
                 raise HttpProblem(404)
             await self._app(scope, receive, send)

@@ -1,8 +1,7 @@
-"""Hypercorn in our own process, stopped our way.
+"""Hypercorn's protocols in our own process, on connections of our own (connections.py), stopped our way.
 
-Hypercorn closes its listener the moment it is asked to stop. So it is asked late: first /ready is 503 and every answer
-says `Connection: close`, for the drain delay; then the listener closes, and what is in flight is finished. The deadline
-for that is the process's: Hypercorn's own is kept on 3.11 and ignored on later versions.
+First /ready is 503 and every answer says `Connection: close`, for the drain delay. Then what the kernel has accepted is
+taken, the port closes, and what is in flight is finished. The deadline for that is the process's.
 """
 
 import asyncio
@@ -11,25 +10,22 @@ import functools
 import socket
 import time
 from email.utils import formatdate
-from typing import Any, cast
 
-from hypercorn.asyncio import serve  # pyright: ignore[reportUnknownVariableType] - partly annotated
 from hypercorn.config import Config
 from loguru import logger
 
-from app.kernel.config import HttpServerSettings, ProcessSettings
+from app.kernel.config import HttpServerSettings, PostgresSettings, ProcessSettings
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import Answer, App, Headers, Receive, Scope, Send, answering
+from app.kernel.http.asgi import App
+from app.kernel.http.bounds import most_connections
+from app.kernel.http.connections import BACKLOG, Connections
 from app.kernel.http.edge import Edge
 from app.kernel.http.middleware import stack
-from app.kernel.http.problems import send_problem
+from app.kernel.http.origin import networks
 from app.kernel.http.protocols import read_strictly
 from app.kernel.process import Process, Service
 
-_NEVER = 1e6
-_CUT_S = 2.0
-_READ_TIMEOUT_S = 120
-_KEEP_ALIVE_S = 75
+_BODIES = 32
 
 
 class _Config(Config):
@@ -46,45 +42,6 @@ def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
 
 
-class _InFlight:
-    """The requests being answered. While stopping, every answer asks the client to leave."""
-
-    def __init__(self, app: App, process: Process) -> None:
-        self._app = app
-        self._process = process
-        self._tasks: dict[asyncio.Task[None], Answer] = {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # neither lifespan nor websockets
-            raise NotImplementedError(scope["type"])
-
-        # RFC 9113, section 8.2.2: never in HTTP/2
-        answer, send = answering(scope, send, self._leaving if scope["http_version"].startswith("1") else tuple)
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._tasks[task] = answer
-        try:
-            await self._app(scope, receive, send)
-        except asyncio.CancelledError:
-            if not answer.status:
-                await send_problem(scope, send, Unavailable("this process is stopping; ask another", retry_after_s=1))
-            raise
-        finally:
-            del self._tasks[task]
-
-    def _leaving(self) -> Headers:
-        return ((b"connection", b"close"),) if self._process.state == "stopping" else ()
-
-    async def cut(self) -> None:
-        """Cancel what is left, and wait until it has let go of what it used."""
-        left = dict(self._tasks)
-        for task, answer in left.items():
-            answer.instead = 503
-            task.cancel()
-        if left:
-            logger.error("{} requests were cut", len(left))
-            await asyncio.wait(left, timeout=_CUT_S)
-
-
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to the address. Raises Unavailable when it is taken or not ours, saying what to change."""
     sock: socket.socket | None = None
@@ -94,7 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(1024)
+        sock.listen(BACKLOG)
     except (OSError, OverflowError, ValueError) as error:
         if sock is not None:
             sock.close()
@@ -123,33 +80,29 @@ def _why_not(host: str, port: int, error: Exception) -> str:
 
 def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = False) -> Service:
     """Return a service that serves the application, inside the middlewares, on the socket; the service closes it."""
-    wrapped = _InFlight(stack(Edge(app), p.settings[HttpServerSettings]), p)
-    drain_delay_s = 0.0 if outlives else p.settings[ProcessSettings].drain_delay
+    settings, limits = p.settings[HttpServerSettings], p.settings[ProcessSettings]
+    wrapped = stack(Edge(app), settings)
+    drain_delay_s = 0.0 if outlives else limits.drain_delay
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def run(stop: asyncio.Event) -> None:
         read_strictly()
         config = _Config()
-        config.h2c = p.settings[HttpServerSettings].h2c
-        config.bind = [f"fd://{sock.detach()}"]
+        config.h2c = settings.h2c
         config.accesslog = config.errorlog = None
-        config.graceful_timeout = _NEVER
-        config.read_timeout = _READ_TIMEOUT_S
-        config.keep_alive_timeout = _KEEP_ALIVE_S
-
-        async def drained() -> None:
+        connections = Connections(wrapped, config, p, sock, networks(settings.trusted_proxies))
+        most = most_connections(settings.max_connections, p.settings[PostgresSettings].pool_size)
+        connections.begin(most, _BODIES * settings.max_body_bytes)
+        logger.bind(url=url).info("serving {}", url)
+        try:
             await stop.wait()
             await asyncio.sleep(drain_delay_s)
-
-        logger.bind(url=url).info("serving {}", url)
-        serving = asyncio.ensure_future(serve(cast("Any", wrapped), config, shutdown_trigger=drained))
-        try:
-            await asyncio.shield(serving)
+            await connections.close()
+            await connections.ended()
         except asyncio.CancelledError:
-            await wrapped.cut()
-            serving.cancel()
-            await asyncio.wait({serving}, timeout=_CUT_S)
+            if count := await connections.cut():
+                logger.error("{} requests were cut", count)
             raise
 
     return Service(f"http {url}", run, outlives=outlives)

@@ -102,6 +102,10 @@ _DB_DURATION = _Durations(
     "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
 )
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
+_HTTP_CONNECTIONS = Gauge("http_server_connections", "Connections of clients", ("state",), registry=_REGISTRY)
+_REFUSED = Counter(
+    "http_server_refused_total", "Connections and bodies refused because of a bound", ("reason",), registry=_REGISTRY
+)
 _CAPTURED = Counter("errors_captured_total", "Errors captured", ("kind",), registry=_REGISTRY)
 _DROPPED = Counter(
     "telemetry_dropped_total", "Log lines, spans and errors that were not kept", ("signal",), registry=_REGISTRY
@@ -176,6 +180,17 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
     """Note the state of the pool: connections used and idle, requests waiting for one, and the most there may be."""
     for state, value in (("used", used), ("idle", idle), ("waiting", waiting), ("max", most)):
         _DB_CONNECTIONS.labels(state).set(value)
+
+
+def http_connections(used: int, idle: int, most: int) -> None:
+    """Note the connections of clients: all, those among them that wait for a request, and the most there may be."""
+    for state, value in (("open", used), ("idle", idle), ("max", most)):
+        _HTTP_CONNECTIONS.labels(state).set(value)
+
+
+def client_refused(reason: str) -> None:
+    """Note that a connection or a body was refused: `full`, `address`, `files` or `body`."""
+    _REFUSED.labels(reason).inc()
 
 
 def job_ended(task: str, outcome: str, seconds: float, exemplar: dict[str, str] | None = None) -> None:

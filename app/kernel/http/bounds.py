@@ -1,0 +1,90 @@
+"""What anonymous clients may use at once: connections, and memory for request bodies; and what is said of refusals."""
+
+import asyncio
+import os
+import resource
+from collections import Counter
+
+from loguru import logger
+
+from app.kernel.errors import Unavailable
+from app.kernel.telemetry import metrics
+
+SPARES = 8
+"""Connections beyond the bound, for the operators' paths and for telling the others."""
+LEAST_CONNECTIONS = 4
+_OTHER_FILES = 12
+_SAY_AGAIN_S = 10.0
+_SAID = {
+    "full": "the bound of all connections (http_server.max_connections, or the limit of open files)",
+    "address": "the bound of connections of one address (half of all; not for http_server.trusted_proxies)",
+    "files": "the limit of open files",
+    "body": "the bound of request bodies in memory",
+}
+
+
+def most_connections(wanted: int, pool_size: int) -> int:
+    """Return how many connections the limit of open files leaves room for, besides what is open and the database."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    room = limit - len(os.listdir("/dev/fd")) - pool_size - _OTHER_FILES - SPARES  # noqa: PTH208 - not their paths
+    if room < min(wanted, 100):
+        room = max(room, LEAST_CONNECTIONS)
+        logger.warning("the limit of open files, {}, leaves room for {} connections; raise it", limit, room)
+    return min(wanted, room)
+
+
+class Refusals:
+    """Counts what is refused, and logs it: the first at once, then how many there were, every ten seconds."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def note(self, reason: str) -> None:
+        """Note one: `full`, `address`, `files` or `body`."""
+        metrics.client_refused(reason)
+        self._counts[reason] += 1
+        if reason not in self._timers:
+            self._say(reason)
+
+    def _say(self, reason: str) -> None:
+        self._timers.pop(reason, None)
+        if count := self._counts.pop(reason, 0):
+            logger.bind(reason=reason, count=count).warning("refused {} because of {}", count, _SAID[reason])
+            self._timers[reason] = asyncio.get_running_loop().call_later(_SAY_AGAIN_S, self._say, reason)
+
+    def close(self) -> None:
+        """Say what was not said yet."""
+        for reason, timer in list(self._timers.items()):
+            timer.cancel()
+            self._say(reason)
+        for timer in self._timers.values():
+            timer.cancel()
+
+
+class Bodies:
+    """The bytes of request bodies that have arrived and are not done with, in all and by address."""
+
+    def __init__(self, most_bytes: int, refusals: Refusals) -> None:
+        self._most = most_bytes
+        self._refusals = refusals
+        self._all = 0
+        self._of: Counter[str] = Counter()
+
+    def take(self, address: str, size: int) -> Unavailable | None:
+        """Count bytes of a client; return the refusal when there are too many: one client has half of all."""
+        if self._all + size > self._most or self._of[address] + size > self._most // 2:
+            self._refusals.note("body")
+            return Unavailable("there are too many request bodies at once")
+        self._all += size
+        self._of[address] += size
+        return None
+
+    def give(self, address: str, size: int) -> None:
+        """They are done with."""
+        self._all -= size
+        self._of[address] -= size
+        if not self._of[address]:
+            del self._of[address]

@@ -1,0 +1,266 @@
+"""One connection: gives what arrives to Hypercorn's protocols, and closes without losing an answer.
+
+It takes the place of Hypercorn's TCPServer, which closes connections that have just been given a request, is stuck when
+a body comes that nobody reads, and takes a client that has finished sending for one that has left.
+"""
+
+import asyncio
+import fcntl
+import termios
+import time
+from array import array
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, cast
+
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.typing import ConnectionState
+
+from app.kernel.http.asgi import App, Message, Scope
+from app.kernel.http.exchange import Exchange, HypercornSend
+from app.kernel.telemetry import logs
+
+if TYPE_CHECKING:
+    from app.kernel.http.connections import Connections
+
+_MOST_UNREAD_BYTES = 65536
+_LINGER_BYTES = 64 * 1024 * 1024
+_LINGER_S = 30.0
+
+
+class Connection(asyncio.Protocol):
+    """One connection. It is the transport's protocol, and to Hypercorn what runs applications."""
+
+    def __init__(self, server: "Connections", address: str, refusal: str, *, is_proxy: bool) -> None:
+        self.server = server
+        self.address = address
+        self.refusal = refusal
+        """Why only the operators' paths are served; empty: everything is."""
+        self.is_proxy = is_proxy
+        self.is_idle = True
+        self._received: deque[bytes] = deque()
+        self._unread_bytes = 0
+        self._is_paused = False
+        self._exchanges: dict[Exchange, asyncio.Task[None]] = {}
+        self._side_tasks: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+        self._arrived: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._has_ended = False  # the client: it sends no more
+        self._reads = True  # we do
+        self._left_at = 0.0
+        self._lingering_bytes = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the next answer is the last one."""
+        return bool(self.refusal) or self.server.is_leaving
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._left_at:
+            self._lingering_bytes += len(data)
+            if self._lingering_bytes > _LINGER_BYTES or time.monotonic() - self._left_at > _LINGER_S:
+                self.abort()
+            else:
+                self.server.left(self)
+            return
+        self._received.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > _MOST_UNREAD_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+        _wake(self._arrived)
+
+    def eof_received(self) -> bool:
+        self._has_ended = True
+        _wake(self._arrived)
+        return not self._left_at  # a client that has only finished sending still reads
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
+        self._has_ended = True
+        _wake(self._lost)
+        _wake(self._writable)
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        _wake(self._writable)
+        self._writable = None
+
+    # what Hypercorn calls
+
+    async def spawn_app(
+        self,
+        app: App,
+        config: object,  # noqa: ARG002 - the signature is Hypercorn's
+        scope: Scope,
+        send: HypercornSend,
+    ) -> Callable[[Message], Awaitable[None]]:
+        """Begin an exchange; return what takes the messages of its request."""
+        exchange = Exchange(self, scope, send)
+        running = exchange.run(self.server.application(self, app, scope))
+        task = self._exchanges[exchange] = asyncio.ensure_future(running)
+        task.add_done_callback(lambda _: self._exchanges.pop(exchange))
+        return exchange.put
+
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        """Run something beside, until the connection ends."""
+        task = asyncio.ensure_future(function(*arguments))
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
+
+    async def send(self, event: Event) -> None:
+        """Do what the protocol says."""
+        if isinstance(event, RawData):
+            if not self._lost.done() and not self._left_at:
+                self._transport.write(event.data)
+                if self._writable is not None:
+                    await asyncio.shield(self._writable)
+        elif isinstance(event, Updated):
+            if event.idle:
+                self._rest()
+            else:
+                self.is_idle = False
+                self.server.begun(self)
+        elif isinstance(event, Closed):
+            self.leave()
+
+    # its life
+
+    async def run(self, client: tuple[str, int], server: tuple[str, int]) -> None:
+        """Serve it until it is closed."""
+        protocol = ProtocolWrapper(
+            cast("Any", self.server.app),
+            self.server.config,
+            self.server.context,
+            cast("Any", self),
+            ConnectionState({}),
+            False,
+            client,
+            server,
+            self.send,
+        )
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())  # which ends with the connection
+        try:
+            await self._read(protocol)
+            await self._lost
+        except asyncio.CancelledError:
+            if not self._lost.done():
+                raise
+        except Exception as error:  # noqa: BLE001 - of one connection
+            logs.failed(error, "a connection failed: {}", type(error).__name__)
+        finally:
+            self._task = None
+            self.abort()
+            await protocol.handle(Closed())
+            for task in self._side_tasks:
+                task.cancel()
+            await self._lost
+            if self._exchanges:  # they go on when their client is lost: what has begun may have had an effect
+                await asyncio.wait(self._exchanges.values())
+
+    async def _read(self, protocol: ProtocolWrapper) -> None:
+        """Give what arrives to the protocol until nothing more will."""
+        await protocol.initiate()
+        while data := await self._next():
+            await protocol.handle(RawData(data))
+            if self.is_idle and self in self.server.idle and not isinstance(protocol.protocol, H2Protocol):
+                self.server.idle.end(self)  # part of a head
+                self.server.heads.begin(self)
+        self._reads = False
+        if self._left_at:
+            await protocol.handle(Closed())  # what is not answered by now never will be
+        for exchange in self._exchanges:
+            exchange.client_ended()
+        if self.is_idle:
+            self.leave()
+
+    async def _next(self) -> bytes:
+        """Return what has arrived; nothing when nothing more will."""
+        while not self._received:
+            if self._has_ended or self._left_at:
+                return b""
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+        if self._left_at:
+            return b""
+        data = self._received.popleft()
+        self._unread_bytes -= len(data)
+        if self._is_paused and self._unread_bytes <= _MOST_UNREAD_BYTES:
+            self._resume_reading()
+        return data
+
+    def _resume_reading(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _rest(self) -> None:
+        """An exchange is over, and no other goes on."""
+        self.is_idle = True
+        if self.server.is_closing or not self._reads:
+            self.leave()
+        else:
+            self.server.idle.begin(self)
+
+    def leave(self) -> None:
+        """Send what is to be sent, then close; read on for a while, or the client may lose the answer. Safe to repeat.
+
+        A socket that is closed with something unread resets the connection (RFC 9112, section 9.6).
+        """
+        if self._left_at or self._lost.done():
+            return
+        self._left_at = time.monotonic()
+        self._received.clear()
+        _wake(self._arrived)
+        self.server.left(self)
+        if self._has_ended:
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            self._resume_reading()
+
+    def expire(self) -> None:
+        """It has waited for too long."""
+        if self._lost.done():
+            return
+        if self._left_at and self._transport.get_write_buffer_size() and time.monotonic() - self._left_at < _LINGER_S:
+            self.server.left(self)
+        else:
+            self.abort()
+
+    def stop(self) -> None:
+        """Leave, unless a request is on its way: what the kernel has, or what a new client is about to send."""
+        waiting = array("i", [0])
+        fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.FIONREAD, waiting)
+        if not waiting[0] and not self._received and self in self.server.idle:
+            self.leave()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._left_at = self._left_at or time.monotonic()
+        self._transport.abort()
+
+    def cut(self) -> list["asyncio.Task[None]"]:
+        """Cancel what goes on; return the tasks."""
+        for exchange, task in self._exchanges.items():
+            exchange.cut()
+            task.cancel()
+        return list(self._exchanges.values())
+
+
+def _wake(future: "asyncio.Future[None] | None") -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

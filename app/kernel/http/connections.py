@@ -1,0 +1,289 @@
+"""The connections of a server: accepted, bounded in all and for each address, and brought to an end.
+
+Whoever is beyond a bound is told so on one of a few spare connections, on which only the operators' paths are served:
+/health answers whatever the others do.
+"""
+
+import asyncio
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+
+from app.kernel.addresses import Network, limited
+from app.kernel.errors import Unavailable
+from app.kernel.http.asgi import App, Receive, Scope, Send
+from app.kernel.http.bounds import LEAST_CONNECTIONS, SPARES, Bodies, Refusals
+from app.kernel.http.connection import Connection
+from app.kernel.http.operations import PATHS
+from app.kernel.http.origin import client_address, is_trusted
+from app.kernel.http.problems import send_problem
+from app.kernel.process import Process
+from app.kernel.telemetry import metrics
+
+BACKLOG = 1024
+_HEAD_S = 10.0
+_IDLE_S = 75.0
+_LINGER_S = 5.0
+_SPARE_S = 2.0
+_LAST_S = 1.0  # while stopping: for who has not begun a request, and for who has not noticed the end
+_SWEEP_S = 0.25
+_AT_ONCE = 16
+_AGAIN_S = 0.02
+_SLOW_S = 1.0
+_CUT_S = 2.0
+
+Accepted = tuple[socket.socket, tuple[str, int]]
+
+
+class Waiting(dict[Connection, float]):
+    """Connections that wait for one thing, each with since when, the longest first."""
+
+    def begin(self, connection: Connection) -> None:
+        """It waits from now on."""
+        self.pop(connection, None)
+        self[connection] = time.monotonic()
+
+    def end(self, connection: Connection) -> None:
+        """It waits no more. Safe to repeat."""
+        self.pop(connection, None)
+
+    def first(self, least_s: float, address: str | None) -> Connection | None:
+        """Return the one that has waited longest, and so long, of an address or of all."""
+        latest = time.monotonic() - least_s
+        for connection, since in self.items():
+            if since > latest:
+                break
+            if address is None or connection.address == address:
+                return connection
+        return None
+
+    def expire(self, seconds: float) -> None:
+        """Take out those that have waited so long, and tell them."""
+        latest = time.monotonic() - seconds
+        for connection in [connection for connection, since in self.items() if since <= latest]:
+            self.end(connection)
+            connection.expire()
+
+
+class Connections:
+    """Serves an application on a socket."""
+
+    def __init__(
+        self, app: App, config: Config, process: Process, sock: socket.socket, trusted: Sequence[Network]
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.context = WorkerContext(None)
+        self.refusals = Refusals()
+        self.bodies: Bodies
+        self.idle, self.heads, self.lingering, self.spare = Waiting(), Waiting(), Waiting(), Waiting()
+        self.is_closing = False
+        self._process = process
+        self._sock = sock
+        self._trusted = trusted
+        self._most = self._most_of_one = LEAST_CONNECTIONS
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._held: set[Connection] = set()
+        self._spares: set[Connection] = set()
+        self._of: Counter[str] = Counter()
+        self._pending: Accepted | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, most: int, most_body_bytes: int) -> None:
+        """Accept from now on, so many at once, and so many bytes of bodies."""
+        self._most = most
+        self._most_of_one = max(LEAST_CONNECTIONS, most // 2)
+        self.bodies = Bodies(most_body_bytes, self.refusals)
+        self._forget_metrics = metrics.before_scrape(self._measure)
+        self._loop.add_reader(self._sock, self._accept)
+        self._sweep()
+
+    async def close(self) -> None:
+        """Take what the kernel has accepted, then accept no more; end what is not in a request. Safe to repeat."""
+        if self.is_closing:
+            return
+        self.is_closing = True
+        await self.context.terminated.set()
+        self._pause()
+        while (accepted := self._next()) is not None:
+            if not self._admit(accepted):
+                self.refusals.note("full")
+                accepted[0].close()
+        self._sock.close()
+        for connection in [*self.idle, *self.heads]:
+            connection.stop()
+
+    async def ended(self) -> None:
+        """Wait until every connection has ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._forget()
+
+    async def cut(self) -> int:
+        """Cancel what is in flight, wait until it has let go of what it used, and close; return how many it was."""
+        await self.close()
+        cut = [task for connection in self._all() for task in connection.cut()]
+        if cut:
+            await asyncio.wait(cut, timeout=_CUT_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_S)
+        for connection in self._all():
+            connection.abort()
+        self._forget()
+        return len(cut)
+
+    def _forget(self) -> None:
+        self._forget_metrics()
+        self.refusals.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # accepting
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            accepted = self._next()
+            if accepted is None:
+                return
+            if not self._admit(accepted):
+                self._pending = accepted
+                self._pause(_AGAIN_S)
+                return
+
+    def _next(self) -> Accepted | None:
+        """Return a connection that the kernel has accepted, None when there is none."""
+        if self._pending is not None:
+            accepted, self._pending = self._pending, None
+            return accepted
+        while True:
+            try:
+                return self._sock.accept()
+            except BlockingIOError:
+                return None
+            except ConnectionError:
+                continue  # it has gone
+            except OSError:  # no descriptor, no memory
+                self.refusals.note("files")
+                self._evict(None)
+                self._pause(_AGAIN_S)
+                return None
+
+    def _pause(self, seconds: float | None = None) -> None:
+        """Leave what arrives to the kernel, for a while or for good."""
+        self._loop.remove_reader(self._sock)
+        if seconds is not None and not self.is_closing:
+            self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if not self.is_closing:
+            self._loop.add_reader(self._sock, self._accept)
+            self._accept()
+
+    def _admit(self, accepted: Accepted) -> bool:
+        """Serve a connection, if need be as a spare one; return False when there is no spare one either."""
+        sock, peer = accepted
+        is_proxy = bool(self._trusted) and is_trusted(peer[0], self._trusted)
+        address = limited(peer[0])
+        reason = ""
+        if not is_proxy and self._of[address] >= self._most_of_one and not self._evict(address):
+            reason = "address"
+        elif len(self._held) >= self._most and not self._evict(None):
+            reason = "full"
+        if reason and len(self._spares) >= SPARES:
+            found = self.spare.first(_AGAIN_S, None)
+            if found is None:
+                return False
+            self._release(found)
+            found.abort()
+        connection = Connection(self, address, reason, is_proxy=is_proxy)
+        (self.spare if reason else self.heads).begin(connection)
+        (self._spares if reason else self._held).add(connection)
+        self._of[address] += not reason
+        task = self._loop.create_task(self._serve(connection, sock, (peer[0], peer[1])))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _evict(self, address: str | None) -> bool:
+        """Close a connection that waits, of an address or of all; return False when there is none."""
+        for waiting, least_s in ((self.lingering, _AGAIN_S), (self.idle, 0), (self.heads, _SLOW_S)):
+            if found := waiting.first(least_s, address):
+                self._release(found)
+                found.abort()
+                return True
+        return False
+
+    async def _serve(self, connection: Connection, sock: socket.socket, peer: tuple[str, int]) -> None:
+        try:
+            server = sock.getsockname()[:2]
+            await self._loop.connect_accepted_socket(lambda: connection, sock)
+            await connection.run(peer, server)
+        except OSError:
+            sock.close()  # it has gone
+        finally:
+            self._release(connection)
+
+    def _release(self, connection: Connection) -> None:
+        """It does not count any more. Safe to repeat."""
+        for waiting in (self.idle, self.heads, self.lingering, self.spare):
+            waiting.end(connection)
+        self._spares.discard(connection)
+        if connection in self._held:
+            self._held.remove(connection)
+            self._of[connection.address] -= 1
+            if not self._of[connection.address]:
+                del self._of[connection.address]
+
+    def _all(self) -> list[Connection]:
+        return [*self._held, *self._spares]
+
+    # what connections say and ask
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether every answer is the last one of its connection."""
+        return self._process.state == "stopping"
+
+    def begun(self, connection: Connection) -> None:
+        """A request has arrived on it."""
+        self.idle.pop(connection, None)
+        self.heads.pop(connection, None)
+        self.spare.pop(connection, None)
+
+    def left(self, connection: Connection) -> None:
+        """It only waits for its client to read the last answer."""
+        self.begun(connection)
+        (self.spare if connection.refusal else self.lingering).begin(connection)
+
+    def application(self, connection: Connection, app: App, scope: Scope) -> App:
+        """Return what answers a request."""
+        if connection.refusal and scope["path"] not in PATHS:
+            self.refusals.note(connection.refusal)
+            return _refuse
+        return app
+
+    def client_of(self, scope: Scope) -> str:
+        """Return the address that a request counts for."""
+        return limited(client_address(scope, self._trusted))
+
+    # time
+
+    def _sweep(self) -> None:
+        is_closing = self.is_closing
+        self.heads.expire(_LAST_S if is_closing else _HEAD_S)
+        self.idle.expire(_LAST_S if is_closing else _IDLE_S)
+        self.lingering.expire(_LAST_S if is_closing else _LINGER_S)
+        self.spare.expire(_LAST_S if is_closing else _SPARE_S)
+        self._timer = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _measure(self) -> None:
+        metrics.http_connections(len(self._held) + len(self._spares), len(self.idle), self._most)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - an ASGI application
+    await send_problem(scope, send, Unavailable("there are too many connections"))

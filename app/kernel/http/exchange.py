@@ -1,0 +1,103 @@
+"""A request and its answer, between Hypercorn and the application."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from app.kernel.errors import Unavailable
+from app.kernel.http.asgi import REFUSED_BODY, App, Headers, Message, Scope, answering
+from app.kernel.http.problems import send_problem
+
+if TYPE_CHECKING:
+    from app.kernel.http.connection import Connection
+
+_MOST_UNREAD_MESSAGES = 10
+_CLOSE = ((b"connection", b"close"),)
+
+HypercornSend = Callable[[Message | None], Awaitable[None]]
+
+
+class Exchange:
+    """A request and its answer, in a task of its own."""
+
+    def __init__(self, connection: "Connection", scope: Scope, send: HypercornSend) -> None:
+        self._connection = connection
+        self._scope = scope
+        self._end = send
+        # RFC 9113, section 8.2.2: never in HTTP/2
+        at_start = self._at_start if scope["http_version"][0] == "1" else tuple
+        self._answer, self._send = answering(scope, send, at_start)
+        self._messages: deque[Message] = deque()
+        self._waiting: asyncio.Future[None] | None = None  # the application for messages, or Hypercorn for room
+        self._is_complete = self._is_over = self._refused = False
+        self._counted = 0
+
+    async def run(self, app: App) -> None:
+        """Run the application. A cancelled request is answered, too."""
+        try:
+            await app(self._scope, self.receive, self._send)
+        except asyncio.CancelledError:
+            if not self._answer.status:
+                await send_problem(self._scope, self._send, Unavailable("this process is stopping; ask another", 1))
+        except Exception:  # noqa: BLE001, S110 - it is logged where it happened, and its answer has begun
+            pass
+        finally:
+            self._is_over = True
+            self._wake()
+            if self._counted:
+                self._connection.server.bodies.give(self._address(), self._counted)
+            await self._end(None)
+
+    def cut(self) -> None:
+        """Say what will be answered instead, now that the task is cancelled."""
+        self._answer.instead = 503
+
+    def _at_start(self) -> Headers:
+        # what is left of a body is not read: the connection ends with this answer
+        return _CLOSE if self._connection.is_last or not self._is_complete else ()
+
+    async def receive(self) -> Message:
+        """Return the next message of the request, as ASGI says."""
+        while not self._messages:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        message = self._messages.popleft()
+        self._wake()
+        return message
+
+    async def put(self, message: Message) -> None:
+        """Take a message of the request. Waits while the application does not keep up, but not beyond its end."""
+        is_part = message["type"] == "http.request" and message["more_body"]
+        if is_part:
+            if self._is_over or self._refused:
+                return
+            if problem := self._take(len(message["body"])):
+                self._refused = True
+                message = {"type": "http.request", "body": b"", "more_body": True, REFUSED_BODY: problem}
+            else:
+                self._counted += len(message["body"])
+        else:
+            self._is_complete = self._is_complete or message["type"] == "http.request"
+        self._messages.append(message)
+        self._wake()
+        while is_part and len(self._messages) > _MOST_UNREAD_MESSAGES and not self._is_over:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+
+    def client_ended(self) -> None:
+        """Tell the application that the rest of the request will not come, if it has not come."""
+        if not self._is_complete:
+            self._messages.append({"type": "http.disconnect"})
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _take(self, size_bytes: int) -> Unavailable | None:
+        return self._connection.server.bodies.take(self._address(), size_bytes)
+
+    def _address(self) -> str:
+        connection = self._connection
+        return connection.server.client_of(self._scope) if connection.is_proxy else connection.address
