@@ -45,7 +45,7 @@ def blindfold() -> None:
     """Take all telemetry from the consumer: what is left is what it costs to run jobs."""
     nothing, within = (lambda *_, **__: None), nullcontext()
     logs.ended = logs.new_context = metrics.job_ended = worker.exemplar = nothing
-    worker.continued = lambda *_, **__: within  # type: ignore[assignment]
+    worker.resumed = lambda *_, **__: within  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -40,6 +40,8 @@ HEAVY = {
     "loguru",
     "rich",
     "uvloop",
+    "httpx2",
+    "requests",
 }
 WEB = {"starlette", "hypercorn"}
 PASSWORD = "correct horse battery staple"
@@ -167,7 +169,7 @@ NEEDED = {
     "run-cron-manager": ALWAYS | {"apscheduler"},
     "run-event-consumer": ALWAYS,
 }
-NEVER = {"yoyo", "rich"}  # yoyo: only when something is pending
+NEVER = {"yoyo", "rich", "httpx2", "requests"}  # yoyo: only when something is pending
 REFUSED = {
     "run-all-in-one": NEVER,
     "run-auth-http": NEVER | {"apscheduler"},

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
-from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
@@ -35,7 +34,7 @@ from app.kernel.queue.runner import FromTheFuture, Runner
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.redact import redacted
-from app.kernel.telemetry.traces import continued, exemplar
+from app.kernel.telemetry.traces import exemplar, resumed
 
 _FLUSHED_AT_ONCE = 500
 _PREFETCH_S = 0.1
@@ -272,7 +271,7 @@ class Consumer:
         deadlines.begin(overran)
         outcome, example = "failed", None
         try:
-            with continued(job.trace_context, job.task, SpanKind.CONSUMER) as span:
+            with resumed(job.trace_context, job.task) as span:
                 if span is not None:
                     span.set_attribute("job.id", job.id)
                     example = exemplar()

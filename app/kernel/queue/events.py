@@ -6,7 +6,7 @@ from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
 from app.kernel.queue.jobs import trace_id
-from app.kernel.telemetry.traces import traceparent
+from app.kernel.telemetry.traces import current_context
 
 # an hour: what is enqueued meanwhile goes first, however long a replay is
 _PRIORITY = -360
@@ -113,7 +113,7 @@ class EventLog:
         self, tx: Transaction, subscriber: str, stretch: Stretch, limit: int
     ) -> tuple[int, tuple[datetime, UUID] | None]:
         """Enqueue a job for each event, in the order of publishing; return how many, and the last one."""
-        given = {**_given(subscriber, stretch), "limit": limit, "priority": _PRIORITY, "trace": traceparent()}
+        given = {**_given(subscriber, stretch), "limit": limit, "priority": _PRIORITY, "trace": current_context()}
         row = await tx.one(_REPLAY, given)
         if row is None or row[1] is None:
             return 0, None

@@ -199,7 +199,7 @@ def failures(errors: list[dict[str, Any]] | None) -> list[Failure]:
     return [Failure(e["attempt"], datetime.fromisoformat(e["at"]), e["error"]) for e in errors or []]
 
 
-def trace_id(traceparent: str | None) -> str | None:
-    """Return the trace that a `traceparent` belongs to (W3C Trace Context, level 1)."""
-    parts = (traceparent or "").split("-")
+def trace_id(trace_context: str | None) -> str | None:
+    """Return the id of the trace that a stored context belongs to."""
+    parts = (trace_context or "").split("-", 3)
     return parts[1] if len(parts) >= 4 else None

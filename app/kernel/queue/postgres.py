@@ -14,7 +14,7 @@ from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.queue import Event, JobExists, OnConflict, Task
 from app.kernel.queue.codec import encode, version_of
-from app.kernel.telemetry.traces import span, traceparent
+from app.kernel.telemetry.traces import current_context, span
 
 _COPY_FROM = 1000  # fewer are inserted, which also respects unique keys
 _PRIORITIES = range(-1000, 1001)
@@ -140,7 +140,7 @@ class PostgresQueue:
             "in_order": group_key is not None,
         }
         with span(f"enqueue {task.name}", SpanKind.PRODUCER):
-            wanted["trace"] = traceparent()
+            wanted["trace"] = current_context()
             if unique_key is not None:
                 return await self._unique(db, wanted, on_conflict)
             await db.run(_INSERT + _NOTIFY, wanted)
@@ -168,7 +168,7 @@ class PostgresQueue:
         constant |= {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}
         total = 0
         with span(f"enqueue {task.name}", SpanKind.PRODUCER):
-            constant["trace"] = traceparent()
+            constant["trace"] = current_context()
             while chunk := [(uuid7(), _payload(task, p)) for p in islice(left, 10 * _COPY_FROM)]:
                 total += len(chunk)
                 if len(chunk) < _COPY_FROM:
@@ -207,7 +207,7 @@ class PostgresQueue:
             "payloads": [encode(type(event), event) for event in events],
         }
         with span(f"publish {' '.join(sorted(set(types)))}", SpanKind.PRODUCER):
-            await db.run(_PUBLISH, {**given, "trace": traceparent()})
+            await db.run(_PUBLISH, {**given, "trace": current_context()})
 
 
 def _payload(task: Task[Any], payload: object) -> str | None:

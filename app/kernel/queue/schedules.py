@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
 from app.kernel.identifiers import uuid7
-from app.kernel.telemetry.traces import traceparent
+from app.kernel.telemetry.traces import current_context
 
 _ALL = """
     SELECT s.name, s.task, s.queue, s.spec, s.misfire, s.overlap, s.next_fire_at, s.last_fire_at, s.fired_count,
@@ -95,7 +95,7 @@ class Schedules:
     async def enqueue(self, tx: Transaction, name: str) -> UUID:
         """Enqueue a job as at a tick; return its id."""
         job_id = uuid7()
-        await tx.run(_ENQUEUE, {"name": name, "id": job_id, "trace": traceparent()})
+        await tx.run(_ENQUEUE, {"name": name, "id": job_id, "trace": current_context()})
         return job_id
 
     async def pause(self, tx: Transaction, name: str) -> datetime | None:

@@ -9,16 +9,13 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
-import requests
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanKind
 
 from app import __version__
 from app.kernel.config import Misconfigured, TelemetrySettings
@@ -101,7 +98,6 @@ def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
     trace.set_tracer_provider(provider)
     scope = InstrumentationScope("app", __version__)
     traces.switch_on(settings.trace_ratio, lambda span: sending.on_end(_readable(span, resource, scope)))
-    _trace_requests()
 
     async def run(stop: asyncio.Event) -> None:
         await stop.wait()
@@ -125,28 +121,6 @@ def _readable(span: ExportedSpan, resource: Resource, scope: InstrumentationScop
         end_time=span.ended_at,
         instrumentation_scope=scope,
     )
-
-
-def _trace_requests() -> None:
-    """Make a span of each HTTP request that is sent through `requests`, as Apprise does, and continue the trace there.
-
-    OpenTelemetry's own instrumentation writes the URL and the texts of exceptions into its spans, and those of webhooks
-    are secrets.
-    """
-    inner = requests.Session.send
-
-    def send(self: requests.Session, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        host, method = urlsplit(request.url or "").hostname or "", request.method or ""
-        attributes = {"http.request.method": method, "server.address": host}
-        with traces.span(method, SpanKind.CLIENT, **attributes) as made:
-            if parent := traces.traceparent():
-                request.headers["traceparent"] = parent
-            response = inner(self, request, **kwargs)
-            if made is not None:
-                made.set_attribute("http.response.status_code", response.status_code)
-        return response
-
-    requests.Session.send = send
 
 
 def _otlp(settings: TelemetrySettings) -> SpanExporter:

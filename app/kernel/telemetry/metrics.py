@@ -98,6 +98,9 @@ _REQUEST_DURATION = _Durations(
     _REQUEST_SECONDS,
     "http_server_requests",
 )
+_CLIENT_DURATION = _Durations(
+    "http_client_request_duration_seconds", "Requests to other services", ("method", "host", "status"), _REQUEST_SECONDS
+)
 _DB_DURATION = _Durations(
     "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
 )
@@ -169,6 +172,14 @@ def request_ended(method: str, route: str, status: int, seconds: float, exemplar
     """Note a request. `route` is a template or empty, never a path: the number of routes is bounded."""
     known = method if method in _METHODS else "other"
     _REQUEST_DURATION.of(known, route or "none", str(status)).observe(seconds, exemplar)
+
+
+def outgoing_request_ended(
+    method: str, host: str, status: str, seconds: float, exemplar: dict[str, str] | None = None
+) -> None:
+    """Note a request to another service; its status is `error` when there was no answer. The hosts must be bounded."""
+    known = method if method in _METHODS else "other"
+    _CLIENT_DURATION.of(known, host, status).observe(seconds, exemplar)
 
 
 def statement_ended(operation: str, outcome: str, seconds: float) -> None:

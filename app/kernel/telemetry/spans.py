@@ -51,8 +51,8 @@ class ExportedSpan(Span):
         """Begin it. `ended` is given the span when it has ended; `within` is what it is current in, if not the present
         context."""
         bits = random.getrandbits(192)  # ids need not be secret
-        trace_id = parent.trace_id if parent else bits >> 64
-        self._context = SpanContext(trace_id, bits & _SPAN_ID or 1, False, _SAMPLED)
+        trace_id, state = (parent.trace_id, parent.trace_state) if parent else (bits >> 64 or 1, None)
+        self._context = SpanContext(trace_id, bits & _SPAN_ID or 1, False, _SAMPLED, state)
         self._ended = ended
         self._within = within
         self.name = name

@@ -4,7 +4,6 @@ Spans cost next to nothing while they are not exported.
 """
 
 import random
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,8 +12,8 @@ from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 
 from app.kernel.telemetry.spans import ExportedSpan
+from app.kernel.telemetry.trace_context import parsed, traceparent, tracestate
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _ratio: float | None = None
 _ended: Callable[[ExportedSpan], None]
 _NOTHING: Any = nullcontext()
@@ -29,12 +28,32 @@ def switch_on(ratio: float, ended: Callable[[ExportedSpan], None]) -> None:
     _ratio, _ended = ratio, ended
 
 
-def traceparent() -> str | None:
-    """Return the current span as a `traceparent`; None outside of every trace."""
+def current_context() -> str | None:
+    """Return the current span as it is stored with jobs and events; None outside of every trace.
+
+    That is its `traceparent` and, after a space, its `tracestate`, if it has one.
+    """
     current = trace.get_current_span().get_span_context()
     if not current.is_valid:
         return None
-    return f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
+    state = tracestate(current)
+    return f"{traceparent(current)} {state}" if state else traceparent(current)
+
+
+def outgoing() -> dict[str, str]:
+    """Return the header fields that continue the current trace in another service; they begin one outside of any.
+
+    Each request is a parent of its own, also when it has no span here: ids differ from call to call.
+    """
+    span = trace.get_current_span()
+    current = span.get_span_context()
+    if not span.is_recording():
+        remote = current if current.is_valid else None
+        current = _begun(remote)
+    fields = {"traceparent": traceparent(current)}
+    if state := tracestate(current):
+        fields["tracestate"] = state
+    return fields
 
 
 def exemplar() -> dict[str, str] | None:
@@ -45,25 +64,21 @@ def exemplar() -> dict[str, str] | None:
     return {"trace_id": trace.format_trace_id(current.trace_id)} if current.trace_flags.sampled else None
 
 
-def _remote(text: str) -> SpanContext | None:
-    match = _TRACEPARENT.fullmatch(text)
-    if match:
-        found = SpanContext(int(match[1], 16), int(match[2], 16), True, TraceFlags(int(match[3], 16)))
-        if found.is_valid:
-            return found
-    return None
+def resumed(stored: str | None, name: str) -> AbstractContextManager[Span | None]:
+    """Continue the trace in which a job was stored, as `continued` does.
 
-
-def continued(text: str | None, name: str, kind: SpanKind) -> AbstractContextManager[Span | None]:
-    """Continue the trace that a `traceparent` names, or begin one, with a span of ours when traces are exported.
-
-    Of a job that no request caused there is nothing when they are not: its id is on its log lines.
+    Of a job that no request caused there is nothing when traces are not exported: its id is on its log lines.
     """
-    if not text and _ratio is None and kind is SpanKind.CONSUMER:
-        return _NOTHING
-    remote = _remote(text) if text else None
+    if not stored:
+        return _NOTHING if _ratio is None else continued(None, name, SpanKind.CONSUMER)
+    parent, _, state = stored.partition(" ")
+    return continued(parsed(parent, state), name, SpanKind.CONSUMER)
+
+
+def continued(remote: SpanContext | None, name: str, kind: SpanKind) -> AbstractContextManager[Span | None]:
+    """Continue a trace of elsewhere, or begin one, with a span of ours when traces are exported."""
     if not _is_sampled(remote):
-        return _Current(_unexported(remote))
+        return _Current(NonRecordingSpan(remote or _begun(None)))
     return ExportedSpan(name, kind, remote, None, _ended, _NO_CONTEXT)
 
 
@@ -98,8 +113,10 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int)
     return ExportedSpan(name, kind, parent, attributes, _ended) if parent.trace_flags.sampled else _NOTHING
 
 
-def _unexported(remote: SpanContext | None) -> NonRecordingSpan:
-    if remote is None:
-        bits = random.getrandbits(192)
-        remote = SpanContext(bits >> 64, bits & _SPAN_ID, False, _UNSAMPLED)
-    return NonRecordingSpan(remote)
+def _begun(parent: SpanContext | None) -> SpanContext:
+    """Return a span that is not exported, in the trace of its parent or in one of its own."""
+    bits = random.getrandbits(192)
+    span_id = bits & _SPAN_ID or 1
+    if parent is None:
+        return SpanContext(bits >> 64 or 1, span_id, False, _UNSAMPLED)
+    return SpanContext(parent.trace_id, span_id, False, parent.trace_flags, parent.trace_state)

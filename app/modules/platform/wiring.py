@@ -10,6 +10,7 @@ from app.kernel.db.postgres import database
 from app.kernel.process import Process
 
 if TYPE_CHECKING:
+    from app.modules.platform.recipients import NotifyRecipients
     from app.modules.platform.usecases.cancel_job import CancelJob
     from app.modules.platform.usecases.count_dead_letters import CountDeadLetters
     from app.modules.platform.usecases.count_replay import CountReplay
@@ -250,14 +251,26 @@ async def errors(p: Process) -> AsyncGenerator[ErrorControl]:
 
 
 @asynccontextmanager
-async def try_recipients(p: Process) -> AsyncGenerator["TryRecipients"]:
-    """Provide the use case of `errors notify-test`."""
+async def recipients(p: Process) -> AsyncGenerator["NotifyRecipients"]:
+    """Provide who is told of errors; the HTTP client is opened only for webhooks."""
     from app.kernel.config import SentinelSettings
-    from app.modules.platform.recipients import AppriseRecipients
-    from app.modules.platform.usecases.try_recipients import TryRecipients
+    from app.modules.platform.recipients import NotifyRecipients, is_webhook
 
     urls = p.settings[SentinelSettings].notify_urls.get_secret_value()
-    yield TryRecipients(AppriseRecipients(urls), p.settings.environment)
+    if not any(map(is_webhook, urls.split())):
+        yield NotifyRecipients(urls)
+        return
+    from app.kernel.http.client import http_client
+
+    yield NotifyRecipients(urls, await p.use(http_client))
+
+
+@asynccontextmanager
+async def try_recipients(p: Process) -> AsyncGenerator["TryRecipients"]:
+    """Provide the use case of `errors notify-test`."""
+    from app.modules.platform.usecases.try_recipients import TryRecipients
+
+    yield TryRecipients(await p.use(recipients), p.settings.environment)
 
 
 @asynccontextmanager
@@ -266,15 +279,12 @@ async def alerting(p: Process) -> AsyncGenerator[Alerting]:
     from app.kernel.config import SentinelSettings
     from app.kernel.queue.postgres import PostgresQueue
     from app.kernel.sentinel.postgres import PostgresErrors
-    from app.modules.platform.recipients import AppriseRecipients
     from app.modules.platform.usecases.notify_errors import NotifyErrors
     from app.modules.platform.usecases.send_message import SendMessage
 
-    settings = p.settings[SentinelSettings]
-    recipients = AppriseRecipients(settings.notify_urls.get_secret_value())
-    errors = PostgresErrors(settings.cooldown)
-    notify = NotifyErrors(errors, recipients, PostgresQueue(), p.settings.environment)
-    yield Alerting(notify, SendMessage(recipients))
+    told, errors = await p.use(recipients), PostgresErrors(p.settings[SentinelSettings].cooldown)
+    notify = NotifyErrors(errors, told, PostgresQueue(), p.settings.environment)
+    yield Alerting(notify, SendMessage(told))
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from app.kernel.http.middleware.recovery import Recovery
 from app.kernel.http.middleware.timeout import Timeout
 from app.kernel.http.middleware.tracing import Tracing
 from app.kernel.telemetry import logs
-from app.kernel.telemetry.traces import traceparent
+from app.kernel.telemetry.traces import current_context
 from app.processes import sections
 from tests.kernel.queue.conftest import Bench, bench
 from tests.support.project import ROOT
@@ -215,7 +215,7 @@ async def test_tracing_continues_the_trace_of_the_caller_and_begins_one_otherwis
     found: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        found.append(traceparent() or "")
+        found.append(current_context() or "")
 
     for given in (
         b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-00",
@@ -228,7 +228,7 @@ async def test_tracing_continues_the_trace_of_the_caller_and_begins_one_otherwis
     assert ids[0] == "a" * 32
     assert len(set(ids)) == 4
     assert "0" * 32 not in ids
-    assert traceparent() is None
+    assert current_context() is None
 
 
 async def test_alerting_tells_what_nobody_expected_once_and_lets_it_through(said: Said) -> None:

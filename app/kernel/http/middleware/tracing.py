@@ -2,8 +2,9 @@
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, answering, header
+from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.http.edge import METHODS
+from app.kernel.telemetry.trace_context import from_headers
 from app.kernel.telemetry.traces import continued
 
 
@@ -14,9 +15,8 @@ class Tracing:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parent = header(scope, b"traceparent")
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        with continued(parent.decode("latin-1") if parent else None, method, SpanKind.SERVER) as span:
+        with continued(from_headers(scope["headers"]), method, SpanKind.SERVER) as span:
             answer, send = answering(scope, send)
             if span is not None:
                 context = scope.setdefault("state", {})["span"] = span.get_span_context()  # for problems outside
