@@ -18,7 +18,7 @@ from statistics import median, quantiles
 import psycopg
 from argon2 import PasswordHasher
 
-from app.modules.auth.usecases.login import LOCKED_FROM, limit_of_name
+from app.modules.auth.domain.limits import LOCKED_FROM, limit_of_name
 from benchmarks.http import SECRET, log_in, minting
 from benchmarks.measure import Broken, Table, free_port, postgres, project, scratch, wait_ready
 from tests.conftest import SUPERUSER, TestDatabase, create_database

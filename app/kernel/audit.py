@@ -19,9 +19,43 @@ _ADD = """
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
+# The first one of a window is an entry, the others are counted there. Beyond so many entries, they have neither address
+# nor actor.
+_COUNT = """
+    UPDATE kernel.audit SET count = count + 1, last_at = now()
+    WHERE window_at = to_timestamp(floor(extract(epoch FROM now()) / %(window_s)s) * %(window_s)s)
+      AND action = %(action)s AND outcome = %(outcome)s AND network = %(network)s
+      AND coalesce(actor_id, '00000000-0000-0000-0000-000000000000')
+        = coalesce(%(actor_id)s, '00000000-0000-0000-0000-000000000000'::uuid)
+"""
+_ADD_COUNTED = """
+    WITH present AS (SELECT to_timestamp(floor(extract(epoch FROM now()) / %(window_s)s) * %(window_s)s) AS window_at),
+         named AS (
+             SELECT window_at, (
+                 SELECT count(*) FROM (
+                     SELECT FROM kernel.audit a WHERE a.window_at = present.window_at AND a.action = %(action)s
+                     LIMIT %(most)s
+                 ) entries
+             ) < %(most)s AS is_named
+             FROM present
+         )
+    INSERT INTO kernel.audit AS a
+        (id, window_at, network, action, outcome, actor_id, session_id, address, user_agent, request_id, trace_id)
+    SELECT %(id)s, window_at, CASE WHEN is_named THEN %(network)s ELSE '' END, %(action)s, %(outcome)s,
+           CASE WHEN is_named THEN %(actor_id)s::uuid END, CASE WHEN is_named THEN %(session_id)s::uuid END,
+           CASE WHEN is_named THEN %(address)s ELSE '' END, CASE WHEN is_named THEN %(user_agent)s ELSE '' END,
+           %(request_id)s, %(trace_id)s
+    FROM named
+    ON CONFLICT (window_at, action, outcome, network, coalesce(actor_id, '00000000-0000-0000-0000-000000000000'))
+        WHERE window_at IS NOT NULL
+    DO UPDATE SET count = a.count + 1, last_at = now()
+"""
+_WINDOW_S = 900
+_MOST_NAMED = 250
 
 _PAGE = """
-    SELECT id, at, action, outcome, actor_id, session_id, target, details, address, user_agent, request_id, trace_id
+    SELECT id, at, action, outcome, actor_id, session_id, target, details, address, user_agent, request_id, trace_id,
+           count, coalesce(last_at, at)
     FROM kernel.audit
     WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
       AND (%(actor_id)s::uuid IS NULL OR actor_id = %(actor_id)s)
@@ -34,7 +68,10 @@ _PAGE = """
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Who did what to whom, from where, with which outcome."""
+    """Who did what to whom, from where, with which outcome.
+
+    A refusal that repeats within a quarter of an hour is one entry: the first one, how many, and when the last one was.
+    """
 
     id: UUID
     at: datetime
@@ -48,6 +85,8 @@ class Entry:
     user_agent: str
     request_id: str
     trace_id: str
+    count: int
+    last_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +106,8 @@ class DenialLog:
     audit: "Audit"
 
     async def __call__(self, caller: Caller, operation_id: str) -> None:
-        """Add an entry of its own. Raises Unavailable."""
-        await self.audit.record(self.db, caller, operation_id, outcome=Denied.code)
+        """Count it. Raises Unavailable."""
+        await self.audit.refused(self.db, caller, operation_id, Denied.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +150,27 @@ class Audit:
                 trace.format_trace_id(context.trace_id),
             ),
         )
+
+    async def refused(self, db: Queries, caller: Caller, action: str, outcome: str) -> None:
+        """Note a refusal: one entry for each address (IPv6: /64), actor, action and outcome in a quarter of an hour.
+
+        Whoever is refused cannot fill the trail: an action has at most 250 such entries in that time. What comes from
+        further addresses is counted in one that names none.
+        """
+        context = trace.get_current_span().get_span_context()
+        about = {
+            "id": uuid7(),
+            "action": action,
+            "outcome": outcome,
+            "actor_id": caller.actor_id,
+            "session_id": caller.session_id,
+            "address": caller.origin.address,
+            "network": caller.origin.limited,
+            "user_agent": caller.origin.user_agent,
+            "request_id": caller.origin.request_id,
+            "trace_id": trace.format_trace_id(context.trace_id),
+            "window_s": _WINDOW_S,
+            "most": _MOST_NAMED,
+        }
+        if not await db.run(_COUNT, about):
+            await db.run(_ADD_COUNTED, about)

@@ -191,7 +191,7 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 @asynccontextmanager
 async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     """Provide the use cases of signing in and out."""
-    from app.modules.auth.keys import Sealer
+    from app.modules.auth.keys import Sealer, derive
     from app.modules.auth.postgres.second_factors import PostgresSecondFactors
     from app.modules.auth.second_factor import StoredSecondFactor
     from app.modules.auth.usecases.change_password import ChangePassword
@@ -210,12 +210,26 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
 
     settings = p.settings[AuthSettings]
     db, issued, hashing = await p.use(database), await p.use(tokens), await p.use(passwords)
-    factors = PostgresSecondFactors(Sealer(settings.master_secret.get_secret_value(), "second factors"))
+    secret = settings.master_secret.get_secret_value()
+    factors = PostgresSecondFactors(Sealer(secret, "second factors"))
     second_factor = StoredSecondFactor(db, factors)
     reauthenticate = Reauthenticate(db, ACTORS, hashing, second_factor, LIMITS, AUDIT)
     idle_s, lifetime_s = settings.session_idle, settings.session_lifetime
     yield SignIn(
-        login=Login(db, ACTORS, SESSIONS, hashing, second_factor, issued, LIMITS, AUDIT, QUEUE, idle_s, lifetime_s),
+        login=Login(
+            db,
+            ACTORS,
+            SESSIONS,
+            hashing,
+            second_factor,
+            issued,
+            LIMITS,
+            AUDIT,
+            QUEUE,
+            idle_s,
+            lifetime_s,
+            derive(secret, "failed passwords"),
+        ),
         refresh=Refresh(db, SESSIONS, issued, AUDIT, idle_s),
         logout=Logout(db, SESSIONS, issued, AUDIT),
         get_me=GetMe(),
@@ -225,7 +239,7 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         get_jwks=GetJwks(await p.use(keyring)),
         verify=Verify(),
         start_totp=StartTotp(db, factors, reauthenticate, AUDIT, settings.audience),
-        confirm_totp=ConfirmTotp(db, factors, SESSIONS, AUDIT),
+        confirm_totp=ConfirmTotp(db, factors, SESSIONS, LIMITS, AUDIT),
         remove_totp=RemoveTotp(db, factors, SESSIONS, reauthenticate, AUDIT),
     )
 
@@ -243,7 +257,7 @@ async def oauth(p: Process) -> AsyncGenerator[OAuth]:
 
     settings = p.settings[AuthSettings]
     db, issued = await p.use(database), await p.use(tokens)
-    client = OAuthClient(db, API_KEYS, AUDIT)
+    client = OAuthClient(db, API_KEYS, LIMITS, AUDIT)
     refresh = Refresh(db, SESSIONS, issued, AUDIT, settings.session_idle)
     yield OAuth(
         token=OAuthToken(db, client, SESSIONS, issued, refresh, AUDIT, settings.access_token_ttl),

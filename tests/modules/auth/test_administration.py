@@ -145,7 +145,7 @@ def test_nobody_grants_or_gains_what_they_do_not_hold(
     ]
     assert [code(answer) for answer in attempts] == [denied] * len(attempts)
     assert root.get(f"{ACTORS}/{weak['id']}/permissions").json()["effective"] == []
-    noted = database.all("SELECT count(*) FROM kernel.audit WHERE outcome = 'PERMISSION_DENIED'")
+    noted = database.all("SELECT sum(count) FROM kernel.audit WHERE outcome = 'PERMISSION_DENIED'")
     assert noted == [(len(attempts),)]
     assert (
         client.put(f"{ACTORS}/{weak['id']}/permissions", json={"permissions": ["auth:actors:read"]}).status_code == 200

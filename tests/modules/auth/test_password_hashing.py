@@ -52,10 +52,15 @@ def gate() -> Gate:
 @pytest.fixture
 def passwords(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Argon2Passwords]:
     made = Argon2Passwords(CONCURRENCY, [])
-    monkeypatch.setattr(made, "_hasher", gate)
+    monkeypatch.setattr(made._hashing, "hasher", gate)
     yield made
     gate.let_go(MOST + 1)
     made.close()
+
+
+async def verified(passwords: Argon2Passwords, address: str = "") -> bool:
+    async with passwords.turn(address) as hashing:
+        return await hashing.verify("a password", "its hash")
 
 
 class Named:
@@ -76,7 +81,7 @@ async def status(app: Operations, path: str) -> int:
 
 async def test_health_answers_while_every_sign_in_but_the_bound_waits(gate: Gate, passwords: Argon2Passwords) -> None:
     async def login(scope: Scope, receive: Receive, send: Send) -> None:
-        fits = await passwords.verify("a password", "its hash")
+        fits = await verified(passwords)
         await respond(send, 200 if fits else 401, b"text/plain", b"")
 
     app = Operations(cast("Process", Named()), login)
@@ -96,12 +101,12 @@ async def test_health_answers_while_every_sign_in_but_the_bound_waits(gate: Gate
 
 
 async def test_what_waits_is_bounded_too(gate: Gate, passwords: Argon2Passwords) -> None:
-    waiting = [asyncio.create_task(passwords.verify("a password", "its hash")) for _ in range(MOST)]
+    waiting = [asyncio.create_task(verified(passwords)) for _ in range(MOST)]
     await gate.next_arrived()
     with pytest.raises(Unavailable):
-        await passwords.verify("a password", "its hash")
+        await verified(passwords)
     gate.let_go(MOST)
     assert all(await asyncio.gather(*waiting))
-    again: Any = asyncio.create_task(passwords.verify("a password", "its hash"))
+    again: Any = asyncio.create_task(verified(passwords))
     gate.let_go(1)
     assert await again

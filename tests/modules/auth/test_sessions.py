@@ -239,13 +239,26 @@ def test_the_key_set_verifies_our_tokens_in_a_client_that_is_not_ours(project: P
 
 
 @pytest.mark.parametrize(
-    "statement", ["UPDATE kernel.audit SET outcome = 'x'", "DELETE FROM kernel.audit", "TRUNCATE kernel.audit"]
+    "statement",
+    [
+        "UPDATE kernel.audit SET outcome = 'x'",
+        "UPDATE kernel.audit SET count = count + 1 WHERE window_at IS NULL",
+        "UPDATE kernel.audit SET count = count - 1",
+        "UPDATE kernel.audit SET count = count + 1, outcome = 'x' WHERE window_at IS NOT NULL",
+        "UPDATE kernel.audit SET last_at = now()",
+        "DELETE FROM kernel.audit",
+        "TRUNCATE kernel.audit",
+    ],
 )
 def test_the_audit_trail_is_append_only(project: Project, database: TestDatabase, statement: str) -> None:
     import psycopg
 
     assert project.app("migrate", "up").returncode == 0
-    database.run("INSERT INTO kernel.audit (id, action, outcome) VALUES (gen_random_uuid(), 'a', 'done')")
+    database.run(
+        "INSERT INTO kernel.audit (id, action, outcome, window_at)"
+        " VALUES (gen_random_uuid(), 'a', 'done', NULL), (gen_random_uuid(), 'a', 'DENIED', now())"
+    )
+    database.run("UPDATE kernel.audit SET count = count + 1, last_at = now() WHERE window_at IS NOT NULL")
     with pytest.raises(psycopg.errors.RaiseException, match="append only"):
         database.run(statement)
 

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -67,6 +68,11 @@ class Actor:
     last_active_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether a password may let it in: a service account has API keys instead."""
+        return self.is_active and self.type != "service_acc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +176,8 @@ class Actors(Protocol):
         ...
 
 
-class Passwords(Protocol):
-    """Password hashing."""
+class Hashing(Protocol):
+    """A turn at hashing passwords."""
 
     async def hash(self, password: str) -> str:
         """Return the hash to store."""
@@ -179,6 +185,18 @@ class Passwords(Protocol):
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
         """Return whether the password fits; takes as long when there is no hash."""
+        ...
+
+
+class Passwords(Protocol):
+    """Password hashing."""
+
+    def turn(self, address: str = "") -> AbstractAsyncContextManager[Hashing]:
+        """Wait for a turn at hashing, shared fairly between addresses. Raises RateLimited, Unavailable."""
+        ...
+
+    async def hash(self, password: str, address: str = "") -> str:
+        """Return the hash to store, made in a turn of its own. Raises RateLimited, Unavailable."""
         ...
 
     def is_outdated(self, password_hash: str) -> bool:

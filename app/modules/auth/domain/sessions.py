@@ -197,23 +197,3 @@ class Tokens(Protocol):
     def refresh_claims(self, token: str) -> tuple[UUID, int]:
         """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
         ...
-
-
-class Limits(Protocol):
-    """Attempts, counted across processes."""
-
-    async def hit(self, db: Queries, key: str, window_s: float) -> tuple[int, int]:
-        """Count an attempt; return how many there were in the present window, and the seconds until it ends."""
-        ...
-
-    async def hits(self, db: Queries, key: str, window_s: float) -> tuple[int, int]:
-        """Return the same without counting."""
-        ...
-
-    async def forget(self, db: Queries, key: str) -> bool:
-        """Start anew; return whether there was something to forget."""
-        ...
-
-    async def prune(self, db: Queries, window_s: float) -> int:
-        """Remove the counts whose window has ended; return how many."""
-        ...

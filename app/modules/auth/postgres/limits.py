@@ -1,44 +1,106 @@
-"""Attempts in `auth.limits`."""
+"""Tries in `auth.limits`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.kernel.db import Queries
+from app.kernel.db import Queries, Row
 from app.kernel.db.chunks import run_in_chunks
+from app.modules.auth.domain.limits import Limit, Tally, check, too_many_at_once
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresLimits:
-    """Attempts in `auth.limits`: one row a key, a fixed window from its first attempt."""
+    """Tries in `auth.limits`: one row a key, a fixed window from its first try; `hits` are failed and pending ones.
 
-    async def hit(self, db: Queries, key: str, window_s: float) -> tuple[int, int]:
+    Rows are locked in the order of their keys.
+    """
+
+    async def look(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
         sql = """
-            INSERT INTO auth.limits AS l (key, hits) VALUES (%(key)s, 1)
+            SELECT l.key, l.hits - l.pending, l.pending,
+                   ceil(extract(epoch FROM l.started_at - now()) + asked.window_s)::int
+            FROM unnest(%s::text[], %s::float[]) AS asked (key, window_s) JOIN auth.limits l USING (key)
+            WHERE l.started_at >= now() - asked.window_s * interval '1 second'
+        """
+        return _tallies(limits, await db.all(sql, ([x.key for x in limits], [x.window_s for x in limits])))
+
+    async def reserve(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
+        # a window begins with the first try that counts
+        sql = """
+            INSERT INTO auth.limits AS l (key, hits, pending, most, window_s)
+            SELECT key, weight, weight, most, window_s
+            FROM unnest(%s::text[], %s::int[], %s::int[], %s::float[]) AS asked (key, weight, most, window_s)
+            ORDER BY key
             ON CONFLICT (key) DO UPDATE SET
-                hits = CASE WHEN l.started_at < now() - %(window)s * interval '1 second' THEN 1 ELSE l.hits + 1 END,
-                started_at = CASE WHEN l.started_at < now() - %(window)s * interval '1 second'
-                                  THEN now() ELSE l.started_at END
-            RETURNING hits, ceil(extract(epoch FROM started_at - now()) + %(window)s)::int
+                hits = CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second' THEN 0 ELSE l.hits END
+                       + excluded.hits,
+                pending = CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second'
+                               THEN 0 ELSE l.pending END + excluded.pending,
+                started_at = CASE WHEN l.hits = 0 OR l.started_at < now() - excluded.window_s * interval '1 second'
+                                  THEN now() ELSE l.started_at END,
+                most = excluded.most,
+                window_s = excluded.window_s
+            WHERE l.hits < excluded.most OR l.started_at < now() - excluded.window_s * interval '1 second'
+            RETURNING key, hits - pending, pending,
+                      ceil(extract(epoch FROM started_at - now()) + window_s)::int
         """
-        row = await db.one(sql, {"key": key, "window": window_s})
-        return (0, 0) if row is None else (row[0], max(1, row[1]))
+        asked = (
+            [limit.key for limit in limits],
+            [int(limit.counts) for limit in limits],
+            [limit.most for limit in limits],
+            [limit.window_s for limit in limits],
+        )
+        rows = await db.all(sql, asked)
+        if len(rows) < len(limits):
+            reserved = {row[0] for row in rows}
+            await self.give_back(db, [limit for limit in limits if limit.key in reserved])
+            check(limits, await self.look(db, limits))
+            raise too_many_at_once()
+        return _tallies(limits, rows)
 
-    async def hits(self, db: Queries, key: str, window_s: float) -> tuple[int, int]:
+    async def fail(self, db: Queries, limits: Sequence[Limit]) -> None:
         sql = """
-            SELECT hits, ceil(extract(epoch FROM started_at - now()) + %(window)s)::int
-            FROM auth.limits
-            WHERE key = %(key)s AND started_at >= now() - %(window)s * interval '1 second'
+            INSERT INTO auth.limits AS l (key, hits, window_s)
+            SELECT key, 1, window_s FROM unnest(%s::text[], %s::float[]) AS asked (key, window_s) ORDER BY key
+            ON CONFLICT (key) DO UPDATE SET hits = greatest(l.hits, 1), pending = greatest(l.pending - 1, 0)
         """
-        row = await db.one(sql, {"key": key, "window": window_s})
-        return (0, 0) if row is None else (row[0], max(1, row[1]))
+        counted = [limit for limit in limits if limit.counts]
+        await db.run(sql, ([limit.key for limit in counted], [limit.window_s for limit in counted]))
+
+    async def give_back(self, db: Queries, limits: Sequence[Limit], *, forgiven: str = "") -> None:
+        sql = """
+            UPDATE auth.limits l SET
+                hits = greatest(CASE WHEN l.key = %s THEN l.pending ELSE l.hits END - 1, 0),
+                pending = greatest(l.pending - 1, 0)
+            FROM (SELECT key FROM auth.limits WHERE key = ANY(%s) ORDER BY key FOR UPDATE) AS locked
+            WHERE l.key = locked.key
+        """
+        await db.run(sql, (forgiven, [limit.key for limit in limits if limit.counts]))
+
+    async def is_new(self, db: Queries, key: str, window_s: float) -> bool:
+        sql = """
+            INSERT INTO auth.limits AS l (key, hits, window_s) VALUES (%s, 1, %s)
+            ON CONFLICT (key) DO UPDATE SET started_at = now()
+            WHERE l.started_at < now() - excluded.window_s * interval '1 second'
+        """
+        return await db.run(sql, (key, window_s)) == 1
 
     async def forget(self, db: Queries, key: str) -> bool:
-        return await db.run("DELETE FROM auth.limits WHERE key = %s", (key,)) == 1
+        return await db.one("DELETE FROM auth.limits WHERE key = %s RETURNING nullif(hits, 0)", (key,)) not in _NOTHING
 
-    async def prune(self, db: Queries, window_s: float) -> int:
+    async def prune(self, db: Queries) -> int:
         sql = """
             DELETE FROM auth.limits WHERE key IN (
-                SELECT key FROM auth.limits WHERE started_at < now() - %(window_s)s * interval '1 second'
+                SELECT key FROM auth.limits WHERE started_at < now() - window_s * interval '1 second'
                 ORDER BY started_at LIMIT %(chunk)s
             )
         """
-        return await run_in_chunks(db, sql, window_s=window_s)
+        return await run_in_chunks(db, sql)
+
+
+_NOTHING: tuple[Row | None, Row] = (None, (None,))
+
+
+def _tallies(limits: Sequence[Limit], rows: Sequence[Row]) -> list[Tally]:
+    found = {row[0]: Tally(row[1], row[2], max(1, row[3])) for row in rows}
+    return [found.get(limit.key, Tally()) for limit in limits]

@@ -44,7 +44,7 @@ class ChangePassword:
         """
         actor = await self.reauthenticate.fully(caller, given.current_password, given.otp)
         normal = self.passwords.checked(given.new_password, actor.username, "new_password")
-        password_hash = await self.passwords.hash(normal)
+        password_hash = await self.passwords.hash(normal, caller.origin.limited)
         async with self.db.begin() as tx:
             await self.actors.set_password(tx, actor.id, password_hash)
             session = await self.sessions.lock(tx, caller.session_id) if caller.session_id else None

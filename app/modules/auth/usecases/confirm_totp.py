@@ -9,6 +9,7 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
+from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Limits, limit_of_name
 from app.modules.auth.domain.second_factor import (
     RECOVERY_CODES,
     InvalidOtp,
@@ -43,21 +44,27 @@ class ConfirmTotp:
     db: Database
     factors: SecondFactors
     sessions: Sessions
+    limits: Limits
     audit: Audit
 
     async def __call__(self, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
         """Return the recovery codes, and end the caller's other sessions. Not safe to repeat.
 
-        Raises NoSecondFactor, InvalidOtp.
+        Raises NoSecondFactor, InvalidOtp, RateLimited.
         """
         if caller.actor is None:
             raise SessionNotFound
         found = await self.factors.get(self.db, caller.actor.id)
         if found is None or found.is_confirmed:
             raise NoSecondFactor
+        tried = [Limit(limit_of_name(caller.actor.username), LOCKED_FROM)]
+        await self.limits.reserve(self.db, tried)
         step = matching_step(found, given.otp, datetime.now(UTC))
         if step is None:
+            await self.limits.fail(self.db, tried)
+            await self.audit.refused(self.db, caller, "auth.confirm_totp", InvalidOtp.code)
             raise InvalidOtp
+        await self.limits.give_back(self.db, tried)
         codes = [new_recovery_code() for _ in range(RECOVERY_CODES)]
         async with self.db.begin() as tx:
             if not await self.factors.confirm(tx, caller.actor.id, step, [recovery_hash(code) for code in codes]):

@@ -54,7 +54,9 @@ class CreateActor:
             raise Invalid("a service account has no password", (("password", "a service account has none"),))
         password_hash = None
         if new.password is not None:
-            password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
+            password_hash = await self.passwords.hash(
+                self.passwords.checked(new.password, new.username), caller.origin.limited
+            )
         now = datetime.now(UTC)
         actor = Actor(uuid7(), new.type, new.username, new.is_superuser, new.is_active, None, now, now)
         async with self.db.begin() as tx:

@@ -1,35 +1,42 @@
 """Sign in with a password."""
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from annotated_types import Len
+from loguru import logger
 
 from app.kernel.audit import Audit
-from app.kernel.db import Database
+from app.kernel.db import Database, Queries
 from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actor, Actors, InvalidUsername, Passwords, username_key
+from app.modules.auth.domain.limits import (
+    LOCKED_FROM,
+    REFUSED_FROM,
+    REFUSED_FROM_ADDRESS,
+    SPRAY_WINDOW_S,
+    SPRAYED_FROM,
+    Limit,
+    Limits,
+    check,
+    limit_of_name,
+    limit_of_password,
+    too_many_at_once,
+)
 from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import (
     MOST_SESSIONS,
     InvalidCredentials,
-    Limits,
     Session,
     Sessions,
     SessionTokens,
     Tokens,
 )
 from app.modules.auth.portal import SessionStarted
-
-WINDOW_S = 900.0
-LOCKED_FROM = 10
-REFUSED_FROM = 30
-REFUSED_FROM_ADDRESS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +56,15 @@ class LoggedIn:
     session: SessionTokens
 
 
-def limit_of_name(username: str) -> str:
-    """Return the key under which failures for a name are counted, whether there is such an actor or not."""
-    try:
-        key = username_key(username)
-    except InvalidUsername:
-        key = username
-    return "login:name:" + hashlib.sha256(key.encode(errors="replace")).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A sign-in that counts against its limits: by name, by address and by password."""
+
+    limits: list[Limit]
+    pair: str
+    """The key of the name with this password."""
+    is_locked: bool
+    is_spraying: bool
 
 
 @operation("auth.login", Kind.USER_ACTION)
@@ -64,7 +73,8 @@ class Login:
     """Start a session for whoever knows the password.
 
     Within 15 minutes, ten failures lock a name: even the right password is answered as a wrong one. Thirty failures
-    for a name, or a hundred from an address, are answered RATE_LIMITED before anything is computed.
+    for a name, or a hundred from an address, are answered RATE_LIMITED before anything is computed; so is, for an hour,
+    a password that has failed for twenty names. A try counts before its password is looked at.
     """
 
     db: Database
@@ -78,6 +88,7 @@ class Login:
     queue: Queue
     idle_s: float
     lifetime_s: float
+    marking_key: bytes = field(repr=False)
 
     async def __call__(self, caller: Caller, credentials: Credentials) -> LoggedIn:
         """Return the actor and tokens of a new session. Safe to repeat: each call is a session of its own.
@@ -85,32 +96,60 @@ class Login:
         Raises RateLimited; OtpRequired when the password is right and a second factor is needed; InvalidCredentials,
         the same after the same time for a wrong password and an unknown, disabled or locked name.
         """
-        by_name, by_address = limit_of_name(credentials.username), f"login:address:{caller.origin.limited}"
-        await self._refuse_too_many(by_name, by_address)
+        by_name = limit_of_name(credentials.username)
+        by_password = limit_of_password(self.marking_key, credentials.password)
+        limits = [
+            Limit(by_name, REFUSED_FROM),
+            Limit(f"login:address:{caller.origin.limited}", REFUSED_FROM_ADDRESS),
+            Limit(by_password, SPRAYED_FROM, SPRAY_WINDOW_S),
+        ]
+        check(limits, await self.limits.look(self.db, limits))  # quickly, without waiting for a turn
         actor, password_hash = await self._find(credentials.username)
-        fits = await self.passwords.verify(credentials.password, password_hash)
-        # counted now, not before: guesses that run side by side must not outrun the lock
-        failures, _ = await self.limits.hits(self.db, by_name, WINDOW_S)
-        welcome = fits and actor is not None and actor.is_active and failures < LOCKED_FROM
+        new_hash = None
+        async with self.passwords.turn(caller.origin.limited) as hashing:
+            tried = await self._reserve(limits, f"{by_password}:{by_name}")
+            fits = await hashing.verify(credentials.password, password_hash)
+            welcome = fits and not tried.is_locked and actor is not None and actor.signs_in
+            if welcome and password_hash is not None and self.passwords.is_outdated(password_hash):
+                new_hash = await hashing.hash(credentials.password)
         second = await self.second_factor.check(actor.id, credentials.otp) if welcome and actor else "bad"
         if second == "required":
+            await self._give_back(self.db, tried)
             raise OtpRequired
         if actor is None or password_hash is None or second == "bad":
-            await self.limits.hit(self.db, by_name, WINDOW_S)
-            await self.limits.hit(self.db, by_address, WINDOW_S)
-            asked = replace(caller, actor_id=actor.id if actor else None)
-            await self.audit.record(self.db, asked, "auth.login", outcome=InvalidCredentials.code)
+            await self._failed(caller, actor, tried)
             raise InvalidCredentials
-        new_hash = None
-        if self.passwords.is_outdated(password_hash):
-            new_hash = await self.passwords.hash(credentials.password)
-        return await self._start(caller, actor, password_hash, new_hash, by_name if failures else None)
+        return await self._start(caller, actor, password_hash, new_hash, tried)
 
-    async def _refuse_too_many(self, by_name: str, by_address: str) -> None:
-        for key, most in ((by_name, REFUSED_FROM), (by_address, REFUSED_FROM_ADDRESS)):
-            failures, ends_in_s = await self.limits.hits(self.db, key, WINDOW_S)
-            if failures >= most:
-                raise RateLimited("too many failed sign-ins; try again later", retry_after_s=ends_in_s)
+    async def _reserve(self, limits: list[Limit], pair: str) -> Try:
+        by_password = limits[-1]
+        is_new = await self.limits.is_new(self.db, pair, by_password.window_s)  # a password counts once for each name
+        limits = [*limits[:-1], replace(by_password, counts=is_new)]
+        try:
+            of_name, _, of_password = await self.limits.reserve(self.db, limits)
+            is_locked = of_name.failed >= LOCKED_FROM
+            if not is_locked and of_name.failed + of_name.pending > LOCKED_FROM:
+                await self.limits.give_back(self.db, limits)
+                raise too_many_at_once()
+        except RateLimited:
+            if is_new:
+                await self.limits.forget(self.db, pair)
+            raise
+        is_spraying = is_new and of_password.failed + of_password.pending == SPRAYED_FROM
+        return Try(limits, pair, is_locked, is_spraying)
+
+    async def _give_back(self, db: Queries, tried: Try, *, forgiven: str = "") -> None:
+        await self.limits.give_back(db, tried.limits, forgiven=forgiven)
+        if tried.limits[-1].counts:
+            await self.limits.forget(db, tried.pair)
+
+    async def _failed(self, caller: Caller, actor: Actor | None, tried: Try) -> None:
+        await self.limits.fail(self.db, tried.limits)
+        asked = replace(caller, actor_id=actor.id if actor else None)
+        await self.audit.refused(self.db, asked, "auth.login", InvalidCredentials.code)
+        if tried.is_spraying:
+            logger.error("password spraying: one password has failed for {} names within an hour", SPRAYED_FROM)
+            await self.audit.refused(self.db, caller, "auth.password_spraying", RateLimited.code)
 
     async def _find(self, username: str) -> tuple[Actor | None, str | None]:
         try:
@@ -119,9 +158,7 @@ class Login:
             key = ""  # nobody has it; but look, so that it takes as long
         return await self.actors.by_username(self.db, key) or (None, None)
 
-    async def _start(
-        self, caller: Caller, actor: Actor, verified: str, new_hash: str | None, forget: str | None
-    ) -> LoggedIn:
+    async def _start(self, caller: Caller, actor: Actor, verified: str, new_hash: str | None, tried: Try) -> LoggedIn:
         now = datetime.now(UTC)
         expires_at = now + timedelta(seconds=self.lifetime_s)
         idle_expires_at = min(now + timedelta(seconds=self.idle_s), expires_at)
@@ -130,14 +167,13 @@ class Login:
         signed_in = replace(caller, actor_id=actor.id, session_id=session.id)
         async with self.db.begin() as tx:
             found = await self.actors.lock(tx, actor.id)
-            if found is None or not found[0].is_active or found[1] != verified:
+            if found is None or not found[0].signs_in or found[1] != verified:
                 raise InvalidCredentials  # changed or disabled while the password was verified
             await self.sessions.start(tx, session, caller.origin)
             await self.sessions.end_least_used(tx, actor.id, MOST_SESSIONS)
             if new_hash is not None:
                 await self.actors.set_password(tx, actor.id, new_hash)
-            if forget is not None:
-                await self.limits.forget(tx, forget)
+            await self._give_back(tx, tried, forgiven=tried.limits[0].key)
             await self.audit.record(tx, signed_in, "auth.login", target=actor.id)
             await self.queue.publish(tx, SessionStarted(actor.id, session.id))
         return LoggedIn(replace(actor, last_active_at=now), tokens)

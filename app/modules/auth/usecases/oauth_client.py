@@ -7,6 +7,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BasicAuth, Caller
 from app.modules.auth.domain.api_keys import ApiKeys, parsed
+from app.modules.auth.domain.limits import REFUSED_FROM, REFUSED_FROM_ADDRESS, Limit, Limits, digest_of
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.sessions import AuthenticatedCaller
 
@@ -20,15 +21,28 @@ class OAuthClient:
 
     db: Database
     api_keys: ApiKeys
+    limits: Limits
     audit: Audit
 
     async def __call__(self, caller: Caller, given: BasicAuth) -> tuple[AuthenticatedCaller, UUID]:
-        """Return the account with the key's permissions, and the key's id. Raises InvalidClient. Safe to repeat."""
+        """Return the account with the key's permissions, and the key's id. Safe to repeat.
+
+        Raises InvalidClient; RateLimited after too many failures from an address, or for a client from an address: who
+        knows the id of a client cannot lock it out from elsewhere.
+        """
+        by_address = f"oauth:address:{caller.origin.limited}"
+        tried = [
+            Limit(by_address, REFUSED_FROM_ADDRESS),
+            Limit(f"{by_address}:{digest_of(given.username)}", REFUSED_FROM),
+        ]
+        await self.limits.reserve(self.db, tried)
         key = parsed(given.password)
         found = None if key is None else await self.api_keys.caller(self.db, *key, caller.origin)
         actor = found.actor if found else None
         if key is None or found is None or actor is None or given.username not in (str(actor.id), actor.username):
-            await self.audit.record(self.db, caller, "auth.oauth_client", outcome=InvalidClient.code)
+            await self.limits.fail(self.db, tried)
+            await self.audit.refused(self.db, caller, "auth.oauth_client", InvalidClient.code)
             raise InvalidClient
+        await self.limits.give_back(self.db, tried)
         await self.api_keys.touch(self.db, key[0])
         return found, key[0]

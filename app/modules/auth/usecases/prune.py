@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.sessions import Limits, Sessions
-from app.modules.auth.usecases.login import WINDOW_S
+from app.modules.auth.domain.limits import Limits
+from app.modules.auth.domain.sessions import Sessions
 
 KEPT_S = 7 * 86400.0
 
@@ -29,4 +29,4 @@ class Prune:
 
     async def __call__(self) -> Pruned:
         """Return what was removed. Safe to repeat."""
-        return Pruned(await self.sessions.prune(self.db, KEPT_S), await self.limits.prune(self.db, WINDOW_S))
+        return Pruned(await self.sessions.prune(self.db, KEPT_S), await self.limits.prune(self.db))

@@ -7,9 +7,9 @@ from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import ActorNotFound, Actors, Passwords, username_key
-from app.modules.auth.domain.sessions import Limits, Sessions
+from app.modules.auth.domain.limits import Limits, limit_of_name
+from app.modules.auth.domain.sessions import Sessions
 from app.modules.auth.portal import PasswordChanged
-from app.modules.auth.usecases.login import limit_of_name
 
 
 @dataclass(frozen=True, slots=True)

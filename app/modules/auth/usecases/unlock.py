@@ -6,8 +6,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.actors import ActorNotFound, Actors, username_key
-from app.modules.auth.domain.sessions import Limits
-from app.modules.auth.usecases.login import limit_of_name
+from app.modules.auth.domain.limits import Limits, limit_of_name
 
 
 @operation("auth.unlock", Kind.MANUAL_COMMAND)

@@ -65,7 +65,9 @@ class UpdateActor:
                 raise Denied("change your own password with PUT /auth/v1/me/password")
             present = await self.actors.get(self.db, change.id)
             name = change.username or (present.username if present else "")
-            password_hash = await self.passwords.hash(self.passwords.checked(change.password, name))
+            password_hash = await self.passwords.hash(
+                self.passwords.checked(change.password, name), caller.origin.limited
+            )
         async with self.db.begin() as tx:
             actor, is_last = await locked_under_power(tx, caller, change.id, self.actors, self.roles)
             check_has_power_over(caller, (), is_superuser=bool(change.is_superuser))

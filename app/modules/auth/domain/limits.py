@@ -1,0 +1,112 @@
+"""Limits of guessing. A try is reserved before it is evaluated, so that guesses side by side cannot outrun a limit."""
+
+import hashlib
+import hmac
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.kernel.db import Queries
+from app.kernel.errors import RateLimited
+from app.modules.auth.domain.actors import InvalidUsername, username_key
+
+WINDOW_S = 900.0
+LOCKED_FROM = 10
+REFUSED_FROM = 30
+REFUSED_FROM_ADDRESS = 100
+SPRAYED_FROM = 20
+"""For how many names one password may fail within `SPRAY_WINDOW_S`."""
+SPRAY_WINDOW_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many tries there may be under a key within a window. One that does not `count` is only compared."""
+
+    key: str
+    most: int
+    window_s: float = WINDOW_S
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Tries under a key in the present window: failed, not decided yet; and the seconds until it ends."""
+
+    failed: int = 0
+    pending: int = 0
+    ends_in_s: int = 0
+
+
+def limit_of_name(username: str) -> str:
+    """Return the key under which failures for a name are counted, whether there is such an actor or not."""
+    try:
+        key = username_key(username)
+    except InvalidUsername:
+        key = username
+    return "login:name:" + digest_of(key)
+
+
+def limit_of_password(secret: bytes, password: str) -> str:
+    """Return the key under which the names are counted that a password failed for.
+
+    24 bits of a MAC: enough to tell a few thousand passwords apart, too few to find out what a password was.
+    """
+    normal = unicodedata.normalize("NFC", password).encode(errors="replace")
+    return "login:password:" + hmac.digest(secret, normal, "sha256")[:3].hex()
+
+
+def digest_of(text: str) -> str:
+    """Return what stands for a text of any length in a key."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def check(limits: Sequence[Limit], tallies: Sequence[Tally]) -> None:
+    """Raise RateLimited when a limit is reached: until its window ends, or for a second while tries are pending."""
+    pairs = list(zip(limits, tallies, strict=True))
+    if ends_in_s := max((tally.ends_in_s for limit, tally in pairs if tally.failed >= limit.most), default=0):
+        raise RateLimited("too many failed tries; try again later", retry_after_s=ends_in_s)
+    if any(tally.failed + tally.pending >= limit.most for limit, tally in pairs):
+        raise too_many_at_once()
+
+
+def too_many_at_once() -> RateLimited:
+    """Return the refusal of a try beside too many that are not decided yet."""
+    return RateLimited("too many tries at once; try again", retry_after_s=1)
+
+
+class Limits(Protocol):
+    """Tries, counted across processes."""
+
+    async def look(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
+        """Return the tries so far, in the order of the limits."""
+        ...
+
+    async def reserve(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
+        """Count a pending try under each key; return the tries with it, in the order of the limits.
+
+        Raises RateLimited, having counted nothing, when one of the limits is reached. `fail` or `give_back`
+        follows; a try that is left pending, because its process died, counts as failed until the window ends.
+        """
+        ...
+
+    async def fail(self, db: Queries, limits: Sequence[Limit]) -> None:
+        """Turn pending tries into failures."""
+        ...
+
+    async def give_back(self, db: Queries, limits: Sequence[Limit], *, forgiven: str = "") -> None:
+        """Forget pending tries: they were right, or were not evaluated. Under a forgiven key, failures too."""
+        ...
+
+    async def is_new(self, db: Queries, key: str, window_s: float) -> bool:
+        """Note a key; return whether it was not noted within its window."""
+        ...
+
+    async def forget(self, db: Queries, key: str) -> bool:
+        """Start anew; return whether there was something to forget."""
+        ...
+
+    async def prune(self, db: Queries) -> int:
+        """Remove the counts whose window has ended; return how many."""
+        ...

@@ -1,0 +1,1 @@
+ALTER TABLE auth.limits DROP COLUMN pending, DROP COLUMN most, DROP COLUMN window_s;
