@@ -120,7 +120,8 @@ def test_the_right_password_many_times_at_once_is_no_guess(pair: list[httpx.Clie
     sign_in(pair[0], "not this one")
     with ThreadPoolExecutor(24) as threads:
         answers = list(threads.map(lambda number: sign_in(pair[number % 2], PASSWORD).status_code, range(24)))
-    assert Counter(answers) == {200: 24}
+    assert set(answers) <= {200, 503}, "one actor's sign-ins wait for each other, and no longer than for a lock"
+    assert Counter(answers)[200] > LOCKED_FROM
     kept = database.all("SELECT split_part(key, ':', 2), hits, pending FROM auth.limits WHERE hits <> 0 ORDER BY key")
     assert kept == [("address", 1, 0), ("password", 1, 0), ("password", 1, 0)], "the failure, and the name it was for"
 

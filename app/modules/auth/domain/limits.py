@@ -3,12 +3,13 @@
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.kernel.db import Queries
-from app.kernel.errors import RateLimited
+from app.kernel.errors import RateLimited, Unauthenticated, Unavailable
 from app.modules.auth.domain.actors import InvalidUsername, username_key
 
 WINDOW_S = 900.0
@@ -74,6 +75,19 @@ def check(limits: Sequence[Limit], tallies: Sequence[Tally]) -> None:
 def too_many_at_once() -> RateLimited:
     """Return the refusal of a try beside too many that are not decided yet."""
     return RateLimited("too many tries at once; try again", retry_after_s=1)
+
+
+@asynccontextmanager
+async def undone_unless_decided(give_back: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Give a reserved try back when it ends without a decision: by an outage, or because its time was over."""
+    try:
+        yield
+    except Unauthenticated:
+        raise
+    except BaseException:
+        with suppress(Unavailable):  # then it counts as failed until its window ends
+            await give_back()
+        raise
 
 
 class Limits(Protocol):

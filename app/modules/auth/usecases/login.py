@@ -1,5 +1,6 @@
 """Sign in with a password."""
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -26,6 +27,7 @@ from app.modules.auth.domain.limits import (
     limit_of_name,
     limit_of_password,
     too_many_at_once,
+    undone_unless_decided,
 )
 from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import (
@@ -108,18 +110,20 @@ class Login:
         new_hash = None
         async with self.passwords.turn(caller.origin.limited) as hashing:
             tried = await self._reserve(limits, f"{by_password}:{by_name}")
-            fits = await hashing.verify(credentials.password, password_hash)
-            welcome = fits and not tried.is_locked and actor is not None and actor.signs_in
-            if welcome and password_hash is not None and self.passwords.is_outdated(password_hash):
-                new_hash = await hashing.hash(credentials.password)
-        second = await self.second_factor.check(actor.id, credentials.otp) if welcome and actor else "bad"
-        if second == "required":
-            await self._give_back(self.db, tried)
-            raise OtpRequired
-        if actor is None or password_hash is None or second == "bad":
-            await self._failed(caller, actor, tried)
-            raise InvalidCredentials
-        return await self._start(caller, actor, password_hash, new_hash, tried)
+            async with self._undone_unless_decided(tried):
+                fits = await hashing.verify(credentials.password, password_hash)
+                welcome = fits and not tried.is_locked and actor is not None and actor.signs_in
+                if welcome and password_hash is not None and self.passwords.is_outdated(password_hash):
+                    new_hash = await hashing.hash(credentials.password)
+        async with self._undone_unless_decided(tried):
+            second = await self.second_factor.check(actor.id, credentials.otp) if welcome and actor else "bad"
+            if second == "required":
+                await self._give_back(self.db, tried)
+                raise OtpRequired
+            if actor is None or password_hash is None or second == "bad":
+                await self._failed(caller, actor, tried)
+                raise InvalidCredentials
+            return await self._start(caller, actor, password_hash, new_hash, tried)
 
     async def _reserve(self, limits: list[Limit], pair: str) -> Try:
         by_password = limits[-1]
@@ -137,6 +141,9 @@ class Login:
             raise
         is_spraying = is_new and of_password.failed + of_password.pending == SPRAYED_FROM
         return Try(limits, pair, is_locked, is_spraying)
+
+    def _undone_unless_decided(self, tried: Try) -> AbstractAsyncContextManager[None]:
+        return undone_unless_decided(lambda: self._give_back(self.db, tried))
 
     async def _give_back(self, db: Queries, tried: Try, *, forgiven: str = "") -> None:
         await self.limits.give_back(db, tried.limits, forgiven=forgiven)

@@ -7,7 +7,14 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BasicAuth, Caller
 from app.modules.auth.domain.api_keys import ApiKeys, parsed
-from app.modules.auth.domain.limits import REFUSED_FROM, REFUSED_FROM_ADDRESS, Limit, Limits, digest_of
+from app.modules.auth.domain.limits import (
+    REFUSED_FROM,
+    REFUSED_FROM_ADDRESS,
+    Limit,
+    Limits,
+    digest_of,
+    undone_unless_decided,
+)
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.sessions import AuthenticatedCaller
 
@@ -37,7 +44,8 @@ class OAuthClient:
         ]
         await self.limits.reserve(self.db, tried)
         key = parsed(given.password)
-        found = None if key is None else await self.api_keys.caller(self.db, *key, caller.origin)
+        async with undone_unless_decided(lambda: self.limits.give_back(self.db, tried)):
+            found = None if key is None else await self.api_keys.caller(self.db, *key, caller.origin)
         actor = found.actor if found else None
         if key is None or found is None or actor is None or given.username not in (str(actor.id), actor.username):
             await self.limits.fail(self.db, tried)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.modules.auth.domain.actors import Actor, Actors, Passwords, username_key
-from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Limits, check, limit_of_name
+from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Limits, check, limit_of_name, undone_unless_decided
 from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, SessionNotFound
 
@@ -30,10 +30,11 @@ class Reauthenticate:
     async def fully(self, caller: AuthenticatedCaller, password: str, otp: str | None) -> Actor:
         """Check the second factor too, if there is one. Raises OtpRequired and InvalidOtp as well."""
         actor, tried = await self._with_password(caller, password)
-        second = await self.second_factor.check(actor.id, otp)
-        if second == "bad":
-            await self._failed(caller, tried)
-            raise InvalidOtp
+        async with undone_unless_decided(lambda: self.limits.give_back(self.db, tried)):
+            second = await self.second_factor.check(actor.id, otp)
+            if second == "bad":
+                await self._failed(caller, tried)
+                raise InvalidOtp
         await self.limits.give_back(self.db, tried)
         if second == "required":
             raise OtpRequired
@@ -47,8 +48,9 @@ class Reauthenticate:
         check(tried, await self.limits.look(self.db, tried))
         async with self.passwords.turn(caller.origin.limited) as hashing:
             await self.limits.reserve(self.db, tried)
-            found = await self.actors.by_username(self.db, username_key(actor.username))
-            fits = await hashing.verify(password, found[1] if found else None)
+            async with undone_unless_decided(lambda: self.limits.give_back(self.db, tried)):
+                found = await self.actors.by_username(self.db, username_key(actor.username))
+                fits = await hashing.verify(password, found[1] if found else None)
         if not fits:
             await self._failed(caller, tried)
             raise InvalidCredentials("the current password is wrong")
