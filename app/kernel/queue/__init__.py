@@ -1,5 +1,6 @@
 """Jobs, events, schedules: what modules declare. Importing it loads neither driver nor scheduler."""
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,7 +10,7 @@ from uuid import UUID
 from app.kernel.db import Queries
 from app.kernel.errors import Conflict
 from app.kernel.queue.crontab import Crontab
-from app.kernel.queue.limits import misfit, misnamed
+from app.kernel.queue.limits import LONGEST_RETRY_S, misfit, misnamed
 
 P = TypeVar("P")
 Operation = Callable[..., Awaitable[Any]]
@@ -23,11 +24,22 @@ payload, and what it writes commits together with the completion of the job: exa
 
 
 class RetryAfter(Exception):
-    """Raised by an operation: try this job again, not before so many seconds."""
+    """Raised by an operation: try this job again, not before so many seconds.
+
+    `delay_s` is what that means: 0 for less, at most 30 days, and None, the usual delay, for what is no number.
+    """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
-        super().__init__(reason or f"asked to be tried again in {seconds:g} s")
+        super().__init__(reason or f"asked to be tried again in {seconds} s")
         self.seconds = seconds
+
+    @property
+    def delay_s(self) -> float | None:
+        """For how long the job rests."""
+        given: Any = self.seconds  # whatever it is
+        if isinstance(given, int) or (isinstance(given, float) and math.isfinite(given)):
+            return float(min(max(given, 0), LONGEST_RETRY_S))
+        return None
 
 
 class NeverRetry(Exception):

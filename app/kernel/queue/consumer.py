@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
-from pydantic import ValidationError
 
 from app.kernel.config import QueueSettings
 from app.kernel.db import Database
@@ -25,16 +24,16 @@ from app.kernel.deadlines import Deadlines
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Subscriber
-from app.kernel.queue.codec import problems
 from app.kernel.queue.fetching import QueueState
 from app.kernel.queue.heartbeat import Heartbeat
 from app.kernel.queue.leases import KILLED, Job, Leases
 from app.kernel.queue.listener import Listener
-from app.kernel.queue.runner import FromTheFuture, Runner
+from app.kernel.queue.runner import FromTheFuture, Runner, Unreadable
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.redact import redacted
 from app.kernel.telemetry.traces import exemplar, resumed
+from app.kernel.text import said, shown, storable
 
 _FLUSHED_AT_ONCE = 500
 _PREFETCH_S = 0.1
@@ -113,7 +112,7 @@ class Consumer:
     def cancel(self, job_id: str) -> None:
         """Cancel a job that runs here."""
         for task, job in self._running.items():
-            if job.id == job_id and not job.stopped_for:
+            if job.id == job_id and job.started_at and not job.stopped_for:
                 job.stopped_for = "cancelled"
                 task.cancel()
 
@@ -228,10 +227,12 @@ class Consumer:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._running.pop(task, None)
+        job = self._running.pop(task, None)
         self._some_ended()
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.opt(exception=error).error("the worker itself failed: {!r}", error)
+            logger.opt(exception=error).error("the worker itself failed: {}", said(error))
+            if job is not None:
+                self._release(job)  # another worker has it when its lease has run out
 
     def _some_ended(self) -> None:
         for queue in self._queues:
@@ -281,28 +282,42 @@ class Consumer:
             metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at, example)
 
     async def _attempt(self, task: "asyncio.Task[None]", job: Job, runner: Runner) -> str:
+        error: BaseException | None = None
         try:
             await self._operate(job, runner)
-        except asyncio.CancelledError:
-            if not job.stopped_for:
-                raise
-            task.uncancel()
-            outcome = await self._stopped(job)
-        except _LeaseLost:
-            self._refused(job)
-            outcome = "lost"
-        except FromTheFuture:
-            await self._unknown(job)
-            outcome = "unknown"
-        except ValidationError as error:
-            outcome = await self._dead(job, f"the payload does not fit: {problems(error)}")
-        except NeverRetry as error:
-            outcome = await self._dead(job, redacted(f"never to be retried: {error}"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an operation raises is a failed attempt
-            outcome = await self._failed(job, error)
-        else:
+        except BaseException as raised:  # noqa: BLE001 - whatever an operation raises is a failed attempt
+            error = raised
+        if error is not None and job.stopped_for == "drain":
+            raise error
+        stopped_for, job.stopped_for = job.stopped_for, "ended"  # nothing is to cut how it is recorded
+        if task.cancelling():
+            await _forget_cancellations(task)
+        if error is None:
             logs.ended("INFO", "job done")
-            outcome = "done"
+            return "done"
+        return await self._not_done(job, error, stopped_for)
+
+    async def _not_done(self, job: Job, error: BaseException, stopped_for: str) -> str:
+        """Record how an attempt ended that raised; return its outcome."""
+        match error:
+            case _LeaseLost():
+                self._refused(job)
+                outcome = "lost"
+            case FromTheFuture():
+                await self._unknown(job)
+                outcome = "unknown"
+            case Unreadable():
+                outcome = await self._dead(job, str(error))
+            case NeverRetry():
+                outcome = await self._dead(job, redacted(f"never to be retried: {storable(shown(error))}"))
+            case _ if stopped_for == "cancelled":
+                outcome = await self._cancelled(job)
+            case _ if stopped_for == "timeout":
+                late = TimeoutError(f"took longer than {job.timeout_s:g} s")
+                late.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
+                outcome = await self._failed(job, late)
+            case _:
+                outcome = await self._failed(job, error)
         return outcome
 
     async def _operate(self, job: Job, runner: Runner) -> None:
@@ -329,23 +344,23 @@ class Consumer:
             job.stopped_for = "timeout"
             task.cancel()
 
-    async def _stopped(self, job: Job) -> str:
-        if job.stopped_for == "timeout":
-            return await self._failed(job, TimeoutError(f"took longer than {job.timeout_s:g} s"))
+    async def _cancelled(self, job: Job) -> str:
         if await self._record(job, lambda: self._leases.finish(self._db, [job], "cancelled")):
             logger.info("job cancelled")
         return "cancelled"
 
     async def _failed(self, job: Job, error: BaseException) -> str:
-        reason = redacted(f"{type(error).__name__}: {error}")
+        reason = redacted(said(error))
+        if isinstance(error, asyncio.CancelledError):
+            reason = "CancelledError: what it waited for was cancelled elsewhere"
         attempt = job.attempt + 1
         if attempt >= job.max_attempts:
             return await self._dead(job, f"failed {attempt} times, at last with {reason}", reason, error)
         delay_s = min(attempt**4 * random.uniform(0.8, 1.2), _LONGEST_BACKOFF_S)  # noqa: S311 - jitter
         if isinstance(error, RetryAfter):
-            delay_s = error.seconds
+            delay_s = error.delay_s if error.delay_s is not None else delay_s
         elif isinstance(error, Unavailable):
-            delay_s = max(delay_s, error.retry_after_s)
+            delay_s = max(delay_s, min(error.retry_after_s, _LONGEST_BACKOFF_S))
         if await self._record(job, lambda: self._leases.postpone(self._db, job, delay_s, reason)):
             logger.opt(exception=error).warning("attempt failed, next in {:.0f} s: {}", delay_s, reason)
         self._next_due = min(self._next_due, time.monotonic() + delay_s)
@@ -461,7 +476,8 @@ class Consumer:
     async def _cut(self) -> None:
         """Cancel what still runs, and hand back what was not completed."""
         running = dict(self._running)
-        for task in running:
+        for task, job in running.items():
+            job.stopped_for = "drain"
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=1)
@@ -473,6 +489,14 @@ class Consumer:
                 await self._leases.finish(self._db, finished)
         done = {id(job) for job in finished}
         await self._hand_back([job for job in list(self._held.values()) if id(job) not in done])
+
+
+async def _forget_cancellations(task: "asyncio.Task[None]") -> None:
+    """Take back what was asked of an operation that has ended: its cancellation is not to reach the next one."""
+    while task.cancelling():
+        task.uncancel()
+    with suppress(asyncio.CancelledError):  # one that was asked for last, and that nobody has heard of yet
+        await asyncio.sleep(0)
 
 
 async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Service:

@@ -10,6 +10,7 @@ from typing import Any
 
 from app.kernel.db import Queries
 from app.kernel.identifiers import uuid7
+from app.kernel.text import storable
 
 ANY_RANK = -(2**63)
 _MOST_RESCUES = 10  # a job whose worker died so often probably kills it
@@ -184,11 +185,6 @@ def lease_of(jobs: Sequence[Job]) -> dict[str, Any]:
     return {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
 
 
-def _storable(text: str) -> str:
-    """Return a text without what PostgreSQL cannot store: NUL and lone surrogates."""
-    return text[:_LONGEST_ERROR].replace("\0", "").encode(errors="replace").decode()
-
-
 @dataclass(frozen=True, slots=True)
 class Leases:
     """Takes jobs, and gives them back or away. Each method raises Unavailable."""
@@ -222,7 +218,9 @@ class Leases:
 
     async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
         """Make the job a dead letter. Return whether it was ours."""
-        return await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": _storable(reason)}) == 1
+        return (
+            await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": storable(reason[:_LONGEST_ERROR])}) == 1
+        )
 
     async def rescue(self, db: Queries) -> tuple[int, list[tuple[str, str]]]:
         """Free the jobs whose lease has run out; return how many, and the id and task of those that died of it."""
@@ -245,5 +243,5 @@ class Leases:
         entry = None
         if error is not None:
             at = datetime.now(UTC).isoformat()
-            entry = json.dumps([{"attempt": job.attempt + 1, "at": at, "error": _storable(error)}])
+            entry = json.dumps([{"attempt": job.attempt + 1, "at": at, "error": storable(error[:_LONGEST_ERROR])}])
         return {"id": job.id, "token": job.token, "counts": 0 if error is None else 1, "error": entry}

@@ -7,12 +7,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.kernel.queue import Handler, Mode, NeverRetry, Operation, Subscriber
-from app.kernel.queue.codec import adapter, decode_event, version_of
+from app.kernel.queue.codec import adapter, decode_event, problems, version_of
 from app.kernel.queue.leases import Job
+from app.kernel.text import shown
 
 
 class FromTheFuture(Exception):
     """A newer release published this event."""
+
+
+class Unreadable(Exception):
+    """The payload does not fit what this release reads; the message says why, without the values."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,25 @@ class Runner:
         return getattr(type(self.operation), "operation_id", "")
 
     def argument(self, job: Job) -> tuple[Any, ...]:
-        """Return the payload as the operation takes it. Raises ValidationError, NeverRetry, FromTheFuture."""
-        if isinstance(self.handler, Subscriber):
-            version = job.event_version or 1
-            if version > version_of(self.handler.event):
-                raise FromTheFuture
-            try:
-                return (decode_event(self.handler.event, version, job.payload or "null"),)
-            except ValidationError:
-                raise
-            except Exception as error:
-                raise NeverRetry(f"the event of version {version} cannot be upgraded: {error!r}") from error
-        if self.handler.task.payload is None:
-            return ()
-        return (adapter(self.handler.task.payload).validate_json(job.payload or "null"),)
+        """Return the payload as the operation takes it. Raises Unreadable, NeverRetry, FromTheFuture."""
+        try:
+            if isinstance(self.handler, Subscriber):
+                return (self._event(self.handler, job),)
+            if self.handler.task.payload is None:
+                return ()
+            return (adapter(self.handler.task.payload).validate_json(job.payload or "null"),)
+        except ValidationError as error:
+            raise Unreadable(f"the payload does not fit: {problems(error)}") from None
+
+    @staticmethod
+    def _event(subscriber: Subscriber, job: Job) -> object:
+        version = job.event_version or 1
+        if version > version_of(subscriber.event):
+            raise FromTheFuture
+        try:
+            return decode_event(subscriber.event, version, job.payload or "null")
+        except ValidationError:
+            raise
+        except Exception as error:
+            reason = f"the event of version {version} cannot be upgraded: {shown(error, repr)}"
+            raise NeverRetry(reason) from error

@@ -1,0 +1,37 @@
+"""Text from outside, made so that it can be logged, encoded and stored: the one place that decides how."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+_LONGEST = 8000
+
+
+def storable(text: str) -> str:
+    """Return the text as UTF-8 and PostgreSQL can hold it: lone surrogates become `?`, NUL goes. Safe to repeat."""
+    return text.replace("\0", "").encode(errors="replace").decode()
+
+
+def storable_tree(value: object) -> Any:
+    """Return the same of mappings and lists, at every depth: what JSON can hold stays, other things become texts."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[object, object]", value).items()
+        return {storable(shown(key)): storable_tree(item) for key, item in pairs}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [storable_tree(item) for item in cast("list[object]", value)]
+    return storable(shown(value))
+
+
+def shown(value: object, how: Callable[[object], str] = str) -> str:
+    """Return `str(value)` or `repr(value)`, or its type when that fails, whatever a stranger's method raises."""
+    try:
+        return how(value)
+    except BaseException:  # noqa: BLE001 - it is not what was asked for
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def said(error: BaseException) -> str:
+    """Return an exception's type and text, storable, of bounded length. Never raises."""
+    text = storable(shown(error)[:_LONGEST])
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
