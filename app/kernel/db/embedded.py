@@ -14,6 +14,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.kernel.db.libpq import forget_variables
 from app.kernel.errors import Unavailable
 
 _PROGRAM = Path(__file__).with_name("supervisor.py")
@@ -42,6 +43,7 @@ class EmbeddedServer:
     user: str
     database: str
     bin_dir: Path
+    version: int
     port: int = 5432
 
 
@@ -64,6 +66,7 @@ async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenera
     Safe to repeat and to use from many processes at once. Nothing is left behind when the start is cancelled.
     Raises EmbeddedUnavailable when the binaries are not installed, Unavailable when the server does not start.
     """
+    forget_variables()
     programs = embedded_binaries()
     if programs is None:
         raise EmbeddedUnavailable
@@ -148,8 +151,8 @@ class _Shared:
         pause_s = _POLL_S
         while True:
             socket_dir = self.existing("socket", ".s.PGSQL.5432")
-            if socket_dir and await _database_ready(socket_dir):
-                return EmbeddedServer(socket_dir, "app", "app", self.programs)
+            if socket_dir and (version := await _database_ready(socket_dir)):
+                return EmbeddedServer(socket_dir, "app", "app", self.programs, version)
             self.supervise(create=True)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.1, 0.2)
@@ -230,8 +233,8 @@ class _Shared:
         return Unavailable("the embedded PostgreSQL did not start: " + "; ".join(part for part in parts if part))
 
 
-async def _database_ready(socket_dir: str) -> bool:
-    """Whether the server answers and the database exists; makes it, whoever comes first."""
+async def _database_ready(socket_dir: str) -> int:
+    """Return the server's version if it answers and the database exists, else 0; makes it, whoever comes first."""
     import psycopg
     from psycopg import errors
 
@@ -242,6 +245,6 @@ async def _database_ready(socket_dir: str) -> bool:
             found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = 'app'")
             if await found.fetchone() is None:
                 await connection.execute("CREATE DATABASE app")
+            return connection.info.server_version
     except (psycopg.OperationalError, errors.DuplicateDatabase, errors.UniqueViolation):
-        return False
-    return True
+        return 0

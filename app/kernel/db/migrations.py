@@ -28,7 +28,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.config import PostgresSettings
-from app.kernel.db.refusals import refusal_of
+from app.kernel.db.refusals import READ_ONLY, refusal_of
 from app.kernel.db.server import Server, server
 from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
 from app.kernel.process import Process
@@ -39,6 +39,7 @@ _LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
 _WAIT_S = 3600.0
 _POLL_S = 0.1
 _STOP_S = 4.0
+_AGAIN_S = 1.0
 _LONGEST_NAME = 100
 _BUILDS_INDEX = re.compile(
     r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>[\w$]+|\"[^\"]+\")"
@@ -400,27 +401,42 @@ async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
         raise
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
+        if error.sqlstate == READ_ONLY:
+            raise Unavailable("migrations are pending, and the database is read-only; let it accept changes") from error
         if isinstance(refusal_of(error), Unavailable):
             raise Unavailable(f"the database went away while migrating: {reason}") from error
-        if not isinstance(error, psycopg.errors.InsufficientPrivilege):
-            raise
-        raise MigrationFailed(
-            f"the database does not let this role migrate: {reason}; make it the owner of the database,"
-            " or let it: GRANT CREATE ON SCHEMA public"
-        ) from error
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise MigrationFailed(
+                f"the database does not let this role migrate: {reason}; make it the owner of the database,"
+                " or let it: GRANT CREATE ON SCHEMA public"
+            ) from error
+        raise
 
 
 @asynccontextmanager
 async def migrated(p: Process) -> AsyncGenerator[None]:
     """Provide a database whose schema is current: nothing else may open before.
 
+    While the database cannot be migrated for now, such as being read-only, this tries again for `startup_timeout`.
     Raises MigrationFailed, BadMigration, Unavailable; Conflict when something is pending and may not be applied.
     """
-    migrator = Migrator(await p.use(server), p.root / "migrations")
-    if p.settings[PostgresSettings].migrate:
-        await in_thread(migrator, lambda: migrator.up(logger.info))
-    elif pending := await in_thread(migrator, migrator.pending):
-        raise Conflict(f"{len(pending)} migrations are pending, the first is {pending[0].id}; run: app migrate up")
+    settings, found = p.settings[PostgresSettings], await p.use(server)
+    deadline = time.monotonic() + settings.startup_timeout
+    while True:
+        migrator = Migrator(found, p.root / "migrations")
+        try:
+            if settings.migrate:
+                await in_thread(migrator, lambda m=migrator: m.up(logger.info))
+            elif pending := await in_thread(migrator, migrator.pending):
+                raise Conflict(
+                    f"{len(pending)} migrations are pending, the first is {pending[0].id}; run: app migrate up"
+                )
+            break
+        except Unavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning("waiting to migrate: {}", error)
+        await asyncio.sleep(_AGAIN_S)
     if warning := migrator.newer_release():
         logger.warning(warning)
     yield

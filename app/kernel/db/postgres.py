@@ -2,67 +2,52 @@
 
 import asyncio
 import functools
-import select
-import socket
 import time
-import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cached_property
-from typing import Any, LiteralString, NamedTuple, Self, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from loguru import logger
 from opentelemetry.trace import SpanKind
-from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
-from psycopg_pool import AsyncConnectionPool
 
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Parameters, Row, Transaction
+from app.kernel.db.connection import Connection
 from app.kernel.db.migrations import migrated
-from app.kernel.db.refusals import refusal_of
+from app.kernel.db.pool import Pool, PoolUse
+from app.kernel.db.refusals import DISK_FULL, READ_ONLY, refusal_of
 from app.kernel.db.server import server
 from app.kernel.deadlines import Deadlines
 from app.kernel.errors import Invalid, Unavailable
 from app.kernel.process import Process
+from app.kernel.shared import Shared
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.traces import span
 
 T = TypeVar("T")
 
-_CANCEL_S = 1.0
 _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not even cancel is frozen or gone
+_TRUSTED_S = 1.0  # a connection that was idle for longer may have been dropped by the network without a word
+_PROBE_S = 1.0
 
-
-class Connection(AsyncConnection[Row]):
-    """A connection. When its task is cancelled it asks the server to cancel, which may be frozen."""
-
-    @classmethod
-    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
-        try:
-            return await super().connect(*args, **kwargs)
-        except psycopg.OperationalError as error:
-            _forget_attempt(error)
-            raise
-
-    @cached_property
-    def statements(self) -> psycopg.AsyncCursor[Row]:
-        """The cursor of all its statements. Each is read to its end at once; a cursor for each costs a quarter more."""
-        return self.cursor()
-
-    def is_readable(self) -> bool:
-        """Return whether the server has said something, or hung up."""
-        return not self.closed and bool(self._poll.poll(0))
-
-    @cached_property
-    def _poll(self) -> select.poll:
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return poll
-
-    async def cancel_safe(self, *, timeout: float = _CANCEL_S) -> None:  # noqa: ASYNC109 - the signature is psycopg's
-        await super().cancel_safe(timeout=min(timeout, _CANCEL_S))
+# whether this session may write, and whether one that is opened now could: the setting does not reach open sessions
+_CHECK = """
+    SELECT current_setting('transaction_read_only')::bool OR coalesce((
+        SELECT split_part(setting, '=', 2)::bool
+        FROM pg_catalog.pg_db_role_setting s
+            JOIN pg_catalog.pg_database d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
+            JOIN pg_catalog.pg_roles r ON r.rolname = session_user AND s.setrole IN (0, r.oid),
+            unnest(s.setconfig) AS setting
+        WHERE split_part(setting, '=', 1) = 'default_transaction_read_only'
+        ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1
+    ), false)
+"""
+# needs a new page on the disk of the database, and leaves nothing
+_WRITE = """
+    CREATE TEMPORARY TABLE app_write_check ON COMMIT DROP TABLESPACE pg_default AS SELECT repeat('x', 1000) AS filler
+"""
 
 
 class _Queries:
@@ -73,6 +58,7 @@ class _Queries:
         self._deadlines = deadlines
         self._ended = False
         self.outdated = False
+        self.refused_with = ""
 
     @property
     def transaction(self) -> TransactionStatus:
@@ -99,7 +85,7 @@ class _Queries:
             if self._connection.is_readable():  # it was this process that slept: the answer is here
                 again = asyncio.get_running_loop().call_later(_FROZEN_S, give_up)
             else:
-                _hang_up(self._connection)
+                self._connection.hang_up()
 
         self._deadlines.begin(give_up)
         started, outcome, asked = time.perf_counter(), "failed", _cancellations()
@@ -118,6 +104,7 @@ class _Queries:
                 raise
             if isinstance(refusal, Invalid):
                 logger.warning("the database refused what a check should have: {}", refusal)
+            self.refused_with = getattr(error, "sqlstate", None) or ""
             raise refusal from error
         finally:
             self._deadlines.end(give_up)
@@ -143,64 +130,62 @@ class _Queries:
         await self._bounded("COPY", write)
 
 
-class PoolUse(NamedTuple):
-    """How much of a pool is in use: connections taken and idle, requests that wait for one, the most there may be."""
-
-    used: int
-    idle: int
-    waiting: int
-    most: int
-
-
 class PostgresDatabase:
     """A pool of connections to one database."""
 
-    def __init__(self, pool: AsyncConnectionPool[Connection], deadline_s: float) -> None:
+    def __init__(self, pool: Pool[Connection], wait_s: float, statement_s: float) -> None:
         self._pool = pool
-        self._deadlines = Deadlines(deadline_s)
+        self._wait_s = wait_s
+        self._deadlines = Deadlines(statement_s + _FROZEN_S)
+        self._probing = Deadlines(_PROBE_S)
+        self._disk_full = False
+        self.check = Shared(self._check)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncGenerator[_Queries]:
-        queries, connection = await self._alive()
+    async def _connection(self, *, urgent: bool = False) -> AsyncGenerator[_Queries]:
+        connection = await self._alive(urgent)
+        queries = _Queries(connection, self._deadlines)
         try:
             yield queries
         finally:
             queries.end()
-            await self._give_back(connection, queries)
+            self._give_back(connection, queries)
 
-    async def _alive(self) -> tuple[_Queries, Connection]:
+    async def _alive(self, urgent: bool) -> Connection:
         """Take a connection. Those that the server closed meanwhile are replaced, all of them if need be.
 
-        The pool's own `check` waits a second after the second dead one, so a restarted server would cost the next
-        requests their connection. An idle connection has nothing to read; only if it has, a round trip is needed.
+        An idle connection has nothing to read; only if it has, or was idle for long, a round trip is needed.
         """
-        deadline = time.monotonic() + self._pool.timeout
+        deadline: float | None = None
         while True:
-            asked = _cancellations()
+            connection = self._pool.take_idle()
+            if connection is None:
+                now = time.monotonic()
+                deadline = deadline or now + self._wait_s
+                connection = await self._pool.take(deadline - now, urgent=urgent)
+            if time.monotonic() - connection.idle_since < _TRUSTED_S and not connection.is_readable():
+                return connection
+            deadline = deadline or time.monotonic() + self._wait_s
+            queries = _Queries(connection, self._probing)
             try:
-                connection = await self._pool.getconn(deadline - time.monotonic())
-            except psycopg.Error as error:  # closed, full or too slow
-                raise refusal_of(error) or Unavailable from error
-            queries = _Queries(connection, self._deadlines)
-            try:
-                _raise_lost(asked)
-                if connection.closed or connection.is_readable():
-                    await queries.run("SELECT 1")
+                await queries.run("SELECT 1")
             except (Unavailable, psycopg.Error):
-                await connection.close()
-                await self._give_back(connection, queries)
+                connection.drop()
+                self._give_back(connection, queries)
             except BaseException:
-                await self._give_back(connection, queries)
+                self._give_back(connection, queries)
                 raise
             else:
-                return queries, connection
+                return connection
 
-    async def _give_back(self, connection: Connection, queries: _Queries) -> None:
-        if queries.outdated:  # and so are the others, which prepared the same statements
-            await self._pool.drain()
-        if queries.outdated or queries.transaction != TransactionStatus.IDLE:
-            await connection.close()  # the pool would wait for a rollback, however long it takes
-        await self._pool.putconn(connection)
+    def _give_back(self, connection: Connection, queries: _Queries) -> None:
+        if queries.outdated or queries.refused_with == READ_ONLY:  # and so are the others
+            self._pool.renew()
+        if queries.refused_with == DISK_FULL:
+            self._disk_full = True
+        if connection.mute:  # and so may be the others
+            self._pool.drop_idle()
+        self._pool.give_back(connection)
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         async with self._connection() as connection:
@@ -243,15 +228,20 @@ class PostgresDatabase:
                     ) from error
                 raise
 
-    async def check(self) -> None:
-        """Raise Unavailable unless the database answers."""
-        await self.one("SELECT 1")
+    async def _check(self) -> None:
+        """Raise Unavailable unless the database answers, and would accept a change. Waits before all others."""
+        async with self._connection(urgent=True) as connection:
+            if await connection.one(_CHECK) != (False,):
+                connection.refused_with = READ_ONLY
+                raise Unavailable("the database is read-only", retry_after_s=2)
+            if self._disk_full:
+                with suppress(psycopg.errors.InsufficientPrivilege):  # then there is no knowing
+                    await connection.run(_WRITE)
+                self._disk_full = False
 
     def pool_use(self) -> PoolUse:
         """Return how much of the pool is in use at this moment. Safe to repeat."""
-        stats = self._pool.get_stats()
-        size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
-        return PoolUse(size - idle, idle, stats.get("requests_waiting", 0), self._pool.max_size)
+        return self._pool.use()
 
 
 def _cancellations() -> int:
@@ -263,8 +253,8 @@ def _cancellations() -> int:
 def _raise_lost(asked: int) -> None:
     """Raise CancelledError if the task was asked to stop since, and nobody told it.
 
-    Until Python 3.12, asyncio.wait_for forgets it when what it waits for comes at the same moment, and both psycopg and
-    its pool wait so: the request would go on, and nothing would stop it any more.
+    Until Python 3.12, asyncio.wait_for forgets it when what it waits for comes at the same moment, and psycopg waits
+    so: the request would go on, and nothing would stop it any more.
     """
     if _cancellations() > asked:
         raise asyncio.CancelledError
@@ -276,28 +266,6 @@ def _first_word(sql: LiteralString) -> str:
     return sql.split(None, 1)[0].upper()
 
 
-def _forget_attempt(error: BaseException) -> None:
-    """Close the socket of a connection attempt that was given up.
-
-    psycopg leaves it to the generator that was connecting, which lives on in the traceback of the error: with a frozen
-    server, every attempt would cost it a connection until the error is collected as garbage.
-    """
-    following: BaseException | None = error
-    while following is not None:
-        traceback.clear_frames(following.__traceback__)
-        following = following.__cause__ or following.__context__
-
-
-def _hang_up(connection: Connection) -> None:
-    """Shut the socket: the waiting statement fails at once, without asking a server that does not answer."""
-    with suppress(psycopg.Error, OSError):  # closed meanwhile
-        sock = socket.socket(fileno=connection.fileno())
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        finally:
-            sock.detach()
-
-
 @asynccontextmanager
 async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     """Provide the database, migrated. Raises what `server` and `migrated` raise."""
@@ -307,25 +275,14 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     conninfo = found.conninfo(
         statement_timeout=round(settings.statement_timeout * 1000),
         lock_timeout=round(settings.lock_timeout * 1000),
-        idle_in_transaction_session_timeout=60_000,
     )
-    kwargs: dict[str, Any] = {"autocommit": True}
-    pool = AsyncConnectionPool[Connection](
-        conninfo,
-        connection_class=Connection,
-        kwargs=kwargs,
-        min_size=1,
-        max_size=settings.pool_size,
-        timeout=settings.pool_timeout,
-        max_waiting=settings.pool_queue,
-        # a lost connection is replaced when somebody asks for one, not after an ever longer backoff
-        reconnect_timeout=1,
-        open=False,
-    )
-    async with pool:
-        opened = PostgresDatabase(pool, settings.statement_timeout + _FROZEN_S)
-        p.checks["database"] = opened.check
-        forget = metrics.before_scrape(lambda: metrics.connections(*opened.pool_use()))
+    pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue)
+    opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout)
+    p.checks["database"] = opened.check
+    forget = metrics.before_scrape(lambda: metrics.connections(*opened.pool_use()))
+    try:
         yield opened
+    finally:
         forget()
         p.checks.pop("database")
+        await pool.close()

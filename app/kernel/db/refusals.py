@@ -7,10 +7,10 @@ nor by text, which comes in the language of the server.
 from collections.abc import Mapping
 
 import psycopg
-from psycopg_pool import PoolTimeout, TooManyRequests
 
 from app.kernel.errors import Invalid, Refusal, Unavailable
 
+READ_ONLY, DISK_FULL = "25006", "53100"
 _BUSY = "the database is busy with a conflicting change"
 _SLOW = "the database took too long"
 _AWAY = "the database is not available"
@@ -19,7 +19,7 @@ _AWAY = "the database is not available"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OUTAGES = {
     "08": _AWAY,  # connection exception; PgBouncer says 08P01 for everything
-    "25006": "the database is read-only",
+    READ_ONLY: "the database is read-only",
     "25P03": _AWAY,  # idle in transaction for too long: this process was frozen
     "25P04": _SLOW,  # transaction timeout
     "28": _AWAY,  # it no longer takes our password
@@ -27,6 +27,7 @@ _OUTAGES = {
     "40": _BUSY,
     "40003": _AWAY,  # statement completion unknown
     "53": "the database is short of resources",  # disk, memory, connections
+    DISK_FULL: "the disk of the database is full",
     "55006": _BUSY,  # object in use
     "55P03": _BUSY,  # lock not available
     "57": _AWAY,  # shutdown, crash, starting up, dropped
@@ -69,7 +70,7 @@ def constraints(refusals: Mapping[str, type[Refusal]]) -> None:
 
 
 def refusal_of(error: BaseException) -> Refusal | None:
-    """Return what a failed statement, or the wait for a connection, is refused with; None for a mistake of ours."""
+    """Return what a failed statement is refused with; None for a mistake of ours."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return _noticed_by_the_client(error)
     state = error.sqlstate
@@ -83,13 +84,11 @@ def refusal_of(error: BaseException) -> Refusal | None:
 
 def _noticed_by_the_client(error: BaseException) -> Refusal | None:
     match error:
-        case TooManyRequests():
-            return Unavailable("too many requests are waiting for a database connection")
-        case PoolTimeout():
-            return Unavailable("no database connection became free in time", retry_after_s=2)
         case UnicodeEncodeError() | psycopg.DataError():  # a lone surrogate, or NUL
             return Invalid("a text holds a character that the database cannot store")
         case psycopg.OperationalError() | psycopg.InterfaceError():  # connecting failed, or the connection is lost
+            return Unavailable(_AWAY, retry_after_s=2)
+        case psycopg.DatabaseError() if type(error) is psycopg.DatabaseError:  # the server died while it answered
             return Unavailable(_AWAY, retry_after_s=2)
         case _:
             return None

@@ -6,22 +6,50 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import psycopg
 from loguru import logger
 from psycopg.conninfo import make_conninfo
 
 from app.kernel.config import Misconfigured, PostgresSettings
+from app.kernel.db.attempt import Attempt, attempt
 from app.kernel.db.embedded import EmbeddedUnavailable, embedded_server
+from app.kernel.db.libpq import forget_variables
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 
 _CONNECT_S = 2
 _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
-_WORTH_RETRYING = ("starting up", "shutting down", "recovery", "too many", "connection slots")
-_NOT_WORTH_RETRYING = ("FATAL:", "does not support SSL", "certificate", "no password supplied")
+_AGAIN_S = 0.25
+_TRANSACTION_TIMEOUT = 170_000  # the version that has it
+
+# what a role or a database may set otherwise, and what we rely on. Not default_transaction_read_only: an operator who
+# sets that means us
+_SESSION: dict[str, str | int] = {
+    "timezone": "UTC",
+    "datestyle": "ISO,MDY",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": 1,
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "standard_conforming_strings": "on",
+    "search_path": "public",
+    "row_security": "on",
+    "default_transaction_isolation": "read\\ committed",
+    "default_transaction_deferrable": "off",
+    "exit_on_error": "off",
+    "client_min_messages": "warning",
+    "statement_timeout": 10_000,
+    "lock_timeout": 10_000,
+    "idle_in_transaction_session_timeout": 60_000,
+    "idle_session_timeout": 0,
+    # the server notices within seconds that we are gone, and frees the locks
+    "tcp_keepalives_idle": 2,
+    "tcp_keepalives_interval": 2,
+    "tcp_keepalives_count": 4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +59,14 @@ class Server:
     label: str
     parameters: Mapping[str, str | int] = field(repr=False)
     bin_dir: Path | None = None
+    version: int = 0
 
     def conninfo(self, **options: str | int) -> str:
         """Return a libpq connection string; `options` become settings of the session (times in milliseconds)."""
-        session = " ".join(f"-c {name}={value}" for name, value in {"timezone": "UTC", **options}.items())
+        settings = _SESSION | options
+        if self.version >= _TRANSACTION_TIMEOUT:
+            settings["transaction_timeout"] = 0
+        session = " ".join(f"-c {name}={value}" for name, value in settings.items())
         return make_conninfo("", **self.parameters, options=session)
 
 
@@ -44,16 +76,20 @@ async def server(p: Process) -> AsyncGenerator[Server]:
 
     Raises Misconfigured when it refuses us or none can be embedded, Unavailable when it does not answer in time.
     """
+    forget_variables()
     settings = p.settings[PostgresSettings]
     common: dict[str, str | int] = {
         "application_name": f"{p.name}@{socket.gethostname()}:{os.getpid()}"[:63],
         "connect_timeout": _CONNECT_S,
+        "client_encoding": "UTF8",
+        "gssencmode": "disable",
     }
     if not settings.host:
         try:
             async with embedded_server(p.root / ".local" / "postgres") as embedded:
                 where = {"host": embedded.socket_dir, "port": embedded.port, "user": embedded.user}
-                yield Server("embedded", {**common, **where, "dbname": embedded.database}, embedded.bin_dir)
+                parameters = {**common, **where, "dbname": embedded.database}
+                yield Server("embedded", parameters, embedded.bin_dir, embedded.version)
         except EmbeddedUnavailable as error:
             raise Misconfigured(str(error)) from None
         return
@@ -64,9 +100,9 @@ async def server(p: Process) -> AsyncGenerator[Server]:
         "dbname": settings.db,
         "sslmode": settings.ssl,
         # a server that vanishes without a word (a pulled cable) is noticed within seconds
-        "tcp_user_timeout": 10_000,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
+        "tcp_user_timeout": 2_000,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
         "keepalives_count": 3,
     }
     if password := settings.password.get_secret_value():
@@ -74,27 +110,26 @@ async def server(p: Process) -> AsyncGenerator[Server]:
     if settings.ssl == "verify-full":
         parameters["sslrootcert"] = settings.ssl_root_cert
     configured = Server(f"{settings.host}:{settings.port}", parameters)
-    await _answering(configured, settings.startup_timeout)
-    yield configured
+    yield replace(configured, version=await _answering(configured, settings.startup_timeout))
 
 
-async def _answering(server: Server, timeout_s: float) -> None:
+async def _answering(server: Server, timeout_s: float) -> int:
+    """Wait until the server accepts a connection; return its version."""
     deadline, tell_at = time.monotonic() + timeout_s, time.monotonic() + _TELL_AFTER_S
-    while True:
-        try:
-            connection = await psycopg.AsyncConnection.connect(server.conninfo())
-        except psycopg.OperationalError as error:
-            reason = " ".join(str(error).split())
-            if any(text in reason for text in _NOT_WORTH_RETRYING) and not any(t in reason for t in _WORTH_RETRYING):
-                raise Misconfigured(f"PostgreSQL at {server.label} refused: {reason}; check POSTGRES_*") from None
-            if time.monotonic() >= deadline:
-                raise Unavailable(
-                    f"PostgreSQL at {server.label} does not answer: {reason}; start it, or check POSTGRES_HOST"
-                ) from None
-            if time.monotonic() >= tell_at:
-                tell_at = time.monotonic() + _TELL_EVERY_S
-                logger.warning("waiting for PostgreSQL at {}: {}", server.label, reason)
-            await asyncio.sleep(0.25)
-        else:
-            await connection.close()
-            return
+    before = Attempt()
+    while not (ended := await attempt(server.conninfo())).server_version:
+        # a handshake that a dying server cut off is not cut off twice
+        if ended.for_good or (ended.in_tls and before.in_tls):
+            raise Misconfigured(f"PostgreSQL at {server.label} refused: {ended.reason}; check POSTGRES_*")
+        if time.monotonic() >= deadline:
+            if ended.sqlstate:
+                raise Unavailable(f"PostgreSQL at {server.label} accepts no connection: {ended.reason}; try again")
+            raise Unavailable(
+                f"PostgreSQL at {server.label} does not answer: {ended.reason}; start it, or check POSTGRES_HOST"
+            )
+        if time.monotonic() >= tell_at:
+            tell_at = time.monotonic() + _TELL_EVERY_S
+            logger.warning("waiting for PostgreSQL at {}: {}", server.label, ended.reason)
+        before = ended
+        await asyncio.sleep(_AGAIN_S)
+    return ended.server_version

@@ -444,8 +444,9 @@ class Consumer:
 
     async def _tend(self) -> None:
         """Free what dead workers held; say that our subscriptions are wanted; measure the queues."""
-        seen_at = measure_at = 0.0
+        seen_at, measure_at = -_SEEN_EVERY_S, 0.0
         while True:
+            again_s = max(0.05, self._leases.lease_s / 4)
             try:
                 rescued, dead = await self._leases.rescue(self._db)
                 if rescued:
@@ -463,7 +464,8 @@ class Consumer:
                     measure_at = ended + max(_MEASURED_EVERY_S, 20 * (ended - started))
             except Unavailable as error:
                 logger.warning("consumer: {}; trying again", error)
-            await asyncio.sleep(max(0.05, self._leases.lease_s / 4))
+                again_s = min(_AGAIN_S, again_s)
+            await asyncio.sleep(again_s)
 
     async def _hand_back(self, jobs: list[Job]) -> None:
         self._ready.clear()
@@ -504,5 +506,8 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Serv
     db = await p.use(database)
     found = await p.use(server)
     worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings])
-    await worker.register()
+    try:
+        await worker.register()
+    except Unavailable as error:  # it is tried again while running
+        logger.warning("consumer: {}; registering its subscriptions later", error)
     return Service("consumer", worker.run)

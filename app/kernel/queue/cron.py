@@ -105,6 +105,7 @@ class CronManager:
         self._db = db
         self._schedules = {schedule.name: schedule for schedule in schedules}
         self._poll_s = poll_s
+        self._registered = False
         self._known = {"names": list(self._schedules), "specs": [s.spec for s in schedules], "most": _FIRED_AT_ONCE}
 
     async def register(self) -> None:
@@ -119,6 +120,7 @@ class CronManager:
             if await self._db.one(_STORED_ALREADY, {**given, **attempts}) is None:
                 await self._db.run(_REGISTER, {**given, **attempts, "next": first})
         await self._db.run(_SEEN, (list(self._schedules),))
+        self._registered = True
 
     async def run(self, stop: asyncio.Event) -> None:
         """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""
@@ -127,6 +129,8 @@ class CronManager:
         while not await pause(stop, wait_s):
             wait_s = self._poll_s
             try:
+                if not self._registered:
+                    await self.register()
                 while await self.fire_due():
                     pass
                 now = time.monotonic()
@@ -233,5 +237,8 @@ async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Service:
     """Return the cron manager as a service."""
     db = await p.use(database)
     manager = CronManager(db, schedules, p.settings[QueueSettings].poll_interval)
-    await manager.register()
+    try:
+        await manager.register()
+    except Unavailable as error:  # it is tried again while running
+        logger.warning("cron manager: {}; registering its schedules later", error)
     return Service("cron manager", manager.run)

@@ -1,6 +1,5 @@
 """The keyring: signing keys, in the database, encrypted under keys derived from the master secret."""
 
-import asyncio
 import os
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from joserfc.jwk import ECKey
 from app.kernel.config import Misconfigured
 from app.kernel.db import Database, Queries, Transaction
 from app.kernel.identifiers import uuid7
+from app.kernel.shared import Shared
 
 ALGORITHM = "ES256"
 _NONCE_BYTES = 12
@@ -86,7 +86,7 @@ class Keyring:
         self._keys: dict[str, ECKey] = {}
         self._listed: list[ListedKey] = []
         self._loaded_at = float("-inf")
-        self._loading = asyncio.Lock()
+        self._reload = Shared(self._load)
         self.refresh_mac = derive(master_secret, "refresh tokens")
 
     async def open(self) -> None:
@@ -95,11 +95,6 @@ class Keyring:
         Raises Misconfigured when the master secret is not the one the keys were encrypted with.
         """
         await self._load()
-        if not self._keys:
-            kid, sealed = self._made()
-            async with self._db.begin() as tx:
-                await self._stored.add_first(tx, kid, sealed)
-            await self._load()
 
     async def signing(self) -> ECKey:
         """Return the key to sign with."""
@@ -135,14 +130,16 @@ class Keyring:
         return kid, self._sealer.seal(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), kid)
 
     async def _fresh(self, seconds: float) -> None:
-        if time.monotonic() - self._loaded_at < seconds:
-            return
-        async with self._loading:
-            if time.monotonic() - self._loaded_at >= seconds:
-                await self._load()
+        if time.monotonic() - self._loaded_at >= seconds:
+            await self._reload()
 
     async def _load(self) -> None:
         rows = await self._stored.all(self._db)
+        if not rows:
+            kid, sealed = self._made()
+            async with self._db.begin() as tx:
+                await self._stored.add_first(tx, kid, sealed)
+            rows = await self._stored.all(self._db)
         keys: dict[str, ECKey] = {}
         for kid, sealed, _ in rows:
             if kid in self._keys:

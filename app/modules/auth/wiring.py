@@ -5,8 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loguru import logger
+
 from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
+from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 from app.kernel.queue.postgres import PostgresQueue
 from app.modules.auth.portal import Portal
@@ -148,13 +151,19 @@ class AuthPortal:
 
 @asynccontextmanager
 async def keyring(p: Process) -> AsyncGenerator["Keyring"]:
-    """Provide the keys of this deployment, with a first one if there was none."""
+    """Provide the keys of this deployment, with a first one if there was none.
+
+    When the database is away they are loaded by whoever needs them first.
+    """
     from app.modules.auth.keys import Keyring
     from app.modules.auth.postgres.signing_keys import PostgresSigningKeys
 
     secret = p.settings[AuthSettings].master_secret.get_secret_value()
     opened = Keyring(await p.use(database), PostgresSigningKeys(), secret)
-    await opened.open()
+    try:
+        await opened.open()
+    except Unavailable as error:
+        logger.warning("signing keys: {}; loading them when they are needed", error)
     yield opened
 
 

@@ -60,11 +60,11 @@ async def soon(probe: Callable[[], Any], seconds: float = 10) -> Any:
 
 async def idle(db: PostgresDatabase, database: TestDatabase, size: int) -> None:
     """Fail unless every connection is back in the pool, alive and outside a transaction."""
-    stats = db._pool.get_stats
-    await soon(lambda: stats()["pool_available"] == stats()["pool_size"] <= size)
-    assert [c.info.transaction_status.name for c in db._pool._pool] == ["IDLE"] * stats()["pool_size"]
+    await soon(lambda: db.pool_use().used == 0)
+    assert db.pool_use().idle <= size
+    assert [c.info.transaction_status.name for c in db._pool._idle] == ["IDLE"] * db.pool_use().idle
     # the server needs a moment to notice that a client has left; a leak would stay
-    await soon(lambda: len(database.all(BACKENDS)) == stats()["pool_size"])
+    await soon(lambda: len(database.all(BACKENDS)) == db.pool_use().idle)
     assert await db.one("SELECT 1") == (1,)
 
 
@@ -325,7 +325,7 @@ async def test_a_full_queue_for_the_pool_is_unavailable_at_once(connect: Connect
     async with connect(pool_size=1, pool_queue=2, pool_timeout=10) as db:
         async with db.begin():
             waiting = [asyncio.create_task(db.one("SELECT 1")) for _ in range(2)]
-            await soon(lambda: db._pool.get_stats()["requests_waiting"] == 2)
+            await soon(lambda: db.pool_use().waiting == 2)
             with timed(3), pytest.raises(Unavailable, match="too many requests"):
                 await db.one("SELECT 1")
         assert await asyncio.gather(*waiting) == [(1,), (1,)]
@@ -471,7 +471,7 @@ async def test_a_statement_cancelled_on_a_frozen_server_lets_go_and_the_loop_goe
         await idle(db, own_database, 1)
         with frozen(own_database.server):
             task = asyncio.create_task(db.one("SELECT 1"))
-            await soon(lambda: db._pool.get_stats()["pool_available"] == 0)
+            await soon(lambda: db.pool_use().used == 1)
             task.cancel()
             rounds = 0
             with timed(4):

@@ -1,0 +1,90 @@
+"""An attempt to connect that tells why it failed by facts: the server's text may be in any language.
+
+libpq keeps no SQLSTATE of a refused connection. Its trace of the protocol has it, and whether TLS was the obstacle.
+"""
+
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.waiting import Wait
+
+_REFUSED = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
+_TLS_REFUSED, _TLS_BEGUN = "\tSSLResponse\t N", "\tSSLResponse\t S"
+_FOR_GOOD = ("28", "3D", "42")  # who we are, which database, what is granted
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How an attempt ended.
+
+    `server_version` is 0 when it failed, and `reason` what libpq says then. `sqlstate` is the server's, if it refused.
+    """
+
+    server_version: int = 0
+    reason: str = ""
+    sqlstate: str = ""
+    in_tls: bool = False
+    for_good: bool = False
+
+
+async def attempt(conninfo: str) -> Attempt:
+    """Connect, and leave again."""
+    traces: list[str] = []
+
+    class Traced(psycopg.AsyncConnection[Any]):
+        @classmethod
+        def _connect_gen(cls, conninfo: str = "") -> Generator[tuple[int, Wait], Any, "Traced"]:
+            connection = pq.PGconn.connect_start(conninfo.encode())
+            with _traced(connection, traces):
+                while (status := connection.connect_poll()) != pq.PollingStatus.OK:
+                    if status == pq.PollingStatus.FAILED or connection.status == pq.ConnStatus.BAD:
+                        raise psycopg.OperationalError(connection.get_error_message(), pgconn=connection)
+                    wait = Wait.R if status == pq.PollingStatus.READING else Wait.W
+                    while not (yield connection.socket, wait):
+                        pass
+            connection.nonblocking = 1
+            return cls(connection)
+
+    try:
+        connection = await Traced.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        return _failed(error, traces[-1] if traces else "")
+    version = connection.info.server_version
+    await connection.close()
+    return Attempt(version)
+
+
+def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:
+    reason = " ".join(str(error).split())
+    if states := _REFUSED.findall(trace):
+        return Attempt(0, reason, states[-1], for_good=states[-1].startswith(_FOR_GOOD))
+    last = trace.rstrip().rpartition("\n")[2]
+    in_tls = last.endswith(_TLS_BEGUN) and not isinstance(error, psycopg.errors.ConnectionTimeout)
+    asked = error.pgconn is not None and error.pgconn.needs_password  # and there was none to send
+    return Attempt(0, reason, in_tls=in_tls, for_good=asked or last.endswith(_TLS_REFUSED))
+
+
+@contextmanager
+def _traced(connection: pq.abc.PGconn, traces: list[str]) -> Generator[None]:
+    """Keep the trace of the protocol, which never leaves this process's memory; none where libpq cannot write one."""
+    if not hasattr(os, "memfd_create"):
+        yield
+        return
+    memory = os.memfd_create("libpq-trace")
+    try:
+        with suppress(psycopg.NotSupportedError):
+            connection.trace(memory)
+            connection.set_trace_flags(pq.Trace.SUPPRESS_TIMESTAMPS)
+        yield
+    finally:
+        with suppress(psycopg.Error):
+            connection.untrace()  # flushes
+        size = os.fstat(memory).st_size
+        traces.append(os.pread(memory, min(size, 1_000_000), 0).decode(errors="replace"))
+        os.close(memory)

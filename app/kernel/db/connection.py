@@ -1,0 +1,106 @@
+"""A connection of the pool: what psycopg's lacks for servers and networks that do not answer."""
+
+import asyncio
+import select
+import socket
+import struct
+import traceback
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, Self
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+
+from app.kernel.db import Row
+from app.kernel.errors import Unavailable
+
+_CANCEL_S = 1.0
+_OPEN_S = 4.0  # with the resolution of the name, and every address it has
+_READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # told by the server when a session begins
+_ABORT = struct.pack("ii", 1, 0)
+
+
+class Connection(AsyncConnection[Row]):
+    """A connection. When its task is cancelled it asks the server to cancel, which may be frozen."""
+
+    idle_since = 0.0
+    opened_in = 0
+    retire_at = 0.0
+    mute = False
+
+    @classmethod
+    async def open(cls, conninfo: str) -> Self:
+        """Return a connection that may write. Raises Unavailable, always within a bounded time."""
+        try:
+            async with asyncio.timeout(_OPEN_S):
+                opened = await cls.connect(conninfo, autocommit=True)
+        except (psycopg.Error, OSError) as error:  # TimeoutError is an OSError
+            raise Unavailable("the database is not available", retry_after_s=2) from error
+        if any(
+            opened.info.parameter_status(name) == "on" for name in ("default_transaction_read_only", "in_hot_standby")
+        ):
+            opened.drop()
+            raise Unavailable("the database is read-only", retry_after_s=2)
+        return opened
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            return await super().connect(*args, **kwargs)
+        except psycopg.OperationalError as error:
+            _forget_attempt(error)
+            raise
+
+    @cached_property
+    def statements(self) -> psycopg.AsyncCursor[Row]:
+        """The cursor of all its statements. Each is read to its end at once; a cursor for each costs a quarter more."""
+        return self.cursor()
+
+    def is_readable(self) -> bool:
+        """Return whether the server has said something, or hung up."""
+        return self.closed or bool(self._poll.poll(0))
+
+    @cached_property
+    def _poll(self) -> select.poll:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return poll
+
+    def reusable(self) -> bool:
+        """Return whether it is open, and outside a transaction."""
+        return self.pgconn.transaction_status == TransactionStatus.IDLE
+
+    def drop(self) -> None:
+        """Close it at once, without waiting for the server. Safe to repeat."""
+        self.pgconn.finish()
+
+    def hang_up(self) -> None:
+        """Shut the socket: the waiting statement fails at once, without asking a server that does not answer.
+
+        Closing it will be a reset: the network may be back later, and the server still hold locks for this session.
+        """
+        self.mute = True
+        with suppress(psycopg.Error, OSError):  # closed meanwhile
+            sock = socket.socket(fileno=self.fileno())
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+                sock.shutdown(socket.SHUT_RDWR)
+            finally:
+                sock.detach()
+
+    async def cancel_safe(self, *, timeout: float = _CANCEL_S) -> None:  # noqa: ASYNC109 - the signature is psycopg's
+        await super().cancel_safe(timeout=min(timeout, _CANCEL_S))
+
+
+def _forget_attempt(error: BaseException) -> None:
+    """Close the socket of a connection attempt that was given up.
+
+    psycopg leaves it to the generator that was connecting, which lives on in the traceback of the error: with a frozen
+    server, every attempt would cost it a connection until the error is collected as garbage.
+    """
+    following: BaseException | None = error
+    while following is not None:
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__

@@ -1,0 +1,208 @@
+"""A pool of connections for one event loop, every wait bounded.
+
+It holds on to nobody who has given up waiting, so after an outage there is no queue of the dead to work off. While the
+database is away one attempt at a time is made, as long as somebody waits; the first that succeeds ends the outage.
+"""
+
+import asyncio
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from loguru import logger
+
+from app.kernel.errors import Unavailable
+
+_AGAIN_S = 0.25  # between two attempts to connect while the database is away
+_OPENING_AT_ONCE = 4
+_STUCK_S = 1.0
+_IDLE_S = 600.0
+_LIFE_S = 3600.0
+
+
+class Poolable(Protocol):
+    """A connection as the pool sees it."""
+
+    idle_since: float
+    opened_in: int
+    retire_at: float
+
+    def reusable(self) -> bool:
+        """Return whether it is open, and outside a transaction."""
+        ...
+
+    def drop(self) -> None:
+        """Close it at once. Safe to repeat."""
+        ...
+
+
+C = TypeVar("C", bound=Poolable)
+
+
+class PoolUse(NamedTuple):
+    """How much of a pool is in use: connections taken and idle, requests that wait for one, the most there may be."""
+
+    used: int
+    idle: int
+    waiting: int
+    most: int
+
+
+class Pool(Generic[C]):
+    """Connections that are opened when somebody waits for one, and lent to one user at a time.
+
+    At most `size` of them; one more while none of them has come back for a second and somebody waits, since a network
+    that silently drops connections leaves all of them in use, mute, until their statements are given up.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[C]], *, size: int, queue: int) -> None:
+        """`connect` opens a connection within a bounded time. `queue` is how many may wait at once."""
+        self._connect = connect
+        self._size = size
+        self._queue = queue
+        self._idle: list[C] = []  # the one used last is at the end, and is taken first
+        self._waiting: OrderedDict[asyncio.Future[C], None] = OrderedDict()
+        self._lent = 0
+        self._openers: set[asyncio.Task[None]] = set()
+        self._trouble: Unavailable | None = None
+        self._progress_at = time.monotonic()
+        self._generation = 0
+        self._closed = False
+
+    def take_idle(self) -> C | None:
+        """Return the idle connection that was used last, or None."""
+        if not self._idle:
+            return None
+        self._lent += 1
+        return self._idle.pop()
+
+    async def take(self, wait_s: float, *, urgent: bool = False) -> C:
+        """Return a connection; one that is `urgent` waits before all others. Raises Unavailable."""
+        if (idle := self.take_idle()) is not None:
+            return idle
+        if self._closed:
+            raise _closed()
+        if len(self._waiting) >= self._queue and not urgent:
+            why = self._trouble or Unavailable("too many requests are waiting for a database connection")
+            raise Unavailable(str(why), why.retry_after_s)
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[C] = loop.create_future()
+        self._waiting[waiter] = None
+        if urgent:
+            self._waiting.move_to_end(waiter, last=False)
+        self._open_more()
+        expires = loop.call_later(wait_s, self._expire, waiter)
+        stuck = loop.call_later(_STUCK_S, lambda: self._open_more(stuck=True))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.give_back(waiter.result())  # both came at the same moment
+            raise
+        finally:
+            expires.cancel()
+            stuck.cancel()
+            self._waiting.pop(waiter, None)
+
+    def give_back(self, connection: C) -> None:
+        """Take a connection back that was lent. One that cannot be used again is closed."""
+        now = connection.idle_since = self._progress_at = time.monotonic()
+        self._lent -= 1
+        worn = connection.opened_in != self._generation or connection.retire_at < now
+        surplus = bool(self._idle) and self._lent + len(self._idle) >= self._size
+        if self._closed or worn or surplus or not connection.reusable():
+            connection.drop()
+            self._open_more()
+            return
+        self._offer(connection)
+        while self._idle and self._idle[0].idle_since < now - _IDLE_S:
+            self._idle.pop(0).drop()
+
+    def renew(self) -> None:
+        """Close all connections: those that are idle at once, those that are lent when they come back."""
+        self._generation += 1
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Close what is idle, such as when a connection turned out to be mute: the others may be, too."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.drop()
+
+    def use(self) -> PoolUse:
+        """Return how much of it is in use at this moment."""
+        return PoolUse(self._lent, len(self._idle), len(self._waiting), self._size)
+
+    async def close(self) -> None:
+        """Refuse those who wait, close what is idle, and what is lent when it comes back. Safe to repeat."""
+        self._closed = True
+        for waiter in list(self._waiting):
+            self._refuse(waiter, _closed())
+        openers = set(self._openers)
+        for opener in openers:
+            opener.cancel()
+        if openers:
+            await asyncio.wait(openers, timeout=1)
+        self.drop_idle()
+
+    def _open_more(self, *, stuck: bool = False) -> None:
+        """Open connections for those who wait, as far as there may be more."""
+        spare = stuck and time.monotonic() - self._progress_at >= _STUCK_S
+        room = self._size + spare - self._lent - len(self._idle)
+        wanted = min(len(self._waiting), room, 1 if self._trouble else _OPENING_AT_ONCE) - len(self._openers)
+        for _ in range(0 if self._closed else wanted):
+            opener = asyncio.ensure_future(self._open())
+            self._openers.add(opener)
+            opener.add_done_callback(self._opened)
+
+    async def _open(self) -> None:
+        """Open one connection; when that fails, wait a moment before somebody tries again."""
+        generation = self._generation
+        try:
+            connection = await self._connect()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
+            if self._trouble is None:
+                logger.warning("database: {}; trying again while somebody waits", error.__cause__ or error)
+            self._trouble = error if isinstance(error, Unavailable) else _away()
+            await asyncio.sleep(_AGAIN_S)
+            return
+        if self._trouble is not None:
+            logger.info("database: it is available again")
+        self._trouble = None
+        connection.opened_in = generation
+        connection.retire_at = time.monotonic() + _LIFE_S * random.uniform(0.9, 1.1)  # noqa: S311 - not all at once
+        self._lent += 1
+        self.give_back(connection)
+
+    def _opened(self, opener: "asyncio.Task[None]") -> None:
+        self._openers.discard(opener)
+        self._open_more()
+
+    def _offer(self, connection: C) -> None:
+        """Lend a connection to whoever has waited longest, or keep it."""
+        while self._waiting:
+            waiter, _ = self._waiting.popitem(last=False)
+            if not waiter.done():
+                self._lent += 1
+                waiter.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    def _expire(self, waiter: "asyncio.Future[C]") -> None:
+        busy = Unavailable("no database connection became free in time", retry_after_s=2)
+        self._refuse(waiter, busy if self._lent else self._trouble or _away())
+
+    def _refuse(self, waiter: "asyncio.Future[C]", why: Unavailable) -> None:
+        self._waiting.pop(waiter, None)
+        if not waiter.done():
+            waiter.set_exception(Unavailable(str(why), why.retry_after_s))
+
+
+def _away() -> Unavailable:
+    return Unavailable("the database is not available", retry_after_s=2)
+
+
+def _closed() -> Unavailable:
+    return Unavailable("this process is stopping; its database connections are closed")
