@@ -173,6 +173,12 @@ class Http2(H2Protocol):
         self.connection.local_settings = h2.settings.Settings(client=False, initial_values=limits)
         self._resets = 0
 
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):  # nothing sends what waits there any more
+            for buffer in list(self.stream_buffers.values()):
+                await buffer.close()
+
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             if isinstance(event, h2.events.DataReceived):
@@ -186,6 +192,7 @@ class Http2(H2Protocol):
                 if self._resets > _MOST_RESETS:
                     self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                     await self._flush()
+                    await self.handle(Closed())
                     await self.send(Closed())
                     return
                 await super()._handle_events([event])

@@ -52,9 +52,10 @@ def _record(scope: Scope, answer: Answer, took_s: float, *, complete: bool, exam
         "bytes": 0 if method == "HEAD" or status == CLIENT_LEFT else answer.size_bytes,
         "client_address": state["origin"].address if "origin" in state else "",
     }
-    if not complete:
+    cut = not complete and status != CLIENT_LEFT
+    if cut:
         fields["cut"] = True  # the client was sent a part of the answer
-    level = _level(status, cut=not complete, probe=path in _PROBES)
+    level = _level(status, cut=cut, probe=path in _PROBES)
     asked = scope["method"][:_LONGEST], path[:_LONGEST]
     logs.ended(level, _LINE, *asked, status, took_s * 1000, fields=fields, span=state.get("span"))
 
