@@ -11,6 +11,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -229,7 +230,8 @@ class Connection(asyncio.Protocol):
         if self._has_ended:
             self._transport.close()
         else:
-            self._transport.write_eof()
+            with suppress(OSError):  # it has gone
+                self._transport.write_eof()
             self._resume_reading()
 
     def expire(self) -> None:

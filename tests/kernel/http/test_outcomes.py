@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,11 +172,25 @@ async def test_a_request_whose_client_has_left_is_499_everywhere(seen: Seen, pat
         writer.write(get(path, *(["content-length: 5"] if path == "/body/slow" else [])))
         async with asyncio.timeout(10):
             await ENTERED[path].wait()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to reset, not to say goodbye
         writer.close()
         gone.set()
         found = await until(seen, path)
     assert found.status() == 499
     assert (found.line["level"], found.line["bytes"]) == ("warning", 0)
+
+
+@pytest.mark.parametrize(("path", "status"), [("/plain/fine", 200), ("/body/short", 400)])
+async def test_a_client_that_has_only_finished_sending_is_answered(seen: Seen, path: str, status: int) -> None:
+    async with serving(app) as server:
+        reader, writer = await server.connect()
+        writer.write(get(path, *(["content-length: 5"] if status == 400 else [])))
+        writer.write_eof()
+        answer = await reader.read()
+        found = await until(seen, path)
+        writer.close()
+    assert answered(answer) == found.status() == status
 
 
 async def test_what_is_cancelled_at_the_end_of_the_grace_period_is_503_everywhere(seen: Seen) -> None:
