@@ -2,12 +2,16 @@
 
 import functools
 import json
+import re
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from app.kernel.errors import Invalid
 from app.kernel.queue import Event
+
+_LARGEST_BYTES = 16 * 1024**2
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # behind an even number of backslashes
 
 
 @functools.cache
@@ -17,7 +21,7 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def encode(kind: type[Any], value: object) -> str:
-    """Return a payload as JSON. Raises Invalid when it is not one of its type, or holds what its fields refuse."""
+    """Return a payload as JSON. Raises Invalid when it is not one of its type, or holds what cannot be stored."""
     if not isinstance(value, kind):
         raise Invalid(f"the payload is a {type(value).__name__}, not a {kind.__name__}")
     codec = adapter(kind)
@@ -26,8 +30,14 @@ def encode(kind: type[Any], value: object) -> str:
         codec.validate_json(text)
     except ValidationError as error:
         raise Invalid(f"a {kind.__name__} with {problems(error)}") from None
-    if b"\\u0000" in text:
+    except (ValueError, TypeError, RecursionError):  # a lone surrogate, something that is not JSON, something in itself
+        raise Invalid(f"a {kind.__name__} holds what cannot be written as JSON in UTF-8") from None
+    if b"\\u0000" in text and _NUL.search(text):
         raise Invalid(f"a {kind.__name__} holds the character NUL, which PostgreSQL cannot store")
+    if len(text) > _LARGEST_BYTES:
+        raise Invalid(
+            f"a {kind.__name__} is larger than {_LARGEST_BYTES // 1024**2} MiB: store it, and enqueue its key"
+        )
     return text.decode()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -14,15 +14,18 @@ from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.queue import Event, JobExists, OnConflict, Task
 from app.kernel.queue.codec import encode, version_of
+from app.kernel.queue.limits import LONGEST_DELAY_S, misfit
 from app.kernel.telemetry.traces import current_context, span
 
 _COPY_FROM = 1000  # fewer are inserted, which also respects unique keys
-_PRIORITIES = range(-1000, 1001)
 _KEY_BYTES = 1024  # with the longest names, an entry of an index must stay below a third of a page: 2704 bytes
 
 _INSERT = """
     WITH wanted AS (
-        SELECT coalesce(%(at)s::timestamptz, now() + %(delay_s)s::float8 * interval '1 second') AS run_at
+        -- what was due long ago is not older than what is enqueued now
+        SELECT greatest(
+            now(), coalesce(%(at)s::timestamptz, now() + %(delay_s)s::float8 * interval '1 second')
+        ) AS run_at
     ), added AS (
         INSERT INTO kernel.jobs
             (id, queue, task, payload, state, priority, run_at, rank, max_attempts, timeout_s,
@@ -110,10 +113,13 @@ class PostgresQueue:
     ) -> UUID:
         if group_key is not None and concurrency_key is not None:
             raise Invalid("a job has a group_key or a concurrency_key, not both: a group runs one at a time anyway")
-        if priority not in _PRIORITIES:
-            raise Invalid("priority must be -1000 to 1000")
-        if at is not None and at.tzinfo is None:
-            raise Invalid("at must have a time zone")
+        if on_conflict not in ("keep", "replace", "refuse"):
+            raise Invalid("on_conflict must be keep, replace or refuse")
+        max_attempts = task.max_attempts if max_attempts is None else max_attempts
+        timeout_s = task.timeout_s if timeout_s is None else timeout_s
+        _check_ranges(delay_s=delay_s, priority=priority, max_attempts=max_attempts, timeout_s=timeout_s)
+        if at is not None:
+            _check_moment(at)
         keys = {"unique_key": unique_key, "group_key": group_key, "concurrency_key": concurrency_key}
         for name, key in keys.items():
             if key is not None:
@@ -132,8 +138,8 @@ class PostgresQueue:
             "at": at,
             "delay_s": delay_s,
             "priority": priority,
-            "max_attempts": task.max_attempts if max_attempts is None else max_attempts,
-            "timeout_s": task.timeout_s if timeout_s is None else timeout_s,
+            "max_attempts": max_attempts,
+            "timeout_s": timeout_s,
             "unique_key": unique_key,
             "turn_key": turn_key,
             "turn_limit": task.concurrency,
@@ -163,6 +169,7 @@ class PostgresQueue:
     async def enqueue_many(
         self, db: Queries, task: Task[Any], payloads: Iterable[object], *, delay_s: float = 0, priority: int = 0
     ) -> int:
+        _check_ranges(delay_s=delay_s, priority=priority)
         left = iter(payloads)
         constant: dict[str, Any] = {"queue": task.queue, "task": task.name, "delay_s": delay_s, "priority": priority}
         constant |= {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}
@@ -216,6 +223,19 @@ def _payload(task: Task[Any], payload: object) -> str | None:
             raise Invalid(f"{task.name} takes no payload")
         return None
     return encode(task.payload, payload)
+
+
+def _check_ranges(**options: object) -> None:
+    for option, value in options.items():
+        if said := misfit(option, value):
+            raise Invalid(said)
+
+
+def _check_moment(at: datetime) -> None:
+    if at.tzinfo is None:
+        raise Invalid("at must have a time zone")
+    if at > datetime.now(UTC) + timedelta(seconds=LONGEST_DELAY_S):
+        raise Invalid(f"at must be within {LONGEST_DELAY_S / 86400:.0f} days from now")
 
 
 def _check_key(name: str, key: str) -> None:
