@@ -177,7 +177,7 @@ def test_the_last_superuser_stays(root: httpx.Client) -> None:
         root.post(f"{path}/disable"),
     ):
         assert code(answer) == (409, "LAST_SUPERUSER")
-    assert root.patch(path, json={"type": "user"}).status_code == 200
+    assert code(root.patch(path, json={"type": "service_acc"})) == (403, "PERMISSION_DENIED")
     assert root.get(ME).json()["actor"]["is_superuser"] is True
 
 

@@ -168,11 +168,15 @@ class Actors(Protocol):
         ...
 
     async def superusers(self, tx: Transaction) -> frozenset[UUID]:
-        """Return the active superusers; none of them changes until the transaction ends."""
+        """Return the active superusers who can sign in; none of them changes until the transaction ends."""
         ...
 
     async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
         """Store another password."""
+        ...
+
+    async def forget_ways_in(self, tx: Transaction, actor_id: UUID) -> None:
+        """Remove password, second factor, recovery codes and API keys."""
         ...
 
 

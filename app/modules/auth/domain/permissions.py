@@ -57,16 +57,26 @@ def checked_permissions(asked: Iterable[str], catalogue: Mapping[str, str]) -> f
 
 def check_may_grant(caller: Caller, added: Iterable[str]) -> None:
     """Raise Denied unless the caller holds everything that is granted."""
-    if missing := sorted(p for p in added if not caller.may(p)):
-        raise Denied(f"you can only grant what you hold, not {', '.join(missing)}")
+    if missing := _missing(caller, added):
+        raise Denied(f"you can only grant what you hold, not {missing}")
+
+
+def check_may_change_role(caller: Caller, held: Iterable[str]) -> None:
+    """Raise Denied when the role holds what the caller does not: taking away needs the power of giving."""
+    if missing := _missing(caller, held):
+        raise Denied(f"this role holds what you do not: {missing}")
 
 
 def check_has_power_over(caller: Caller, permissions: Iterable[str], *, is_superuser: bool) -> None:
     """Raise Denied when the other actor may do more than the caller: changing it would be a way to become it."""
     if is_superuser and not caller.is_superuser:
         raise Denied("only a superuser can change a superuser")
-    if missing := sorted(p for p in permissions if not caller.may(p)):
-        raise Denied(f"this actor holds what you do not: {', '.join(missing)}")
+    if missing := _missing(caller, permissions):
+        raise Denied(f"this actor holds what you do not: {missing}")
+
+
+def _missing(caller: Caller, permissions: Iterable[str]) -> str:
+    return ", ".join(sorted(p for p in permissions if not caller.may(p)))
 
 
 class Roles(Protocol):

@@ -142,8 +142,11 @@ class Sessions(Protocol):
         *,
         scope: list[str] | None = None,
         api_key_id: UUID | None = None,
-    ) -> None:
-        """Store a new session, and that its actor is active now. With a scope it may do no more than that."""
+    ) -> bool:
+        """Store a new session, and that its actor is active now; return False when the actor is disabled.
+
+        With a scope it may do no more than that.
+        """
         ...
 
     async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:

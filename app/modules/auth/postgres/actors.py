@@ -96,10 +96,20 @@ class PostgresActors:
 
     async def superusers(self, tx: Transaction) -> frozenset[UUID]:
         # who comes second waits here, and then sees what the first one has left
-        sql = "SELECT id FROM auth.actors WHERE is_superuser AND is_active ORDER BY id FOR UPDATE"
+        sql = """
+            SELECT id FROM auth.actors WHERE is_superuser AND is_active AND type <> 'service_acc' ORDER BY id FOR UPDATE
+        """
         return frozenset(actor_id for (actor_id,) in await tx.all(sql))
 
     async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
         await db.run(
             "UPDATE auth.actors SET password_hash = %s, updated_at = now() WHERE id = %s", (password_hash, actor_id)
         )
+
+    async def forget_ways_in(self, tx: Transaction, actor_id: UUID) -> None:
+        sql = """
+            WITH keys AS (DELETE FROM auth.api_keys WHERE actor_id = %(id)s),
+                 second_factor AS (DELETE FROM auth.totp WHERE actor_id = %(id)s)
+            UPDATE auth.actors SET password_hash = NULL WHERE id = %(id)s
+        """
+        await tx.run(sql, {"id": actor_id})

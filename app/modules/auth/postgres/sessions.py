@@ -22,29 +22,35 @@ class PostgresSessions:
         *,
         scope: list[str] | None = None,
         api_key_id: UUID | None = None,
-    ) -> None:
+    ) -> bool:
         sql = """
-            WITH active AS (UPDATE auth.actors SET last_active_at = now() WHERE id = %(actor_id)s)
+            WITH active AS (
+                UPDATE auth.actors SET last_active_at = now() WHERE id = %(actor_id)s AND is_active RETURNING id
+            )
             INSERT INTO auth.sessions
                 (id, actor_id, refresh_counter, rotated_at, idle_expires_at, expires_at, address, user_agent,
                  scope, api_key_id)
-            VALUES (%(id)s, %(actor_id)s, %(counter)s, %(rotated)s, %(idle)s, %(expires)s, %(address)s, %(agent)s,
-                    %(scope)s, %(api_key_id)s)
+            SELECT %(id)s, id, %(counter)s, %(rotated)s, %(idle)s, %(expires)s, %(address)s, %(agent)s,
+                   %(scope)s::text[], %(api_key_id)s::uuid
+            FROM active
         """
-        await tx.run(
-            sql,
-            {
-                "id": session.id,
-                "actor_id": session.actor_id,
-                "counter": session.refresh_counter,
-                "rotated": session.rotated_at,
-                "idle": session.idle_expires_at,
-                "expires": session.expires_at,
-                "address": origin.address,
-                "agent": origin.user_agent,
-                "scope": scope,
-                "api_key_id": api_key_id,
-            },
+        return (
+            await tx.run(
+                sql,
+                {
+                    "id": session.id,
+                    "actor_id": session.actor_id,
+                    "counter": session.refresh_counter,
+                    "rotated": session.rotated_at,
+                    "idle": session.idle_expires_at,
+                    "expires": session.expires_at,
+                    "address": origin.address,
+                    "agent": origin.user_agent,
+                    "scope": scope,
+                    "api_key_id": api_key_id,
+                },
+            )
+            == 1
         )
 
     async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:

@@ -8,7 +8,7 @@ from annotated_types import Len
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
-from app.kernel.errors import Invalid
+from app.kernel.errors import Denied, Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
@@ -49,6 +49,8 @@ class CreateActor:
     async def __call__(self, caller: Caller, new: NewActor) -> Actor:
         """Return the actor. Raises Denied, InvalidUsername, WeakPassword, UsernameExists. Not safe to repeat."""
         check_has_power_over(caller, (), is_superuser=new.is_superuser)
+        if new.type == "admin" and not caller.is_superuser:
+            raise Denied("only a superuser creates an admin")
         key = username_key(new.username)
         if new.type == "service_acc" and new.password is not None:
             raise Invalid("a service account has no password", (("password", "a service account has none"),))

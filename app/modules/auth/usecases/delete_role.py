@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.permissions import RoleNotFound, Roles
+from app.modules.auth.domain.permissions import RoleNotFound, Roles, check_may_change_role
 from app.modules.auth.usecases.get_role import RoleRef
 
 
@@ -19,10 +19,14 @@ class DeleteRole:
     audit: Audit
 
     async def __call__(self, caller: Caller, role: RoleRef) -> None:
-        """Delete it; effective on the next request of those who had it. Raises RoleNotFound."""
+        """Delete it; effective on the next request of those who had it.
+
+        Raises RoleNotFound; Denied unless the caller holds what the role does.
+        """
         async with self.db.begin() as tx:
             found = await self.roles.lock(tx, [role.id])
             if not found:
                 raise RoleNotFound
+            check_may_change_role(caller, await self.roles.permissions(tx, [role.id]))
             await self.roles.delete(tx, role.id)
             await self.audit.record(tx, caller, "auth.delete_role", target=role.id, name=found[0].name)

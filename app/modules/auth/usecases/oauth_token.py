@@ -90,7 +90,8 @@ class OAuthToken:
         session = Session(uuid7(), client.actor_id, 0, now, expires_at, expires_at)
         issued = await self.tokens.issue(session, now)
         async with self.db.begin() as tx:
-            await self.sessions.start(tx, session, caller.origin, scope=scope, api_key_id=key_id)
+            if not await self.sessions.start(tx, session, caller.origin, scope=scope, api_key_id=key_id):
+                raise InvalidClient  # disabled meanwhile
             done = replace(caller, actor_id=client.actor_id, session_id=session.id)
             await self.audit.record(tx, done, "auth.oauth_token", target=client.actor_id, scope=scope)
         return TokenResponse(issued.access_token, "Bearer", int(self.ttl_s), " ".join(scope))

@@ -9,7 +9,13 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.permissions import Role, RoleNameExists, RoleNotFound, Roles
+from app.modules.auth.domain.permissions import (
+    Role,
+    RoleNameExists,
+    RoleNotFound,
+    Roles,
+    check_may_change_role,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +36,14 @@ class RenameRole:
     audit: Audit
 
     async def __call__(self, caller: Caller, change: RoleChange) -> Role:
-        """Return the role. Raises RoleNotFound, RoleNameExists. Safe to repeat."""
+        """Return the role. Safe to repeat.
+
+        Raises RoleNotFound, RoleNameExists; Denied unless the caller holds what the role does.
+        """
         async with self.db.begin() as tx:
             if not await self.roles.lock(tx, [change.id]):
                 raise RoleNotFound
+            check_may_change_role(caller, await self.roles.permissions(tx, [change.id]))
             role = await self.roles.rename(tx, change.id, change.name)
             if role is None:
                 raise RoleNameExists(f"the name {change.name} is taken")

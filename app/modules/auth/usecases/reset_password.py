@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
+from app.kernel.errors import Invalid
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import ActorNotFound, Actors, Passwords, username_key
@@ -34,7 +35,7 @@ class ResetPassword:
     queue: Queue
 
     async def __call__(self, caller: Caller, username: str, password: str) -> Reset:
-        """Return what was ended. Raises ActorNotFound, WeakPassword. Safe to repeat."""
+        """Return what was ended. Raises ActorNotFound, WeakPassword, Invalid. Safe to repeat."""
         key = username_key(username)
         password_hash = await self.passwords.hash(self.passwords.checked(password, username))
         async with self.db.begin() as tx:
@@ -42,6 +43,8 @@ class ResetPassword:
             if found is None:
                 raise ActorNotFound(f"there is no actor {username}")
             actor = found[0]
+            if actor.type == "service_acc":
+                raise Invalid(f"{actor.username} is a service account: it has API keys and no password")
             await self.actors.set_password(tx, actor.id, password_hash)
             ended = await self.sessions.end_all(tx, actor.id)
             await self.limits.forget(tx, limit_of_name(username))

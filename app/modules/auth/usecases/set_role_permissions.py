@@ -10,7 +10,13 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.permissions import RoleNotFound, Roles, check_may_grant, checked_permissions
+from app.modules.auth.domain.permissions import (
+    RoleNotFound,
+    Roles,
+    check_may_change_role,
+    check_may_grant,
+    checked_permissions,
+)
 from app.modules.auth.usecases.get_role_permissions import RolePermissions
 
 
@@ -35,13 +41,14 @@ class SetRolePermissions:
     async def __call__(self, caller: Caller, wanted: RolePermissionsWanted) -> RolePermissions:
         """Return the permissions. Safe to repeat.
 
-        Raises RoleNotFound, InvalidPermission; Denied unless the caller holds what is added.
+        Raises RoleNotFound, InvalidPermission; Denied unless the caller holds what the role has and what it is to have.
         """
         permissions = checked_permissions(wanted.permissions, self.catalogue)
         async with self.db.begin() as tx:
             if not await self.roles.lock(tx, [wanted.id]):
                 raise RoleNotFound
-            check_may_grant(caller, permissions - await self.roles.permissions(tx, [wanted.id]))
+            check_may_change_role(caller, await self.roles.permissions(tx, [wanted.id]))
+            check_may_grant(caller, permissions)
             await self.roles.replace_permissions(tx, wanted.id, permissions)
             given = sorted(permissions)
             await self.audit.record(tx, caller, "auth.set_role_permissions", target=wanted.id, permissions=given)

@@ -43,7 +43,8 @@ class ActorChange:
 class UpdateActor:
     """Change an actor over whom the caller has power.
 
-    Another password, being disabled or losing the rank of superuser ends the actor's sessions.
+    Another password, being disabled or losing the rank of superuser ends the actor's sessions. Only a superuser changes
+    the type of another actor; what the new type does not sign in with is removed.
     """
 
     db: Database
@@ -71,6 +72,8 @@ class UpdateActor:
         async with self.db.begin() as tx:
             actor, is_last = await locked_under_power(tx, caller, change.id, self.actors, self.roles)
             check_has_power_over(caller, (), is_superuser=bool(change.is_superuser))
+            if change.type not in (None, actor.type) and (not caller.is_superuser or caller.actor_id == actor.id):
+                raise Denied("only a superuser changes the type of an actor, and nobody their own")
             wanted = replace(
                 actor,
                 type=change.type or actor.type,
@@ -78,7 +81,7 @@ class UpdateActor:
                 is_active=actor.is_active if change.is_active is None else change.is_active,
                 is_superuser=actor.is_superuser if change.is_superuser is None else change.is_superuser,
             )
-            if is_last and not (wanted.is_superuser and wanted.is_active):
+            if is_last and not (wanted.is_superuser and wanted.signs_in):
                 raise LastSuperuser
             return await self._changed(tx, caller, actor, wanted, password_hash)
 
@@ -90,12 +93,15 @@ class UpdateActor:
         saved = await self.actors.save(tx, wanted, username_key(wanted.username))
         if saved is None:
             raise UsernameExists(f"the username {wanted.username} is taken")
+        becomes_another = (before.type == "service_acc") != (saved.type == "service_acc")
+        if becomes_another:
+            await self.actors.forget_ways_in(tx, saved.id)
         if password_hash is not None:
             await self.actors.set_password(tx, saved.id, password_hash)
             await self.queue.publish(tx, PasswordChanged(saved.id))
         ended = 0
         loses_rank = before.is_superuser and not saved.is_superuser
-        if password_hash is not None or loses_rank or not saved.is_active:
+        if password_hash is not None or becomes_another or loses_rank or not saved.is_active:
             ended = await self.sessions.end_all(tx, saved.id)
         if before.is_active != saved.is_active:
             await self.queue.publish(tx, ActorEnabled(saved.id) if saved.is_active else ActorDisabled(saved.id))

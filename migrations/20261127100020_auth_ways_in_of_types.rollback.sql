@@ -1,0 +1,1 @@
+DO $$ BEGIN END $$; -- what was removed does not come back
