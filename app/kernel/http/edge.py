@@ -6,6 +6,7 @@ The rules are those of RFC 9110, 9112 and 9113; both versions of HTTP come here.
 import functools
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -17,6 +18,10 @@ REFUSED = "app.refused"
 
 CLOSE = ((b"connection", b"close"),)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SINGLE = frozenset(
+    {b"authorization", b"content-length", b"content-type", b"host", b"origin", b"proxy-authorization", b"user-agent"}
+    | {b"x-request-id"}
+)
 _ALLOW = ((b"allow", ", ".join(sorted(METHODS)).encode()),)
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _HOST = re.compile(
@@ -94,6 +99,17 @@ def check_host(value: bytes) -> None:
     """Raise HttpProblem 400 unless the value names a host, and maybe a port (RFC 9110, section 7.2)."""
     if not _is_host(value):
         raise malformed("the host is invalid")
+
+
+def check_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise HttpProblem 400 when a header that decides something, and has one value, stands there twice.
+
+    Whoever looks at the request before or after us might take the other one.
+    """
+    names = [name for name, _ in headers if name in _SINGLE]
+    if len(names) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise malformed(f"the header {twice.decode()} stands twice")
 
 
 @functools.lru_cache(1024)

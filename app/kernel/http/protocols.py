@@ -22,7 +22,7 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
 from app.kernel.http.asgi import LEFT
-from app.kernel.http.edge import CLOSE, REFUSED, check_host, malformed, target
+from app.kernel.http.edge import CLOSE, REFUSED, check_host, check_single, malformed, target
 from app.kernel.http.parsing import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, Connection
 from app.kernel.http.problems import HttpProblem
 
@@ -49,6 +49,7 @@ class _Stream(HTTPStream):
         path, raw_path, query = "-", b"-", b""
         if refused is None:
             try:
+                check_single(headers)
                 path, raw_path, query, authority = target(method.encode(), where)
                 if authority is not None:
                     headers = [(name, value) for name, value in headers if name != b"host"]

@@ -202,6 +202,8 @@ def changed(**fields: str | bytes) -> list[Any]:
         ([*POST, ("content-length", "5")], 400),
         ([*POST, ("content-length", "5"), ("content-length", "5")], 400),
         ([*POST, ("content-length", "9" * 30)], 400),
+        ([*GET, ("authorization", "Bearer a"), ("authorization", "Bearer a")], 400),
+        ([*GET, ("x-request-id", "a"), ("x-b", "c"), ("x-request-id", "")], 400),
         # the library closes the connection on these
         (changed(path=""), None),
         (changed(path=None), None),

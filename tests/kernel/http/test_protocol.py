@@ -302,7 +302,17 @@ REFUSED = {
             b"application/json, text/plain",
         )
     },
-    "two types": (POST + b"content-type: application/json\r\ncontent-length: 21\r\n\r\n" + BODY, 415),
+    "two types": (POST + b"content-type: application/json\r\ncontent-length: 21\r\n\r\n" + BODY, 400),
+    # headers that decide something, twice: the same, another, empty, in another spelling
+    **{
+        f"{name} twice: {second!r}": (GET + f"{name}: a\r\nx-a: b\r\n{name.title()}: {second}\r\n\r\n".encode(), 400)
+        for name in ("authorization", "proxy-authorization", "content-type", "x-request-id", "user-agent", "origin")
+        for second in ("a", "b", "")
+    },
+    "two tokens for a route": (
+        GET.replace(b"/health", b"/auth/v1/me") + b"authorization: Bearer a\r\n" * 2 + b"\r\n",
+        400,
+    ),
 }
 
 
