@@ -20,6 +20,10 @@ run command="run-all-in-one" *options: install
 test *arguments: install
     {{python}} -m pytest -n auto "$@"
 
+# run every command with every kind of broken stdin, stdout and stderr; CI tries some of each
+streams: install
+    APP_TEST_EVERY_STREAM=1 {{python}} -m pytest tests/test_streams.py
+
 # kill, freeze and cut off real processes for minutes, then count: just chaos --kills 500 --seed 7
 chaos *options: install
     {{python}} -m tests.chaos "$@"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from app import ROOT, __version__
 from app.modules import MODULES
+from app.streams import CannotWrite, open_streams
 
 if TYPE_CHECKING:
     from typer.core import TyperGroup
@@ -118,52 +119,52 @@ def _show_version(wanted: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status (sysexits.h)."""
-    try:
-        _run(sys.argv[1:])
-    finally:
-        _flush()
+    open_streams()
+    status = _translated(lambda: _run(sys.argv[1:]))
+    sys.exit(status or _translated(sys.stdout.flush))
 
 
-def _flush() -> None:
-    """Write what is left of stdout, while something can still be said about it."""
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - so it is when it was closed
-        return
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # who reads may leave early, as head does
-            sys.stderr.write(f"app: cannot write to stdout: {error.strerror}\n")
-            sys.exit(1)
-
-
-def _run(arguments: list[str]) -> NoReturn:
+def _run(arguments: list[str]) -> None:
     if "_APP_COMPLETE" not in os.environ and arguments in _ROOT_HELP:
         stream, status = (sys.stdout, 0) if arguments else (sys.stderr, 2)
         stream.write(root_help() + "\n")
         sys.exit(status)
     _show_version(arguments == ["--version"])
+    if "--install-completion" in arguments and os.path.expanduser("~") == "~":  # noqa: PTH111 - which raises instead
+        sys.stderr.write("app: there is no home folder to install completion in; set HOME, or use --show-completion\n")
+        sys.exit(1)
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    sys.exit(_translated(lambda: command().main(arguments, prog_name="app", color=False if plain else None)))
+    command().main(arguments, prog_name="app", color=False if plain else None)
 
 
 def _translated(run: Callable[[], object]) -> int:
     """Run it; return the exit status, having said in one line what is wrong when something is."""
     try:
         run()
+    except SystemExit as asked:
+        return asked.code if isinstance(asked.code, int) else 0
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     except Exception as error:  # noqa: BLE001 - the last one to know
-        if (status := _status(error)) is not None:
-            sys.stderr.write(f"app: {error}\n")
-            return status
+        return _reported(error)
+    return 0
+
+
+def _reported(error: Exception) -> int:
+    """Say what is wrong; return the exit status."""
+    status = 0 if isinstance(error, CannotWrite) and error.reader_left else _status(error)  # as head does
+    if isinstance(error, OSError) and error.filename is not None:  # a read-only folder, a full disk
+        status, error = 1, RuntimeError(f"{error.filename}: {error.strerror}")
+    if status is None:
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exception(error)
         sys.stderr.write("app: an internal error; please report it with the lines above\n")
         return 70
-    return 0
+    if status:
+        sys.stderr.write(f"app: {error}\n")
+    return status
 
 
 def _status(error: Exception) -> int | None:
@@ -192,5 +193,6 @@ def _status(error: Exception) -> int | None:
         Denied: 77,
         Unauthenticated: 77,
         Refusal: 1,
+        CannotWrite: 1,
     }
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), None)

@@ -20,7 +20,7 @@ from app.cli import EXAMPLES, command, main, root_help, table
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
 from tests.conftest import required
-from tests.support.project import ROOT, Project
+from tests.support.project import ROOT, Project, eventually
 
 ESCAPE = "\x1b"
 
@@ -207,6 +207,11 @@ def test_the_installed_script_is_this_command_line() -> None:
         ("dead-letters retry", "give one id, or --queue"),
         ("dead-letters retry 0190b3a0-0000-7000-8000-000000000001 --all", "give one id, or --queue"),
         ("dead-letters retry --queue a --all", "give one id, or --queue"),
+        ("dead-letters retry --older-than 999999d", "expected a duration from 0s to 36500d"),
+        ("dead-letters purge --older-than 99999999999999999999999d", "expected a duration from 0s to 36500d"),
+        ("dead-letters purge --older-than nan", "expected a duration such as 30s, 5m, 12h or 7d"),
+        ("errors mute 0190b3a0-0000-7000-8000-000000000001 --for 366d", "expected a duration from 1s to 365d"),
+        ("errors mute 0190b3a0-0000-7000-8000-000000000001 --for 0", "expected a duration from 1s to 365d"),
         ("dead-letters purge --older-than old", "expected a duration such as 30s, 5m, 12h or 7d"),
         ("dead-letters purge --all --no-input", "say --yes"),
     ],
@@ -226,15 +231,15 @@ def test_a_mistake_as_a_process_exits_2(cli: Project) -> None:
 
 @pytest.mark.parametrize("line", ["auth create-superuser --username x", "migrate down"])
 def test_a_closed_stdin_is_nobody_to_ask(cli: Project, line: str) -> None:
-    shell = ["sh", "-c", 'exec "$@" <&-', "sh", cli.python, "-m", "app", *line.split()]
-    done = subprocess.run(shell, cwd=cli.root, env=cli.environment(), capture_output=True, text=True, check=False)
-    misused(done)
+    misused(in_shell(cli, 'exec "$@" <&-', line))
 
 
 def test_an_unexpected_error_is_70_with_what_to_report(cli: Project, tmp_path: Path) -> None:
     copy = cli.copy(tmp_path / "copy")
     broken = copy.root / "app" / "commands" / "health.py"
-    broken.write_text(broken.read_text().replace("    settings = load_settings()", "    raise RuntimeError('broken')"))
+    broken.write_text(
+        re.sub(r"(?m)^    settings = load_settings\(.*", "    raise RuntimeError('broken')", broken.read_text())
+    )
     done = copy.app("health")
     assert (done.returncode, done.stdout) == (70, "")
     assert done.stderr.startswith("Traceback (most recent call last):")
@@ -245,6 +250,61 @@ def test_an_unexpected_error_is_70_with_what_to_report(cli: Project, tmp_path: P
 def test_an_expected_error_is_one_line(cli: Project) -> None:
     assert refused(cli.app("config", "explain", "nothing.at_all"), 67) == (
         "app: there is no setting nothing.at_all; see app config show"
+    )
+
+
+def test_a_closed_stdin_holds_no_password(cli: Project) -> None:
+    shell = 'exec "$@" <&-'
+    done = in_shell(cli, shell, "auth create-superuser --username root --password-stdin")
+    assert refused(done, 1) == "app: cannot read the password from stdin: Bad file descriptor"
+
+
+@pytest.mark.parametrize("line", ["config show --json", "config show", "--help", "--version", "migrate -h"])
+def test_a_closed_stdout_is_an_error_and_a_closed_stderr_is_none(cli: Project, line: str) -> None:
+    done = in_shell(cli, 'exec "$@" >&-', line)
+    assert refused(done, 1) == "app: cannot write to stdout: Bad file descriptor"
+    silent = in_shell(cli, 'exec "$@" 2>&-', line)
+    assert (silent.returncode, silent.stderr) == (0, "")
+    assert silent.stdout
+
+
+def in_shell(project: Project, script: str, line: str) -> "subprocess.CompletedProcess[str]":
+    shell = ["sh", "-c", script, "sh", project.python, "-m", "app", *line.split()]
+    return subprocess.run(
+        shell, cwd=project.root, env=project.environment(), capture_output=True, text=True, check=False
+    )
+
+
+def test_a_process_runs_without_standard_streams(project: Project, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    project.env |= {"LOGGER_OUTPUT": str(log)}
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", project.python, "-m", "app", "run-event-consumer"]
+    process = subprocess.Popen([*shell, "--port", "0"], cwd=project.root, env=project.environment())
+    try:
+        eventually(lambda: log.exists() and "serving" in log.read_text())
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(cli: Project, tmp_path: Path) -> None:
+    copy = cli.copy(tmp_path / "copy")
+    (copy.root / "migrations").rename(tmp_path / "migrations")
+    (copy.root / "migrations").write_text("no folder")
+    line = refused(copy.app("migrate", "create", "auth", "later"), 1)
+    assert line.startswith(f"app: {copy.root}/migrations/")
+    assert line.endswith("_auth_later.sql: Not a directory")
+
+
+def test_completion_without_a_home_folder_is_one_line(cli: Project) -> None:
+    become = "import os, sys; os.getuid() or os.setuid(54321); os.environ.pop('HOME', None)"
+    body = f"from app.cli import main; {become}; sys.argv = ['app', '--install-completion']; main()"
+    if os.getuid() != 0:
+        pytest.skip("needs a user without an entry in the table of users")
+    done = subprocess.run([cli.python, "-c", body], cwd=cli.root, capture_output=True, text=True, check=False)
+    assert refused(done, 1) == (
+        "app: there is no home folder to install completion in; set HOME, or use --show-completion"
     )
 
 

@@ -1,6 +1,7 @@
 """What commands share: a Typer group, tables for people or JSON for programs, one-off processes."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
@@ -26,15 +27,18 @@ def group(summary: str) -> typer.Typer:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON on stdout."""
+    """Print a value as JSON on stdout. Where that has no UTF-8, in ASCII: an escape sequence of its own is no JSON."""
     from pydantic_core import to_json
 
-    sys.stdout.write(to_json(value, indent=2).decode() + "\n")
+    text = to_json(value, indent=2).decode()
+    if sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        text = json.dumps(json.loads(text), indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def can_ask() -> bool:
     """Return whether there is somebody at a terminal to ask."""
-    return sys.stdin is not None and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison] - so it is when closed
+    return sys.stdin.isatty()
 
 
 def confirm(question: str) -> None:
@@ -108,16 +112,23 @@ def stored_name(text: str) -> str:
     return text
 
 
-def seconds(text: str) -> float:
-    """Return a duration in seconds. For a parameter's parser."""
-    from pydantic import TypeAdapter, ValidationError
+def seconds(*, least_s: float = 0, most_days: int = 36_500) -> Callable[[str], float]:
+    """Return a parser of durations between two bounds, for a parameter; it returns seconds."""
 
-    from app.kernel.config import Duration
+    def parse(text: str) -> float:
+        from pydantic import TypeAdapter, ValidationError
 
-    try:
-        return TypeAdapter[float](Duration).validate_python(text)
-    except ValidationError:
-        raise typer.BadParameter("expected a duration such as 30s, 5m, 12h or 7d") from None
+        from app.kernel.config import Duration
+
+        try:
+            found = TypeAdapter[float](Duration).validate_python(text)
+        except ValidationError:
+            raise typer.BadParameter("expected a duration such as 30s, 5m, 12h or 7d") from None
+        if not least_s <= found <= most_days * 86400:
+            raise typer.BadParameter(f"expected a duration from {least_s:g}s to {most_days}d")
+        return found
+
+    return parse
 
 
 class Chunk(Protocol):

@@ -44,7 +44,8 @@ def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Passed on 
         psql = str(own) if own and own.is_file() else shutil.which("psql")
         if psql is None:
             raise Misconfigured(
-                "psql is not installed; install PostgreSQL's client, such as Debian's postgresql-client"
+                "psql is not installed here, nor in the image; run this where PostgreSQL's client is, such as Debian's"
+                " postgresql-client"
             )
         # the password goes by the environment, where other users cannot see it
         known = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LetterId = Annotated[UUID, typer.Argument(help="The id of the dead letter.", show_default=False)]
 OneLetter = Annotated[UUID | None, typer.Argument(help="The id of one dead letter.", show_default=False)]
 OlderThan = Annotated[
-    float | None, typer.Option(parser=seconds, metavar="DURATION", help="Only those that died before, such as 7d.")
+    float | None, typer.Option(parser=seconds(), metavar="DURATION", help="Only those that died before, such as 7d.")
 ]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 

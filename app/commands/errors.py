@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 ErrorId = Annotated[UUID, typer.Argument(help="The id of the group.", show_default=False)]
 OfState = Annotated[str | None, typer.Option("--state", help="open, resolved, muted or regressed.")]
 OfKind = Annotated[str | None, typer.Option("--kind", help="request, job, schedule, service or outage.")]
-For = Annotated[float, typer.Option("--for", parser=seconds, metavar="DURATION", help="For how long, such as 7d.")]
+For = Annotated[
+    float,
+    typer.Option(
+        "--for", parser=seconds(least_s=1, most_days=365), metavar="DURATION", help="For how long, such as 7d."
+    ),
+]
 
 _LONGEST = 80
 
@@ -166,9 +171,14 @@ def notify_test(as_json: Json = False) -> None:
     """
 
     async def work(p: "Process") -> "list[Tried]":
+        from app.kernel.config import Misconfigured
+        from app.kernel.errors import NotFound
         from app.modules.platform import wiring
 
-        return await (await p.use(wiring.try_recipients))()
+        try:
+            return await (await p.use(wiring.try_recipients))()
+        except NotFound as error:
+            raise Misconfigured(str(error)) from None
 
     tried = run_once("errors notify-test", work)
     if as_json:

@@ -1,14 +1,13 @@
 """Commands of auth."""
 
 import getpass
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.commands.console import Json, can_ask, group, print_json, print_table, run_once
-from app.kernel.errors import Invalid
+from app.kernel.errors import Invalid, Refusal
 
 if TYPE_CHECKING:
     from app.kernel.process import Process
@@ -197,14 +196,8 @@ def rotate_keys(as_json: Json = False) -> None:
 def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
     if from_stdin and file is not None:
         raise typer.BadParameter("give one of --password-stdin and --password-file", param_hint="--password-stdin")
-    try:
-        if from_stdin:
-            return _line(sys.stdin.buffer.read(_LONGEST), "stdin")
-        if file is not None:
-            with file.open("rb") as opened:
-                return _line(opened.read(_LONGEST), str(file))
-    except OSError as error:
-        raise Invalid(f"cannot read {file}: {error.strerror}") from None
+    if from_stdin or file is not None:
+        return _read(file)
     if no_input or not can_ask():
         raise typer.BadParameter(
             "no terminal to ask on; give --password-stdin or --password-file", param_hint="--password-stdin"
@@ -213,6 +206,18 @@ def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
     if getpass.getpass("Again: ") != password:
         raise Invalid("the passwords differ; nothing was changed")
     return password
+
+
+def _read(file: Path | None) -> str:
+    """Return the password that a file holds, or stdin."""
+    source = "stdin" if file is None else str(file)
+    try:
+        with open(0, "rb", closefd=False) if file is None else file.open("rb") as opened:
+            content = opened.read(_LONGEST + 1)
+    except OSError as error:
+        kind = Refusal if file is None else Invalid
+        raise kind(f"cannot read the password from {source}: {error.strerror}") from None
+    return _line(content, source)
 
 
 def _line(content: bytes, source: str) -> str:

@@ -156,7 +156,7 @@ def test_a_dead_webhook_changes_nothing_and_the_message_is_tried_again(
 def test_the_way_to_people_can_be_tried(cli: Project, database: TestDatabase, webhook: Webhook) -> None:
     cli.env |= database.env
     nobody = cli.app("errors", "notify-test")
-    assert (nobody.returncode, nobody.stderr) == (67, "app: nobody is told of errors; set sentinel.notify_urls\n")
+    assert (nobody.returncode, nobody.stderr) == (78, "app: nobody is told of errors; set sentinel.notify_urls\n")
     accepted = cli.app("errors", "notify-test", "--json", env={"SENTINEL_NOTIFY_URLS": webhook.url})
     assert accepted.returncode == 0, accepted.stderr
     assert [item["problem"] for item in json.loads(accepted.stdout)["items"]] == [""]

@@ -1,0 +1,76 @@
+"""Runs command lines in forks of one process that has loaded everything, each with streams as a shell would give them.
+
+Starting Python anew for hundreds of them takes minutes. Reads cases as JSON on stdin, writes how they ended on stdout.
+"""
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from app.cli import main, table
+
+MODES = ("r", "w", "w")
+
+
+def as_started(encoding: str) -> None:
+    """Make the streams as Python makes them when it starts: None for one that is closed."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+            errors = "backslashreplace" if fd == 2 else "strict"
+            stream = open(fd, MODES[fd], encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+        except OSError:
+            stream = None
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def child(case: dict[str, Any], out: int, err: int) -> NoReturn:
+    status: Any = 70  # of what main() lets through
+    try:
+        places = {"nowhere": os.open(os.devnull, os.O_RDWR), "full": os.open("/dev/full", os.O_WRONLY)}
+        places |= {"out": out, "err": err}
+        for fd, place in enumerate(case["streams"]):
+            if place == "closed":
+                os.close(fd)
+            else:
+                os.dup2(places[place], fd)
+        os.closerange(3, 64)
+        as_started(case["encoding"])
+        sys.argv = ["app", *case["args"]]
+        main()
+    except SystemExit as ended:
+        status = ended.code or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # as Python does at its end
+    finally:
+        os._exit(status)
+
+
+def run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    files = folder / "out", folder / "err"
+    fds = [os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for file in files]
+    if (pid := os.fork()) == 0:
+        child(case, *fds)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    for fd in fds:
+        os.close(fd)
+    out, err = (file.read_bytes().decode(errors="backslashreplace") for file in files)
+    return {**case, "status": status, "out": out, "err": err}
+
+
+if __name__ == "__main__":
+    for module, _ in table().values():
+        import_module(module)
+    import app.modules.auth.wiring
+    import app.modules.platform.wiring
+    import app.processes  # noqa: F401
+
+    gc.freeze()
+    with tempfile.TemporaryDirectory() as temporary:
+        json.dump([run(case, Path(temporary)) for case in json.load(sys.stdin)], sys.stdout)
