@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ PROCESSES = {
 }
 # a pool that a few dozen requests a second exceed, with its queue, within a second
 SETTINGS = {"POSTGRES_POOL_SIZE": "4", "POSTGRES_POOL_QUEUE": "16", "POSTGRES_STARTUP_TIMEOUT": "60s"}
+READY_S = 2.5  # /ready may take so long
 APART = "apart"  # the queue of the event consumer alone
 _APP = "datname = 'app' AND usename = 'app'"
 
@@ -159,18 +161,15 @@ def back_after(fleet: Fleet, name: str, timeout_s: float = 30) -> float:
 
 def back_of_all(fleet: Fleet) -> dict[str, float]:
     """Return after how many seconds each process serves; infinity for one that does not."""
-    found = dict.fromkeys(PROCESSES, math.inf)
 
-    def measure(name: str) -> None:
-        with suppress(AssertionError):
-            found[name] = back_after(fleet, name)
+    def measured(name: str) -> float:
+        try:
+            return back_after(fleet, name)
+        except AssertionError:
+            return math.inf
 
-    threads = [threading.Thread(target=measure, args=(name,)) for name in PROCESSES]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return found
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(PROCESSES, threads.map(measured, PROCESSES), strict=True))
 
 
 Outage = Callable[[Fleet], AbstractContextManager[Any]]
@@ -288,15 +287,13 @@ class Verdict:
 def endure(fleet: Fleet, outage: Outage, seconds: float, per_second: float) -> Verdict:
     """Have an outage under load; return how it went, and how long each process took to serve after it."""
     load = Load(fleet, per_second)
-    ready: dict[str, int] = {}
     with load.running():
         usual = back_of_all(fleet)
         with outage(fleet):
-            ended = time.monotonic() + seconds
-            while (left_s := ended - time.monotonic()) > 0:
-                time.sleep(min(left_s, 2.5))  # the length of the outage, not a wait for something
-                for name in PROCESSES:
-                    ready[name] = httpx.get(f"{fleet.url(name)}/ready", timeout=30).status_code
+            time.sleep(seconds - READY_S)  # the length of the outage, not a wait for something
+            with ThreadPoolExecutor() as threads:
+                asked = {name: threads.submit(httpx.get, f"{fleet.url(name)}/ready", timeout=30) for name in PROCESSES}
+            ready = {name: answer.result().status_code for name, answer in asked.items()}
         back = back_of_all(fleet)
     fleet.proxy.delay_s = 0
     dead = [name for name, process in fleet.running.items() if process.popen.poll() is not None]
