@@ -149,6 +149,11 @@ class _Chunked:
         raise h11.RemoteProtocolError("the client left before the body was complete")
 
 
+def _discard(buffer: Buffer) -> None:
+    """Ignore what follows the last request of a connection (RFC 9112, section 9.6)."""
+    buffer._extract(len(buffer))
+
+
 class Connection(h11.Connection):
     """h11's state machine with our readers."""
 
@@ -156,4 +161,6 @@ class Connection(h11.Connection):
         found = super()._get_io_object(role, event, io_dict)
         if found is READERS[h11.CLIENT, h11.IDLE]:
             return _read_request
+        if found is READERS[h11.CLIENT, h11.MUST_CLOSE]:
+            return _discard
         return _Chunked() if type(found) is ChunkedReader else found

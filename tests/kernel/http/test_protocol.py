@@ -4,15 +4,19 @@ The table is checked by hand against nginx; beside it, mutations of good request
 """
 
 import http.client
+import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.kernel.http.negotiation import preferred
 from app.kernel.telemetry.metrics import FORMATS
@@ -101,6 +105,7 @@ SETTINGS = b"http2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
 SERVED = {
     "a path": (GET + b"\r\n", 200),
     "an empty line before": (b"\r\n" + GET + b"\r\n", 200),
+    "something after the last request": (b"GET /health HTTP/1.0\r\n\r\n\r\n\0", 200),
     "absolute form": (b"GET http://host/health HTTP/1.1\r\nhost: host\r\n\r\n", 200),
     "absolute form, in capitals, with a port": (b"GET HTTP://Host:80/health HTTP/1.1\r\nhost: x\r\n\r\n", 200),
     "absolute form of https": (b"GET https://host/health HTTP/1.1\r\nhost: x\r\n\r\n", 200),
@@ -342,6 +347,107 @@ def test_what_the_rfc_forbids_is_refused_and_nothing_else_suffers(plain: Served,
     assert problem["trace_id"] == found.headers["x-trace-id"]
     assert not found.stays or status in (405, 415), "what follows cannot be trusted"
     assert is_alive(plain)
+
+
+# What the grammar says, once more and another way (RFC 9112, collected).
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+LINES = rb"(?:" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*"
+HEAD = re.compile(rb"(?:\r\n)?(" + TOKEN + rb") ([!-~]+) HTTP/1\.([0-9])\r\n(" + LINES + rb")\r\n")
+REG_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f][0-9A-Fa-f])+"
+HOST = re.compile(rb"(?:" + REG_NAME + rb"|\[::1\])(?::[0-9]{0,4})?")
+TARGET = re.compile(rb"(?:https?://([^/?#]*))?(/(?:[^#?%]|%[2-7][0-9a-eA-E])*)?(?:\?[^#]*)?")
+EXTENSION = rb"[\t ]*;[\t ]*" + TOKEN + rb"(?:[\t ]*=[\t ]*(?:" + TOKEN + rb'|"(?:[^"\\\x00-\x08\x0a-\x1f\x7f])*"))?'
+CHUNKS = re.compile(rb"0*([1-9a-fA-F][0-9a-fA-F]{0,3}|0)(?:" + EXTENSION + rb")*\r\n")
+
+
+def judged(raw: bytes) -> "tuple[bool, bool]":
+    """Return whether the bytes begin with a valid header, and with a complete body after it."""
+    head = HEAD.match(raw)
+    if head is None:
+        return False, False
+    fields = [line.partition(b":") for line in head[4].split(b"\r\n")[:-1]]
+    values: dict[bytes, list[bytes]] = {}
+    for name, _, value in fields:
+        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    hosts, lengths, codings = (values.get(name, []) for name in (b"host", b"content-length", b"transfer-encoding"))
+    target = TARGET.fullmatch(head[2])
+    if target is None or not head[2].startswith((b"/", b"http")):
+        return False, False
+    if len(hosts) != 1 and (hosts or head[3] != b"0"):
+        return False, False
+    if not all(HOST.fullmatch(host) for host in [*hosts, *([target[1]] if target[1] is not None else [])]):
+        return False, False
+    if len(lengths) + len(codings) > 1 or (codings and (head[3] == b"0" or codings[0].lower() != b"chunked")):
+        return False, False
+    rest = raw[head.end() :]
+    if codings:
+        return True, has_chunks(rest)
+    if lengths and not re.fullmatch(b"[0-9]{1,20}", lengths[0]):
+        return False, False
+    return True, not lengths or len(rest) >= int(lengths[0])
+
+
+def has_chunks(rest: bytes) -> bool:
+    while (line := CHUNKS.match(rest)) is not None:
+        if line[1] == b"0":
+            return re.match(LINES + b"\r\n", rest[line.end() :]) is not None
+        end = line.end() + int(line[1], 16)
+        if rest[end : end + 2] != b"\r\n":
+            return False
+        rest = rest[end + 2 :]
+    return False
+
+
+SEEDS = [
+    GET + b"\r\n",
+    b"GET http://host:80/health?a=b HTTP/1.1\r\nhost: x\r\nupgrade: h2c\r\n\r\n",
+    b"HEAD /he%61lth HTTP/1.0\r\n\r\n",
+    POST + b"content-length: 21\r\n\r\n" + BODY,
+    CHUNKED + b'\r\n15;a="b";c\r\n' + BODY + b"\r\n0\r\nx-a: b\r\n\r\n",
+]
+HOSTILE = [bytes([each]) for each in b'\0\r\n\t\x0b\x7f\xff :;,="%#@[]/1ax'] + [
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n\n",
+    b"\r\n ",
+    b"\r\nhost: y",
+    b"\r\ncontent-length: 21",
+    b"\r\ntransfer-encoding: chunked",
+    b"\r\nconnection: upgrade\r\nupgrade: websocket",
+    b"HTTP/1.0",
+]
+CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), st.sampled_from(HOSTILE)), min_size=1, max_size=3)
+
+
+def mutated(seed: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    for where, removed, inserted in changes:
+        at = int(where * len(seed))
+        seed = seed[:at] + inserted + seed[at + removed :]
+    return seed
+
+
+EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "200"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.sampled_from(SEEDS), changes=CHANGES)
+def test_a_mutated_request_is_served_only_if_it_is_one(plain: Served, seed: bytes, changes: Any) -> None:
+    raw = mutated(seed, changes)
+    with plain.connect() as sock:
+        with suppress(ConnectionError):
+            sock.sendall(raw)
+            sock.shutdown(socket.SHUT_WR)  # so that it does not wait for what will not come
+        found = read(sock, "HEAD" if b"HEAD" in raw[:7] else "GET")
+    is_valid, is_whole = judged(raw)
+    if not is_valid:
+        assert found is None or found.status in (400, 431, 505), found.body
+    elif not is_whole:  # it matters only to who reads it
+        assert found is None or b"INVALID_REFRESH_TOKEN" not in found.body
+    else:
+        assert found is not None
+        is_json = b"not acceptable JSON" in found.body
+        assert found.status in (200, 401, 404, 405, 415, 422, 429) or (found.status == 400 and is_json), found.body
 
 
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
