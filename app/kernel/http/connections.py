@@ -15,12 +15,12 @@ from hypercorn.config import Config
 
 from app.kernel.addresses import Network, limited
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import App, Receive, Scope, Send
+from app.kernel.http.asgi import App, Scope
 from app.kernel.http.bounds import LEAST_CONNECTIONS, SPARES, Bodies, Refusals
 from app.kernel.http.connection import Connection
+from app.kernel.http.edge import REFUSED
 from app.kernel.http.operations import PATHS
 from app.kernel.http.origin import client_address, is_trusted
-from app.kernel.http.problems import send_problem
 from app.kernel.process import Process
 from app.kernel.telemetry import metrics
 
@@ -261,10 +261,10 @@ class Connections:
         (self.spare if connection.refusal else self.lingering).begin(connection)
 
     def application(self, connection: Connection, app: App, scope: Scope) -> App:
-        """Return what answers a request."""
+        """Return what answers a request, having marked one that is not to be served."""
         if connection.refusal and scope["path"] not in PATHS:
             self.refusals.note(connection.refusal)
-            return _refuse
+            scope[REFUSED] = Unavailable("there are too many connections")
         return app
 
     def client_of(self, scope: Scope) -> str:
@@ -283,7 +283,3 @@ class Connections:
 
     def _measure(self) -> None:
         metrics.http_connections(len(self._held) + len(self._spares), len(self.idle), self._most)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - an ASGI application
-    await send_problem(scope, send, Unavailable("there are too many connections"))

@@ -14,7 +14,7 @@ from app.kernel.http.asgi import App, Receive, Scope, Send
 from app.kernel.http.problems import HttpProblem
 
 REFUSED = "app.refused"
-"""Where the parser leaves the HttpProblem of a request that it could not read."""
+"""Where is left why a request is not served: an HttpProblem if it cannot be read, Unavailable if there is no room."""
 
 CLOSE = ((b"connection", b"close"),)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

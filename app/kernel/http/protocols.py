@@ -44,8 +44,9 @@ class _Stream(HTTPStream):
     ) -> None:
         """Hand the request to the application."""
         self.start_time = 0.0  # of Hypercorn's access log, which is off
-        length = next((value for name, value in headers if name == b"content-length"), None)
-        self._received, self._expected = 0, None if refused or length is None else int(length)
+        self._received, self._expected = 0, None
+        if version == "2" and refused is None:
+            self._expected = next((int(value) for name, value in headers if name == b"content-length"), None)
         path, raw_path, query = "-", b"-", b""
         if refused is None:
             try:
@@ -85,7 +86,7 @@ class _Stream(HTTPStream):
     async def handle(self, event: StreamEvent) -> None:
         if isinstance(event, Body):
             self._received += len(event.data)
-        elif isinstance(event, EndBody) and self._expected not in (None, self._received):  # only in HTTP/2
+        elif isinstance(event, EndBody) and self._expected not in (None, self._received):
             await self.refuse(malformed("the body is not as long as its Content-Length"))
             return
         elif isinstance(event, StreamClosed) and self.state is ASGIHTTPState.REQUEST:

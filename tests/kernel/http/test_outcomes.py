@@ -208,6 +208,19 @@ async def test_what_is_cancelled_at_the_end_of_the_grace_period_is_503_everywher
     assert b"retry-after: 1" in answer
 
 
+async def test_who_finds_no_room_is_answered_like_everybody_else(seen: Seen) -> None:
+    async with serving(app, HTTP_SERVER_MAX_CONNECTIONS="10") as server:
+        holding = [asyncio.ensure_future(server.ask(get("/plain/slowly"))) for _ in range(10)]
+        async with asyncio.timeout(10):
+            while answered(answer := await server.ask(get("/plain/fine"))) != 503:
+                pass
+        server.running.cancel()
+        await asyncio.gather(*holding, return_exceptions=True)
+    for field in (b"x-request-id: ", b"x-trace-id: ", b"retry-after: 1", b"cache-control: no-store"):
+        assert field in answer
+    assert 'http_server_requests_total{method="GET",route="none",status="503"}' in metrics.exposition()[0].decode()
+
+
 async def test_what_cannot_be_read_is_recorded_like_every_other_answer(seen: Seen) -> None:
     async with serving(app) as server:
         answer = await server.ask(b"GET /x HTTP/1.1\r\nhost: a b\r\n\r\n")
