@@ -17,6 +17,15 @@ from psycopg.waiting import Wait
 _REFUSED = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
 _TLS_REFUSED, _TLS_BEGUN = "\tSSLResponse\t N", "\tSSLResponse\t S"
 _FOR_GOOD = ("28", "3D", "42")  # who we are, which database, what is granted
+_UNRESOLVED = "check POSTGRES_HOST: no address is known for it"
+_HINTS = {  # by SQLSTATE, or by its class
+    "28": "check POSTGRES_USER and POSTGRES_PASSWORD, and the server's pg_hba.conf",
+    "3D": "check POSTGRES_DB, or create the database",
+    "42": "let POSTGRES_USER connect to POSTGRES_DB (GRANT CONNECT)",
+    "53300": "all of its connections are taken: raise max_connections, lower POSTGRES_POOL_SIZE, or stop other clients",
+    "53": "it is short of memory or disk: make room",
+    "57P03": "it is starting, stopping or recovering: try again",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class Attempt:
     """How an attempt ended.
 
     `server_version` is 0 when it failed, and `reason` what libpq says then. `sqlstate` is the server's, if it refused.
+    `hint` is what to do about it.
     """
 
     server_version: int = 0
@@ -31,6 +41,7 @@ class Attempt:
     sqlstate: str = ""
     in_tls: bool = False
     for_good: bool = False
+    hint: str = ""
 
 
 async def attempt(conninfo: str) -> Attempt:
@@ -55,6 +66,8 @@ async def attempt(conninfo: str) -> Attempt:
         connection = await Traced.connect(conninfo, autocommit=True)
     except psycopg.OperationalError as error:
         return _failed(error, traces[-1] if traces else "")
+    except UnicodeError:  # from the resolver
+        return Attempt(0, "the host is no host name", hint=_UNRESOLVED)
     version = connection.info.server_version
     await connection.close()
     return Attempt(version)
@@ -63,11 +76,21 @@ async def attempt(conninfo: str) -> Attempt:
 def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:
     reason = " ".join(str(error).split())
     if states := _REFUSED.findall(trace):
-        return Attempt(0, reason, states[-1], for_good=states[-1].startswith(_FOR_GOOD))
+        hint = _HINTS.get(states[-1]) or _HINTS.get(states[-1][:2], "try again")
+        return Attempt(0, reason, states[-1], for_good=states[-1].startswith(_FOR_GOOD), hint=hint)
     last = trace.rstrip().rpartition("\n")[2]
     in_tls = last.endswith(_TLS_BEGUN) and not isinstance(error, psycopg.errors.ConnectionTimeout)
     asked = error.pgconn is not None and error.pgconn.needs_password  # and there was none to send
-    return Attempt(0, reason, in_tls=in_tls, for_good=asked or last.endswith(_TLS_REFUSED))
+    hint = "start it, or check POSTGRES_HOST and POSTGRES_PORT"
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        hint = "check POSTGRES_HOST and POSTGRES_PORT, and what is between, such as a firewall"
+    elif error.pgconn is None:
+        hint = _UNRESOLVED
+    elif asked:
+        hint = "set POSTGRES_PASSWORD"
+    elif in_tls or last.endswith(_TLS_REFUSED):
+        hint = "check POSTGRES_SSL and POSTGRES_SSL_ROOT_CERT"
+    return Attempt(0, reason, in_tls=in_tls, for_good=asked or last.endswith(_TLS_REFUSED), hint=hint)
 
 
 @contextmanager

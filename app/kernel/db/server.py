@@ -120,13 +120,10 @@ async def _answering(server: Server, timeout_s: float) -> int:
     while not (ended := await attempt(server.conninfo())).server_version:
         # a handshake that a dying server cut off is not cut off twice
         if ended.for_good or (ended.in_tls and before.in_tls):
-            raise Misconfigured(f"PostgreSQL at {server.label} refused: {ended.reason}; check POSTGRES_*")
+            raise Misconfigured(f"PostgreSQL at {server.label} refused: {ended.reason}; {ended.hint}")
         if time.monotonic() >= deadline:
-            if ended.sqlstate:
-                raise Unavailable(f"PostgreSQL at {server.label} accepts no connection: {ended.reason}; try again")
-            raise Unavailable(
-                f"PostgreSQL at {server.label} does not answer: {ended.reason}; start it, or check POSTGRES_HOST"
-            )
+            how = "accepts no connection" if ended.sqlstate else "does not answer"
+            raise Unavailable(f"PostgreSQL at {server.label} {how}: {ended.reason}; {ended.hint}")
         if time.monotonic() >= tell_at:
             tell_at = time.monotonic() + _TELL_EVERY_S
             logger.warning("waiting for PostgreSQL at {}: {}", server.label, ended.reason)

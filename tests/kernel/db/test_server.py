@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_urlsafe
 
 import pytest
 
@@ -102,22 +103,27 @@ def test_require_refuses_a_server_without_ssl(cli: Project, server: DebianServer
 
 
 @pytest.mark.parametrize(
-    ("env", "reason"),
+    ("env", "reason", "hint"),
     [
-        ({"POSTGRES_PASSWORD": "pw-wrong"}, 'password authentication failed for user "app"'),
-        ({"POSTGRES_PASSWORD": ""}, "no password supplied"),
-        ({"POSTGRES_USER": "nobody_there"}, "nobody_there"),
-        ({"POSTGRES_DB": "not_there"}, 'database "not_there" does not exist'),
+        (
+            {"POSTGRES_PASSWORD": "pw-wrong"},
+            'password authentication failed for user "app"',
+            "check POSTGRES_USER and POSTGRES_PASSWORD",
+        ),
+        ({"POSTGRES_PASSWORD": ""}, "no password supplied", "set POSTGRES_PASSWORD"),
+        ({"POSTGRES_USER": "nobody_there"}, "nobody_there", "check POSTGRES_USER"),
+        ({"POSTGRES_DB": "not_there"}, 'database "not_there" does not exist', "check POSTGRES_DB, or create"),
     ],
     ids=["wrong password", "no password", "unknown role", "missing database"],
 )
 def test_what_waiting_cannot_mend_is_refused_at_once(
-    cli: Project, server: DebianServer, env: dict[str, str], reason: str
+    cli: Project, server: DebianServer, env: dict[str, str], reason: str, hint: str
 ) -> None:
     started = time.monotonic()
     line = refused(on(cli, server, POSTGRES_STARTUP_TIMEOUT="60s", **env), server.password)
     assert time.monotonic() - started < 45
     assert reason in line
+    assert hint in line
     assert "pw-wrong" not in line
     assert f"127.0.0.1:{server.port}" in line
 
@@ -134,7 +140,25 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_unavailable(cli: Proj
     line = refused(cli, "pw-", status=69)
     assert 1.5 <= time.monotonic() - started < 28
     assert "does not answer" in line
-    assert "POSTGRES_HOST" in line
+    assert line.endswith("; start it, or check POSTGRES_HOST and POSTGRES_PORT")
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b", "256.256.256.256"])
+def test_a_host_without_an_address_is_told_to_check_its_name(cli: Project, host: str) -> None:
+    cli.env |= {"POSTGRES_HOST": host, "POSTGRES_STARTUP_TIMEOUT": "100ms", "AUTH_MASTER_SECRET": token_urlsafe(32)}
+    line = refused(cli, "pw-", status=69)
+    assert line.endswith("; check POSTGRES_HOST: no address is known for it")
+
+
+def test_a_full_server_is_not_told_to_start(cli: Project, server: DebianServer) -> None:
+    server.run("ALTER ROLE app CONNECTION LIMIT 0", "postgres")
+    try:
+        line = refused(on(cli, server, POSTGRES_STARTUP_TIMEOUT="100ms"), server.password, status=69)
+    finally:
+        server.run("ALTER ROLE app CONNECTION LIMIT -1", "postgres")
+    assert "accepts no connection" in line
+    assert "all of its connections are taken: raise max_connections" in line
+    assert "start it" not in line
 
 
 def test_a_server_that_comes_up_during_the_wait_is_used(cli: Project, server: DebianServer) -> None:
