@@ -271,7 +271,7 @@ async def oauth(p: Process) -> AsyncGenerator[OAuth]:
     yield OAuth(
         token=OAuthToken(db, client, SESSIONS, issued, refresh, AUDIT, settings.access_token_ttl),
         introspect=OAuthIntrospect(client, Authenticate(db, SESSIONS, API_KEYS, issued)),
-        revoke=OAuthRevoke(db, SESSIONS, issued, AUDIT),
+        revoke=OAuthRevoke(db, client, SESSIONS, API_KEYS, issued, AUDIT),
         metadata=OAuthMetadata(settings.issuer),
     )
 

@@ -119,3 +119,50 @@ def test_tokens_of_a_client_end_with_its_key_and_only_clients_may_ask(
         "SELECT action, outcome, count FROM kernel.audit WHERE action LIKE 'auth.oauth%%' ORDER BY action"
     )
     assert trail == [("auth.oauth_client", "invalid_client", 2), ("auth.oauth_token", "done", 1)]
+
+
+def test_a_client_learns_of_its_own_tokens_only_without_the_permission(root: httpx.Client) -> None:
+    client_id, key = account(root, "auth:actors:read", "auth:tokens:read")
+    narrow = root.post(f"{ACTORS}/{client_id}/keys", json={"name": "n", "permissions": ["auth:actors:read"]}).json()[
+        "key"
+    ]
+    other = root.post(ACTORS, json={"type": "service_acc", "username": "other"}).json()["id"]
+    others_key = root.post(f"{ACTORS}/{other}/keys", json={"name": "k", "permissions": []}).json()["key"]
+    of_root = root.headers["authorization"].removeprefix("Bearer ")
+
+    def asked(secret: str, token: str) -> dict:
+        form = {"token": token, "client_id": client_id, "client_secret": secret}
+        answer = root.post(INTROSPECT, data=form, headers={"authorization": ""})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    for token in (of_root, others_key):
+        assert asked(narrow, token) == {"active": False}
+        assert asked(key, token)["active"] is True
+    assert asked(key, of_root)["scope"] == "auth:superuser"
+    for token in (key, narrow):
+        assert asked(narrow, token)["sub"] == client_id
+    root.put(f"{ACTORS}/{client_id}/permissions", json={"permissions": ["auth:actors:read"]})
+    assert asked(key, of_root) == {"active": False}, "a permission that was taken away still counts"
+
+
+def test_what_is_sent_to_be_revoked_is_revoked(root: httpx.Client, database: TestDatabase) -> None:
+    client_id, key = account(root, "auth:actors:read")
+    spare = root.post(f"{ACTORS}/{client_id}/keys", json={"name": "s", "permissions": []}).json()["key"]
+    form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": key}
+    token = root.post(TOKEN, data=form).json()["access_token"]
+    anonymous = {"authorization": ""}
+    wrong = {"token": key, "client_id": client_id, "client_secret": "wrong"}
+    refused = root.post(REVOKE, data=wrong, headers=anonymous)
+    assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
+    for not_it in (key[:-1], key[:-8] + "00000000", spare[:40] + key[40:]):
+        assert root.post(REVOKE, data={"token": not_it}, headers=anonymous).status_code == 200
+    assert [me(root, secret).status_code for secret in (key, token, spare)] == [200, 200, 200]
+    for _ in range(2):
+        assert root.post(REVOKE, data={"token": key}, headers=anonymous).status_code == 200
+        assert [me(root, secret).status_code for secret in (key, token, spare)] == [401, 401, 200]
+    own = {"token": spare, "client_id": "robot", "client_secret": spare}
+    assert root.post(REVOKE, data=own, headers=anonymous).status_code == 200
+    assert me(root, spare).status_code == 401
+    trail = database.all("SELECT target, details ? 'key' FROM kernel.audit WHERE action = 'auth.oauth_revoke'")
+    assert trail == [(client_id, True)] * 2

@@ -80,6 +80,10 @@ class ApiKeys(Protocol):
         """Remove a key of the account; return whether there was one."""
         ...
 
+    async def revoke(self, tx: Transaction, key_id: UUID, secret_hash: bytes) -> UUID | None:
+        """Remove a key whose secret is known, valid or not; return whose it was."""
+        ...
+
     async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
         """Return who holds a valid key of an active account, with the permissions of this moment."""
         ...

@@ -33,6 +33,11 @@ class PostgresApiKeys:
     async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
         return await tx.run("DELETE FROM auth.api_keys WHERE id = %s AND actor_id = %s", (key_id, actor_id)) == 1
 
+    async def revoke(self, tx: Transaction, key_id: UUID, secret_hash: bytes) -> UUID | None:
+        sql = "DELETE FROM auth.api_keys WHERE id = %s AND secret_hash = %s RETURNING actor_id"
+        row = await tx.one(sql, (key_id, secret_hash))
+        return None if row is None else row[0]
+
     async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
         # a superuser's key may do only what it lists
         sql = """

@@ -47,7 +47,10 @@ class CreateActor:
     queue: Queue
 
     async def __call__(self, caller: Caller, new: NewActor) -> Actor:
-        """Return the actor. Raises Denied, InvalidUsername, WeakPassword, UsernameExists. Not safe to repeat."""
+        """Return the actor. Not safe to repeat.
+
+        Raises Denied, InvalidUsername, RateLimited, UsernameExists, WeakPassword.
+        """
         check_has_power_over(caller, (), is_superuser=new.is_superuser)
         if new.type == "admin" and not caller.is_superuser:
             raise Denied("only a superuser creates an admin")

@@ -11,6 +11,8 @@ from app.modules.auth.domain.actors import SUPERUSER
 from app.modules.auth.usecases.authenticate import Authenticate
 from app.modules.auth.usecases.oauth_client import OAuthClient
 
+SEE_TOKENS = "auth:tokens:read"
+
 
 @dataclass(frozen=True, slots=True)
 class TokenInQuestion:
@@ -35,19 +37,28 @@ class Introspection:
 @operation("auth.oauth_introspect", Kind.USER_ACTION)
 @dataclass(frozen=True, slots=True)
 class OAuthIntrospect:
-    """Tell a client whether an access token or API key that was sent to it is good."""
+    """Tell a client whether an access token or API key that was sent to it is good.
+
+    Of its own, and with the permission `auth:tokens:read` of everybody's; others are answered like none at all
+    (RFC 7662, section 4).
+    """
 
     client: OAuthClient
     authenticate: Authenticate
 
     async def __call__(self, caller: Caller, basic: BasicAuth, asked: TokenInQuestion) -> Introspection:
-        """Return what is known of the token, or only that it is not active. Raises InvalidClient. Safe to repeat."""
-        await self.client(caller, basic if basic.username else BasicAuth(asked.client_id, asked.client_secret))
+        """Return what is known of the token, or only that it is not active. Safe to repeat.
+
+        Raises InvalidClient, RateLimited.
+        """
+        client, _ = await self.client(
+            caller, basic if basic.username else BasicAuth(asked.client_id, asked.client_secret)
+        )
         try:
             holder = await self.authenticate(asked.token, caller.origin)
         except Unauthenticated:
             return Introspection(active=False)
-        if holder.actor is None:
+        if holder.actor is None or not (holder.actor_id == client.actor_id or client.may(SEE_TOKENS)):
             return Introspection(active=False)
         held = holder.permissions | {SUPERUSER} if holder.is_superuser else holder.permissions
         return Introspection(True, str(holder.actor.id), holder.actor.username, " ".join(sorted(held)), "Bearer")

@@ -43,5 +43,5 @@ class OAuthMetadata:
             response_types_supported=[],
             token_endpoint_auth_methods_supported=_METHODS,
             introspection_endpoint_auth_methods_supported=_METHODS,
-            revocation_endpoint_auth_methods_supported=["none"],
+            revocation_endpoint_auth_methods_supported=["none", *_METHODS],
         )

@@ -67,7 +67,7 @@ class OAuthToken:
     async def __call__(self, caller: Caller, basic: BasicAuth, request: TokenRequest) -> TokenResponse:
         """Return the token. Safe to repeat: each call is a session of its own, or within the grace of a refresh.
 
-        Raises InvalidClient, InvalidGrant, InvalidRequest, InvalidScope, UnsupportedGrantType.
+        Raises InvalidClient, InvalidGrant, InvalidRequest, InvalidScope, RateLimited, UnsupportedGrantType.
         """
         if request.grant_type == "client_credentials":
             if basic.username and request.client_secret:

@@ -58,7 +58,7 @@ class UpdateActor:
     async def __call__(self, caller: Caller, change: ActorChange) -> Actor:
         """Return the actor as it is now. Safe to repeat.
 
-        Raises ActorNotFound, Denied, InvalidUsername, WeakPassword, UsernameExists, LastSuperuser.
+        Raises ActorNotFound, Denied, InvalidUsername, LastSuperuser, RateLimited, UsernameExists, WeakPassword.
         """
         password_hash = None
         if change.password is not None:
