@@ -5,6 +5,7 @@ It is imported here alone: it costs every other test half a second, which is als
 
 import base64
 import time
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.conftest import SUPERUSER, log_in
 from tests.support.leaks import WATCH
 from tests.support.project import Project
 
-EXAMPLES = 25
+EXAMPLES = 12
 ACTORS, ROLES = "/auth/v1/actors", "/auth/v1/roles"
 USERNAME, PASSWORD = SUPERUSER
 
@@ -36,6 +37,55 @@ def schema(root: httpx.Client) -> Any:
         for operation in methods.values():
             del operation["responses"]["default"]  # it is for what nobody expects; here every status is to be expected
     return schemathesis.openapi.from_dict(document)
+
+
+def test_the_document_is_valid_and_complete(root: httpx.Client) -> None:
+    from openapi_spec_validator import OpenAPIV31SpecValidator
+
+    document = root.get("/openapi.json").json()
+    assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    assert document["servers"] == [{"url": "/", "description": "Where this document was served"}]
+    schemes = document["components"]["securitySchemes"]
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    for name, operation in operations.items():
+        assert all(set(choice) <= set(schemes) for choice in operation["security"]), name
+    public = {name for name, operation in operations.items() if operation["security"] == []}
+    assert public - {"POST /oauth/revoke"} == {
+        "POST /auth/v1/login",
+        "POST /auth/v1/refresh",
+        "GET /.well-known/oauth-authorization-server",
+        "GET /.well-known/jwks.json",
+    }
+    assert operations["POST /oauth/token"]["security"] == [{"basic": []}, {}]
+    assert operations["GET /auth/v1/me"]["security"] == [{"bearer": []}]
+
+
+def test_every_default_and_example_fits_its_own_schema(root: httpx.Client) -> None:
+    import jsonschema_rs
+
+    document = root.get("/openapi.json").json()
+    found = list(samples(document))
+    assert found
+    for schema, sample in found:
+        jsonschema_rs.validator_for({**schema, "components": document["components"]}).validate(sample)
+
+
+def samples(part: Any) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Return the schemas inside of a document that have a default or examples, with each of these."""
+    if isinstance(part, list):
+        for item in part:
+            yield from samples(item)
+    elif isinstance(part, dict):
+        if "default" in part and not isinstance(part["default"], dict):
+            yield part, part["default"]
+        for example in part.get("examples", ()) if isinstance(part.get("examples"), list) else ():
+            yield part, example
+        for value in part.values():
+            yield from samples(value)
 
 
 class Names:
@@ -68,7 +118,16 @@ def expected() -> list[Any]:
     from schemathesis.specs.openapi import checks
 
     documented = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
-    return [not_a_server_error, *documented]
+    return [not_a_server_error, accepted_as_documented, checks.negative_data_rejection, *documented]
+
+
+def accepted_as_documented(ctx: Any, response: Any, case: Any) -> None:
+    """Fail when what the schema allows is refused before the operation has seen it."""
+    if case.meta is None or not case.meta.generation.mode.is_positive or response.status_code not in (400, 422):
+        return
+    problem = response.json()
+    refused = problem.get("code") == "MALFORMED" or problem.get("detail") == "the input is invalid; see errors"
+    assert not refused, problem
 
 
 def ask(operation: Any, url: str, token: str, names: dict[str, str] | None = None) -> None:

@@ -10,11 +10,16 @@ from uuid import UUID
 from annotated_types import Interval
 
 from app.kernel.errors import Invalid
+from app.kernel.fields import Pattern
 
 T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 Limit = Annotated[int, Interval(ge=1, le=100)]
+Cursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$")]
+"""Where a page starts: 16 bytes in base64url."""
+WorkCursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$")]
+"""Where work goes on, with two moments: 32 bytes in base64url."""
 
 
 @dataclass(frozen=True, slots=True)

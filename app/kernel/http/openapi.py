@@ -6,19 +6,21 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any, cast, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from app import __version__
+from app.kernel.decoding import TIME, adapter
 from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.problems import HttpProblem, status_of, title_of
-from app.kernel.http.routes import Route, input_type, path_parameters
+from app.kernel.http.routes import Route, has_body, input_type, path_parameters
 from app.kernel.operations import BasicAuth, BearerToken
 
+_NO_NUL = "^[^\\u0000]*$"
+_SEGMENT = "^[^/\\u0000-\\u001f\\u007f]*$"
 _REFERENCE = "#/components/schemas/{model}"
 _OAUTH_ERROR = {
     "type": "object",
@@ -54,6 +56,7 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__},
+        "servers": [{"url": "/", "description": "Where this document was served"}],
         "paths": paths,
         "components": {
             "schemas": {**schemas.definitions, "Problem": _PROBLEM},
@@ -98,11 +101,13 @@ class _Schemas:
         wanted: list[tuple[tuple[int, str], JsonSchemaMode, TypeAdapter[Any]]] = []
         for number, route in enumerate(routes):
             if (kind := input_type(route)) is not None:
-                wanted.append(((number, "input"), "validation", TypeAdapter(kind)))
+                wanted.append(((number, "input"), "validation", adapter(kind, ignore_unknown=route.form)))
             if (returned := get_type_hints(type(route.operation).__call__)["return"]) is not type(None):
                 wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
         self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
         self.definitions = cast("dict[str, Any]", document.get("$defs", {}))
+        for found in [*self._found.values(), *self.definitions.values()]:
+            _say_what_is_accepted(found)
 
     def get(self, number: int, what: str, mode: JsonSchemaMode) -> dict[str, Any] | None:
         """Return the schema of a route's input or output."""
@@ -134,16 +139,22 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
         described["responses"]["204"] = described["responses"].pop(str(route.status))
     else:
         described["responses"][str(route.status)]["content"] = {"application/json": {"schema": output}}
-    asked = get_type_hints(kind.__call__).values()
-    if not route.public or BearerToken in asked:
-        described["security"] = [{"bearer": []}]
-    elif BasicAuth in asked:
-        described["security"] = [{"basic": []}, {}]
+    described["security"] = _security(route)
     if route.permission:
         described["description"] += f"\n\nNeeds the permission `{route.permission}`."
     if (schema := schemas.get(number, "input", "validation")) is not None:
-        _take_input(described, route, schemas.resolved(schema))
+        if "items" in schema:
+            described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        else:
+            _take_input(described, route, schemas.resolved(schema))
     return described
+
+
+def _security(route: Route) -> list[dict[str, list[str]]]:
+    asked = get_type_hints(type(route.operation).__call__).values()
+    if not route.public or BearerToken in asked:
+        return [{"bearer": []}]
+    return [{"basic": []}, {}] if BasicAuth in asked else []
 
 
 def _refusals(route: Route) -> dict[str, str]:
@@ -159,7 +170,7 @@ def _refusals(route: Route) -> dict[str, str]:
         kinds.add(Denied)
     if (taken := input_type(route)) is not None:
         kinds.add(Invalid)
-        if route.method != "GET" and {field.name for field in fields(taken)} - set(path_parameters(route.path)):
+        if has_body(route, taken):
             edge |= {408, 413, 415}
     _, _, raised = (inspect.getdoc(call) or "").partition("Raises ")
     kinds |= {kind for kind in _every(Refusal) if re.search(rf"\b{kind.__name__}\b", raised)}
@@ -182,11 +193,11 @@ def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any])
     in_path = [name for name in path_parameters(route.path) if name in properties]
     rest = {name: property_ for name, property_ in properties.items() if name not in in_path}
     described["parameters"] = [
-        {"name": name, "in": "path", "required": True, "schema": properties[name]} for name in in_path
+        {"name": name, "in": "path", "required": True, "schema": _as_segment(properties[name])} for name in in_path
     ]
     if rest and route.method == "GET":
         described["parameters"] += [
-            {"name": name, "in": "query", "required": name in required, "schema": property_}
+            {"name": name, "in": "query", "required": name in required, "schema": _as_text(property_)}
             for name, property_ in rest.items()
         ]
     elif rest:
@@ -197,9 +208,43 @@ def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any])
             "additionalProperties": False,
         }
         if route.form:
-            del body["additionalProperties"]
+            body["additionalProperties"] = {"type": "string", "pattern": _NO_NUL}
+            body["properties"] = {name: _as_text(property_) for name, property_ in rest.items()}
         media_type = "application/x-www-form-urlencoded" if route.form else "application/json"
         described["requestBody"] = {"required": True, "content": {media_type: {"schema": body}}}
+
+
+def _as_segment(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of what is a segment of a path."""
+    return {**schema, "pattern": _SEGMENT} if schema.get("pattern") == _NO_NUL else schema
+
+
+def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of what is sent as text, in a query or a form: there is no null in these, but absence."""
+    choices = [choice for choice in schema.get("anyOf", []) if choice.get("type") != "null"]
+    if not choices:
+        return schema
+    rest = {key: value for key, value in schema.items() if key not in {"anyOf", "default"}}
+    return {**choices[0], **rest} if len(choices) == 1 else {**rest, "anyOf": choices}
+
+
+def _say_what_is_accepted(schema: Any) -> None:
+    """Add to a schema, in place, what is refused before a type is looked at."""
+    if isinstance(schema, list):
+        for part in cast("list[Any]", schema):
+            _say_what_is_accepted(part)
+        return
+    if not isinstance(schema, dict):
+        return
+    found = cast("dict[str, Any]", schema)
+    if found.get("type") == "string" and not found.keys() & {"pattern", "enum", "const"}:
+        if found.get("format") == "date-time":
+            found["pattern"] = TIME
+        elif "format" not in found:
+            found["pattern"] = _NO_NUL
+    for key, value in found.items():
+        if key not in {"default", "enum", "const", "examples"}:
+            _say_what_is_accepted(value)
 
 
 def page(document: dict[str, Any]) -> str:

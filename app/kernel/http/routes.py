@@ -3,16 +3,16 @@
 import base64
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, cast, get_type_hints
-from urllib.parse import unquote_plus
+from typing import Annotated, Any, Protocol, cast, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qsl, unquote_plus
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
-from starlette.datastructures import QueryParams
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
 from app.kernel.config import HttpServerSettings
+from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Denied, Invalid, Unauthenticated
 from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
 from app.kernel.http.body import check_json, check_media_type, read_body
@@ -46,10 +46,10 @@ class Route:
     """A method and a path that run an operation.
 
     The operation is given what the types of its parameters ask for: the Caller, the BearerToken or BasicAuth as it was
-    sent, or an input dataclass made of path, query and body. A route is for those who hold `permission`, for everyone
-    with a live session when that is empty, for everyone at all when `public`. Caches may keep answers for `cache_s`
-    seconds; `headers` makes further header fields of a result. With `form`, the body is a form, and errors and answers
-    are those of OAuth 2 (RFC 6749, section 5).
+    sent, or one input: a dataclass made of path, query and body, or a list when the body is an array. A route is for
+    those who hold `permission`, for everyone with a live session when that is empty, for everyone at all when `public`.
+    Caches may keep answers for `cache_s` seconds; `headers` makes further header fields of a result. With `form`, the
+    body is a form, and errors and answers are those of OAuth 2 (RFC 6749, section 5).
     """
 
     method: str
@@ -79,10 +79,9 @@ class _Endpoint:
         returned = hints.pop("return")
         kind = input_type(route)
         self._parameters = list(hints.values())
-        self._input = None if kind is None else _strict(kind, ignore_unknown=route.form)
-        names = {field.name for field in fields(kind)} if kind else set[str]()
-        self._in_path = names & set(path_parameters(route.path))
-        self._has_body = route.method != "GET" and names != self._in_path
+        self._input = None if kind is None else Decoder[Any](kind, ignore_unknown=route.form)
+        self._in_path = bool(input_names(kind) & set(path_parameters(route.path)))
+        self._has_body = has_body(route, kind)
         self._output = None if returned is type(None) else TypeAdapter[Any](returned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,30 +129,28 @@ class _Endpoint:
                 arguments.append(_bearer(scope))
             elif kind is BasicAuth:
                 arguments.append(_basic(scope))
-            elif issubclass(kind, Caller):
+            elif _is_caller(kind):
                 arguments.append(caller)
             else:
                 arguments.append(await self._decode(scope, receive))
         return arguments
 
     async def _decode(self, scope: Scope, receive: Receive) -> Any:
-        adapter = cast("TypeAdapter[Any]", self._input)
-        if any("\0" in value for value in scope["path_params"].values()):
+        decoder = cast("Decoder[Any]", self._input)
+        path: dict[str, str] = scope["path_params"]
+        if any("\0" in value for value in path.values()):
             raise HttpProblem(400, "NUL is not allowed in the path")
-        try:
-            if not self._has_body:
-                query = QueryParams(scope["query_string"])
-                return adapter.validate_strings({**_single(query), **scope["path_params"]})
-            check_media_type(scope, _FORM if self._route.form else _JSON)
-            body = await read_body(scope, receive, self._limits.max_body_bytes, self._limits.body_timeout)
-            if self._route.form:
-                return adapter.validate_strings(_single(QueryParams(body)))
-            check_json(body)
-            if self._in_path:
-                body = _merged(body, scope["path_params"])
-            return adapter.validate_json(body)
-        except ValidationError as error:
-            raise _refused(error) from None
+        if not self._has_body:
+            query = _single(scope["query_string"])
+            if twice := sorted(query.keys() & path.keys()):
+                raise Invalid("the path says this already", tuple((name, "is in the path") for name in twice))
+            return decoder.text({**query, **path})
+        check_media_type(scope, _FORM if self._route.form else _JSON)
+        body = await read_body(scope, receive, self._limits.max_body_bytes, self._limits.body_timeout)
+        if self._route.form:
+            return decoder.text(_single(body))
+        check_json(body)
+        return decoder.json(_merged(body, path) if self._in_path else body)
 
 
 def _bearer(scope: Scope) -> BearerToken:
@@ -176,27 +173,48 @@ def _basic(scope: Scope) -> BasicAuth:
     return BasicAuth(unquote_plus(username), unquote_plus(password))
 
 
-def _strict(kind: type[Any], *, ignore_unknown: bool) -> TypeAdapter[Any]:
-    kind.__pydantic_config__ = {
-        "extra": "ignore" if ignore_unknown else "forbid",
-        "strict": True,
-        "alias_generator": _name_outside,
-    }
-    return TypeAdapter(kind)
+def input_type(route: Route) -> Any:
+    """Return what a route's operation takes as input: a dataclass, a list for a body that is an array, or None.
+
+    Raises TypeError for what cannot be served.
+    """
+    found: list[Any] = []
+    for name, hint in get_type_hints(type(route.operation).__call__, include_extras=True).items():
+        plain = _plain(hint)
+        if name == "return" or plain is BearerToken or plain is BasicAuth or _is_caller(plain):
+            continue
+        found.append(hint)
+        if plain is list:
+            if route.form or route.method == "GET" or path_parameters(route.path):
+                raise TypeError(f"{route.method} {route.path}: an array can only be the whole input, as a JSON body")
+        elif not is_dataclass(plain):
+            raise TypeError(f"{route.method} {route.path}: {name} must be a dataclass or a list, not {hint}")
+    if len(found) > 1:
+        raise TypeError(f"{route.method} {route.path}: there can be only one input")
+    return found[0] if found else None
 
 
-def _name_outside(field: str) -> str:
-    """Return what clients call a field: one whose name is a keyword of Python, such as from_, has an underscore."""
-    return field.removesuffix("_")
+def input_names(kind: Any) -> set[str]:
+    """Return the names of an input's fields as clients write them; those of an array are none."""
+    return {name_outside(field.name) for field in fields(kind)} if is_dataclass(kind) else set()
 
 
-def input_type(route: Route) -> type[Any] | None:
-    """Return the dataclass that a route's operation takes as input."""
-    hints = get_type_hints(type(route.operation).__call__)
-    for hint in (hint for name, hint in hints.items() if name != "return"):
-        if isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Caller | BasicAuth):
-            return cast("type[Any]", hint)
-    return None
+def has_body(route: Route, kind: Any) -> bool:
+    """Return whether the input of this type comes as a body."""
+    if kind is None or route.method == "GET":
+        return False
+    return not is_dataclass(kind) or not input_names(kind) <= set(path_parameters(route.path))
+
+
+def _plain(hint: Any) -> Any:
+    """Return a type without its annotations and parameters."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    return get_origin(hint) or hint
+
+
+def _is_caller(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Caller)
 
 
 def path_parameters(path: str) -> list[str]:
@@ -204,12 +222,17 @@ def path_parameters(path: str) -> list[str]:
     return [part[1:-1] for part in path.split("/") if part.startswith("{")]
 
 
-def _single(query: QueryParams) -> dict[str, str]:
-    found = dict(query.multi_items())
-    if len(found) != len(query.multi_items()):
-        raise HttpProblem(400, "a query parameter stands twice")
-    if any("\0" in value for value in found.values()):
-        raise HttpProblem(400, "NUL is not allowed in the query")
+def _single(query: bytes) -> dict[str, str]:
+    """Return the parameters of a query or a form. Raises HttpProblem 400 for what can be read in two ways."""
+    try:
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise HttpProblem(400, "parameters must be percent-encoded UTF-8") from None
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise HttpProblem(400, "duplicate parameter")
+    if "\0" in "".join(found.values()):
+        raise HttpProblem(400, "NUL is not allowed in parameters")
     return found
 
 
@@ -218,12 +241,6 @@ def _merged(body: bytes, path: dict[str, str]) -> bytes:
     if not isinstance(value, dict) or value.keys() & path.keys():
         raise Invalid("the body must be an object without what the path already says")
     return to_json({**value, **path})
-
-
-def _refused(error: ValidationError) -> Invalid:
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    found = tuple((".".join(str(part) for part in e["loc"]) or "body", e["msg"]) for e in errors)
-    return Invalid("the input is invalid; see errors", found)
 
 
 class _Methods:

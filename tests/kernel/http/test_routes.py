@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -50,9 +51,41 @@ class RenameIt:
         return Answer(f"{rename.id} {rename.name}")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    id: UUID
+    to: datetime | None = None
+    all: bool = False
+    from_: datetime | None = None
+
+
+class Find:
+    async def __call__(self, wanted: Wanted) -> Answer:
+        return Answer(f"{wanted.id} {wanted.to} {wanted.all} {wanted.from_}")
+
+
 class Whisper:
     async def __call__(self, token: BearerToken) -> None:
         assert token == "gone"
+
+
+@dataclass(frozen=True)
+class Item:
+    sku: Annotated[str, Len(1, 8)]
+    count: int = 1
+
+
+class Count:
+    async def __call__(self, caller: Caller, items: Annotated[list[Item], Len(1, 3)]) -> Answer:
+        return Answer(str(sum(item.count for item in items)))
+
+
+class CountText:
+    async def __call__(self, text: str) -> None: ...
+
+
+class CountBoth:
+    async def __call__(self, items: list[Item], greeting: Greeting) -> None: ...
 
 
 class Refuse:
@@ -101,6 +134,8 @@ async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         Route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
         Route("DELETE", "/things/{id}", RenameIt(), permission="x:y:write"),
         Route("POST", "/whisper", Whisper(), public=True),
+        Route("GET", "/things/{id}", Find()),
+        Route("POST", "/count", Count(), public=True),
         Route("GET", "/refuse", Refuse(), public=True),
         Route("GET", "/fail", Fail(), public=True),
         Route("GET", "/sleep", Sleep(), public=True),
@@ -125,6 +160,22 @@ async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         ("POST", "/greet", {"json": {"name": "yo", "times": "2"}}, 422, "INVALID_INPUT"),
         ("POST", "/greet", {"json": {"name": "yo", "more": 2}}, 422, "INVALID_INPUT"),
         ("GET", "/greet?name=yo&times=x", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times=+2", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times=%2B2", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times=2_0", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times=%D9%A5", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times=", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&times", {}, 422, "INVALID_INPUT"),
+        ("GET", "/greet?name=yo&name=yo", {}, 400, "MALFORMED"),
+        ("GET", "/greet?name=yo&%6eame=yo", {}, 400, "MALFORMED"),
+        ("GET", "/greet?name=%ff%ff", {}, 400, "MALFORMED"),
+        ("GET", "/greet?name=yo%00", {}, 400, "MALFORMED"),
+        ("POST", "/greet", {"json": {"name": "yo", "times": 2.5}}, 422, "INVALID_INPUT"),
+        ("POST", "/greet", {"json": {"name": "yo", "times": True}}, 422, "INVALID_INPUT"),
+        ("POST", "/count", {"json": []}, 422, "INVALID_INPUT"),
+        ("POST", "/count", {"json": {}}, 422, "INVALID_INPUT"),
+        ("POST", "/count", {"json": [{"sku": "x"}] * 4}, 422, "INVALID_INPUT"),
+        ("POST", "/count", {"json": [{"sku": "x", "more": 1}]}, 422, "INVALID_INPUT"),
         ("PATCH", "/things/1", {"json": {"name": "yo"}}, 401, "INVALID_TOKEN"),
         ("POST", "/whisper", {}, 401, "INVALID_TOKEN"),
     ],
@@ -163,6 +214,55 @@ async def test_inputs_come_from_body_query_and_path() -> None:
         assert (denied.status_code, denied.json()["code"]) == (403, "PERMISSION_DENIED")
         assert DENIED == ["/things/{id}"]
         assert (await http.post("/whisper", headers={"authorization": "bearer  gone"})).status_code == 204
+
+
+async def test_a_query_is_read_as_documented_and_cannot_say_what_the_path_says() -> None:
+    thing = "01a20304-51b9-712d-b52c-fd40df0b43e3"
+    async with client() as http:
+        http.headers["authorization"] = "Bearer good"
+        answer = await http.get(f"/things/{thing}?to=2026-11-22T10:00:00Z&all=true&from=2026-11-22T10:00:00%2B01:00")
+        moments = "2026-11-22 10:00:00+00:00 True 2026-11-22 10:00:00+01:00"
+        assert answer.json() == {"text": f"{thing} {moments}"}
+        for query in (
+            "to=0.5",
+            "to=1763805600",
+            "to=2026-11-22T10:00:00",
+            "all=yes",
+            "all=1",
+            f"id={thing}",
+            "from_=x",
+        ):
+            assert (await http.get(f"/things/{thing}?{query}")).status_code == 422, query
+        for other in (thing.replace("-", ""), f"urn:uuid:{thing}", f"%7B{thing}%7D"):
+            assert (await http.get(f"/things/{other}")).status_code == 422, other
+
+
+async def test_a_body_may_be_an_array() -> None:
+    async with client() as http:
+        answer = await http.post("/count", json=[{"sku": "a", "count": 2}, {"sku": "b", "count": 3.0}])
+        assert answer.json() == {"text": "5"}
+        wrong = await http.post("/count", json=[{"sku": "a"}, {"sku": ""}])
+    assert [error["field"] for error in wrong.json()["errors"]] == ["1.sku"]
+    operation = openapi([Route("POST", "/count", Count(), public=True)], "test")["paths"]["/count"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert (schema["type"], schema["minItems"], schema["maxItems"]) == ("array", 1, 3)
+    assert schema["items"] == {"$ref": "#/components/schemas/Item"}
+    assert {"408", "413", "415", "422"} <= set(operation["responses"])
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        (Route("GET", "/count", Count()), "an array can only be the whole input"),
+        (Route("POST", "/count", Count(), form=True), "an array can only be the whole input"),
+        (Route("POST", "/count/{id}", Count()), "an array can only be the whole input"),
+        (Route("POST", "/count", CountText()), "text must be a dataclass or a list"),
+        (Route("POST", "/count", CountBoth()), "there can be only one input"),
+    ],
+)
+def test_an_input_that_cannot_be_served_is_refused_when_it_is_declared(route: Route, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        router([route], authenticate, note_denied, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -243,13 +343,14 @@ async def test_the_openapi_document_says_what_is_served() -> None:
         "type": "string",
         "minLength": 2,
         "maxLength": 10,
+        "pattern": "^[^\\u0000]*$",
         "title": "",
     }
     assert [(p["name"], p["in"], p["required"]) for p in get["parameters"]] == [
         ("name", "query", True),
         ("times", "query", False),
     ]
-    assert "security" not in post
+    assert post["security"] == []
     patch = document["paths"]["/things/{id}"]["patch"]
     assert [(p["name"], p["in"]) for p in patch["parameters"]] == [("id", "path")]
     assert list(patch["requestBody"]["content"]["application/json"]["schema"]["properties"]) == ["name"]

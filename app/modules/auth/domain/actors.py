@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 from uuid import UUID
+
+from annotated_types import Len
 
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Conflict, Invalid, NotFound
+from app.kernel.fields import Rule
 
 ActorType = Literal["user", "admin", "service_acc"]
 
@@ -18,6 +21,10 @@ SUPERUSER = "auth:superuser"
 
 _USERNAME_LENGTH = range(3, 65)
 _PASSWORD_LENGTH = range(8, 257)
+Username = Annotated[str, Len(1, 256), Rule(r"^[^\x00-*,/:-?\[-^`{-\x7f]*$", min_length=3, max_length=64)]
+"""A username to be; of ASCII only letters, digits and . _ - @ + can be in it."""
+Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256)]
+"""A password to be."""
 
 
 class InvalidUsername(Invalid):

@@ -4,15 +4,20 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Annotated, Protocol
 from uuid import UUID
+
+from annotated_types import Len
 
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound
+from app.kernel.fields import Rule
 from app.kernel.operations import Caller
 from app.modules.auth.domain.actors import SUPERUSER
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
+Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0, 1000)]
+"""Permissions to be granted."""
 
 
 class RoleNotFound(NotFound):

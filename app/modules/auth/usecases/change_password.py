@@ -9,7 +9,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actors, Passwords
+from app.modules.auth.domain.actors import Actors, Password, Passwords
 from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
 from app.modules.auth.portal import PasswordChanged
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
@@ -20,7 +20,7 @@ class NewPassword:
     """The present password, the one to come, and a one-time password if there is a second factor."""
 
     current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
-    new_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    new_password: Password = field(repr=False)
     otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
 
 

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated
-
-from annotated_types import Len
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
@@ -16,7 +13,9 @@ from app.modules.auth.domain.actors import (
     Actor,
     Actors,
     ActorType,
+    Password,
     Passwords,
+    Username,
     UsernameExists,
     username_key,
 )
@@ -29,8 +28,8 @@ class NewActor:
     """An actor to be. A service account has no password; it uses API keys."""
 
     type: ActorType
-    username: Annotated[str, Len(1, 256)]
-    password: Annotated[str, Len(1, 1024)] | None = field(default=None, repr=False)
+    username: Username
+    password: Password | None = field(default=None, repr=False)
     is_active: bool = True
     is_superuser: bool = False
 

@@ -14,7 +14,7 @@ from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.actors import Actors
 from app.modules.auth.domain.api_keys import ApiKey, ApiKeys, NoServiceAccount, new_secret
-from app.modules.auth.domain.permissions import Roles, check_may_grant, checked_permissions
+from app.modules.auth.domain.permissions import Permissions, Roles, check_may_grant, checked_permissions
 from app.modules.auth.usecases.update_actor import locked_under_power
 
 
@@ -24,7 +24,7 @@ class NewApiKey:
 
     id: UUID
     name: Annotated[str, Len(1, 64)]
-    permissions: Annotated[list[str], Len(0, 1000)]
+    permissions: Permissions
     expires_in_days: Annotated[int, Interval(ge=1, le=3650)] = 365
 
 

@@ -7,7 +7,7 @@ from annotated_types import Len
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 from app.modules.auth.domain.actors import Actor, ActorFilters, Actors, ActorType
 
 
@@ -19,7 +19,7 @@ class ActorsWanted:
     is_active: bool | None = None
     q: Annotated[str, Len(1, 64)] | None = None
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("auth.list_actors", Kind.USER_ACTION)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 from app.modules.auth.domain.permissions import Role, Roles
 
 
@@ -13,7 +13,7 @@ class RolesWanted:
     """How many roles, from where."""
 
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("auth.list_roles", Kind.USER_ACTION)

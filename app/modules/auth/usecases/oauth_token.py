@@ -33,7 +33,7 @@ from app.modules.auth.usecases.refresh import Refresh, RefreshToken
 class TokenRequest:
     """What the token endpoint understands; other parameters are ignored, as the standard demands."""
 
-    grant_type: Annotated[str, Len(1, 64)] = ""
+    grant_type: Annotated[str, Len(0, 64)] = ""
     scope: Annotated[str, Len(0, 4096)] = ""
     client_id: Annotated[str, Len(0, 256)] = ""
     client_secret: Annotated[str, Len(0, 256)] = field(default="", repr=False)

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 from uuid import UUID
-
-from annotated_types import Len
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.permissions import Roles, check_may_grant, checked_permissions
+from app.modules.auth.domain.permissions import Permissions, Roles, check_may_grant, checked_permissions
 from app.modules.auth.usecases.get_actor_permissions import ActorPermissions, permissions_of
 from app.modules.auth.usecases.update_actor import locked_under_power
 
@@ -21,7 +18,7 @@ class ActorPermissionsWanted:
     """The direct permissions an actor is to have, in place of those it has."""
 
     id: UUID
-    permissions: Annotated[list[str], Len(0, 1000)]
+    permissions: Permissions
 
 
 @operation("auth.set_actor_permissions", Kind.USER_ACTION)

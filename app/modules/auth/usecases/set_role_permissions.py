@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 from uuid import UUID
-
-from annotated_types import Len
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.permissions import (
+    Permissions,
     RoleNotFound,
     Roles,
     check_may_change_role,
@@ -25,7 +23,7 @@ class RolePermissionsWanted:
     """The permissions a role is to have, in place of those it has."""
 
     id: UUID
-    permissions: Annotated[list[str], Len(0, 1000)]
+    permissions: Permissions
 
 
 @operation("auth.set_role_permissions", Kind.USER_ACTION)

@@ -1,10 +1,7 @@
 """Change an actor."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
 from uuid import UUID
-
-from annotated_types import Len
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database, Transaction
@@ -17,7 +14,9 @@ from app.modules.auth.domain.actors import (
     Actors,
     ActorType,
     LastSuperuser,
+    Password,
     Passwords,
+    Username,
     UsernameExists,
     username_key,
 )
@@ -32,8 +31,8 @@ class ActorChange:
 
     id: UUID
     type: ActorType | None = None
-    username: Annotated[str, Len(1, 256)] | None = None
-    password: Annotated[str, Len(1, 1024)] | None = field(default=None, repr=False)
+    username: Username | None = None
+    password: Password | None = field(default=None, repr=False)
     is_active: bool | None = None
     is_superuser: bool | None = None
 

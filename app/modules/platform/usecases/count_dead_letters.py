@@ -6,6 +6,7 @@ from datetime import datetime
 from app.kernel.db import Database
 from app.kernel.errors import Invalid
 from app.kernel.operations import Kind, operation
+from app.kernel.pages import Cursor
 from app.kernel.queue.dead_letters import DeadLetterFilters, DeadLetters
 from app.modules.platform.domain.queue import Name, check_zone
 
@@ -18,7 +19,7 @@ class DeadLettersChosen:
     task: Name | None = None
     died_before: datetime | None = None
     all: bool = False
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("platform.count_dead_letters", Kind.USER_ACTION)

@@ -6,7 +6,7 @@ from datetime import datetime
 from app.kernel.db import Database
 from app.kernel.errors import Invalid
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import marked
+from app.kernel.pages import WorkCursor, marked
 from app.kernel.queue.events import EventLog, Stretch
 from app.modules.platform.domain.queue import Name, SubscriberNotFound, check_zone
 
@@ -18,7 +18,7 @@ class ReplayWanted:
     subscriber: Name
     from_: datetime
     to: datetime | None = None
-    cursor: str | None = None
+    cursor: WorkCursor | None = None
 
 
 @operation("platform.count_replay", Kind.USER_ACTION)

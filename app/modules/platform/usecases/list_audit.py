@@ -9,7 +9,7 @@ from annotated_types import Len
 from app.kernel.audit import Audit, Entry, EntryFilters
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class EntriesWanted:
     target: Annotated[str, Len(1, 256)] | None = None
     action: Annotated[str, Len(1, 128)] | None = None
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("platform.list_audit", Kind.USER_ACTION)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue.dead_letters import DeadLetterFilters, DeadLetters, ListedDeadLetter
 from app.modules.platform.domain.queue import Name
 
@@ -16,7 +16,7 @@ class DeadLettersWanted:
     queue: Name | None = None
     task: Name | None = None
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("platform.list_dead_letters", Kind.USER_ACTION)

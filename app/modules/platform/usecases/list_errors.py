@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 from app.kernel.sentinel import Errors, State, StoredError
 from app.kernel.sentinel import Kind as ErrorKind
 
@@ -16,7 +16,7 @@ class ErrorsWanted:
     state: State | None = None
     kind: ErrorKind | None = None
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("platform.list_errors", Kind.USER_ACTION)

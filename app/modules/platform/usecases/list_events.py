@@ -5,7 +5,7 @@ from datetime import datetime
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue.events import EventFilters, EventLog, ListedEvent
 from app.modules.platform.domain.queue import Name, check_zone
 
@@ -18,7 +18,7 @@ class EventsWanted:
     from_: datetime | None = None
     to: datetime | None = None
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("platform.list_events", Kind.USER_ACTION)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.kernel.pages import Limit, Page, after, next_cursor
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue.jobs import JobFilters, Jobs, JobState, ListedJob
 from app.modules.platform.domain.queue import Name
 
@@ -17,7 +17,7 @@ class JobsWanted:
     task: Name | None = None
     state: JobState | None = None
     limit: Limit = 20
-    cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @operation("platform.list_jobs", Kind.USER_ACTION)

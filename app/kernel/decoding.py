@@ -1,0 +1,110 @@
+"""From text to input: the one place that says how values are written, in requests and on the command line.
+
+Integers are decimal digits, truth values `true` and `false`, times RFC 3339 with a zone, identifiers UUIDs of 36
+characters. Nothing is trimmed, rounded or guessed. In JSON an integer may be written as 5.0, as JSON Schema has it.
+"""
+
+from dataclasses import fields, is_dataclass
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
+
+from app.kernel.errors import Invalid
+
+T = TypeVar("T")
+TIME = (
+    r"^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+_UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+_WRITTEN = {
+    "int": (r"^(0|-?[1-9][0-9]{0,18})$", "must be an integer in decimal digits, such as 20"),
+    "float": (r"^-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,18})?$", "must be a number in decimal digits, such as 2.5"),
+    "bool": (r"^(true|false)$", "must be true or false"),
+    "date": (r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", "must be a date, such as 2026-11-22"),
+    "datetime": (TIME, "must be a time with a zone, such as 2026-11-22T10:00:00Z"),
+    "uuid": (_UUID, "must be a UUID, such as 01a20304-51b9-712d-b52c-fd40df0b43e3"),
+}
+_TEXT_IN_JSON = frozenset({"date", "datetime", "uuid"})
+_EXACT_FLOATS = 2**53
+
+
+class Decoder(Generic[T]):
+    """Makes inputs of one type: a dataclass, or a list."""
+
+    def __init__(self, kind: Any, *, ignore_unknown: bool = False) -> None:
+        core = adapter(kind, ignore_unknown=ignore_unknown).core_schema
+        self._json = SchemaValidator(_strict(core, text=False))
+        self._text = SchemaValidator(_strict(core, text=True))
+
+    def json(self, body: bytes) -> T:
+        """Return the input that a JSON text stands for. Raises Invalid."""
+        try:
+            return self._json.validate_json(body)
+        except ValidationError as error:
+            raise _refused(error) from None
+
+    def text(self, values: dict[str, str]) -> T:
+        """Return the input that named texts stand for: of a path, a query, a form, or options. Raises Invalid."""
+        try:
+            return self._text.validate_strings(cast("Any", values))
+        except ValidationError as error:
+            raise _refused(error) from None
+
+
+def adapter(kind: Any, *, ignore_unknown: bool = False) -> TypeAdapter[Any]:
+    """Return what knows the schema of an input type. Its dataclasses take no fields but their own, unless told so."""
+    config: ConfigDict = {
+        "extra": "ignore" if ignore_unknown else "forbid",
+        "strict": True,
+        "alias_generator": name_outside,
+    }
+    for found in _dataclasses(kind):
+        found.__pydantic_config__ = config
+    return TypeAdapter[Any](kind) if isinstance(kind, type) else TypeAdapter[Any](kind, config={"strict": True})
+
+
+def _dataclasses(kind: Any) -> list[Any]:
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        return [kind, *(inner for field in fields(kind) for inner in _dataclasses(hints[field.name]))]
+    return [inner for part in get_args(kind) for inner in _dataclasses(part)]
+
+
+def name_outside(field: str) -> str:
+    """Return what clients call a field: one whose name is a keyword of Python, such as from_, has an underscore."""
+    return field.removesuffix("_")
+
+
+def _strict(schema: Any, *, text: bool) -> Any:
+    """Return a schema of pydantic's in which each value must be written as it should be."""
+    if isinstance(schema, list):
+        return [_strict(part, text=text) for part in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    found = {
+        key: value if key in {"default", "expected", "metadata"} else _strict(value, text=text)
+        for key, value in cast("dict[str, Any]", schema).items()
+    }
+    kind = found.get("type")
+    if kind == "int" and not text:
+        return {"type": "function-before", "function": {"type": "no-info", "function": _integer}, "schema": found}
+    if not isinstance(kind, str) or kind not in (_WRITTEN if text else _TEXT_IN_JSON):
+        return found
+    pattern, message = _WRITTEN[kind]
+    written = {"type": "str", "strict": True, "pattern": pattern}
+    checked = {"type": "custom-error", "schema": written, "custom_error_type": kind, "custom_error_message": message}
+    return {"type": "chain", "steps": [checked, {**found, "strict": False}]}
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_FLOATS:
+        return int(value)
+    return value
+
+
+def _refused(error: ValidationError) -> Invalid:
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    found = tuple((".".join(str(part) for part in e["loc"]) or "body", e["msg"]) for e in errors)
+    return Invalid("the input is invalid; see errors", found)
