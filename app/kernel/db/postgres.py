@@ -46,7 +46,10 @@ _CHECK = """
 """
 # needs a new page on the disk of the database, and leaves nothing
 _WRITE = """
-    CREATE TEMPORARY TABLE app_write_check ON COMMIT DROP TABLESPACE pg_default AS SELECT repeat('x', 1000) AS filler
+    BEGIN;
+    SET LOCAL temp_tablespaces = '';
+    CREATE TEMPORARY TABLE app_write_check AS SELECT repeat('x', 1000) AS filler;
+    ROLLBACK
 """
 
 
