@@ -85,7 +85,8 @@ def _path(raw: bytes) -> str:
     try:
         if b"%" not in raw:
             return raw.decode("ascii")
-        path = unquote_to_bytes(raw).decode()
+        # an encoded slash separates nothing (RFC 3986, section 2.2), so it stays encoded
+        path = unquote_to_bytes(raw.replace(b"%2F", b"%252F").replace(b"%2f", b"%252f")).decode()
     except UnicodeDecodeError:
         raise malformed("the path is not UTF-8, percent-encoded") from None
     if _ESCAPE.search(raw):

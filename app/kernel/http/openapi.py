@@ -81,6 +81,7 @@ class Documentation:
         if scope["path"] not in ("/openapi.json", "/docs"):
             await self._app(scope, receive, send)
             return
+        scope["state"]["route"] = scope["path"]
         if scope["method"] not in ("GET", "HEAD"):
             raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
         if not self._made:

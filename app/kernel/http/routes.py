@@ -99,7 +99,6 @@ class _Endpoint:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
-        scope["state"]["route"] = route.path
         logs.context(operation=self._operation_id)
         came_from: Origin = scope["state"]["origin"]
         caller = Caller(origin=came_from)
@@ -246,12 +245,14 @@ def _merged(body: bytes, path: dict[str, str]) -> bytes:
 class _Methods:
     """The endpoints of one path, by method."""
 
-    def __init__(self, endpoints: dict[str, _Endpoint]) -> None:
+    def __init__(self, path: str, endpoints: dict[str, _Endpoint]) -> None:
+        self._path = path
         head = {"HEAD": endpoints["GET"]} if "GET" in endpoints else {}  # its body stays behind at the server
         self._endpoints = endpoints | head
         self._allow = ", ".join(sorted(self._endpoints)).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["route"] = self._path
         endpoint = self._endpoints.get(scope["method"])
         if endpoint is None:
             raise HttpProblem(405, f"it supports {self._allow.decode()}", ((b"allow", self._allow),))
@@ -267,5 +268,5 @@ def router(routes: Sequence[Route], authenticate: Authenticate, denied: NoteDeni
     paths: dict[str, dict[str, _Endpoint]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method] = _Endpoint(route, authenticate, denied, limits)
-    declared = [StarletteRoute(path, _Methods(endpoints)) for path, endpoints in paths.items()]
+    declared = [StarletteRoute(path, _Methods(path, endpoints)) for path, endpoints in paths.items()]
     return Router(declared, redirect_slashes=False, default=_nothing_here)  # pyright: ignore[reportReturnType]

@@ -154,14 +154,24 @@ def test_hostile_requests_are_refused_and_the_server_lives(project: Project) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["//auth/v1/me", "/auth//v1/me", "/auth/v1/me/", "/auth/v1/me;x", "/auth/v1/%2e%2e/v1/me", "/AUTH/v1/me"]
+    "path",
+    [
+        "//auth/v1/me",
+        "/auth//v1/me",
+        "/auth/v1/me/",
+        "/auth/v1/me;x",
+        "/auth/v1/%2e%2e/v1/me",
+        "/AUTH/v1/me",
+        "/auth%2Fv1/me",
+        "/auth/v1%2fme",
+    ],
 )
 def test_path_tricks_lead_nowhere(project_url: str, path: str) -> None:
     answer = exchange(project_url, f"GET {path} HTTP/1.1\r\nhost: x\r\nx-http-method-override: POST\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 404 "), answer
 
 
-@pytest.mark.parametrize("path", ["/auth%2Fv1/me", "/%61uth/v1/me", "/auth/v1/me?", "http://other/auth/v1/me"])
+@pytest.mark.parametrize("path", ["/%61uth/v1/me", "/auth/v1/me?", "http://other/auth/v1/me"])
 def test_other_spellings_of_a_path_are_decided_like_the_plain_one(project_url: str, path: str) -> None:
     answer = exchange(project_url, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
     assert answer.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 404 ")), answer

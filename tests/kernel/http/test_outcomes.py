@@ -238,6 +238,13 @@ async def test_an_answer_to_head_is_that_to_get_without_its_body(seen: Seen) -> 
     assert b"content-length: 4" in head
 
 
+async def test_requests_one_after_the_other_are_answered_in_turn() -> None:
+    async with serving(app) as server:
+        both = get("/plain/first").replace(b"connection: close\r\n", b"") + get("/refuse/404")
+        answer = await server.ask(both)
+    assert re.findall(rb"HTTP/1.1 ([0-9]+) ", answer) == [b"200", b"404"]
+
+
 async def test_the_host_of_an_absolute_target_replaces_the_header() -> None:
     async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
