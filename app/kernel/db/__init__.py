@@ -6,6 +6,7 @@ takes part is given `tx`. Parameters are `%s` or `%(name)s`, never formatted int
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, LiteralString, Protocol
 
 Parameters = Sequence[Any] | Mapping[str, Any]
@@ -42,3 +43,10 @@ class Database(Queries, Protocol):
     def begin(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction: commit when the body ends, roll back when it raises."""
         ...
+
+
+async def now(db: Queries) -> datetime:
+    """Return the time by the database's clock: the one clock of a deployment, as those of its machines differ."""
+    row = await db.one("SELECT now()")
+    assert row is not None
+    return row[0]

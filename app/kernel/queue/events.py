@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from app.kernel.db import Queries, Transaction
+from app.kernel.db import Queries, Transaction, now
 from app.kernel.queue.jobs import trace_id
 from app.kernel.telemetry.traces import current_context
 
@@ -96,9 +96,7 @@ class EventLog:
 
     async def now(self, db: Queries) -> datetime:
         """Return the time by the clock that events are stamped with."""
-        row = await db.one("SELECT now()")
-        assert row is not None
-        return row[0]
+        return await now(db)
 
     async def subscribers(self, db: Queries) -> list[str]:
         """Return the names of all subscribers."""

@@ -22,14 +22,15 @@ from app.kernel.shared import Shared
 ALGORITHM = "ES256"
 _NONCE_BYTES = 12
 _FRESH_S = 30.0  # a rotated key is used by all processes within this time
+_PROMPT_S = 1.0
 _UNKNOWN_S = 1.0  # tokens with an unknown key id make us look at the database at most this often
 
 
 class SigningKeys(Protocol):
     """Encrypted signing keys, stored."""
 
-    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime]]:
-        """Return key ids, encrypted private keys and times of creation, newest first."""
+    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime, datetime]]:
+        """Return key ids, encrypted private keys, times of creation and the time it is, newest first."""
         ...
 
     async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
@@ -86,6 +87,7 @@ class Keyring:
         self._keys: dict[str, ECKey] = {}
         self._listed: list[ListedKey] = []
         self._loaded_at = float("-inf")
+        self._ahead_s = 0.0  # of the database's clock, before that of `time.monotonic`
         self._reload = Shared(self._load)
         self.refresh_mac = derive(master_secret, "refresh tokens")
 
@@ -129,19 +131,31 @@ class Keyring:
         kid = str(uuid7())
         return kid, self._sealer.seal(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), kid)
 
+    def now(self) -> float:
+        """Return the time by the database's clock: the one that issued the tokens, whichever process it was in."""
+        return time.monotonic() + self._ahead_s
+
+    def _measured(self, at: datetime, asked_at: float, answered_at: float) -> None:
+        # an answer that took long says little about when it was made
+        if answered_at - asked_at < _PROMPT_S or self._loaded_at == float("-inf"):
+            self._ahead_s = at.timestamp() - (asked_at + answered_at) / 2
+
     async def _fresh(self, seconds: float) -> None:
         if time.monotonic() - self._loaded_at >= seconds:
             await self._reload()
 
     async def _load(self) -> None:
+        asked_at = time.monotonic()
         rows = await self._stored.all(self._db)
         if not rows:
             kid, sealed = self._made()
             async with self._db.begin() as tx:
                 await self._stored.add_first(tx, kid, sealed)
+            asked_at = time.monotonic()
             rows = await self._stored.all(self._db)
+        self._measured(rows[0][-1], asked_at, time.monotonic())
         keys: dict[str, ECKey] = {}
-        for kid, sealed, _ in rows:
+        for kid, sealed, *_ in rows:
             if kid in self._keys:
                 keys[kid] = self._keys[kid]
                 continue
@@ -153,5 +167,5 @@ class Keyring:
                 ) from None
             keys[kid] = ECKey.import_key(pem, {"kid": kid, "alg": ALGORITHM, "use": "sig"})
         self._keys = keys
-        self._listed = [ListedKey(kid, ALGORITHM, at, number == 0) for number, (kid, _, at) in enumerate(rows)]
+        self._listed = [ListedKey(kid, ALGORITHM, at, number == 0) for number, (kid, _, at, _) in enumerate(rows)]
         self._loaded_at = time.monotonic()

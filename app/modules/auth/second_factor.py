@@ -1,7 +1,6 @@
 """Checks the second factor against what is stored."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
@@ -23,7 +22,7 @@ class StoredSecondFactor:
             return "none"
         if otp is None:
             return "required"
-        step = matching_step(found, otp, datetime.now(UTC))
+        step = matching_step(found, otp)
         if step is not None:
             good = await self.factors.use_step(self.db, actor_id, step)
         else:

@@ -8,7 +8,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -35,6 +34,7 @@ from app.modules.auth.settings import AuthSettings
 _TYPE = "at+jwt"
 _LONGEST = 4096
 _REMEMBERED = 4096
+_LEEWAY_S = 30  # of `iat` and `nbf`, for clocks that differ
 _REFRESH_PREFIX = "rt_"
 _REFRESH_BYTES = 16 + 8 + 32
 
@@ -97,7 +97,7 @@ class JwtTokens:
         if remembered is not None:
             kid, expires, claims = remembered
             if await self._keyring.find(kid) is not None:
-                if expires <= time.time() and not allow_expired:
+                if expires <= self._keyring.now() and not allow_expired:
                     raise TokenExpired
                 return claims
         try:
@@ -108,8 +108,8 @@ class JwtTokens:
             stated = _STATED.validate_json(signed.verified(key.public_key))
         except ValueError:
             raise InvalidToken from None
-        now = time.time()
-        if (stated.iss, stated.aud) != self._expected or max(stated.iat, stated.nbf) > now:
+        now = self._keyring.now()
+        if (stated.iss, stated.aud) != self._expected or max(stated.iat, stated.nbf) > now + _LEEWAY_S:
             raise InvalidToken
         if stated.exp <= now and not allow_expired:
             raise TokenExpired

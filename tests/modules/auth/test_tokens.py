@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,10 @@ class OneKey:
     """A keyring of one key."""
 
     refresh_mac = b"x" * 32
+    at = time.time()
+
+    def now(self) -> float:
+        return self.at
 
     async def signing(self) -> ECKey:
         return KEY
@@ -205,11 +210,33 @@ async def test_what_is_no_token_is_refused(token: str) -> None:
         await TOKENS.claims(token)
 
 
+@pytest.mark.parametrize("name", ["iat", "nbf"])
+@pytest.mark.parametrize(
+    ("ahead_s", "is_good"), [(-3600, True), (0, True), (2, True), (29, True), (31, False), (9**9, False)]
+)
+async def test_clocks_may_differ_by_half_a_minute_when_a_token_is_issued(
+    name: str, ahead_s: int, is_good: bool
+) -> None:
+    token = forged(**{name: int(OneKey.at) + ahead_s, "exp": 9**12})
+    if is_good:
+        assert (await TOKENS.claims(token)).actor_id == SESSION.actor_id
+    else:
+        with pytest.raises(InvalidToken):
+            await TOKENS.claims(token)
+
+
+@pytest.mark.parametrize("behind_s", [0, 1, 30, 9**9])
+async def test_a_token_has_expired_the_moment_it_says(behind_s: int) -> None:
+    with pytest.raises(TokenExpired):
+        await TOKENS.claims(forged(exp=int(OneKey.at) - behind_s, iat=0))
+    assert await TOKENS.claims(forged(exp=int(OneKey.at) + 1, iat=0))
+
+
 async def test_a_remembered_token_still_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     issued = (await TOKENS.issue(SESSION, NOW)).access_token
     await TOKENS.claims(issued)
     later = NOW.timestamp() + SETTINGS.access_token_ttl + 1
-    monkeypatch.setattr("app.modules.auth.tokens.time.time", lambda: later)
+    monkeypatch.setattr(OneKey, "at", later)
     with pytest.raises(TokenExpired):
         await TOKENS.claims(issued)
     assert (await TOKENS.claims(issued, allow_expired=True)).session_id == SESSION.id

@@ -46,11 +46,12 @@ class NoSecondFactor(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class Totp:
-    """An authenticator app's secret, and the last step that was used, so that no password works twice."""
+    """An authenticator app's secret, the last step that was used, so that no password works twice, and the time."""
 
     secret: bytes
     is_confirmed: bool
     last_step: int
+    now: datetime
 
 
 def totp(secret: bytes, step: int) -> str:
@@ -61,9 +62,9 @@ def totp(secret: bytes, step: int) -> str:
     return str((value & 0x7FFF_FFFF) % 10**_DIGITS).zfill(_DIGITS)
 
 
-def matching_step(found: Totp, otp: str, now: datetime) -> int | None:
+def matching_step(found: Totp, otp: str) -> int | None:
     """Return the step whose password it is, if that is near and later than the last one used."""
-    present = int(now.timestamp()) // STEP_S
+    present = int(found.now.timestamp()) // STEP_S
     for step in range(present - _SKEW, present + _SKEW + 1):
         if hmac.compare_digest(totp(found.secret, step).encode(), otp.encode(errors="replace")):
             return step if step > found.last_step else None

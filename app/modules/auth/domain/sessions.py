@@ -70,17 +70,24 @@ class Session:
     rotated_at: datetime
     idle_expires_at: datetime
     expires_at: datetime
-    ended_at: datetime | None = None
 
-    def verdict(self, counter: int, now: datetime) -> Literal["rotate", "repeat", "reused", "expired", "unknown"]:
+
+@dataclass(frozen=True, slots=True)
+class StoredSession(Session):
+    """A session as it is stored, and the time by the same clock."""
+
+    ended_at: datetime | None
+    now: datetime
+
+    def verdict(self, counter: int) -> Literal["rotate", "repeat", "reused", "expired", "unknown"]:
         """Return what becomes of a refresh token with this counter."""
         if self.ended_at is not None or counter > self.refresh_counter:
             return "unknown"
-        if counter == self.refresh_counter - 1 and now - self.rotated_at <= REFRESH_GRACE:
+        if counter == self.refresh_counter - 1 and self.now - self.rotated_at <= REFRESH_GRACE:
             return "repeat"
         if counter < self.refresh_counter:
             return "reused"
-        return "expired" if now >= min(self.idle_expires_at, self.expires_at) else "rotate"
+        return "expired" if self.now >= min(self.idle_expires_at, self.expires_at) else "rotate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ class AuthenticatedCaller(Caller):
     """A caller whose session lives, with the actor as it is now."""
 
     actor: Actor | None = None
+    is_noted: bool = False
+    """Whether it is noted that the actor was active within the last minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +166,7 @@ class Sessions(Protocol):
         """Note that the actor is active; to the minute, so that reading does not write every time."""
         ...
 
-    async def lock(self, tx: Transaction, session_id: UUID) -> Session | None:
+    async def lock(self, tx: Transaction, session_id: UUID) -> StoredSession | None:
         """Return the session of an active actor; nobody else rotates or ends it until the transaction ends."""
         ...
 

@@ -51,7 +51,8 @@ class PostgresApiKeys:
                            FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
                            WHERE r.actor_id = a.id
                        )
-                   )
+                   ),
+                   coalesce(a.last_active_at > now() - interval '1 minute', false)
             FROM auth.api_keys k
             JOIN auth.actors a ON a.id = k.actor_id
             WHERE k.id = %s AND k.secret_hash = %s AND k.expires_at > now() AND a.is_active
@@ -59,8 +60,10 @@ class PostgresApiKeys:
         row = await db.one(sql, (key_id, secret_hash))
         if row is None:
             return None
-        actor = Actor(*row[:-1])
-        return AuthenticatedCaller(actor.id, None, frozenset(row[-1]), is_superuser=False, origin=origin, actor=actor)
+        actor, may, is_noted = Actor(*row[:-2]), frozenset(row[-2]), row[-1]
+        return AuthenticatedCaller(
+            actor.id, None, may, is_superuser=False, origin=origin, actor=actor, is_noted=is_noted
+        )
 
     async def touch(self, db: Queries, key_id: UUID) -> None:
         sql = """

@@ -15,9 +15,9 @@ class PostgresSecondFactors:
     sealer: Sealer
 
     async def get(self, db: Queries, actor_id: UUID) -> Totp | None:
-        sql = "SELECT secret, confirmed_at IS NOT NULL, last_step FROM auth.totp WHERE actor_id = %s"
+        sql = "SELECT secret, confirmed_at IS NOT NULL, last_step, now() FROM auth.totp WHERE actor_id = %s"
         row = await db.one(sql, (actor_id,))
-        return None if row is None else Totp(self.sealer.open(bytes(row[0]), str(actor_id)), row[1], row[2])
+        return None if row is None else Totp(self.sealer.open(bytes(row[0]), str(actor_id)), *row[1:])
 
     async def start(self, tx: Transaction, actor_id: UUID, secret: bytes) -> bool:
         sql = """

@@ -7,7 +7,7 @@ from app.kernel.db import Queries, Transaction
 from app.kernel.db.chunks import run_in_chunks
 from app.kernel.operations import Origin
 from app.modules.auth.domain.actors import Actor
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Claims, LiveSession, Session
+from app.modules.auth.domain.sessions import AuthenticatedCaller, Claims, LiveSession, Session, StoredSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class PostgresSessions:
                        FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
                        WHERE r.actor_id = a.id
                    ),
-                   s.scope
+                   s.scope, coalesce(a.last_active_at > now() - interval '1 minute', false)
             FROM auth.sessions s
             JOIN auth.actors a ON a.id = s.actor_id
             WHERE s.id = %s AND a.id = %s AND a.is_active
@@ -72,11 +72,11 @@ class PostgresSessions:
         row = await db.one(sql, (claims.session_id, claims.actor_id))
         if row is None:
             return None
-        actor, held, scope = Actor(*row[:-2]), frozenset(row[-2]), row[-1]
+        actor, held, scope = Actor(*row[:-3]), frozenset(row[-3]), row[-2]
         if scope is not None:  # a superuser's client may do only what its scope lists
             held = frozenset(scope) if actor.is_superuser else held.intersection(scope)
         is_superuser = actor.is_superuser and scope is None
-        return AuthenticatedCaller(actor.id, claims.session_id, held, is_superuser, origin, actor)
+        return AuthenticatedCaller(actor.id, claims.session_id, held, is_superuser, origin, actor, row[-1])
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
         sql = """
@@ -85,16 +85,17 @@ class PostgresSessions:
         """
         await db.run(sql, (actor_id,))
 
-    async def lock(self, tx: Transaction, session_id: UUID) -> Session | None:
+    async def lock(self, tx: Transaction, session_id: UUID) -> StoredSession | None:
         sql = """
-            SELECT s.id, s.actor_id, s.refresh_counter, s.rotated_at, s.idle_expires_at, s.expires_at, s.ended_at
+            SELECT s.id, s.actor_id, s.refresh_counter, s.rotated_at, s.idle_expires_at, s.expires_at, s.ended_at,
+                   now()
             FROM auth.sessions s
             JOIN auth.actors a ON a.id = s.actor_id
             WHERE s.id = %s AND a.is_active
             FOR UPDATE OF s
         """
         row = await tx.one(sql, (session_id,))
-        return None if row is None else Session(*row)
+        return None if row is None else StoredSession(*row)
 
     async def rotate(self, tx: Transaction, session: Session) -> None:
         sql = """

@@ -10,12 +10,13 @@ from app.kernel.db import Queries, Transaction
 class PostgresSigningKeys:
     """Signing keys in `auth.signing_keys`."""
 
-    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime]]:
-        """Return key ids, encrypted private keys and times of creation, newest first."""
-        rows = await db.all(
-            "SELECT kid, private_key, created_at FROM auth.signing_keys ORDER BY created_at DESC, kid DESC"
-        )
-        return [(kid, bytes(private_key), created_at) for kid, private_key, created_at in rows]
+    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime, datetime]]:
+        """Return key ids, encrypted private keys, times of creation and the time it is, newest first."""
+        sql = """
+            SELECT kid, private_key, created_at, clock_timestamp() FROM auth.signing_keys
+            ORDER BY created_at DESC, kid DESC
+        """
+        return [(kid, bytes(private_key), created_at, at) for kid, private_key, created_at, at in await db.all(sql)]
 
     async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
         """Store a key."""

@@ -1,7 +1,6 @@
 """Turn on the second factor."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Annotated
 
 from annotated_types import Len
@@ -59,7 +58,7 @@ class ConfirmTotp:
             raise NoSecondFactor
         tried = [Limit(limit_of_name(caller.actor.username), LOCKED_FROM)]
         await self.limits.reserve(self.db, tried)
-        step = matching_step(found, given.otp, datetime.now(UTC))
+        step = matching_step(found, given.otp)
         if step is None:
             await self.limits.fail(self.db, tried)
             await self.audit.refused(self.db, caller, "auth.confirm_totp", InvalidOtp.code)

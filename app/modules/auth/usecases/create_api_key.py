@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
 from annotated_types import Interval, Len
 
 from app.kernel.audit import Audit
-from app.kernel.db import Database
+from app.kernel.db import Database, now
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.actors import Actors
@@ -59,9 +59,9 @@ class CreateApiKey:
         """
         permissions = checked_permissions(new.permissions, self.catalogue)
         check_may_grant(caller, permissions)
-        now = datetime.now(UTC)
-        expires_at = now + timedelta(days=new.expires_in_days)
-        key = ApiKey(uuid7(), new.name, sorted(permissions), expires_at, None, now)
+        at = await now(self.db)
+        expires_at = at + timedelta(days=new.expires_in_days)
+        key = ApiKey(uuid7(), new.name, sorted(permissions), expires_at, None, at)
         secret = new_secret(key.id)
         async with self.db.begin() as tx:
             actor, _ = await locked_under_power(tx, caller, new.id, self.actors, self.roles)

@@ -2,14 +2,14 @@
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 from annotated_types import Len
 from loguru import logger
 
 from app.kernel.audit import Audit
-from app.kernel.db import Database, Queries
+from app.kernel.db import Database, Queries, now
 from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
@@ -166,11 +166,11 @@ class Login:
         return await self.actors.by_username(self.db, key) or (None, None)
 
     async def _start(self, caller: Caller, actor: Actor, verified: str, new_hash: str | None, tried: Try) -> LoggedIn:
-        now = datetime.now(UTC)
-        expires_at = now + timedelta(seconds=self.lifetime_s)
-        idle_expires_at = min(now + timedelta(seconds=self.idle_s), expires_at)
-        session = Session(uuid7(), actor.id, 0, now, idle_expires_at, expires_at)
-        tokens = await self.tokens.issue(session, now)
+        at = await now(self.db)
+        expires_at = at + timedelta(seconds=self.lifetime_s)
+        idle_expires_at = min(at + timedelta(seconds=self.idle_s), expires_at)
+        session = Session(uuid7(), actor.id, 0, at, idle_expires_at, expires_at)
+        tokens = await self.tokens.issue(session, at)
         signed_in = replace(caller, actor_id=actor.id, session_id=session.id)
         async with self.db.begin() as tx:
             found = await self.actors.lock(tx, actor.id)
@@ -183,4 +183,4 @@ class Login:
             await self._give_back(tx, tried, forgiven=tried.limits[0].key)
             await self.audit.record(tx, signed_in, "auth.login", target=actor.id)
             await self.queue.publish(tx, SessionStarted(actor.id, session.id))
-        return LoggedIn(replace(actor, last_active_at=now), tokens)
+        return LoggedIn(replace(actor, last_active_at=at), tokens)

@@ -1,13 +1,13 @@
 """The token endpoint of OAuth 2 (RFC 6749, sections 4.4 and 6)."""
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 from annotated_types import Len
 
 from app.kernel.audit import Audit
-from app.kernel.db import Database
+from app.kernel.db import Database, now
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import BasicAuth, Caller, Kind, operation
 from app.modules.auth.domain.oauth import (
@@ -85,10 +85,10 @@ class OAuthToken:
         if excess := sorted(set(asked) - client.permissions):
             raise InvalidScope(f"this client may not {', '.join(excess)[:500]}")
         scope = sorted(set(asked) or client.permissions)
-        now = datetime.now(UTC)
-        expires_at = now + timedelta(seconds=self.ttl_s)
-        session = Session(uuid7(), client.actor_id, 0, now, expires_at, expires_at)
-        issued = await self.tokens.issue(session, now)
+        at = await now(self.db)
+        expires_at = at + timedelta(seconds=self.ttl_s)
+        session = Session(uuid7(), client.actor_id, 0, at, expires_at, expires_at)
+        issued = await self.tokens.issue(session, at)
         async with self.db.begin() as tx:
             if not await self.sessions.start(tx, session, caller.origin, scope=scope, api_key_id=key_id):
                 raise InvalidClient  # disabled meanwhile

@@ -1,7 +1,7 @@
 """Exchange a refresh token for new tokens."""
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 from annotated_types import Len
@@ -16,6 +16,7 @@ from app.modules.auth.domain.sessions import (
     Session,
     Sessions,
     SessionTokens,
+    StoredSession,
     Tokens,
 )
 
@@ -49,15 +50,14 @@ class Refresh:
         repeat within the grace.
         """
         session_id, counter = self.tokens.refresh_claims(given.refresh_token)
-        now = datetime.now(UTC)
         refusal: InvalidRefreshToken | RefreshTokenExpired | RefreshTokenReused
         async with self.db.begin() as tx:
             session = await self.sessions.lock(tx, session_id)
-            match session.verdict(counter, now) if session else "unknown":
+            match session.verdict(counter) if session else "unknown":
                 case "rotate" if session:
-                    return await self.tokens.issue(await self._rotated(tx, session, now), now)
+                    return await self.tokens.issue(await self._rotated(tx, session), session.now)
                 case "repeat" if session:
-                    return await self.tokens.issue(session, now)
+                    return await self.tokens.issue(session, session.now)
                 case "reused" if session:
                     await self.sessions.end(tx, session.id, session.actor_id)
                     asked = replace(caller, actor_id=session.actor_id, session_id=session.id)
@@ -70,7 +70,8 @@ class Refresh:
         # raised only now, so that ending the session is committed although the request fails
         raise refusal
 
-    async def _rotated(self, tx: Transaction, session: Session, now: datetime) -> Session:
+    async def _rotated(self, tx: Transaction, session: StoredSession) -> Session:
+        now = session.now
         idle_expires_at = min(now + timedelta(seconds=self.idle_s), session.expires_at)
         rotated = replace(
             session, refresh_counter=session.refresh_counter + 1, rotated_at=now, idle_expires_at=idle_expires_at

@@ -1,10 +1,10 @@
 """Rotate the signing keys."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from app.kernel.audit import Audit
-from app.kernel.db import Database
+from app.kernel.db import Database, now
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.keys import Keys
 
@@ -31,6 +31,6 @@ class RotateKeys:
         """Return the new key. Running processes follow within half a minute. Not safe to repeat: each makes one."""
         overlap = timedelta(seconds=self.access_token_ttl_s + 60)
         async with self.db.begin() as tx:
-            kid, forgotten = await self.keys.rotate(tx, datetime.now(UTC) - overlap)
+            kid, forgotten = await self.keys.rotate(tx, await now(tx) - overlap)
             await self.audit.record(tx, caller, "auth.rotate_keys", target=kid, forgotten=forgotten)
         return Rotated(kid, forgotten)
