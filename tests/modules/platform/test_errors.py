@@ -95,12 +95,13 @@ def test_a_failing_route_is_one_group_that_people_are_told_of_once(
     assert len(webhook.messages) == 1
 
 
+@pytest.mark.parametrize("options", ["", "?method=POST"], ids=["ours", "through Apprise"])
 def test_the_call_of_a_webhook_is_a_span_that_the_webhook_continues(
-    project: Project, database: TestDatabase, webhook: Webhook
+    project: Project, database: TestDatabase, webhook: Webhook, options: str
 ) -> None:
     with collecting() as collector:
         project.env |= {"TELEMETRY_OTLP_ENDPOINT": collector.url, "TELEMETRY_TRACE_RATIO": "1"}
-        project.env |= {"SENTINEL_NOTIFY_URLS": f"{webhook.url}s3cr3t-of-the-path"}
+        project.env |= {"SENTINEL_NOTIFY_URLS": f"{webhook.url}s3cr3t-of-the-path{options}"}
         client = log_in(project, project.start("run-all-in-one"))
         database.run("ALTER TABLE kernel.events RENAME TO moved_away")
         fail(client)
