@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from app.modules.auth.domain.limits import (
 )
 from app.modules.auth.domain.second_factor import totp
 from tests.conftest import SUPERUSER, TestDatabase, log_in
-from tests.support.project import Project
+from tests.support.project import Project, eventually
 
 USERNAME, PASSWORD = SUPERUSER
 LOGIN, ME, TOKEN = "/auth/v1/login", "/auth/v1/me", "/oauth/token"
@@ -211,3 +212,27 @@ def test_a_try_whose_process_died_counts_until_its_window_ends(
     assert change(pair[0], PASSWORD).status_code == 429
     database.run("UPDATE auth.limits SET started_at = now() - interval '16 minutes'")
     assert sign_in(pair[0], PASSWORD).status_code == 200
+
+
+def test_a_crowd_of_one_address_does_not_keep_another_from_signing_in(project: Project) -> None:
+    running = project.start("run-auth-http", env={"HTTP_SERVER_TRUSTED_PROXIES": "127.0.0.1"})
+    url = str(log_in(project, running).base_url)
+    answers: list[int] = []
+
+    def guess(number: int) -> None:
+        body = {"username": f"invented-{number}", "password": f"not this one {number}"}
+        with suppress(httpx.HTTPError):  # the process is killed when the test is over
+            answers.append(httpx.post(f"{url}{LOGIN}", json=body, timeout=60).status_code)
+
+    with ThreadPoolExecutor(150) as threads:
+        crowd = [threads.submit(guess, number) for number in range(150)]
+        eventually(lambda: answers.count(401) >= 3)
+        waiting = answers.count(401)
+        body = {"username": USERNAME, "password": PASSWORD}
+        answer = httpx.post(f"{url}{LOGIN}", json=body, headers={"x-forwarded-for": "198.51.100.1"}, timeout=60)
+        before = answers.count(401) - waiting
+        running.popen.kill()
+    assert all(guess.done() for guess in crowd)
+    assert answer.status_code == 200, answer.text
+    assert before < 20, f"{before} guesses were evaluated first"
+    assert set(answers) <= {401, 429}
