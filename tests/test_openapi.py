@@ -108,7 +108,7 @@ class Names:
             wanted = {"type": "service_acc", "username": f"robot-{number}"}
             actor = self._root.post(ACTORS, json=wanted).json()["id"]
             key = self._root.post(f"{ACTORS}/{actor}/keys", json={"name": "k", "permissions": []}).json()["id"]
-            return {"id": actor, "key_id": key}
+            return {"id": actor, "key_id": key, "session_id": self.to_be_ended["id"]}
         return {"id": self.to_be_ended["id"]}
 
 

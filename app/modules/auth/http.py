@@ -40,6 +40,7 @@ async def routes(p: Process) -> list[Route]:
         Route("POST", "/auth/v1/actors/{id}/enable", others.enable_actor, permission=_CHANGE),
         Route("GET", "/auth/v1/actors/{id}/sessions", others.list_actor_sessions, permission=_SEE),
         Route("DELETE", "/auth/v1/actors/{id}/sessions", others.end_actor_sessions, permission=_CHANGE),
+        Route("DELETE", "/auth/v1/actors/{id}/sessions/{session_id}", others.end_actor_session, permission=_CHANGE),
         Route("GET", "/auth/v1/actors/{id}/roles", others.get_actor_roles, permission=_SEE),
         Route("PUT", "/auth/v1/actors/{id}/roles", others.set_actor_roles, permission=_CHANGE_ROLES),
         Route("GET", "/auth/v1/actors/{id}/permissions", others.get_actor_permissions, permission=_SEE),

@@ -5,7 +5,7 @@ from app.kernel.queue import Handler, Schedule, Task
 
 PRUNE = Task[None]("auth.prune")
 
-SCHEDULES = [Schedule(PRUNE, cron="41 3 * * *", overlap="skip")]
+SCHEDULES = [Schedule(PRUNE, cron="41 * * * *", overlap="skip")]
 
 
 async def handlers(p: Process) -> list[Handler]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.delete_role import DeleteRole
     from app.modules.auth.usecases.disable_actor import DisableActor
     from app.modules.auth.usecases.enable_actor import EnableActor
+    from app.modules.auth.usecases.end_actor_session import EndActorSession
     from app.modules.auth.usecases.end_actor_sessions import EndActorSessions
     from app.modules.auth.usecases.end_my_session import EndMySession
     from app.modules.auth.usecases.get_actor import GetActor
@@ -115,6 +116,7 @@ class Administration:
     disable_actor: "DisableActor"
     enable_actor: "EnableActor"
     list_actor_sessions: "ListActorSessions"
+    end_actor_session: "EndActorSession"
     end_actor_sessions: "EndActorSessions"
     get_actor_roles: "GetActorRoles"
     set_actor_roles: "SetActorRoles"
@@ -285,6 +287,7 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
     from app.modules.auth.usecases.delete_role import DeleteRole
     from app.modules.auth.usecases.disable_actor import DisableActor
     from app.modules.auth.usecases.enable_actor import EnableActor
+    from app.modules.auth.usecases.end_actor_session import EndActorSession
     from app.modules.auth.usecases.end_actor_sessions import EndActorSessions
     from app.modules.auth.usecases.get_actor import GetActor
     from app.modules.auth.usecases.get_actor_permissions import GetActorPermissions
@@ -312,6 +315,7 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
         disable_actor=DisableActor(db, ACTORS, SESSIONS, ROLES, AUDIT, QUEUE),
         enable_actor=EnableActor(db, ACTORS, ROLES, AUDIT, QUEUE),
         list_actor_sessions=ListActorSessions(db, ACTORS, SESSIONS),
+        end_actor_session=EndActorSession(db, ACTORS, SESSIONS, ROLES, AUDIT),
         end_actor_sessions=EndActorSessions(db, ACTORS, SESSIONS, ROLES, AUDIT),
         get_actor_roles=GetActorRoles(db, ACTORS, ROLES),
         set_actor_roles=SetActorRoles(db, ACTORS, ROLES, AUDIT),

@@ -155,8 +155,13 @@ def test_nobody_grants_or_gains_what_they_do_not_hold(
 
 def test_an_administrator_ends_the_sessions_of_an_actor(project: Project, root: httpx.Client) -> None:
     ann = actor(root, "ann")
-    devices = [signed_in(project, root, "ann") for _ in range(2)]
-    assert root.delete(f"{ACTORS}/{ann['id']}/sessions").json() == {"deleted_count": 2}
+    devices = [signed_in(project, root, "ann") for _ in range(3)]
+    sessions = f"{ACTORS}/{ann['id']}/sessions"
+    one, own = (client.get(ME).json()["session_id"] for client in (devices.pop(), root))
+    assert root.delete(f"{sessions}/{one}").status_code == 204
+    for gone in (one, own):
+        assert code(root.delete(f"{sessions}/{gone}")) == (404, "SESSION_NOT_FOUND")
+    assert root.delete(sessions).json() == {"deleted_count": 2}
     assert [code(device.get(ME)) for device in devices] == [(401, "SESSION_NOT_FOUND")] * 2
     assert root.get(ME).status_code == 200
     assert signed_in(project, root, "ann").get(ME).status_code == 200

@@ -73,6 +73,8 @@ CASES = [
     Case("POST", f"{OF_ACTOR}/disable", EVERYBODY, holds=False),
     Case("POST", f"{OF_ACTOR}/enable", WHO_HOLDS_IT),
     Case("DELETE", f"{OF_ACTOR}/sessions", WHO_HOLDS_IT),
+    Case("DELETE", f"{OF_ACTOR}/sessions/{{session_id}}", WHO_HOLDS_IT),
+    Case("DELETE", f"{OF_ACTOR}/sessions/{{session_id}}", EVERYBODY, holds=False),
     Case("PUT", f"{OF_ACTOR}/roles", WHO_HOLDS_IT, give_role, holds=False),
     Case("PUT", f"{OF_ACTOR}/roles", WHO_HOLDS_IT, give_role),
     Case("PUT", f"{OF_ACTOR}/roles", WHO_HOLDS_IT, giving(role_ids=[])),

@@ -51,7 +51,7 @@ def served(client: httpx.Client) -> dict[Operation, dict]:
 
 def asked(client: httpx.Client, operation: Operation, **more: object) -> httpx.Response:
     method, path = operation
-    for name in ("id", "key_id"):
+    for name in ("id", "key_id", "session_id"):
         path = path.replace(f"{{{name}}}", "0190b3a0-0000-7000-8000-000000000001")
     return client.request(method, path, **more)  # type: ignore[arg-type]
 
