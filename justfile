@@ -32,6 +32,10 @@ chaos *options: install
 cron-oracle: install
     CRON_ORACLE=all {{python}} -m pytest -n auto tests/kernel/queue/test_crontab.py
 
+# stop a loaded process ten times, directly and behind nginx, and count effects against answers: just drain 200
+drain rate="100" stops="10": install
+    DRAIN_RATE={{rate}} DRAIN_STOPS={{stops}} {{python}} -m pytest -s tests/kernel/http/test_drain.py
+
 # what CI checks besides the tests
 check: install
     .venv/bin/ruff check

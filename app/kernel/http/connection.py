@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._exchanges: dict[Exchange, asyncio.Task[None]] = {}
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.Transport
+        self._is_connected = False  # to the transport
         self._task: asyncio.Task[None] | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -65,6 +66,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._is_connected = True
+        if self._left_at:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._left_at:
@@ -238,22 +242,26 @@ class Connection(asyncio.Protocol):
         """It has waited for too long."""
         if self._lost.done():
             return
-        if self._left_at and self._transport.get_write_buffer_size() and time.monotonic() - self._left_at < _LINGER_S:
+        waited_s = time.monotonic() - self._left_at if self._left_at else _LINGER_S
+        if waited_s < _LINGER_S and self._transport.get_write_buffer_size():
             self.server.left(self)
         else:
             self.abort()
 
     def stop(self) -> None:
         """Leave, unless a request is on its way: what the kernel has, or what a new client is about to send."""
+        if not self._is_connected or self._received or self not in self.server.idle:
+            return
         waiting = array("i", [0])
         fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.FIONREAD, waiting)
-        if not waiting[0] and not self._received and self in self.server.idle:
+        if not waiting[0]:
             self.leave()
 
     def abort(self) -> None:
         """Close it at once."""
         self._left_at = self._left_at or time.monotonic()
-        self._transport.abort()
+        if self._is_connected:
+            self._transport.abort()
 
     def cut(self) -> list["asyncio.Task[None]"]:
         """Cancel what goes on; return the tasks."""

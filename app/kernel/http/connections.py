@@ -115,7 +115,7 @@ class Connections:
                 self.refusals.note("full")
                 accepted[0].close()
         self._sock.close()
-        for connection in [*self.idle, *self.heads]:
+        for connection in list(self.idle):
             connection.stop()
 
     async def ended(self) -> None:

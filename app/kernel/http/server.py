@@ -100,7 +100,7 @@ def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = 
             await asyncio.sleep(drain_delay_s)
             await connections.close()
             await connections.ended()
-        except asyncio.CancelledError:
+        except BaseException:
             if count := await connections.cut():
                 logger.error("{} requests were cut", count)
             raise
