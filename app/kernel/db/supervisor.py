@@ -24,6 +24,7 @@ STOP = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 LOG_BYTES = 5_000_000
 INITDB = "--username=app --auth=trust --encoding=UTF8 --no-locale --locale-provider=builtin --builtin-locale=C.UTF-8"
 SETTINGS = ("--listen_addresses=", "--max_connections=200", "--timezone=UTC", "--log_timezone=UTC")
+ACCOUNTS = range(60578, 61184)  # ids that neither distributions nor systemd give away, and containers map
 SHORT, LASTING = Path("/tmp"), Path("/var/tmp")  # noqa: S108 - what we make there is checked to be ours
 
 
@@ -181,6 +182,39 @@ def private_folder(path: Path, owner: Account, mode: int = 0o700) -> Path:
     return path
 
 
+def named_user() -> int:
+    """A user with a name and without rights."""
+    try:
+        return pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        return 65534
+
+
+def account_of(folder: Path) -> Account:
+    """Whom root's server on the folder runs as: a user and group of its own, whom nobody else is.
+
+    As `nobody` it would belong to every other process that runs as `nobody`: it trusts whoever reaches its socket.
+    """
+    first = int(digest(folder), 16)
+    for number in range(len(ACCOUNTS)):
+        identifier = ACCOUNTS[(first + number) % len(ACCOUNTS)]
+        try:
+            pwd.getpwuid(identifier)
+        except KeyError:
+            return Account(identifier, identifier)
+    raise Failure(f"every user id from {ACCOUNTS.start} to {ACCOUNTS.stop - 1} is taken")
+
+
+def hand_over(path: Path, account: Account) -> None:
+    """Give what is in a folder to the account, as far as it belongs to the folder's owner. Follows no link."""
+    former = path.lstat().st_uid
+    os.chown(path, account.uid, account.gid, follow_symlinks=False)
+    for _, folders, files, fd in os.fwalk(path):
+        for name in (*folders, *files):
+            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid == former:
+                os.chown(name, account.uid, account.gid, dir_fd=fd, follow_symlinks=False)
+
+
 def digest(path: Path) -> str:
     """A short name for a path."""
     import hashlib
@@ -277,28 +311,25 @@ class Supervisor:
         return Place(self.programs, private_folder(self.folder, me), me)
 
     def place_of_root(self) -> Place:
-        """In the folder when `nobody` can get there, if need be with a capability; else in /var/tmp."""
-        try:
-            nobody = Account(*pwd.getpwnam("nobody")[2:4])
-        except KeyError:
-            nobody = Account(65534, 65534)
-        visitors = Account(0, nobody.gid)
+        """In the folder when a user of its own can get there, if need be with a capability; else in /var/tmp."""
+        own = account_of(self.folder)
+        visitors = Account(0, own.gid)
         apart = LASTING / f"app-postgres-{digest(self.folder)}"
         known = self.note.exists() and f"data: {apart / 'data'}\n" in self.note.read_text()
         if not known or not (apart / "data").is_dir():
             private_folder(self.folder, visitors, 0o710)
-            for account in (nobody, nobody._replace(search=True))[: 2 if LINUX else 1]:
+            for account in (own, own._replace(search=True))[: 2 if LINUX else 1]:
                 if version(near := Place(self.programs, self.folder, account)):
                     return near
             private_folder(self.folder, visitors)
             if (self.folder / "data").is_dir():
                 raise Failure(
-                    f"the user nobody cannot reach {self.folder / 'data'}: allow CAP_DAC_READ_SEARCH, or remove it"
+                    f"the user {own.uid} cannot reach {self.folder / 'data'}: allow CAP_DAC_READ_SEARCH, or remove it"
                 )
         private_folder(apart, visitors, 0o710)
         if not known:
             remove(apart, "data")  # its folder was deleted
-        return Place(copied(self.programs, apart), apart, nobody)
+        return Place(copied(self.programs, apart), apart, own)
 
     def reason(self) -> str:
         """The line that matters in what was written to the server's log by the last program."""
@@ -315,11 +346,16 @@ class Supervisor:
 
     def initialise(self, place: Place) -> None:
         """Make the data in a folder beside, then move them to their place whole. Raises Failure."""
-        fresh = private_folder(place.base / f"data-new-{os.getpid()}-{time.time_ns()}", place.account)
-        initdb = self.start(place, "initdb", *INITDB.split(), f"--pgdata={fresh}")
+        builder = place.account
+        if builder.uid != os.geteuid():  # initdb wants a user with a name; the group keeps others of that name out
+            builder = builder._replace(uid=named_user())
+        fresh = private_folder(place.base / f"data-new-{os.getpid()}-{time.time_ns()}", builder)
+        initdb = self.start(place._replace(account=builder), "initdb", *INITDB.split(), f"--pgdata={fresh}")
         while initdb.poll() is None and not self.over():
             time.sleep(STEP_S)
         if initdb.returncode == 0:
+            if builder != place.account:
+                hand_over(fresh, place.account)
             fresh.rename(place.data)
             fd = os.open(place.base, os.O_RDONLY)
             os.fsync(fd)
@@ -333,6 +369,9 @@ class Supervisor:
     def serve(self, place: Place) -> None:
         """Run the server until it is not needed. Raises Failure when it keeps dying."""
         self.served = place.data
+        for path in (place.data, place.base / "run"):
+            if path.is_dir() and path.lstat().st_uid not in {os.geteuid(), place.account.uid}:
+                hand_over(path, place.account)  # an earlier release's, or the project was moved
         private_folder(place.sockets, place.account)
         quoted = str(place.sockets).replace('"', '""')
         arguments = ("-D", str(place.data), *SETTINGS, f'--unix_socket_directories="{quoted}"')

@@ -19,6 +19,7 @@ import pytest
 
 from app.kernel.db import embedded
 from app.kernel.db.embedded import EmbeddedUnavailable, embedded_binaries, embedded_server
+from app.kernel.db.supervisor import account_of
 from app.kernel.errors import Unavailable
 
 pytestmark = [
@@ -112,7 +113,8 @@ class Home:
         self.owners = []
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
         self.apart = Path("/var/tmp") / f"app-postgres-{digest}"
-        self.tmp_sockets = Path("/tmp") / f"app-postgres-{digest}-{65534 if os.geteuid() == 0 else os.geteuid()}"
+        self.uid = account_of(folder).uid if os.geteuid() == 0 else os.geteuid()
+        self.tmp_sockets = Path("/tmp") / f"app-postgres-{digest}-{self.uid}"
 
     def owner(self, loop="asyncio", prefix=()):
         self.owners.append(Owner(self.folder, loop, prefix))
@@ -448,12 +450,12 @@ async def test_a_start_that_takes_too_long_is_unavailable(home):
 
 
 @as_root
-def test_as_root_it_runs_as_nobody_below_a_private_folder_whose_mode_stays(homes):
+def test_as_root_it_runs_as_a_user_of_its_own_below_a_private_folder_whose_mode_stays(homes):
     home = homes("private")
     (home.top / "private").mkdir(mode=0o700)
     owner = home.owner()
     assert owner.query("SELECT 1") == [(1,)]
-    assert Path(f"/proc/{home.postmasters()[0]}").stat().st_uid == 65534
+    assert Path(f"/proc/{home.postmasters()[0]}").stat().st_uid == home.uid
     assert home.capabilities() == {1 << 2}  # CAP_DAC_READ_SEARCH
     assert [path.stat().st_mode & 0o777 for path in (home.top, home.top / "private")] == [0o700, 0o700]
     assert [path.stat().st_uid for path in (home.top, home.top / "private", home.folder)] == [0, 0, 0]
@@ -463,9 +465,9 @@ def test_as_root_it_runs_as_nobody_below_a_private_folder_whose_mode_stays(homes
 def test_as_root_it_has_no_capability_where_nobody_can_go(homes):
     home = homes(mode=0o755)
     assert home.owner().query("SELECT 1") == [(1,)]
-    tried = ["setpriv", "--reuid=65534", "--clear-groups", str(embedded_binaries() / "initdb"), "--version"]
+    tried = ["setpriv", f"--reuid={home.uid}", "--clear-groups", str(embedded_binaries() / "initdb"), "--version"]
     if subprocess.run(tried, check=False, capture_output=True).returncode != 0:
-        pytest.skip("nobody cannot reach the binaries here")
+        pytest.skip("other users cannot reach the binaries here")
     assert home.capabilities() == {0}
 
 
@@ -475,7 +477,7 @@ def test_as_root_without_the_capability_it_is_in_a_folder_nobody_can_reach(home)
     owner.query("CREATE TABLE kept AS SELECT 1 AS n")
     assert home.data == home.apart / "data"
     assert home.apart.stat().st_uid == 0
-    assert Path(f"/proc/{home.postmasters()[0]}").stat().st_uid == 65534
+    assert Path(f"/proc/{home.postmasters()[0]}").stat().st_uid == home.uid
     assert home.top.stat().st_mode & 0o777 == 0o700
     (programs,) = home.apart.glob("programs-*")
     made = programs.stat().st_ino
@@ -484,6 +486,69 @@ def test_as_root_without_the_capability_it_is_in_a_folder_nobody_can_reach(home)
     assert home.state() == "shut down"
     assert home.owner(prefix=WITHOUT_CAPABILITY).query("SELECT n FROM kept") == [(1,)]
     assert [path.stat().st_ino for path in home.apart.glob("programs-*")] == [made]
+
+
+TRESPASS = """
+import os, socket, sys
+uid, gid, pid, data, sockets = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+os.setgroups([]); os.setgid(gid); os.setuid(uid)
+def connect():
+    socket.socket(socket.AF_UNIX).connect(os.path.join(sockets, ".s.PGSQL.5432"))
+def list_of_process():
+    os.listdir(f"/proc/{pid}/cwd")
+def list_of_data():
+    os.listdir(data)
+def list_of_sockets():
+    os.listdir(sockets)
+def kill():
+    os.kill(int(pid), 0)
+for attempt in (connect, list_of_process, list_of_data, list_of_sockets, kill):
+    try:
+        attempt()
+    except PermissionError:
+        print("denied")
+    else:
+        print("let in")
+"""
+
+
+def trespass(home, uid, gid):
+    """Return what a process of another user gets at."""
+    sockets = dict(line.split(": ", 1) for line in (home.folder / "where").read_text().splitlines())["socket"]
+    arguments = (str(uid), str(gid), str(home.postmasters()[0]), str(home.data), sockets)
+    done = subprocess.run([sys.executable, "-c", TRESPASS, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.split("\n")[:-1]
+
+
+@as_root
+@pytest.mark.parametrize("prefix", [(), WITHOUT_CAPABILITY], ids=["in the folder", "in /var/tmp"])
+def test_as_root_other_processes_without_rights_do_not_reach_the_server(homes, prefix):
+    home = homes(mode=0o755)
+    owner = home.owner(prefix=prefix)
+    assert owner.query("SELECT 1") == [(1,)]
+    for uid, gid in ((65534, 65534), (DAEMON.pw_uid, DAEMON.pw_gid), (home.uid + 1, home.uid + 1)):
+        assert trespass(home, uid, gid) == ["denied"] * 5
+    assert trespass(home, home.uid, home.uid)[0] == "let in", "the attempt itself must be able to succeed"
+    assert {path.lstat().st_uid for path in home.data.rglob("*")} == {home.uid}
+
+
+@as_root
+def test_as_root_data_that_belonged_to_nobody_are_taken_over(homes):
+    home = homes(mode=0o755)
+    owner = home.owner()
+    owner.query("CREATE TABLE kept AS SELECT 1 AS n")
+    owner.leave()
+    home.stopped()
+    outside = home.top / "of-root"
+    outside.write_text("")
+    (home.data / "link").symlink_to(outside)
+    run = home.folder / "run"
+    run.mkdir(exist_ok=True)
+    for path in (run, home.data, *home.data.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    assert home.owner().query("SELECT n FROM kept") == [(1,)]
+    assert {path.lstat().st_uid for path in (home.data, *home.data.rglob("*"))} == {home.uid}
+    assert outside.stat().st_uid == 0
 
 
 @as_root
