@@ -17,7 +17,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from loguru import logger
 
 from app.kernel.config import QueueSettings
-from app.kernel.db import Database, Transaction
+from app.kernel.db import Database, Transaction, now
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service, pause
@@ -110,9 +110,9 @@ class CronManager:
 
     async def register(self) -> None:
         """Store the schedules; an edited one goes on in its new rhythm from now. Safe to repeat."""
-        now = datetime.now(UTC)
+        at = await now(self._db)
         for name, schedule in self._schedules.items():
-            task, first = schedule.task, next(upcoming(schedule, now))
+            task, first = schedule.task, next(upcoming(schedule, at))
             given = {"name": name, "spec": schedule.spec, "misfire": schedule.misfire, "overlap": schedule.overlap}
             given |= {"task": task.name, "queue": task.queue}
             attempts = {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}

@@ -1,5 +1,6 @@
 """Processes whose clocks are minutes off: the database's clock counts, so nobody notices."""
 
+import base64
 import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -114,12 +115,9 @@ def test_one_time_passwords_and_keys_go_by_the_same_clock(processes: dict[str, h
         granted = client.post("/oauth/token", data=form).json()
         assert {c.get("/auth/v1/me", headers=bearer(granted)).status_code for c in processes.values()} == {200}
 
-    secret = processes["slow"].post(
-        "/auth/v1/me/totp", headers=bearer(session), json={"current_password": SUPERUSER[1]}
-    )
-    import base64
-
-    key = base64.b32decode(secret.json()["secret"])
+    proof = {"current_password": SUPERUSER[1]}
+    started = processes["slow"].post("/auth/v1/me/totp", headers=bearer(session), json=proof)
+    key = base64.b32decode(started.json()["secret"])
     step = int(datetime.now(UTC).timestamp()) // 30
     confirmed = processes["fast"].post(
         "/auth/v1/me/totp/confirm", headers=bearer(session), json={"otp": totp(key, step - 1)}

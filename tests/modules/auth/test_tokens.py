@@ -211,14 +211,10 @@ async def test_what_is_no_token_is_refused(token: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["iat", "nbf"])
-@pytest.mark.parametrize(
-    ("ahead_s", "is_good"), [(-3600, True), (0, True), (2, True), (29, True), (31, False), (9**9, False)]
-)
-async def test_clocks_may_differ_by_half_a_minute_when_a_token_is_issued(
-    name: str, ahead_s: int, is_good: bool
-) -> None:
+@pytest.mark.parametrize("ahead_s", [-3600, 0, 2, 29, 31, 9**9])
+async def test_clocks_may_differ_by_half_a_minute_when_a_token_is_issued(name: str, ahead_s: int) -> None:
     token = forged(**{name: int(OneKey.at) + ahead_s, "exp": 9**12})
-    if is_good:
+    if ahead_s < 30:
         assert (await TOKENS.claims(token)).actor_id == SESSION.actor_id
     else:
         with pytest.raises(InvalidToken):
