@@ -1,9 +1,10 @@
-"""Text from outside, made so that it can be logged, encoded and stored: the one place that decides how."""
+"""Text from outside: what can be logged, encoded and stored. The one place that decides it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 _LONGEST = 8000
+_LONGEST_NAME = 128
 
 
 def storable(text: str) -> str:
@@ -35,3 +36,10 @@ def said(error: BaseException) -> str:
     """Return an exception's type and text, storable, of bounded length. Never raises."""
     text = storable(shown(error)[:_LONGEST])
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def misnamed(option: str, value: object) -> str:
+    """Return what is wrong with a name; an empty text when an index can hold it and people can tell it from others."""
+    if isinstance(value, str) and value.strip() == value and 0 < len(value) <= _LONGEST_NAME and value.isprintable():
+        return ""
+    return f"{option} must have 1 to {_LONGEST_NAME} printable characters, without spaces around them"

@@ -24,8 +24,11 @@ from app.kernel.config.settings import (
     is_key,
     is_secret,
     may_be_empty,
+    range_of,
 )
 
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+_SHOWN = 80
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
 
 
@@ -200,13 +203,15 @@ def _explain(kind: type[Section], error: dict[str, Any], sources: Mapping[str, s
     if error["type"] == "missing":
         return Problem(key, "nowhere", f"missing; set {environment_name(key)}")
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] in ("too_short", "string_too_short"):
+    if error["type"] in _OUT_OF_RANGE:
+        message = range_of(kind, name)
+    elif error["type"] in ("too_short", "string_too_short"):
         least = error["ctx"]["min_length"]
         message = "something, not nothing" if least == 1 else f"at least {least} characters"
     expected = message if message.startswith("expected") else f"expected {message}"
     value = error["input"]
     # what stands below a misplaced key may be a secret
-    shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     shown = "" if is_secret(kind, name) else f", got {shown}"
     return Problem(key, sources.get(key, "nowhere"), expected + shown)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from app.kernel.addresses import network
+from app.kernel.text import misnamed
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -24,6 +25,12 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _queue_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    if any(misnamed("queue", name) for name in value):
+        raise ValueError("expected names of queues, of 1 to 128 printable characters, separated by commas")
+    return value
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         try:
@@ -33,8 +40,13 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
-"""Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds."""
+_MS, _HOUR, _DAY = 0.001, 3600.0, 86400.0
+_DURATION_FORM = BeforeValidator(_seconds)
+Duration = Annotated[float, _DURATION_FORM, Field(ge=0, le=3650 * _DAY, allow_inf_nan=False)]
+"""Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds. Ten years at most, so that adding it to
+the present time never overflows, in Python nor in PostgreSQL."""
+_Timeout = Annotated[Duration, Field(ge=_MS, le=_DAY)]
+_Retention = Annotated[float, _DURATION_FORM, Field(ge=_HOUR, le=36500 * _DAY, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Written with commas between them."""
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -59,8 +71,8 @@ class ProcessSettings:
     """How a process stops."""
 
     section: ClassVar[str] = "process"
-    drain_delay: Annotated[Duration, Field(description="between /ready turning 503 and the listener closing")]
-    grace: Annotated[Duration, Field(description="for what is in flight, after the drain delay")]
+    drain_delay: Annotated[Duration, Field(le=_DAY, description="between /ready turning 503 and the listener closing")]
+    grace: Annotated[Duration, Field(le=30 * _DAY, description="for what is in flight, after the drain delay")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +83,15 @@ class HttpServerSettings:
     host: Annotated[str, Field(min_length=1, description="address to listen on")]
     port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
     debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
-    handle_timeout: Annotated[Duration, Field(gt=0, description="a request that takes longer is answered 504")]
-    max_body_bytes: Annotated[int, Field(ge=1024, description="a larger request body is answered 413")]
+    handle_timeout: Annotated[_Timeout, Field(description="a request that takes longer is answered 504")]
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3, description="a larger request body is answered 413")]
     max_connections: Annotated[
         int, Field(ge=10, le=100_000, description="most connections at once; half of them of one address")
     ]
     trusted_proxies: Annotated[
         Names, AfterValidator(_networks), Field(description="whose X-Forwarded-For is believed: addresses or CIDR")
     ]
-    body_timeout: Annotated[Duration, Field(gt=0, description="a request body that takes longer is answered 408")]
+    body_timeout: Annotated[_Timeout, Field(description="a request body that takes longer is answered 408")]
     h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text, from clients that begin with it")]
 
 
@@ -107,11 +119,11 @@ class PostgresSettings:
         str, Field(description="file of trusted certificates for verify-full; system: the system's")
     ]
     pool_size: Annotated[int, Field(ge=1, le=1000, description="most connections of one process")]
-    pool_timeout: Annotated[Duration, Field(gt=0, description="longest wait for a connection")]
-    pool_queue: Annotated[int, Field(ge=1, description="most requests that wait for a connection at once")]
-    statement_timeout: Annotated[Duration, Field(gt=0, description="longest statement")]
-    lock_timeout: Annotated[Duration, Field(gt=0, description="longest wait for a lock")]
-    startup_timeout: Annotated[Duration, Field(description="how long a starting process waits for the server")]
+    pool_timeout: Annotated[_Timeout, Field(description="longest wait for a connection")]
+    pool_queue: Annotated[int, Field(ge=1, le=100_000, description="most requests that wait for a connection")]
+    statement_timeout: Annotated[_Timeout, Field(description="longest statement")]
+    lock_timeout: Annotated[_Timeout, Field(description="longest wait for a lock")]
+    startup_timeout: Annotated[Duration, Field(le=_DAY, description="how long a starting process waits for the server")]
     migrate: Annotated[bool, Field(description="apply pending migrations when starting; otherwise refuse to start")]
 
 
@@ -130,10 +142,16 @@ class QueueSettings:
     """Jobs and schedules."""
 
     section: ClassVar[str] = "queue"
-    names: Annotated[Names, Field(min_length=1, description="queues that a consumer works on")]
+    names: Annotated[
+        Names, AfterValidator(_queue_names), Field(min_length=1, description="queues that a consumer works on")
+    ]
     concurrency: Annotated[int, Field(ge=1, le=10_000, description="most jobs that one consumer runs at once")]
-    poll_interval: Annotated[Duration, Field(gt=0, description="longest time that a due job or tick goes unnoticed")]
-    lease: Annotated[Duration, Field(gt=0, description="after this without a sign of life a job is given to another")]
+    poll_interval: Annotated[
+        Duration, Field(ge=_MS, le=_HOUR, description="longest time that a due job or tick goes unnoticed")
+    ]
+    lease: Annotated[
+        Duration, Field(ge=0.1, le=_DAY, description="after this without a sign of life a job is given to another")
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +159,11 @@ class KeepSettings:
     """How long what is over is kept."""
 
     section: ClassVar[str] = "keep"
-    finished_jobs: Annotated[Duration, Field(ge=3600, description="jobs that are done or cancelled")]
-    dead_letters: Annotated[Duration, Field(ge=3600, description="jobs that failed for good")]
-    events: Annotated[Duration, Field(ge=3600, description="published events; older ones cannot be replayed")]
-    audit: Annotated[Duration, Field(ge=365 * 86400, description="the audit trail; at least a year")]
-    errors: Annotated[Duration, Field(ge=3600, description="captured errors, after the last one of a group")]
+    finished_jobs: Annotated[_Retention, Field(description="jobs that are done or cancelled")]
+    dead_letters: Annotated[_Retention, Field(description="jobs that failed for good")]
+    events: Annotated[_Retention, Field(description="published events; older ones cannot be replayed")]
+    audit: Annotated[_Retention, Field(ge=365 * _DAY, description="the audit trail; at least a year")]
+    errors: Annotated[_Retention, Field(description="captured errors, after the last one of a group")]
 
 
 @dataclass(frozen=True, slots=True)

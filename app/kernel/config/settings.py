@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
-from pydantic import SecretStr
+from pydantic import BeforeValidator, SecretStr
 
 from app.kernel.config.sections import IS_KEY, MAY_BE_EMPTY, Section
 
@@ -14,6 +14,7 @@ S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
 DEFAULT_ENVIRONMENT: Environment = "local"
+_UNITS = (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001))
 UNSAFE: tuple[Environment, ...] = ("local", "test")
 """Where nothing has to be secret, and a server may be embedded."""
 
@@ -103,6 +104,23 @@ def describe(kind: type[Section]) -> dict[str, str]:
         metadata = getattr(hints(kind)[item.name], "__metadata__", ())
         found[item.name] = next((m.description for m in metadata if getattr(m, "description", None)), "")
     return found
+
+
+def range_of(kind: type[Section], name: str) -> str:
+    """Return the range of a number or a duration, as people write it: `1s to 3650d`."""
+    found: list[Any] = []
+    duration = False
+    for item in getattr(hints(kind)[name], "__metadata__", ()):
+        found += getattr(item, "metadata", ())
+        duration = duration or isinstance(item, BeforeValidator)
+    least = max(limit for item in found if (limit := getattr(item, "ge", None)) is not None)
+    most = min(limit for item in found if (limit := getattr(item, "le", None)) is not None)
+    return " to ".join(_duration(limit) if duration else f"{limit:.15g}" for limit in (least, most))
+
+
+def _duration(seconds: float) -> str:
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), ("s", 1.0))
+    return f"{seconds / size:.15g}{unit}"
 
 
 def is_secret(kind: type[Section], name: str) -> bool:

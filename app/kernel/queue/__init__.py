@@ -10,7 +10,8 @@ from uuid import UUID
 from app.kernel.db import Queries
 from app.kernel.errors import Conflict
 from app.kernel.queue.crontab import Crontab
-from app.kernel.queue.limits import LONGEST_RETRY_S, misfit, misnamed
+from app.kernel.queue.limits import LONGEST_RETRY_S, misfit
+from app.kernel.text import misnamed
 
 P = TypeVar("P")
 Operation = Callable[..., Awaitable[Any]]

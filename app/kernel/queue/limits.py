@@ -16,7 +16,6 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "delay_s": (0, LONGEST_DELAY_S),
     "every_s": (1, 366 * 86400),
 }
-_LONGEST_NAME: Final = 128
 
 
 def misfit(option: str, value: object) -> str:
@@ -26,10 +25,3 @@ def misfit(option: str, value: object) -> str:
     if isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most:
         return ""
     return f"{option} must be {'a whole number, ' if whole else ''}{least:.15g} to {most:.15g}"
-
-
-def misnamed(option: str, value: object) -> str:
-    """Return what is wrong with a name; an empty text when an index can hold it and people can tell it from others."""
-    if isinstance(value, str) and value.strip() == value and 0 < len(value) <= _LONGEST_NAME and value.isprintable():
-        return ""
-    return f"{option} must have 1 to {_LONGEST_NAME} printable characters, without spaces around them"
