@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote
 
 from app.kernel.http.asgi import App, Receive, Scope, Send
 from app.kernel.http.problems import HttpProblem
@@ -27,8 +27,8 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::(?P<port>[0-9]{0,5}))?"
 )
-_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_CONTROL = re.compile("[\\x00-\\x1f\\x7f]")
+_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})|%00")
+_SLASH = re.compile("%(2[Ff])")
 
 
 class Target(NamedTuple):
@@ -74,6 +74,8 @@ def target(method: bytes, text: bytes) -> Target:
             raise malformed("the request target is neither a path nor an http URL")
         authority, text = found[1], found[2]
         check_host(authority)
+        if method == b"OPTIONS" and not text:  # as the last proxy would write it (section 3.2.4)
+            return Target("*", b"*", b"", authority)
         text = text if text.startswith(b"/") else b"/" + text
     if b"#" in text:
         raise malformed("the request target has a fragment")
@@ -83,16 +85,14 @@ def target(method: bytes, text: bytes) -> Target:
 
 def _path(raw: bytes) -> str:
     try:
-        if b"%" not in raw:
-            return raw.decode("ascii")
-        # an encoded slash separates nothing (RFC 3986, section 2.2), so it stays encoded
-        path = unquote_to_bytes(raw.replace(b"%2F", b"%252F").replace(b"%2f", b"%252f")).decode()
+        path = raw.decode("ascii")
     except UnicodeDecodeError:
-        raise malformed("the path is not UTF-8, percent-encoded") from None
-    if _ESCAPE.search(raw):
-        raise malformed("the path has a % that escapes nothing")
-    if _CONTROL.search(path):
-        raise malformed("the path has a control character")
+        raise malformed("the path is not ASCII") from None
+    if "%" in path:
+        if _ESCAPE.search(path):
+            raise malformed("the path has a % that escapes nothing, or NUL")
+        # an encoded slash separates nothing (RFC 3986, section 2.2), so it stays encoded
+        path = unquote(_SLASH.sub(r"%25\1", path))
     return path
 
 

@@ -189,7 +189,6 @@ def changed(**fields: str | bytes) -> list[Any]:
         (changed(path="/a b"), 400),
         (changed(path="/hé"), 400),
         (changed(path=b"/\xff"), 400),
-        (changed(path="/%ff"), 400),
         (changed(path="/%0"), 400),
         (changed(path="/x#y"), 400),
         (changed(path="/x%00"), 400),
