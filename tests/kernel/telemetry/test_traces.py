@@ -69,6 +69,7 @@ def test_one_trace_joins_the_request_the_event_the_subscriber_and_its_statement(
     client = log_in(copied, copied.start("run-auth-http"))
     trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
     client.headers["traceparent"] = f"00-{trace_id}-{span_id}-01"
+    client.headers["tracestate"] = "foo=1, bar=2"
     assert client.post(LOGIN, json={"username": USERNAME, "password": PASSWORD}).status_code == 200
     of_trace = bytes.fromhex(trace_id)
 
@@ -86,6 +87,7 @@ def test_one_trace_joins_the_request_the_event_the_subscriber_and_its_statement(
     names = ["SELECT", "platform.hear", published, "auth.login", f"POST {LOGIN}"]
     eventually(lambda: [span.name for span in path()] == names)
     assert path()[-1].parent_span_id.hex() == span_id
+    assert {span.trace_state for span in path()} == {"foo=1,bar=2"}
     assert {resource["service.name"] for resource in collector.resources} == {"run-auth-http", "run-event-consumer"}
     assert PASSWORD.encode() not in b"".join(collector.bodies)
 
