@@ -1,6 +1,7 @@
 """The `run-*` commands: one process each, out of `app.processes`."""
 
 import asyncio
+import signal
 from typing import Annotated
 
 import typer
@@ -60,9 +61,11 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
 
     from app.kernel.config import LoggerSettings
     from app.kernel.process import Process
-    from app.kernel.telemetry.logs import configure
+    from app.kernel.telemetry.logs import REOPEN, configure
     from app.kernel.telemetry.redact import remember
 
+    for number in REOPEN:  # what rotates logs signals a process that only starts, too
+        signal.signal(number, lambda _number, _frame: None)
     settings = load_settings(overrides)
     remember(settings.secrets())
     configure(settings[LoggerSettings], name)

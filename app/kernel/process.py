@@ -121,7 +121,14 @@ class Process:
             self._watch(_CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
             loop.call_soon_threadsafe(self._on_signal, signal.Signals(number).name, self._signals, body)
 
-        previous = {number: signal.signal(number, signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+        def hung_up(number: int, frame: object) -> None:
+            if not self._signals:  # a shell and the kernel may both say it
+                signalled(number, frame)
+
+        previous = {n: signal.signal(n, signalled) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
+        if sys.stdout.isatty():  # who closes a terminal does not want an orphan; else it means to open the log anew
+            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hung_up)
+        faulthandler.register(signal.SIGUSR2, file=2)
         try:
             await asyncio.wait({body})
         except asyncio.CancelledError:
@@ -131,6 +138,7 @@ class Process:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            faulthandler.unregister(signal.SIGUSR2)
             for watchdog in self._watchdogs:
                 watchdog.cancel()
         if self._signals > 1:

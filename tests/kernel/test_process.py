@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import os
 import re
 import secrets
 import signal
@@ -262,6 +263,65 @@ def test_a_signal_during_start_up_stops_cleanly(cli: Project, number: signal.Sig
         running.signal(number)
         assert running.wait(10) == 0
     assert running.errors.read_text() == ""
+
+
+@pytest.mark.parametrize("command", ["run-auth-http", "run-event-consumer", "run-all-in-one"])
+def test_no_signal_ends_a_process_in_a_request_except_those_that_stop_it(project: Project, command: str) -> None:
+    running = project.start(command)
+    url = running.ready()
+    log = running.output.stat().st_ino
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+        running.signal(number)
+        assert httpx.get(f"{url}/health").status_code == 200, number
+    eventually(lambda: "Current thread" in running.errors.read_text())  # what SIGUSR2 shows
+    assert running.output.stat().st_ino == log
+    running.signal(signal.SIGQUIT)
+    assert running.wait() == 0
+    assert "SIGQUIT: draining" in running.messages()
+
+
+def test_a_hang_up_while_starting_does_not_end_a_process(cli: Project) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        env = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(closed.getsockname()[1])}
+        running = cli.start("run-cron-manager", env=env)
+        eventually(lambda: any("waiting for PostgreSQL" in message for message in running.messages()))
+        running.signal(signal.SIGHUP)
+        running.signal(signal.SIGUSR1)
+        time.sleep(0.2)
+        assert running.popen.poll() is None
+        assert running.stop() == 0
+
+
+def test_a_closed_terminal_drains_the_process_in_it(project: Project) -> None:
+    terminal, side = os.openpty()
+    running = subprocess.Popen(
+        [project.python, "-m", "app", "run-auth-http", "--port", "0"],
+        cwd=project.root,
+        env=project.environment({"PROCESS_DRAIN_DELAY": "2s", "LOGGER_FORMAT": "console"}),
+        stdin=side,
+        stdout=side,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(side)
+    try:
+        said = ""
+        while "serving" not in said or not said.endswith("\n"):
+            said += os.read(terminal, 4096).decode()
+        url = said.partition("serving ")[2].split()[0]
+        with slow_request(url) as sock:
+            eventually(lambda: httpx.get(f"{url}/ready").status_code == 200)
+            running.send_signal(signal.SIGHUP)
+            running.send_signal(signal.SIGHUP)
+            eventually(lambda: httpx.get(f"{url}/ready").status_code == 503)
+            sock.sendall(b'"nobody","password":"nothing"}'.rjust(32)[-32:])
+            assert sock.recv(10_000).startswith(b"HTTP/1.1 4")
+        assert running.wait(20) == 0
+    finally:
+        running.kill()
+        running.wait()
+        os.close(terminal)
 
 
 def test_a_port_in_use_is_one_clear_line(cli: Project) -> None:

@@ -428,8 +428,10 @@ def main(folder: Path, programs: Path, *, create: bool) -> int:
         if os.fstat(2).st_size > LOG_BYTES:
             os.ftruncate(2, 0)
         run = Supervisor(folder, programs)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.ask)
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
+            signal.signal(number, lambda _number, _frame: None)  # it has no log to open anew
         place = run.place()
         remove(place.base, "data-new-*")  # of an initdb that was interrupted, and may have gone on for a moment
         if create and not place.data.exists():

@@ -37,21 +37,22 @@ _context: ContextVar[dict[str, object]] = ContextVar("log context", default={}) 
 _listener: "Listener | None" = None
 
 
+REOPEN = (signal.SIGHUP, signal.SIGUSR1)
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
 def configure(settings: LoggerSettings, process: str) -> None:
     """Send logs where the settings say, with process and pid. Raises Misconfigured. Safe to repeat.
 
-    SIGHUP opens the file anew, for logrotate.
+    SIGHUP and SIGUSR1 open the file anew, for logrotate; with stdout they do nothing.
     """
     to_file = settings.output != "stdout"
     try:
         output = Output(settings.output if to_file else None)
     except OSError as error:
         raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
-    if to_file:
-        signal.signal(signal.SIGHUP, lambda _number, _frame: output.reopen())
+    for number in REOPEN:
+        signal.signal(number, lambda _number, _frame: output.reopen())
     colour = not to_file and sys.stdout.isatty()
     _install(_Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour))
 
