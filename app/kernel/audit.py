@@ -12,6 +12,7 @@ from app.kernel.db import Database, Queries
 from app.kernel.errors import Denied
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller
+from app.kernel.text import storable, storable_tree
 
 _ADD = """
     INSERT INTO kernel.audit
@@ -142,10 +143,10 @@ class Audit:
                 outcome,
                 caller.actor_id,
                 caller.session_id,
-                None if target is None else str(target),
-                json.dumps(details),
+                None if target is None else storable(str(target)),
+                json.dumps(storable_tree(details)),
                 caller.origin.address,
-                caller.origin.user_agent,
+                storable(caller.origin.user_agent),
                 caller.origin.request_id,
                 trace.format_trace_id(context.trace_id),
             ),
@@ -166,7 +167,7 @@ class Audit:
             "session_id": caller.session_id,
             "address": caller.origin.address,
             "network": caller.origin.limited,
-            "user_agent": caller.origin.user_agent,
+            "user_agent": storable(caller.origin.user_agent),
             "request_id": caller.origin.request_id,
             "trace_id": trace.format_trace_id(context.trace_id),
             "window_s": _WINDOW_S,

@@ -23,6 +23,7 @@ from loguru import logger
 
 from app.kernel.config import ProcessSettings, Settings
 from app.kernel.errors import Unavailable
+from app.kernel.text import said
 
 T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
@@ -206,7 +207,7 @@ class Process:
                 continue
             if error := task.exception():
                 failed = True
-                logger.opt(exception=error).critical("service {} failed: {!r}", name, error)
+                logger.opt(exception=error).critical("service {} failed: {}", name, said(error))
         if ended_early and not failed:
             logger.critical("service {} ended without being asked to", ", ".join(ended_early))
         return failed or bool(ended_early)

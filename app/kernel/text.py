@@ -1,27 +1,31 @@
 """Text from outside: what can be logged, encoded and stored. The one place that decides it."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 _LONGEST = 8000
+_DEEPEST = 20
 _LONGEST_NAME = 128
 
 
 def storable(text: str) -> str:
     """Return the text as UTF-8 and PostgreSQL can hold it: lone surrogates become `?`, NUL goes. Safe to repeat."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.replace("\0", "").encode(errors="replace").decode()
 
 
-def storable_tree(value: object) -> Any:
-    """Return the same of mappings and lists, at every depth: what JSON can hold stays, other things become texts."""
-    if value is None or isinstance(value, bool | int | float):
+def storable_tree(value: object, depth: int = _DEEPEST) -> Any:
+    """Return the same of mappings and lists, down to a depth: what JSON can hold stays, other things become texts."""
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, Mapping):
+    if depth and isinstance(value, Mapping):
         pairs = cast("Mapping[object, object]", value).items()
-        return {storable(shown(key)): storable_tree(item) for key, item in pairs}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [storable_tree(item) for item in cast("list[object]", value)]
-    return storable(shown(value))
+        return {storable(shown(key)): storable_tree(item, depth - 1) for key, item in pairs}
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return [storable_tree(item, depth - 1) for item in cast("list[object]", value)]
+    return storable(shown(value)[:_LONGEST])
 
 
 def shown(value: object, how: Callable[[object], str] = str) -> str:

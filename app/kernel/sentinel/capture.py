@@ -15,6 +15,7 @@ from app import ROOT
 from app.kernel.sentinel import Group, Kind
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.redact import redacted, redacted_fields
+from app.kernel.text import said, shown, storable, storable_tree
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -85,10 +86,10 @@ class Capture:
         if self._count_alike(fingerprint, kind, type_):
             return
         message = redacted(record["message"])
-        title = message if error is None else redacted(f"{type(error).__name__}: {error}")
+        title = message if error is None else redacted(said(error))
         context: dict[str, Any] = {
             **self._about,
-            **redacted_fields({key: str(value) for key, value in record["extra"].items()}),
+            **redacted_fields({key: shown(value) for key, value in record["extra"].items()}),
             "message": message[:_LONGEST],
             "lines": self._lines_of(belongs),
         }
@@ -121,11 +122,12 @@ class Capture:
                 if len(self._groups) >= _MOST_GROUPS:
                     metrics.dropped("errors")
                     return
-                group = self._groups[fingerprint] = Group(fingerprint, kind, type_, title, culprit, 0, now, now)
+                told = (storable(type_), storable(title), storable(culprit))
+                group = self._groups[fingerprint] = Group(fingerprint, kind, *told, 0, now, now)
             group.count += 1
             group.last_seen_at = now
             if context is not None and not group.samples:
-                group.samples = [{"at": now.isoformat(), **context}]
+                group.samples = [storable_tree({"at": now.isoformat(), **context})]
 
 
 def _kind(about: Mapping[str, object]) -> Kind:

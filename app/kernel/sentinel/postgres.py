@@ -80,12 +80,12 @@ class PostgresErrors:
             "fingerprints": [g.fingerprint for g in groups],
             "kinds": [g.kind for g in groups],
             "types": [g.type for g in groups],
-            "titles": [_clean(g.title) for g in groups],
+            "titles": [g.title for g in groups],
             "culprits": [g.culprit for g in groups],
             "counts": [g.count for g in groups],
             "firsts": [g.first_seen_at for g in groups],
             "lasts": [g.last_seen_at for g in groups],
-            "samples": [_clean(json.dumps(g.samples, default=str).replace("\\u0000", "")) for g in groups],
+            "samples": [json.dumps(g.samples) for g in groups],
         }
         async with db.begin() as tx:
             await tx.run(_STORE, given)
@@ -131,7 +131,3 @@ class PostgresErrors:
         """
         if await db.run(sql, (seconds, error_id)) == 0:
             raise ErrorNotFound
-
-
-def _clean(text: str) -> str:
-    return text.replace("\0", "").encode(errors="replace").decode()

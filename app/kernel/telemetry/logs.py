@@ -24,6 +24,7 @@ from pydantic_core import to_json
 from app.kernel.config import LoggerSettings, Misconfigured
 from app.kernel.telemetry.output import Output
 from app.kernel.telemetry.redact import redacted, redacted_fields
+from app.kernel.text import said, shown, storable_tree
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -123,7 +124,7 @@ def failed(error: BaseException, template: str, *values: object, **about: object
         logger.bind(**about).opt(exception=error).error(template, *values)
         return
     span = trace.get_current_span().get_span_context()
-    fields = {**fields, **redacted_fields(about), "exception": redacted(_said(error))}
+    fields = {**fields, **redacted_fields(about), "exception": redacted(said(error))}
     _lines.write(functools.partial(_lines.of_event, time.time(), "ERROR", template, values, span, fields))
 
 
@@ -190,7 +191,7 @@ class _Lines:
         span: SpanContext,
         about: dict[str, Any],
     ) -> str:
-        message = redacted(template.format(*values)) if values else template
+        message = redacted(_filled(template, values)) if values else template
         if self.as_json:
             return self._json(moment, level, message, span, about)
         return self._text(datetime.fromtimestamp(moment).astimezone(), level, message, about)
@@ -203,13 +204,16 @@ class _Lines:
         if span.trace_id:
             fields["trace_id"] = f"{span.trace_id:032x}"
             fields["span_id"] = f"{span.span_id:016x}"
-        more = to_json(fields, fallback=str, inf_nan_mode="strings").decode()
+        try:
+            more = to_json(fields, fallback=shown, inf_nan_mode="strings").decode()
+        except ValueError:  # a lone surrogate, or something inside of itself
+            more = to_json(storable_tree(fields), inf_nan_mode="strings").decode()
         begin = f'{{"time":"{_until_the_second(second)}.{microsecond:06d}+00:00","level":"{level.lower()}"'
         return f"{begin},{self._constant},{more[1:]}\n"
 
     def _text(self, at: datetime, level: str, message: str, about: dict[str, Any]) -> str:
         name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if self._colour else f"{level:<8}"
-        extra = " ".join(f"{key}={_printable(str(value))}" for key, value in about.items())
+        extra = " ".join(f"{key}={_printable(shown(value))}" for key, value in about.items())
         return f"{at:%H:%M:%S.%f} {name} {_printable(message)}{'  ' + extra if extra else ''}\n"
 
 
@@ -237,14 +241,14 @@ def _stack(record: "Record") -> str:
     error = exception.value
     if _stacks.is_new(error):
         return redacted("".join(traceback.format_exception(error)))
-    return redacted(_said(error))
+    return redacted(said(error))
 
 
-def _said(error: BaseException) -> str:
+def _filled(template: str, values: tuple[object, ...]) -> str:
     try:
-        return f"{type(error).__name__}: {error}"
+        return template.format(*values)
     except Exception:  # noqa: BLE001 - of a stranger's __str__
-        return type(error).__name__
+        return f"{template} {' '.join(shown(value) for value in values)}"
 
 
 class _Stacks:

@@ -97,10 +97,8 @@ class Output:
         """Make a batch of the lines. Only for who holds `_making`; frees it."""
         batch = [self._lines.popleft() for _ in range(len(self._lines))]
         try:
-            text = "".join([line if isinstance(line, str) else line() for line in batch])
-            self._batches.append((len(batch), text.encode(errors="backslashreplace")))
-        except Exception:  # noqa: BLE001 - something that cannot be formatted
-            metrics.dropped("logs", len(batch))
+            made = [line if isinstance(line, str) else _made(line) for line in batch]
+            self._batches.append((len(batch), "".join(made).encode(errors="backslashreplace")))
         finally:
             self._making.release()
 
@@ -118,3 +116,11 @@ class Output:
             metrics.dropped("logs", sum(count for count, _ in batches))
         for _ in batches:
             self._batches.popleft()
+
+
+def _made(line: Callable[[], str]) -> str:
+    try:
+        return line()
+    except Exception:  # noqa: BLE001 - something that cannot be formatted, which must not cost the others
+        metrics.dropped("logs")
+        return ""

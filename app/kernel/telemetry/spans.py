@@ -11,6 +11,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from app.kernel.text import shown, storable
+
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SPAN_ID = 0xFFFF_FFFF_FFFF_FFFF
 _MOST = 128  # attributes, events and links of a span, each: as the SDK has it
@@ -55,10 +57,12 @@ class ExportedSpan(Span):
         self._context = SpanContext(trace_id, bits & _SPAN_ID or 1, False, _SAMPLED, state)
         self._ended = ended
         self._within = within
-        self.name = name
+        self.name = storable(name)
         self.kind = kind
         self.parent = parent
-        self.attributes: dict[str, AttributeValue] = dict(attributes) if attributes else {}
+        self.attributes: dict[str, AttributeValue] = (
+            {key: _plain(value) for key, value in attributes.items()} if attributes else {}
+        )
         self.events: Sequence[tuple[str, int, dict[str, AttributeValue]]] = ()
         self.links: Sequence[Link] = ()
         self.status = _UNSET
@@ -97,7 +101,7 @@ class ExportedSpan(Span):
             self.set_attribute(key, value)
 
     def update_name(self, name: str) -> None:
-        self.name = name
+        self.name = storable(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         if self.status.status_code is not StatusCode.OK:  # which is final (OpenTelemetry, Trace API, Set Status)
@@ -106,7 +110,7 @@ class ExportedSpan(Span):
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         if not self.ended_at and len(self.events) < _MOST:
             plain = {key: _plain(value) for key, value in (attributes or {}).items()}
-            self.events = (*self.events, (name, timestamp or time.time_ns(), plain))
+            self.events = (*self.events, (storable(name), timestamp or time.time_ns(), plain))
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         if not self.ended_at and len(self.links) < _MOST:
@@ -124,8 +128,10 @@ class ExportedSpan(Span):
 
 def _plain(value: Any) -> Any:
     """Return what can be exported: something else would cost the whole batch."""
-    if isinstance(value, str | bool | int | float):
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast("Sequence[object]", value)]
-    return str(value)
+    return storable(shown(value))
