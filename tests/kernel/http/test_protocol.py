@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from app.kernel.http.negotiation import preferred
 from app.kernel.telemetry.metrics import FORMATS
-from tests.conftest import PostgresServer, create_database
+from tests.conftest import PostgresServer, create_database, log_in
 from tests.support.project import ROOT, Project, Running
 
 
@@ -450,6 +450,41 @@ def test_a_mutated_request_is_served_only_if_it_is_one(plain: Served, seed: byte
         assert found is not None
         is_json = b"not acceptable JSON" in found.body
         assert found.status in (200, 401, 404, 405, 415, 422, 429) or (found.status == 400 and is_json), found.body
+
+
+NAMES = ["authorization", "accept", "cookie", "traceparent", "tracestate", "x-request-id", "x-forwarded-for", "expect"]
+NAMES += ["user-agent", "connection", "te", "range", "if-none-match", "content-type", "content-encoding", "origin"]
+VALUES = st.binary(max_size=60).map(
+    lambda value: value.translate(None, bytes(range(9)) + bytes(range(10, 32)) + b"\x7f")
+)
+SCHEMES = st.sampled_from([b"", b"Bearer ", b"Basic ", b"Bearer app_", b"Bearer eyJ", b"00-", b"application/json;"])
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(NAMES), SCHEMES, VALUES, st.sampled_from(["GET /auth/v1/me", "GET /metrics", "POST /oauth/token"])
+)
+def test_any_value_of_a_header_is_answered(plain: Served, name: str, scheme: bytes, value: bytes, line: str) -> None:
+    raw = f"{line} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n{name}: ".encode() + scheme + value + b"\r\n\r\n"
+    found = ask(plain, raw)
+    assert found is not None
+    assert found.status < 500, found.body
+
+
+def test_head_is_answered_as_get_is_wherever_that_is_served(plain: Served, project: Project) -> None:
+    client = log_in(project, plain.process)
+    paths = client.get("/openapi.json").json()["paths"]
+    served = [path for path, methods in paths.items() if "get" in methods and "{" not in path]
+    assert len(served) >= 8
+    for path in [*served, "/health", "/ready", "/openapi.json", "/docs"]:
+        of_get, of_head = client.get(path), client.head(path)
+        assert (of_head.status_code, of_head.content) == (of_get.status_code, b""), path
+        for name in ("content-type", "content-length", "cache-control"):
+            assert of_head.headers.get(name) == of_get.headers.get(name), path
+    for path, methods in paths.items():
+        allow = client.request("BREW", path.replace("{", "").replace("}", "")).headers["allow"].split(", ")
+        expected = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
+        assert allow == sorted(expected), path
 
 
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
