@@ -129,6 +129,12 @@ def test_whoever_others_can_reach_needs_a_secret_of_its_own(environment: str | N
     assert load(ROOT, sections(), environ | OWN).environment == (environment or "local")
 
 
+@pytest.mark.parametrize("name", ["POSTGRES_HOST", "HTTP_SERVER_HOST", "OPERATIONS_HOST"])
+@pytest.mark.parametrize("host", [" ", "\t", " 127.0.0.1", "localhost\n", "local host", "\u00a0"])
+def test_a_host_that_is_blank_or_has_white_space_is_refused(name: str, host: str) -> None:
+    assert "without white space" in refusal({"APP_ENV": "test", name: host} | OWN)
+
+
 def test_an_option_of_the_command_exposes_too(cli: Project) -> None:
     for command in ("run-auth-http", "run-cron-manager"):
         line = refused(cli.app(command, "--host", "0.0.0.0", "--port", "0", env={"APP_ENV": "local"}), 78)

@@ -31,6 +31,12 @@ def _queue_names(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _host(value: str) -> str:
+    if value != value.strip() or (len(value.split()) > 1 and not value.startswith("/")):
+        raise ValueError("expected a name or an address, without white space, or a folder")
+    return value
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         try:
@@ -80,7 +86,7 @@ class HttpServerSettings:
     """The HTTP server of the API processes."""
 
     section: ClassVar[str] = "http_server"
-    host: Annotated[str, Field(min_length=1, description="address to listen on")]
+    host: Annotated[str, AfterValidator(_host), Field(min_length=1, description="address to listen on")]
     port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
     debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
     handle_timeout: Annotated[_Timeout, Field(description="a request that takes longer is answered 504")]
@@ -100,7 +106,7 @@ class OperationsSettings:
     """Where worker processes answer /health, /ready and /metrics."""
 
     section: ClassVar[str] = "operations"
-    host: Annotated[str, Field(min_length=1, description="address to listen on")]
+    host: Annotated[str, AfterValidator(_host), Field(min_length=1, description="address to listen on")]
     port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
 
 
@@ -109,7 +115,11 @@ class PostgresSettings:
     """The database. Without a host, the embedded server is used (local and test only)."""
 
     section: ClassVar[str] = "postgres"
-    host: Annotated[str, Field(description="host name, address or socket folder; empty: the embedded server")]
+    host: Annotated[
+        str,
+        AfterValidator(_host),
+        Field(description="host name, address or socket folder; empty: the embedded server"),
+    ]
     port: Annotated[Port, Field(ge=1, description="port of the server")]
     user: Annotated[str, Field(min_length=1, description="role to connect as")]
     password: Annotated[Secret, Field(description="password of the role")]
