@@ -66,7 +66,7 @@ class HttpClient(httpx2.AsyncClient):
             return response
         except (TimeoutError, *_NO_ANSWER) as error:
             logger.warning("{} to {} failed: {}", method, host, type(error).__name__)
-            raise Unavailable(f"no answer from {host}") from error
+            raise Unavailable("another service did not answer") from error  # its name is nothing to our own client
         finally:
             took_s = time.perf_counter() - started
             metrics.outgoing_request_ended(method, self._known(host), status, took_s, traces.exemplar())

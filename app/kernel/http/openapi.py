@@ -20,7 +20,7 @@ from app.kernel.http.routes import Route, has_body, input_type, path_parameters
 from app.kernel.operations import BasicAuth, BearerToken
 
 _NO_NUL = "^[^\\u0000]*$"
-_SEGMENT = "^[^/\\u0000-\\u001f\\u007f]*$"
+_SEGMENT = "^[^/\\u0000]*$"
 _REFERENCE = "#/components/schemas/{model}"
 _OAUTH_ERROR = {
     "type": "object",

@@ -5,9 +5,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from opentelemetry import context
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # pyright: ignore[reportPrivateUsage] - as exporters set
 from opentelemetry.trace import SpanKind
 
 from app.kernel.telemetry import traces
+
+_NOT_TRACED = _SUPPRESS_INSTRUMENTATION_KEY
 
 
 @functools.cache
@@ -20,7 +24,7 @@ def trace_requests() -> None:
     inner = requests.Session.send
 
     def send(self: requests.Session, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        if traces.current_context() is None:  # such as the exporter of spans
+        if context.get_value(_NOT_TRACED):
             return inner(self, request, **kwargs)
         host, method = urlsplit(request.url or "").hostname or "", request.method or ""
         attributes = {"http.request.method": method, "server.address": host}

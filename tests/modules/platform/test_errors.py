@@ -1,6 +1,7 @@
 """Captured errors of real processes: what operators see, and whom a real webhook tells."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,6 +80,7 @@ def test_a_failing_route_is_one_group_that_people_are_told_of_once(
     assert group["culprit"].startswith("app.kernel.")
     assert group["processes"] == ["run-all-in-one"]
     (message,) = eventually(lambda: list(webhook.messages))
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]", webhook.parents[0])
     assert message["title"].startswith("[test] UndefinedTable: ")
     assert group["id"] in message["message"]
     details = broken.get(f"{API}/{group['id']}").json()
