@@ -56,7 +56,7 @@ def _unfinished(buffer: Buffer, most: int) -> None:
 def _read_request(buffer: Buffer) -> h11.Request | None:
     """Read a request line and its header (RFC 9112, sections 2.2, 3, 5 and 6)."""
     data = buffer._data
-    if data[:2] == b"\r\n":  # one empty line before is ignored
+    while data[:2] == b"\r\n":  # empty lines before are ignored
         buffer._extract(2)
     end = data.find(b"\r\n\r\n")
     if end < 0:

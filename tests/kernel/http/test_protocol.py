@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.kernel.http.negotiation import preferred
+from app.kernel.http.parsing import Connection
 from app.kernel.telemetry.metrics import FORMATS
 from tests.conftest import PostgresServer, create_database, log_in
 from tests.support.project import ROOT, Project, Running
@@ -355,7 +357,7 @@ def test_what_the_rfc_forbids_is_refused_and_nothing_else_suffers(plain: Served,
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 LINES = rb"(?:" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*"
-HEAD = re.compile(rb"(?:\r\n)?(" + TOKEN + rb") ([!-~]+) HTTP/1\.([0-9])\r\n(" + LINES + rb")\r\n")
+HEAD = re.compile(rb"(?:\r\n)*(" + TOKEN + rb") ([!-~]+) HTTP/1\.([0-9])\r\n(" + LINES + rb")\r\n")
 REG_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f][0-9A-Fa-f])+"
 HOST = re.compile(rb"(?:" + REG_NAME + rb"|\[::1\])(?::[0-9]{0,4})?")
 TARGET = re.compile(rb"(?:https?://([^/?#]*))?(/(?:[^#?%]|%[2-7][0-9a-eA-E])*)?(?:\?[^#]*)?")
@@ -450,6 +452,32 @@ def test_a_mutated_request_is_served_only_if_it_is_one(plain: Served, seed: byte
         assert found is not None
         is_json = b"not acceptable JSON" in found.body
         assert found.status in (200, 401, 404, 405, 415, 422, 429) or (found.status == 400 and is_json), found.body
+
+
+def events(*pieces: bytes) -> tuple[list[object], bool]:
+    """Return what is read of the pieces of a request, and whether it can be read to its end."""
+    connection, found = Connection(h11.SERVER), list[object]()
+    for piece in pieces:
+        connection.receive_data(piece)
+        while True:
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError:
+                return found, False
+            if event in (h11.NEED_DATA, h11.PAUSED):
+                break
+            if isinstance(event, h11.Data) and found and isinstance(found[-1], bytes):
+                found[-1] += bytes(event.data)
+            else:
+                found.append(bytes(event.data) if isinstance(event, h11.Data) else repr(event))
+    return found, True
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(seed=st.sampled_from(SEEDS), changes=CHANGES | st.just([]), size=st.integers(1, 30))
+def test_it_does_not_matter_in_which_pieces_a_request_arrives(seed: bytes, changes: Any, size: int) -> None:
+    raw = mutated(seed, changes)
+    assert events(*(raw[at : at + size] for at in range(0, len(raw), size))) == events(raw)
 
 
 NAMES = ["authorization", "accept", "cookie", "traceparent", "tracestate", "x-request-id", "x-forwarded-for", "expect"]
