@@ -227,7 +227,7 @@ def disturbance(server: Server) -> None:
         table.add(f"{title}: p50", p50, " ms")
         table.add(f"{title}: p99", p99, " ms")
     table.add("the last sign-in", max(took_ms for took_ms, _ in answers), " ms")
-    table.add("answered 503: no database connection in time", sum(status == 503 for _, status in answers), "")
+    table.add("answered 503: no turn or database connection in time", sum(status == 503 for _, status in answers), "")
     table.show()
 
 

@@ -26,6 +26,7 @@ USERNAME, PASSWORD = SUPERUSER
 LOGIN, ME, TOKEN = "/auth/v1/login", "/auth/v1/me", "/oauth/token"
 TOTP = f"{ME}/totp"
 GUESSES = 40
+REFUSED = {401, 429, 503}  # 503: on a slow machine the wait for a turn was too long
 Ask = Callable[[httpx.Client, str], httpx.Response]
 
 
@@ -88,7 +89,7 @@ def test_guesses_side_by_side_do_not_outrun_a_limit(pair: list[httpx.Client], da
 
     for ask in (change, sign_in):
         answers = guessed(pair, ask, wrong, PASSWORD)
-        assert {answer.status_code for answer in answers} <= {401, 429}, ask
+        assert {answer.status_code for answer in answers} <= REFUSED, ask
         locked = database.all("SELECT hits, pending FROM auth.limits WHERE key = %s", limit_of_name(USERNAME))
         assert LOCKED_FROM <= locked[0][0] <= REFUSED_FROM
         assert locked[0][1] == 0
@@ -111,7 +112,7 @@ def test_guesses_side_by_side_do_not_outrun_a_limit(pair: list[httpx.Client], da
     ]
     for ask, right in zip(with_otp, recovery, strict=False):
         answers = guessed(pair, ask, "{:06}".format, right)
-        assert {answer.status_code for answer in answers} <= {401, 429}
+        assert {answer.status_code for answer in answers} <= REFUSED
         forget(database)
     unused = database.all("SELECT count(*) FROM auth.recovery_codes")
     assert unused == [(len(recovery),)], "a guess beyond the limit was looked at"
@@ -181,12 +182,15 @@ def test_clients_are_limited_by_address_and_by_name_from_an_address(
     assert many == {401: REFUSED_FROM_ADDRESS, 429: 20}
     one = guesses(REFUSED_FROM + 10, lambda n: token(elsewhere, "robot", number=n))
     assert one == {401: REFUSED_FROM, 429: 10}
+    of_one_network = guesses(REFUSED_FROM + 5, lambda n: token(f"2001:db8::{n:x}", "robot", number=n))
+    assert of_one_network == {401: REFUSED_FROM, 429: 5}
     limited = token(elsewhere, "robot", key)
     assert (limited.status_code, code(limited)) == (429, "RATE_LIMITED")
     assert 800 < int(limited.headers["retry-after"]) <= 900
     assert token("198.51.100.3", "robot", key).status_code == 200, "one address must not lock a client out of another"
-    trail = "SELECT address, count FROM kernel.audit WHERE action = 'auth.oauth_client' ORDER BY address"
-    assert database.all(trail) == [(attacker, REFUSED_FROM_ADDRESS), (elsewhere, REFUSED_FROM)]
+    trail = "SELECT network, count FROM kernel.audit WHERE action = 'auth.oauth_client' ORDER BY id"
+    assert [count for _, count in database.all(trail)] == [REFUSED_FROM_ADDRESS, REFUSED_FROM, REFUSED_FROM]
+    assert [network for network, _ in database.all(trail)][:2] == [attacker, elsewhere]
 
     def introspect(number: int) -> httpx.Response:
         return from_address(
@@ -196,7 +200,7 @@ def test_clients_are_limited_by_address_and_by_name_from_an_address(
     assert guesses(400, introspect) == {401: 400}
     found = database.all("SELECT count(*), sum(count), max(count) FILTER (WHERE address = '') FROM kernel.audit"
                          " WHERE action = 'auth.oauth_client'")  # fmt: skip
-    assert found[0][1] == REFUSED_FROM_ADDRESS + REFUSED_FROM + 400
+    assert found[0][1] == REFUSED_FROM_ADDRESS + 2 * REFUSED_FROM + 400
     assert 251 <= found[0][0] <= 251 + 20  # as many as were noted at the same moment
     assert found[0][2] >= 100
 
@@ -235,4 +239,4 @@ def test_a_crowd_of_one_address_does_not_keep_another_from_signing_in(project: P
     assert all(guess.done() for guess in crowd)
     assert answer.status_code == 200, answer.text
     assert before < 20, f"{before} guesses were evaluated first"
-    assert set(answers) <= {401, 429}
+    assert set(answers) <= REFUSED
