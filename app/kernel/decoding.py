@@ -60,16 +60,23 @@ def adapter(kind: Any, *, ignore_unknown: bool = False) -> TypeAdapter[Any]:
         "strict": True,
         "alias_generator": name_outside,
     }
-    for found in _dataclasses(kind):
-        found.__pydantic_config__ = config
+    found: set[Any] = set()
+    _collect(kind, found)
+    for inner in found:
+        inner.__pydantic_config__ = config
     return TypeAdapter[Any](kind) if isinstance(kind, type) else TypeAdapter[Any](kind, config={"strict": True})
 
 
-def _dataclasses(kind: Any) -> list[Any]:
-    if isinstance(kind, type) and is_dataclass(kind):
+def _collect(kind: Any, found: set[Any]) -> None:
+    """Add the dataclasses that a type is made of; one may be a part of itself."""
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        for part in get_args(kind):
+            _collect(part, found)
+    elif kind not in found:
+        found.add(kind)
         hints = get_type_hints(kind, include_extras=True)
-        return [kind, *(inner for field in fields(kind) for inner in _dataclasses(hints[field.name]))]
-    return [inner for part in get_args(kind) for inner in _dataclasses(part)]
+        for field in fields(kind):
+            _collect(hints[field.name], found)
 
 
 def name_outside(field: str) -> str:

@@ -1,7 +1,7 @@
 """How values are written: in queries, paths, forms and JSON, and on the command line."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -35,6 +35,12 @@ class Wanted:
     code: Annotated[str, Pattern("^[a-z]+$")] | None = None
     ids: list[UUID] | None = None
     part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    url: str
+    arguments: "list[Call]" = field(default_factory=list)
 
 
 DECODER = Decoder[Wanted](Wanted)
@@ -215,6 +221,14 @@ def test_an_array_is_taken_with_its_bounds_and_its_items_are_as_strict() -> None
 
 
 MOMENTS = st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.timezones())  # noqa: DTZ001 - they are given zones
+
+
+def test_an_input_may_be_a_part_of_itself_and_is_as_strict_there() -> None:
+    calls = Decoder[list[Call]](list[Call])
+    assert calls.json(b'[{"url": "a", "arguments": [{"url": "b"}]}]') == [Call("a", [Call("b")])]
+    with pytest.raises(Invalid) as caught:
+        calls.json(b'[{"url": "a", "arguments": [{"url": "b", "more": 1}]}]')
+    assert [name for name, _ in caught.value.fields] == ["0.arguments.0.more"]
 
 
 @given(st.integers(-5, 1000), st.booleans(), st.uuids(), MOMENTS)
