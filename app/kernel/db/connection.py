@@ -17,7 +17,7 @@ from app.kernel.db import Row
 from app.kernel.errors import Unavailable
 
 _CANCEL_S = 1.0
-_OPEN_S = 4.0  # with the resolution of the name, and every address it has
+_ADDRESS_S = 5  # for each address that the name of the server has
 _READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # told by the server when a session begins
 _ABORT = struct.pack("ii", 1, 0)
 
@@ -32,11 +32,10 @@ class Connection(AsyncConnection[Row]):
 
     @classmethod
     async def open(cls, conninfo: str) -> Self:
-        """Return a connection that may write. Raises Unavailable, always within a bounded time."""
+        """Return a connection that may write. Raises Unavailable."""
         try:
-            async with asyncio.timeout(_OPEN_S):
-                opened = await cls.connect(conninfo, autocommit=True)
-        except (psycopg.Error, OSError) as error:  # TimeoutError is an OSError
+            opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S)
+        except (psycopg.Error, OSError) as error:
             raise Unavailable("the database is not available", retry_after_s=2) from error
         if any(
             opened.info.parameter_status(name) == "on" for name in ("default_transaction_read_only", "in_hot_standby")
@@ -49,7 +48,7 @@ class Connection(AsyncConnection[Row]):
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
         try:
             return await super().connect(*args, **kwargs)
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, asyncio.CancelledError) as error:
             _forget_attempt(error)
             raise
 
@@ -77,21 +76,27 @@ class Connection(AsyncConnection[Row]):
         self.pgconn.finish()
 
     def hang_up(self) -> None:
-        """Shut the socket: the waiting statement fails at once, without asking a server that does not answer.
-
-        Closing it will be a reset: the network may be back later, and the server still hold locks for this session.
-        """
+        """Make the waiting statement fail at once; the server did not answer in time."""
         self.mute = True
-        with suppress(psycopg.Error, OSError):  # closed meanwhile
-            sock = socket.socket(fileno=self.fileno())
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-                sock.shutdown(socket.SHUT_RDWR)
-            finally:
-                sock.detach()
+        hang_up(self)
 
     async def cancel_safe(self, *, timeout: float = _CANCEL_S) -> None:  # noqa: ASYNC109 - the signature is psycopg's
         await super().cancel_safe(timeout=min(timeout, _CANCEL_S))
+
+
+def hang_up(connection: psycopg.Connection[Any] | AsyncConnection[Any]) -> None:
+    """Shut the socket: the waiting statement fails at once, without asking a server that does not answer.
+
+    Closing it will be a reset: the network may be back later, and the server still hold locks for this session. Safe to
+    repeat, and from any thread.
+    """
+    with suppress(psycopg.Error, OSError):  # closed meanwhile
+        sock = socket.socket(fileno=connection.fileno())
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+            sock.shutdown(socket.SHUT_RDWR)
+        finally:
+            sock.detach()
 
 
 def _forget_attempt(error: BaseException) -> None:

@@ -28,6 +28,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.config import PostgresSettings
+from app.kernel.db.connection import hang_up
 from app.kernel.db.refusals import READ_ONLY, refusal_of
 from app.kernel.db.server import Server, server
 from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
@@ -233,12 +234,7 @@ class Migrator:
         """Give up without asking a server that does not answer; it rolls back when it notices. Safe to repeat."""
         self._stopped.set()
         if (connection := self._connection) is not None:
-            with contextlib.suppress(psycopg.Error, OSError):
-                sock = socket.socket(fileno=connection.fileno())
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                finally:
-                    sock.detach()
+            hang_up(connection)
 
     @contextlib.contextmanager
     def _locked(self, report: Callable[[str], None]) -> Generator[Any]:

@@ -1,7 +1,9 @@
 """A pool of connections for one event loop, every wait bounded.
 
 It holds on to nobody who has given up waiting, so after an outage there is no queue of the dead to work off. While the
-database is away one attempt at a time is made, as long as somebody waits; the first that succeeds ends the outage.
+database is away one attempt at a time is made, as long as somebody waits; the first that succeeds ends the outage. An
+attempt that gets no answer goes on, since a frozen server answers it when it thaws and a slow one late, and
+short ones are made beside it, since what a network has lost is answered never.
 """
 
 import asyncio
@@ -15,7 +17,9 @@ from loguru import logger
 
 from app.kernel.errors import Unavailable
 
-_AGAIN_S = 0.25  # between two attempts to connect while the database is away
+_AGAIN_S = 0.25  # from one attempt to connect to the next while the database is away
+_OVERDUE_S = 1.5
+_PATIENCE_S = 12.0
 _OPENING_AT_ONCE = 4
 _STUCK_S = 1.0
 _IDLE_S = 600.0
@@ -66,6 +70,7 @@ class Pool(Generic[C]):
         self._waiting: OrderedDict[asyncio.Future[C], None] = OrderedDict()
         self._lent = 0
         self._openers: set[asyncio.Task[None]] = set()
+        self._overdue: set[asyncio.Task[None]] = set()
         self._trouble: Unavailable | None = None
         self._progress_at = time.monotonic()
         self._generation = 0
@@ -151,33 +156,50 @@ class Pool(Generic[C]):
         """Open connections for those who wait, as far as there may be more."""
         spare = stuck and time.monotonic() - self._progress_at >= _STUCK_S
         room = self._size + spare - self._lent - len(self._idle)
-        wanted = min(len(self._waiting), room, 1 if self._trouble else _OPENING_AT_ONCE) - len(self._openers)
+        at_once = 1 if self._trouble else _OPENING_AT_ONCE
+        wanted = min(len(self._waiting), room, at_once) - len(self._openers - self._overdue)
         for _ in range(0 if self._closed else wanted):
-            opener = asyncio.ensure_future(self._open())
+            opener = asyncio.ensure_future(self._open(_OVERDUE_S if self._overdue else _PATIENCE_S))
             self._openers.add(opener)
             opener.add_done_callback(self._opened)
+            if not self._overdue:
+                asyncio.get_running_loop().call_later(_OVERDUE_S, self._is_overdue, opener)
 
-    async def _open(self) -> None:
+    def _is_overdue(self, opener: "asyncio.Task[None]") -> None:
+        if opener in self._openers:
+            self._overdue.add(opener)
+            self._failed(_away())
+            self._open_more()
+
+    async def _open(self, patience_s: float) -> None:
         """Open one connection; when that fails, wait a moment before somebody tries again."""
-        generation = self._generation
+        generation, started = self._generation, time.monotonic()
         try:
-            connection = await self._connect()
+            async with asyncio.timeout(patience_s):
+                connection = await self._connect()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
-            if self._trouble is None:
-                logger.warning("database: {}; trying again while somebody waits", error.__cause__ or error)
-            self._trouble = error if isinstance(error, Unavailable) else _away()
-            await asyncio.sleep(_AGAIN_S)
+            self._failed(error)
+            await asyncio.sleep(_AGAIN_S - (time.monotonic() - started))
             return
         if self._trouble is not None:
             logger.info("database: it is available again")
         self._trouble = None
+        if self._lent + len(self._idle) > self._size:  # others were faster
+            connection.drop()
+            return
         connection.opened_in = generation
         connection.retire_at = time.monotonic() + _LIFE_S * random.uniform(0.9, 1.1)  # noqa: S311 - not all at once
         self._lent += 1
         self.give_back(connection)
 
+    def _failed(self, error: Exception) -> None:
+        if self._trouble is None:
+            logger.warning("database: {}; trying again while somebody waits", error.__cause__ or error)
+        self._trouble = error if isinstance(error, Unavailable) else _away()
+
     def _opened(self, opener: "asyncio.Task[None]") -> None:
         self._openers.discard(opener)
+        self._overdue.discard(opener)
         self._open_more()
 
     def _offer(self, connection: C) -> None:

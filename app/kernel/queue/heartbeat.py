@@ -15,10 +15,12 @@ from typing import Any
 import psycopg
 from loguru import logger
 
+from app.kernel.db.connection import hang_up
 from app.kernel.queue.leases import Job, lease_of
 
 _BLOCKED_S = 1.0
 _TICK_S = 0.25
+_ANSWER_S = 2.0
 
 _RENEW = """
     UPDATE kernel.jobs SET leased_until = now() + %(lease_s)s * interval '1 second'
@@ -100,7 +102,13 @@ class Heartbeat:
 
     def _renew(self, connection: "psycopg.Connection[Any]", due: list[Job]) -> None:
         now = time.monotonic()
-        rows = connection.execute(_RENEW, {"lease_s": self._lease_s, **lease_of(due)}).fetchall()
+        mute = threading.Timer(_ANSWER_S, hang_up, [connection])
+        mute.daemon = True
+        mute.start()
+        try:
+            rows = connection.execute(_RENEW, {"lease_s": self._lease_s, **lease_of(due)}).fetchall()
+        finally:
+            mute.cancel()
         ours = {job_id for job_id, _ in rows}
         for job in due:
             if job.id in ours:  # else it is being completed, or is another worker's by now

@@ -2,11 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import LiteralString
 
 import psycopg
 from loguru import logger
 
+from app.kernel.db.connection import Connection
+
 _AGAIN_S = 1.0
+_QUIET_S = 10.0  # then it asks for a sign of life: a network may have dropped the connection without a word
+_ANSWER_S = 2.0
 
 
 class Listener:
@@ -23,12 +28,23 @@ class Listener:
         """Listen until cancelled; through outages, which it notices within seconds."""
         while True:
             try:
-                connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                connection = await Connection.connect(self._conninfo, autocommit=True)
                 async with connection:
-                    await connection.execute("LISTEN kernel_jobs")
+                    await self._answered(connection, "LISTEN kernel_jobs")
                     self._told("")
-                    async for notification in connection.notifies():
-                        self._told(notification.payload)
+                    while True:
+                        async for notification in connection.notifies(timeout=_QUIET_S):
+                            self._told(notification.payload)
+                        await self._answered(connection, "SELECT 1")
             except psycopg.Error as error:
                 logger.warning("listener: {}; trying again", " ".join(str(error).split()))
             await asyncio.sleep(_AGAIN_S)
+
+    @staticmethod
+    async def _answered(connection: Connection, statement: LiteralString) -> None:
+        """Run a statement; hang up on a server that does not answer."""
+        mute = asyncio.get_running_loop().call_later(_ANSWER_S, connection.hang_up)
+        try:
+            await connection.execute(statement)
+        finally:
+            mute.cancel()

@@ -77,7 +77,7 @@ async def outcome(pool: Pool[Line], wait_s: float = 0.01) -> str:
 async def test_an_outage_leaves_nobody_waiting_however_long_it_was_and_whatever_came(rate: int) -> None:
     server = Server()
     pool = made(server)
-    assert await outcome(pool) == "served"
+    assert await outcome(pool, 5) == "served"
     server.lines[0].drop()
     pool.drop_idle()
     server.away = True
@@ -145,6 +145,42 @@ async def test_a_cancelled_waiter_keeps_no_connection_at_whatever_moment() -> No
         await asyncio.wait([waiter])
         assert pool.use() == PoolUse(0, 1, 0, 1), turns
     await pool.close()
+
+
+@pytest.mark.parametrize("thaws", [True, False], ids=["answered late", "lost"])
+async def test_an_attempt_without_an_answer_goes_on_and_short_ones_are_made_beside_it(
+    monkeypatch: pytest.MonkeyPatch, thaws: bool
+) -> None:
+    monkeypatch.setattr(pool_module, "_OVERDUE_S", 0.05)
+    server, mute, thawed = Server(), True, asyncio.Event()
+    pending = most_pending = 0
+
+    async def connect() -> Line:
+        nonlocal pending, most_pending
+        pending += 1
+        most_pending = max(most_pending, pending)
+        try:
+            if mute:
+                await thawed.wait()
+        finally:
+            pending -= 1
+        return await server.connect()
+
+    pool: Pool[Line] = Pool(connect, size=2, queue=20)
+    for _ in range(10):
+        assert set(await asyncio.gather(*(outcome(pool, 0.1) for _ in range(10)))) == {"the database is not available"}
+    waiting = [asyncio.create_task(outcome(pool, 20)) for _ in range(10)]
+    await asyncio.sleep(0.1)
+    mute = False
+    if thaws:
+        thawed.set()
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(*waiting) == ["served"] * 10
+    assert most_pending <= 3, "two at first, and a short one"
+    await asyncio.sleep(0.05)
+    assert server.open <= 2
+    await pool.close()
+    assert (pending, server.open) == (0, 0)
 
 
 async def test_one_more_is_opened_when_all_are_mute(monkeypatch: pytest.MonkeyPatch) -> None:
