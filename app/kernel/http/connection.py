@@ -18,9 +18,13 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
+from hyperframe.frame import GoAwayFrame
 
 from app.kernel.http.asgi import App, Message, Scope
+from app.kernel.http.edge import CLOSE
 from app.kernel.http.exchange import Exchange, HypercornSend
+from app.kernel.http.problems import HttpProblem
+from app.kernel.http.protocols import Http1
 from app.kernel.telemetry import logs
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ class Connection(asyncio.Protocol):
         self._unread_bytes = 0
         self._is_paused = False
         self._exchanges: dict[Exchange, asyncio.Task[None]] = {}
+        self._protocol: ProtocolWrapper | None = None
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.Transport
         self._is_connected = False  # to the transport
@@ -54,6 +59,7 @@ class Connection(asyncio.Protocol):
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._has_ended = False  # the client: it sends no more
         self._reads = True  # we do
+        self._has_part = self._is_late = False  # of a head
         self._left_at = 0.0
         self._lingering_bytes = 0
 
@@ -137,7 +143,7 @@ class Connection(asyncio.Protocol):
             if event.idle:
                 self._rest()
             else:
-                self.is_idle = False
+                self.is_idle = self._has_part = False
                 self.server.begun(self)
         elif isinstance(event, Closed):
             self.leave()
@@ -146,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     async def run(self, client: tuple[str, int], server: tuple[str, int]) -> None:
         """Serve it until it is closed."""
-        protocol = ProtocolWrapper(
+        protocol = self._protocol = ProtocolWrapper(
             cast("Any", self.server.app),
             self.server.config,
             self.server.context,
@@ -181,10 +187,14 @@ class Connection(asyncio.Protocol):
         await protocol.initiate()
         while data := await self._next():
             await protocol.handle(RawData(data))
-            if self.is_idle and self in self.server.idle and not isinstance(protocol.protocol, H2Protocol):
-                self.server.idle.end(self)  # part of a head
-                self.server.heads.begin(self)
+            if self.is_idle and not isinstance(protocol.protocol, H2Protocol):
+                self._has_part = True
+                if self in self.server.idle:
+                    self.server.idle.end(self)
+                    self.server.heads.begin(self)
         self._reads = False
+        if self._is_late and isinstance(protocol.protocol, Http1):
+            await protocol.protocol.refuse(HttpProblem(408, "the header did not arrive in time", CLOSE))
         if self._left_at:
             await protocol.handle(Closed())  # what is not answered by now never will be
         for exchange in self._exchanges:
@@ -195,11 +205,11 @@ class Connection(asyncio.Protocol):
     async def _next(self) -> bytes:
         """Return what has arrived; nothing when nothing more will."""
         while not self._received:
-            if self._has_ended or self._left_at:
+            if self._has_ended or self._left_at or self._is_late:
                 return b""
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
-        if self._left_at:
+        if self._left_at or self._is_late:
             return b""
         data = self._received.popleft()
         self._unread_bytes -= len(data)
@@ -239,17 +249,32 @@ class Connection(asyncio.Protocol):
             self._resume_reading()
 
     def expire(self) -> None:
-        """It has waited for too long."""
+        """It has waited for too long: for a request, or with the last answer."""
+        waited_s = time.monotonic() - self._left_at if self._left_at else _LINGER_S
         if self._lost.done():
             return
-        waited_s = time.monotonic() - self._left_at if self._left_at else _LINGER_S
-        if waited_s < _LINGER_S and self._transport.get_write_buffer_size():
+        if self._has_part and not self._left_at and not self.refusal:
+            self._is_late = True
+            _wake(self._arrived)
+        elif waited_s < _LINGER_S and self._transport.get_write_buffer_size():
             self.server.left(self)
         else:
             self.abort()
 
+    def ask_to_leave(self, *, is_closing: bool) -> None:
+        """Tell an HTTP/2 client that it is to go elsewhere (RFC 9113, section 6.8); in HTTP/1 answers say so.
+
+        When `is_closing`, no further request is taken.
+        """
+        protocol = self._protocol.protocol if self._protocol else None
+        if isinstance(protocol, H2Protocol) and not self._left_at:
+            last = protocol.connection.highest_inbound_stream_id if is_closing else 2**31 - 1
+            # not h2's own method, after which it sends nothing any more
+            self._transport.write(GoAwayFrame(0, last_stream_id=last).serialize())
+
     def stop(self) -> None:
         """Leave, unless a request is on its way: what the kernel has, or what a new client is about to send."""
+        self.ask_to_leave(is_closing=True)
         if not self._is_connected or self._received or self not in self.server.idle:
             return
         waiting = array("i", [0])

@@ -103,6 +103,11 @@ class Connections:
         self._loop.add_reader(self._sock, self._accept)
         self._sweep()
 
+    def ask_to_leave(self) -> None:
+        """Tell clients to go elsewhere, and go on serving them."""
+        for connection in self._all():
+            connection.ask_to_leave(is_closing=False)
+
     async def close(self) -> None:
         """Take what the kernel has accepted, then accept no more; end what is not in a request. Safe to repeat."""
         if self.is_closing:
@@ -115,7 +120,7 @@ class Connections:
                 self.refusals.note("full")
                 accepted[0].close()
         self._sock.close()
-        for connection in list(self.idle):
+        for connection in self._all():
             connection.stop()
 
     async def ended(self) -> None:

@@ -113,7 +113,7 @@ class Http1(H11Protocol):
             try:
                 event = self.connection.next_event()
             except h11.RemoteProtocolError as error:
-                await self._refuse(HttpProblem(error.error_status_hint, str(error), CLOSE))
+                await self.refuse(HttpProblem(error.error_status_hint, str(error), CLOSE))
                 break
             if isinstance(event, h11.Request):
                 await self.send(Updated(idle=False))
@@ -133,7 +133,7 @@ class Http1(H11Protocol):
         if request.http_version == b"2.0":
             if self.config.h2c and self.keep_alive_requests == 0:  # pyright: ignore - a setting of ours
                 raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
-            await self._refuse(HttpProblem(505, "this speaks HTTP/1.1", CLOSE))
+            await self.refuse(HttpProblem(505, "this speaks HTTP/1.1", CLOSE))
             return
         try:
             for name, value in headers:
@@ -150,7 +150,7 @@ class Http1(H11Protocol):
         self.keep_alive_requests += 1
         await self.context.mark_request()
 
-    async def _refuse(self, problem: HttpProblem) -> None:
+    async def refuse(self, problem: HttpProblem) -> None:
         """Answer what cannot be read, and read no further."""
         self._refused = True
         if self.stream is None and self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):

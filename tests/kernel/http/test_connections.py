@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import h2.connection
 import pytest
 import uvloop
 from loguru import logger
@@ -244,10 +245,14 @@ async def test_a_head_that_does_not_arrive_is_not_waited_for(monkeypatch: pytest
                 await asyncio.sleep(0.05)
 
         dripping = asyncio.ensure_future(drip())
-        for reader, writer in (silent, half, again):
-            await asyncio.wait_for(reader.read(), 3)
-            writer.close()
+        said = [await asyncio.wait_for(reader.read(), 3) for reader, _ in (silent, half, again)]
         dripping.cancel()
+        assert said[0] == b""
+        for answer in said[1:]:
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"connection: close" in answer
+        for _, writer in (silent, half, again):
+            writer.close()
         assert server.executed == ["/first"]
 
 
@@ -443,6 +448,29 @@ async def test_a_stop_waits_for_who_reads_a_large_answer_slowly() -> None:
                 return total
 
             assert await asyncio.to_thread(slowly) > 3_000_000
+        await asyncio.wait_for(server.running, 5)
+
+
+@on_both_loops
+async def test_a_stop_answers_streams_in_flight_and_says_which_it_did_not_take() -> None:
+    async with served(HTTP_SERVER_H2C="true") as server:
+        reader, writer = await server.open()
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        headers = [(":method", "GET"), (":scheme", "http"), (":authority", "x")]
+        client.send_headers(1, [*headers, (":path", "/slow")], end_stream=True)
+        writer.write(client.data_to_send())
+        await until(lambda: _executed(server, 1))
+        await server.drain()
+        raw = b""
+        while raw.count(b"\x00\x00\x08\x07\x00") < 2:  # GOAWAY frames: please, and at once
+            raw += await asyncio.wait_for(reader.read(65536), 5)
+        last = [found[9:13] for found in re.findall(rb"\x00\x00\x08\x07\x00.{12}", raw, re.DOTALL)]
+        assert last == [b"\x7f\xff\xff\xff", b"\x00\x00\x00\x01"]
+        server.release.set()
+        rest = raw + await asyncio.wait_for(reader.read(), 5)
+        assert b"/slow" in rest
+        writer.close()
         await asyncio.wait_for(server.running, 5)
 
 
