@@ -144,7 +144,7 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
     if route.permission:
         described["description"] += f"\n\nNeeds the permission `{route.permission}`."
     if (schema := schemas.get(number, "input", "validation")) is not None:
-        if "items" in schema:
+        if schema.get("type") == "array":
             described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         else:
             _take_input(described, route, schemas.resolved(schema))

@@ -21,6 +21,7 @@ from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.telemetry import logs
 
 Operation = Callable[..., Awaitable[Any]]
+_ARRAYS = (list, tuple, Sequence)
 _JSON = b"application/json"
 _FORM = b"application/x-www-form-urlencoded"
 
@@ -183,7 +184,7 @@ def input_type(route: Route) -> Any:
         if name == "return" or plain is BearerToken or plain is BasicAuth or _is_caller(plain):
             continue
         found.append(hint)
-        if plain is list:
+        if plain in _ARRAYS:
             if route.form or route.method == "GET" or path_parameters(route.path):
                 raise TypeError(f"{route.method} {route.path}: an array can only be the whole input, as a JSON body")
         elif not is_dataclass(plain):

@@ -80,6 +80,11 @@ class Count:
         return Answer(str(sum(item.count for item in items)))
 
 
+class CountTuple:
+    async def __call__(self, items: tuple[Item, ...]) -> Answer:
+        return Answer(str(len(items)))
+
+
 class CountText:
     async def __call__(self, text: str) -> None: ...
 
@@ -136,6 +141,7 @@ async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         Route("POST", "/whisper", Whisper(), public=True),
         Route("GET", "/things/{id}", Find()),
         Route("POST", "/count", Count(), public=True),
+        Route("POST", "/count-all", CountTuple(), public=True),
         Route("GET", "/refuse", Refuse(), public=True),
         Route("GET", "/fail", Fail(), public=True),
         Route("GET", "/sleep", Sleep(), public=True),
@@ -241,6 +247,9 @@ async def test_a_body_may_be_an_array() -> None:
     async with client() as http:
         answer = await http.post("/count", json=[{"sku": "a", "count": 2}, {"sku": "b", "count": 3.0}])
         assert answer.json() == {"text": "5"}
+        assert (await http.post("/count-all", json=[{"sku": "a"}, {"sku": "b"}])).json() == {"text": "2"}
+        assert (await http.post("/count-all", json=[])).json() == {"text": "0"}
+        assert (await http.post("/count-all", json={})).status_code == 422
         wrong = await http.post("/count", json=[{"sku": "a"}, {"sku": ""}])
     assert [error["field"] for error in wrong.json()["errors"]] == ["1.sku"]
     operation = openapi([Route("POST", "/count", Count(), public=True)], "test")["paths"]["/count"]["post"]
