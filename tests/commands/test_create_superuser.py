@@ -68,12 +68,12 @@ def test_an_interrupt_at_a_prompt_makes_nobody(on_migrated: Project, migrated: T
     assert migrated.all(ROW, "interrupted") == []
 
 
-@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+@pytest.mark.parametrize(("beginning", "ending"), [("", ""), ("", "\n"), ("", "\r\n"), ("\ufeff", "\n\n")])
 def test_a_password_from_stdin_is_its_line_without_the_end(
-    on_migrated: Project, migrated: TestDatabase, ending: str
+    on_migrated: Project, migrated: TestDatabase, beginning: str, ending: str
 ) -> None:
-    username = f"stdin{len(ending)}"
-    done = create(on_migrated, username, "--password-stdin", password=PASSWORD + ending)
+    username = f"stdin{len(ending)}{len(beginning)}"
+    done = create(on_migrated, username, "--password-stdin", password=beginning + PASSWORD + ending)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"created the superuser {username} (")
     assert password_fits(migrated, username, PASSWORD)

@@ -1,10 +1,11 @@
 """Settings: what wins, what is refused, what is never shown."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from dynaconf.vendor.ruamel import yaml
@@ -122,9 +123,25 @@ def test_a_list_in_the_environment_is_separated_by_commas(folder: Folder) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "value"), [("x", "x"), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), (" x", " x")]
+    ("content", "value"),
+    [
+        ("x", "x"),
+        ("x\n", "x"),
+        ("x\r\n", "x"),
+        ("x\n\n", "x"),
+        ("x\r\n\r\n", "x"),
+        ("\ufeffx\n", "x"),
+        ("\ufeff", ""),
+        (" x", " x"),
+        ("x \n", "x "),
+        ("x\ny\n", "x\ny"),
+        ("\nx", "\nx"),
+        ("x\ufeff", "x\ufeff"),
+    ],
 )
-def test_a_value_from_a_file_loses_one_line_end_and_nothing_else(folder: Folder, content: str, value: str) -> None:
+def test_a_value_from_a_file_loses_a_byte_order_mark_and_its_last_line_ends_and_nothing_else(
+    folder: Folder, content: str, value: str
+) -> None:
     file = folder.root / "secret"
     file.write_bytes(content.encode())
     settings = folder.load({"POSTGRES_PASSWORD_FILE": str(file)})
@@ -610,3 +627,109 @@ def test_a_process_that_is_misconfigured_in_many_ways_says_all_of_it_and_no_secr
         "postgres.host",
     ]
     assert "hunter2" not in done.stderr
+
+
+# As a person means it
+
+
+WHOLE = [
+    "5.0",
+    "1_000",
+    " 5",
+    "5 ",
+    "+5",
+    "\N{ARABIC-INDIC DIGIT FIVE}",
+    "\N{FULLWIDTH DIGIT FIVE}",
+    "0x10",
+    "010",
+    "1e3",
+    "",
+]
+INTEGERS = [
+    f"{kind.section}.{key}"
+    for kind in sections()
+    for key in describe(kind)
+    if getattr(get_type_hints(kind, include_extras=True)[key], "__origin__", None) is int
+]
+
+
+@pytest.mark.parametrize("written", WHOLE)
+def test_a_whole_number_is_written_in_digits(folder: Folder, written: str) -> None:
+    assert len(INTEGERS) > 5
+    problems = folder.problems({environment_name(key): written for key in INTEGERS})
+    assert {key for key, _, _ in problems} == set(INTEGERS)
+    assert all(f"digits only, such as 10), got {written!r}" in message for _, _, message in problems)
+
+
+@pytest.mark.parametrize("written", ["5.0", "1_000", "+5", "0x10", "011", "1e3", "true"])
+def test_a_whole_number_in_a_file_is_written_in_digits_too(folder: Folder, written: str) -> None:
+    folder.append("test.yaml", f"postgres:\n  pool_size: {written}")
+    [(key, source, message)] = folder.problems()
+    assert (key, source) == ("postgres.pool_size", "settings/test.yaml")
+    assert message.endswith(f"got {written!r}")
+    overridden = folder.load({"POSTGRES_POOL_SIZE": "7"})
+    assert overridden[PostgresSettings].pool_size == 7
+
+
+DIRECTIVES = {
+    "http_server__port: 99": "http_server__port",
+    "dynaconf_merge: true": "dynaconf_merge",
+    "DYNACONF_INCLUDE: [test.yaml]": "DYNACONF_INCLUDE",
+    "loaders_for_dynaconf: [os]": "loaders_for_dynaconf",
+    "AUTO_CAST_FOR_DYNACONF: true": "AUTO_CAST_FOR_DYNACONF",
+    "postgres.port: 99": "postgres.port",
+    "'@jinja x': 1": "@jinja x",
+    "1: 2": "1",
+    "http_server:\n  dynaconf_merge: true": "http_server.dynaconf_merge",
+    "http_server:\n  dynaconf_merge_unique: true": "http_server.dynaconf_merge_unique",
+    "http_server:\n  trusted_proxies__0: x": "http_server.trusted_proxies__0",
+    "http_server:\n  '@merge': x": "http_server.@merge",
+}
+
+
+@pytest.mark.parametrize("text", DIRECTIVES)
+def test_a_key_that_dynaconf_would_obey_is_unknown(folder: Folder, text: str) -> None:
+    folder.append("test.yaml", text)
+    [(key, source, message)] = folder.problems()
+    assert (key, source) == (DIRECTIVES[text], "settings/test.yaml")
+    assert message.startswith("unknown key")
+
+
+CASTS = ["@jinja {{ 7 * 7 }}", "@format {env[PATH]}", "@int 5", "@json [1]", "@none", "@empty", "@merge x", "@del",
+         "@reset x", "@get postgres.user", "@read_file /etc/hostname", "{env[PATH]}", "@bool yes"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CASTS)
+@pytest.mark.parametrize("place", ["a file", "the environment", "a file that the environment names"])
+def test_what_looks_like_a_cast_is_text(folder: Folder, monkeypatch: pytest.MonkeyPatch, text: str, place: str) -> None:
+    monkeypatch.setenv("AUTO_CAST_FOR_DYNACONF", "true")
+    environ = {}
+    if place == "a file":
+        folder.append("test.yaml", f"postgres:\n  user: '{text}'")
+    elif place == "the environment":
+        environ = {"POSTGRES_USER": text}
+    else:
+        (folder.root / "user").write_text(text)
+        environ = {"POSTGRES_USER_FILE": str(folder.root / "user")}
+    assert folder.load(environ)[PostgresSettings].user == text
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["SETTINGS_FILE", "INCLUDES", "PRELOAD", "SECRETS", "CORE_LOADERS", "LOADERS", "ENVIRONMENTS", "NESTED_SEPARATOR",
+     "VAULT_ENABLED", "REDIS_ENABLED", "SKIP_LOADERS", "YAML_LOADER", "MERGE_ENABLED"],
+)  # fmt: skip
+def test_dynaconfs_own_variables_change_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    other = folder.root / "other.yaml"
+    other.write_text("postgres:\n  user: of-other\n")
+    before = folder.load().values()
+    for value in (str(other), "true", "[]", "_"):
+        monkeypatch.setenv(f"{variable}_FOR_DYNACONF", value)
+        assert folder.load().values() == before
+    assert os.environ[f"{variable}_FOR_DYNACONF"] == "_"
+
+
+def test_a_file_of_settings_may_begin_with_a_byte_order_mark(folder: Folder) -> None:
+    file = folder.root / "settings" / "test.yaml"
+    file.write_text(file.read_text() + "\npostgres:\n  user: marked\n", encoding="utf-8-sig")
+    assert folder.load()[PostgresSettings].user == "marked"

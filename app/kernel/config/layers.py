@@ -1,14 +1,17 @@
 """Reads the layers of settings and validates them as a whole."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.kernel.config.files import read, read_value
 from app.kernel.config.safety import exposure, why_guessable
 from app.kernel.config.sections import Section
 from app.kernel.config.settings import (
@@ -29,6 +32,7 @@ from app.kernel.config.settings import (
 
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 _SHOWN = 80
+_DIGITS = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
 
 
@@ -48,15 +52,22 @@ def load(
     """
     environment = current_environment(environ)
     kinds = {kind.section: kind for kind in sections}
-    tree, sources, problems = _layers(root, environment)
+    tree, sources, numbers, problems = _layers(root, environment)
     problems += _unknown(kinds, tree, sources)
     for name, kind in kinds.items():
         section = tree.setdefault(name, {})
         for key in describe(kind):
             problems += _overlay(f"{name}.{key}", section, sources, environ, overrides or {})
+    numbers = {full: text for full, text in numbers.items() if full not in (overrides or {})}
     built: dict[type[Any], Any] = {}
     for name, kind in kinds.items():
-        known = {key: _counted(kind, key, value) for key, value in tree[name].items() if key in describe(kind)}
+        known = {
+            key: _counted(
+                kind, key, value, numbers.get(full) if (full := f"{name}.{key}") not in (overrides or {}) else None
+            )
+            for key, value in tree[name].items()
+            if key in describe(kind)
+        }
         try:
             built[kind] = TypeAdapter(kind).validate_python(known)
         except ValidationError as error:
@@ -75,85 +86,30 @@ def load(
     return Settings(environment, built, sources)
 
 
-def _layers(root: Path, environment: Environment) -> tuple[dict[str, dict[str, object]], dict[str, str], list[Problem]]:
+def _layers(
+    root: Path, environment: Environment
+) -> tuple[dict[str, dict[str, object]], dict[str, str], dict[str, str], list[Problem]]:
     folder = root / "settings"
     files = [folder / "default.yaml", folder / f"{environment}.yaml"]
     if os.path.lexists(secrets := folder / ".secrets.yaml"):  # a link that leads nowhere must not go unnoticed
         files.append(secrets)
     tree: dict[str, dict[str, object]] = {}
     sources: dict[str, str] = {}
+    numbers: dict[str, str] = {}
     problems: list[Problem] = []
-    for file, content in _read(files):
-        for name, section in content.items():
+    for file in read(files):
+        for name, section in file.content.items():
             if not isinstance(section, dict):
-                problems.append(Problem(name, file, "expected a section with keys below it"))
+                problems.append(Problem(name, file.label, "expected a section with keys below it"))
                 continue
             layer = tree.setdefault(name, {})
             for key, value in cast("dict[str, object]", section).items():
+                full = f"{name}.{key}"
                 if key not in layer or layer[key] != value:  # Dynaconf merges `section.key: value` itself
-                    layer[key], sources[f"{name}.{key}"] = value, file
-    return tree, sources, problems
-
-
-def _read(files: list[Path]) -> list[tuple[str, dict[str, object]]]:
-    """Return what each file holds. Raises Misconfigured with every file that cannot be read."""
-    names = {file.name: _label(file) for file in files}
-    try:
-        for file in files:  # Dynaconf only warns of what it may not read
-            file.read_text(encoding="utf-8")
-        history = _history(files)
-    except Exception:  # noqa: BLE001 - which file, and why, is found out below
-        problems = [problem for file in files for problem in _why_unreadable(file)]
-        raise Misconfigured(f"the settings in {files[0].parent} cannot be read", problems) from None
-    return [
-        (names[name], {str(key).lower(): value for key, value in entry["value"].items()})
-        for entry in history
-        # Dynaconf takes a default.local.yaml along, which is none of our layers
-        if entry["loader"] == "yaml" and (name := Path(entry["identifier"]).name) in names
-    ]
-
-
-def _history(files: list[Path]) -> list[dict[str, Any]]:
-    from dynaconf import Dynaconf  # pyright: ignore[reportMissingTypeStubs]
-    from dynaconf.utils.inspect import get_history  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
-
-    loaded: Any = Dynaconf(
-        settings_files=[str(file) for file in files],
-        merge_enabled=False,  # it would join lists; _layers merges section by section
-        load_dotenv=False,
-        environments=False,
-        envvar_prefix=False,
-        loaders=[],
-        core_loaders=["YAML"],
-        auto_cast=False,
-    )
-    return cast("list[dict[str, Any]]", get_history(loaded))
-
-
-def _why_unreadable(file: Path) -> list[Problem]:
-    """Say where a file is broken. The parser's own words would show what stands there, and that may be a secret."""
-    try:
-        file.read_text(encoding="utf-8")
-        _history([file])
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    except UnicodeDecodeError:
-        reason = "is not UTF-8 text"
-    except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
-        mark = getattr(error, "problem_mark", None)
-        if mark is None:
-            reason = "expected sections with keys below them"
-        elif type(error).__name__ == "DuplicateKeyError":
-            reason = f"a key stands there twice, again at line {mark.line + 1}"
-        else:
-            reason = f"not YAML at line {mark.line + 1}, column {mark.column + 1}; quote values with special characters"
-    else:
-        return []
-    return [Problem("-", _label(file), reason)]
-
-
-def _label(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"
+                    layer[key], sources[full] = value, file.label
+                if isinstance(value, int | float) and full in file.texts:
+                    numbers[full] = file.texts[full]
+    return tree, sources, numbers, problems
 
 
 def _unknown(
@@ -190,7 +146,7 @@ def _overlay(
     if file:
         sources[key] = f"{variable}_FILE"
         try:
-            section[name] = Path(file).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+            section[name] = read_value(file)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             return [Problem(key, sources[key], f"cannot read {file}: {reason}")]
@@ -202,6 +158,10 @@ def _explain(kind: type[Section], error: dict[str, Any], sources: Mapping[str, s
     key = f"{kind.section}.{name}"
     if error["type"] == "missing":
         return Problem(key, "nowhere", f"missing; set {environment_name(key)}")
+    value = error["input"]
+    if isinstance(value, _Miswritten):
+        expected = "expected a valid integer, unable to parse string as an integer (digits only, such as 10)"
+        return Problem(key, sources.get(key, "nowhere"), f"{expected}, got {value}")
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] in _OUT_OF_RANGE:
         message = range_of(kind, name)
@@ -209,7 +169,6 @@ def _explain(kind: type[Section], error: dict[str, Any], sources: Mapping[str, s
         least = error["ctx"]["min_length"]
         message = "something, not nothing" if least == 1 else f"at least {least} characters"
     expected = message if message.startswith("expected") else f"expected {message}"
-    value = error["input"]
     # what stands below a misplaced key may be a secret
     shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     shown = "" if is_secret(kind, name) else f", got {shown}"
@@ -270,8 +229,8 @@ def _published(root: Path) -> Mapping[str, list[str]]:
     """Return the values that stand in files that are committed, by key."""
     files = [root / "settings" / f"{name}.yaml" for name in ("default", *UNSAFE)]
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for _, content in _read([file for file in files if file.is_file()]):
-        for name, section in content.items():
+    for file in read([file for file in files if file.is_file()]):
+        for name, section in file.content.items():
             if isinstance(section, dict):
                 for key, value in cast("dict[str, object]", section).items():
                     found[f"{name}.{key}"].append(str(value))
@@ -282,7 +241,26 @@ def _is_missing_secret(kind: type[Section], section: Mapping[str, object], name:
     return is_secret(kind, name) and not may_be_empty(kind, name) and not section.get(name)
 
 
-def _counted(kind: type[Section], name: str, value: object) -> object:
-    """Return the value; true and false are no numbers, though Python and pydantic take them for 1 and 0."""
+def _counted(kind: type[Section], name: str, value: object, written: str | None) -> object:
+    """Return the value as it is to be checked: a number as it was written, if it was.
+
+    Python and pydantic take true for 1, and 1_000, +5, 5.0 and digits of other scripts for whole numbers.
+    """
     hint = hints(kind)[name]
-    return str(value).lower() if isinstance(value, bool) and getattr(hint, "__origin__", hint) is int else value
+    numeric = getattr(hint, "__origin__", hint)
+    if numeric not in (int, float):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = value if isinstance(value, str) else written
+    return value if numeric is float or text is None or _DIGITS.fullmatch(text) else _Miswritten(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Miswritten:
+    """What stands where a whole number should."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return repr(self.text)

@@ -222,7 +222,7 @@ def _read(file: Path | None) -> str:
 
 def _line(content: bytes, source: str) -> str:
     try:
-        password = content.decode().removesuffix("\n").removesuffix("\r")
+        password = content.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise Invalid(f"the password from {source} is not UTF-8 text") from None
     if not password or "\n" in password:

@@ -1,5 +1,6 @@
 """Actors, roles and permissions over HTTP: what is allowed, what is not, and what survives a race."""
 
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -62,6 +63,10 @@ def test_actors_are_created_listed_changed_and_stopped(project: Project, root: h
     assert [a["username"] for a in first["items"] + second["items"]] == [f"user-{n}" for n in (4, 3, 2, 1, 0)]
     assert second["next_cursor"] is None
     assert [a["username"] for a in root.get(ACTORS, params={"q": "SER-3"}).json()["items"]] == ["user-3"]
+    composed, decomposed = (unicodedata.normalize(form, "Zoë-9") for form in ("NFC", "NFD"))
+    actor(root, composed)
+    for q in (composed, decomposed, "ZOË", decomposed.upper(), " zoë ", "\uff19", "\uff5a\uff4f"):
+        assert [a["username"] for a in root.get(ACTORS, params={"q": q}).json()["items"]] == [composed], q
     for wrong in ({"limit": 101}, {"limit": 0}, {"cursor": "x"}, {"is_active": "maybe"}, {"sort": "id"}):
         assert root.get(ACTORS, params=wrong).status_code == 422, wrong
 

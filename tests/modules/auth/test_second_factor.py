@@ -52,8 +52,25 @@ def test_a_password_works_one_step_early_or_late_and_never_twice() -> None:
     assert matching_step(used, totp(SECRET, step - 1)) is None
 
 
+SPACES = ["\n", "\t", "\u00a0", "\u2009", "\u200b", "\ufeff", "\u2066"]
+SPELLINGS = ["{0} {1}", " {0}{1}", *(f"{{0}}{space}{{1}}{space}" for space in SPACES)]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_password_is_read_however_it_is_typed(spelling: str) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    step = int(now.timestamp()) // 30
+    right = totp(SECRET, step)
+    wide = right.translate({48 + n: 0xFF10 + n for n in range(10)})
+    for digits in (right, wide):
+        assert matching_step(Totp(SECRET, True, 0, now), spelling.format(digits[:3], digits[3:])) == step
+    for wrong in (f"{right}0", f"{right[:3]}-{right[3:]}", f"{right[:3]}.{right[3:]}", right[:5], f"+{right}"):
+        assert matching_step(Totp(SECRET, True, 0, now), wrong) is None
+
+
 def test_recovery_codes_are_read_however_they_are_typed() -> None:
     assert recovery_hash("abcd-efgh") == recovery_hash(" ABCDEFGH ") != recovery_hash("abcd-efgi")
+    assert recovery_hash("abcd-efgh") == recovery_hash("abcd efgh\u200b\n") == recovery_hash("ab cd - ef gh")
 
 
 def test_secrets_and_recovery_codes_are_all_the_system_s_random_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +96,8 @@ def enrol(client: httpx.Client, database: TestDatabase) -> tuple[bytes, list[str
     pending = client.post(TOTP, json={"current_password": PASSWORD})
     assert pending.status_code == 200, pending.text
     secret = base64.b32decode(pending.json()["secret"])
-    confirmed = client.post(f"{TOTP}/confirm", json={"otp": current(secret)})
+    otp = current(secret)
+    confirmed = client.post(f"{TOTP}/confirm", json={"otp": f"{otp[:3]} {otp[3:]}"})
     assert confirmed.status_code == 200, confirmed.text
     database.run("UPDATE auth.totp SET last_step = 0")  # as if time had passed
     return secret, confirmed.json()["recovery_codes"]

@@ -91,9 +91,14 @@ class ActorFilters:
     q: str | None = None
 
 
+def folded(text: str) -> str:
+    """Return what different spellings of one text have in common (NFKC, case folded)."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 def username_key(username: str) -> str:
     """Return what two spellings of one username have in common (NFKC, case folded). Raises InvalidUsername."""
-    key = unicodedata.normalize("NFKC", username).casefold()
+    key = folded(username)
     if len(username) not in _USERNAME_LENGTH or len(key) not in _USERNAME_LENGTH:
         raise InvalidUsername("a username has 3 to 64 characters", (("username", "3 to 64 characters"),))
     if not all(c.isalnum() or c in "._-@+" for c in key):

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import os
 import struct
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -62,11 +63,19 @@ def totp(secret: bytes, step: int) -> str:
     return str((value & 0x7FFF_FFFF) % 10**_DIGITS).zfill(_DIGITS)
 
 
+def as_meant(code: str) -> str:
+    """Return a code without what people type or paste along with it: white space, in whatever form and place."""
+    return "".join(
+        c for c in unicodedata.normalize("NFKC", code) if not c.isspace() and unicodedata.category(c) != "Cf"
+    )
+
+
 def matching_step(found: Totp, otp: str) -> int | None:
     """Return the step whose password it is, if that is near and later than the last one used."""
+    given = as_meant(otp).encode(errors="replace")
     present = int(found.now.timestamp()) // STEP_S
     for step in range(present - _SKEW, present + _SKEW + 1):
-        if hmac.compare_digest(totp(found.secret, step).encode(), otp.encode(errors="replace")):
+        if hmac.compare_digest(totp(found.secret, step).encode(), given):
             return step if step > found.last_step else None
     return None
 
@@ -95,7 +104,7 @@ def new_recovery_code() -> str:
 
 def recovery_hash(code: str) -> bytes:
     """Return what is stored of a recovery code; its entropy needs no slow hash."""
-    return hashlib.sha256(code.strip().lower().replace("-", "").encode(errors="replace")).digest()
+    return hashlib.sha256(as_meant(code).lower().replace("-", "").encode(errors="replace")).digest()
 
 
 class SecondFactors(Protocol):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.auth.domain.actors import Actor, ActorFilters
+from app.modules.auth.domain.actors import Actor, ActorFilters, folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class PostgresActors:
             ORDER BY id DESC
             LIMIT %(limit)s
         """
-        q = None if filters.q is None else filters.q.casefold()
+        q = None if filters.q is None else folded(filters.q.strip())
         given = {"after": after, "type": filters.type, "active": filters.is_active, "q": q, "limit": limit}
         return [Actor(*row) for row in await db.all(sql, given)]
 

@@ -25,7 +25,7 @@ from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFoun
 class FirstOtp:
     """The first one-time password of the authenticator app."""
 
-    otp: Annotated[str, Len(6, 6)] = field(repr=False)
+    otp: Annotated[str, Len(6, 64)] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
