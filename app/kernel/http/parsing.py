@@ -1,6 +1,6 @@
 """The reader of HTTP/1: h11 0.16's state machine, with readers that let nothing ambiguous pass (RFC 9112).
 
-tests/kernel/http/test_protocol.py notices when a version of h11 goes round them.
+tests/kernel/http/test_grammar.py notices when a version of h11 goes round them.
 """
 
 import re
