@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 
 import httpx
+import psycopg
 import pytest
 
 from app.modules.auth.domain.limits import (
@@ -216,6 +217,21 @@ def test_a_try_whose_process_died_counts_until_its_window_ends(
     assert change(pair[0], PASSWORD).status_code == 429
     database.run("UPDATE auth.limits SET started_at = now() - interval '16 minutes'")
     assert sign_in(pair[0], PASSWORD).status_code == 200
+
+
+def test_a_wrong_guess_counts_even_if_its_refusal_cannot_be_noted(
+    pair: list[httpx.Client], database: TestDatabase
+) -> None:
+    kept = "SELECT hits, pending FROM auth.limits WHERE key = %s"
+    for number, ask in enumerate((sign_in, change), 1):
+        with psycopg.connect(database.conninfo) as held:
+            held.execute("LOCK TABLE kernel.audit")
+            assert ask(pair[0], "not this one").status_code == 503
+        assert database.all(kept, limit_of_name(USERNAME)) == [(number, 0)]
+    with psycopg.connect(database.conninfo) as held:
+        held.execute("LOCK TABLE auth.actors")
+        assert sign_in(pair[0], PASSWORD).status_code == 503
+    assert database.all(kept, limit_of_name(USERNAME)) == [(2, 0)], "an outage counts as a wrong guess"
 
 
 def test_a_crowd_of_one_address_does_not_keep_another_from_signing_in(project: Project) -> None:

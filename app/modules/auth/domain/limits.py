@@ -79,7 +79,10 @@ def too_many_at_once() -> RateLimited:
 
 @asynccontextmanager
 async def undone_unless_decided(give_back: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Give a reserved try back when it ends without a decision: by an outage, or because its time was over."""
+    """Give a reserved try back when evaluating it ends in an outage, or because its time was over.
+
+    Not for what follows a wrong guess: failing there must not undo it.
+    """
     try:
         yield
     except Unauthenticated:

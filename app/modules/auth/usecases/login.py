@@ -117,12 +117,13 @@ class Login:
                     new_hash = await hashing.hash(credentials.password)
         async with self._undone_unless_decided(tried):
             second = await self.second_factor.check(actor.id, credentials.otp) if welcome and actor else "bad"
-            if second == "required":
-                await self._give_back(self.db, tried)
-                raise OtpRequired
-            if actor is None or password_hash is None or second == "bad":
-                await self._failed(caller, actor, tried)
-                raise InvalidCredentials
+        if second == "required":
+            await self._give_back(self.db, tried)
+            raise OtpRequired
+        if actor is None or password_hash is None or second == "bad":
+            await self._failed(caller, actor, tried)
+            raise InvalidCredentials
+        async with self._undone_unless_decided(tried):
             return await self._start(caller, actor, password_hash, new_hash, tried)
 
     async def _reserve(self, limits: list[Limit], pair: str) -> Try:

@@ -32,9 +32,9 @@ class Reauthenticate:
         actor, tried = await self._with_password(caller, password)
         async with undone_unless_decided(lambda: self.limits.give_back(self.db, tried)):
             second = await self.second_factor.check(actor.id, otp)
-            if second == "bad":
-                await self._failed(caller, tried)
-                raise InvalidOtp
+        if second == "bad":
+            await self._failed(caller, tried)
+            raise InvalidOtp
         await self.limits.give_back(self.db, tried)
         if second == "required":
             raise OtpRequired
