@@ -128,8 +128,8 @@ RACES: dict[str, list[Race]] = {
         Race(task("k", "keep"), task("k", "refuse"), raises=JobExists),
     ],
     "kernel.queues_pkey": [
-        Race(lambda tx: Queues([]).pause(tx, "q"), lambda tx: Queues([]).resume(tx, "q")),
-        Race(lambda tx: Queues([]).pause(tx, "q"), lambda tx: Queues([]).limit(tx, "q", 1)),
+        Race(lambda tx: Queues(["q"]).pause(tx, "q"), lambda tx: Queues(["q"]).resume(tx, "q")),
+        Race(lambda tx: Queues(["q"]).pause(tx, "q"), lambda tx: Queues(["q"]).limit(tx, "q", 1)),
     ],
     "kernel.processes_pkey": [Race(process, process)],
 }  # fmt: skip

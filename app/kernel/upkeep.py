@@ -38,6 +38,14 @@ _PRUNE_ERRORS = """
 """
 _FORGET_SUBSCRIPTIONS = "DELETE FROM kernel.subscriptions WHERE seen_at < now() - interval '7 days'"
 
+_FORGET_QUEUES = """
+    DELETE FROM kernel.queues q WHERE seen_at < now() - interval '7 days'
+      AND NOT EXISTS (SELECT FROM kernel.jobs WHERE queue = q.name)
+      AND NOT EXISTS (SELECT FROM kernel.dead_letters WHERE queue = q.name)
+      AND NOT EXISTS (SELECT FROM kernel.subscriptions WHERE queue = q.name)
+      AND NOT EXISTS (SELECT FROM kernel.schedules WHERE queue = q.name)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
@@ -70,6 +78,7 @@ class Upkeep:
         rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.audit_s)
         rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.errors_s)
         rows += await db.run(_FORGET_SUBSCRIPTIONS)
+        rows += await db.run(_FORGET_QUEUES)
         dropped = 0
         for parent, keep_s in (("finished_jobs", self.finished_jobs_s), ("events", self.events_s)):
             async with db.begin() as tx:

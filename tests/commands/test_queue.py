@@ -84,9 +84,9 @@ def test_queues_are_listed_paused_limited_and_resumed(on_migrated: Project, migr
     lines = on_migrated.app("queues", "list").stdout.splitlines()
     [line] = [line for line in lines if line.startswith("q2 ")]
     assert line.split()[:7] == ["q2", "0", "1", "0", "0", "0", "4"]
-    unused = on_migrated.app("queues", "resume", "q2x", "--json")
-    assert printed_json(unused) == {"name": "q2x", "paused_at": None, "concurrency": None, "is_used": False}
-    assert "nothing uses a queue q2x at present" in unused.stderr
+    for change in (["pause", "q2x"], ["resume", "q2x"], ["limit", "q2x", "3"], ["limit", "q2x", "--none"]):
+        assert refused(on_migrated.app("queues", *change), 67) == "app: there is no queue q2x; did you mean q2?"
+    assert migrated.all("SELECT count(*) FROM kernel.queues WHERE name = 'q2x'") == [(0,)]
 
 
 # Dead letters

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from app.kernel.queue.fetching import QueueState
 from app.kernel.queue.heartbeat import Heartbeat
 from app.kernel.queue.leases import KILLED, Job, Leases
 from app.kernel.queue.listener import Listener
+from app.kernel.queue.queues import register_queues
 from app.kernel.queue.runner import FromTheFuture, Runner, Unreadable
 from app.kernel.queue.subscriptions import Subscriptions
 from app.kernel.telemetry import logs, metrics
@@ -69,6 +71,7 @@ class Consumer:
             )
             for handler in handlers
         }
+        self.handled = sorted({h.queue if isinstance(h, Subscriber) else h.task.queue for h in handlers})
         self._subscriptions = Subscriptions([h for h in handlers if isinstance(h, Subscriber)])
         self._settings = settings
         self._concurrency = settings.concurrency
@@ -88,8 +91,9 @@ class Consumer:
         self._next_due = self._poll_at = 0.0
 
     async def register(self) -> None:
-        """Store the subscriptions, so that events are kept for them from now on. Safe to repeat."""
+        """Store the subscriptions, so that events are kept for them from now on, and the queues. Safe to repeat."""
         await self._subscriptions.register(self._db)
+        await register_queues(self._db, self.handled)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until asked to stop, then finish those at hand; when cancelled, hand them back."""
@@ -108,6 +112,10 @@ class Consumer:
             finally:
                 await self._cut()
                 await heartbeat.stop()
+
+    def unhandled(self) -> list[str]:
+        """Return the queues that it works on although none of its handlers is for their jobs: mistyped names?"""
+        return [queue.name for queue in self._queues if queue.name not in self.handled]
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that runs here."""
@@ -506,6 +514,10 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Serv
     db = await p.use(database)
     found = await p.use(server)
     worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings])
+    for queue in worker.unhandled():
+        near = get_close_matches(queue, worker.handled, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; they use {', '.join(worker.handled)}"
+        logger.warning("no handler of this release uses the queue {}{}", queue, hint)
     try:
         await worker.register()
     except Unavailable as error:  # it is tried again while running

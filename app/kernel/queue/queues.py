@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 
 from app.kernel.db import Queries, Transaction
+from app.kernel.errors import NotFound
 
 _ALL = """
     WITH j AS (
@@ -53,11 +55,39 @@ _TELL = "SELECT pg_notify('kernel_jobs', 'q' || %s::text)"
 
 _USED = """
     SELECT %(name)s = ANY(%(known)s::text[])
+        OR EXISTS (SELECT FROM kernel.queues WHERE name = %(name)s AND seen_at > now() - interval '7 days')
         OR EXISTS (SELECT FROM kernel.subscriptions WHERE queue = %(name)s)
         OR EXISTS (SELECT FROM kernel.schedules WHERE queue = %(name)s)
         OR EXISTS (SELECT FROM kernel.jobs WHERE queue = %(name)s)
-        OR EXISTS (SELECT FROM kernel.dead_letters WHERE queue = %(name)s)
+        OR EXISTS (SELECT FROM kernel.dead_letters WHERE queue = %(name)s),
+        EXISTS (SELECT FROM kernel.queues WHERE name = %(name)s)
 """
+
+_NAMES = """
+    SELECT name FROM kernel.queues UNION SELECT queue FROM kernel.subscriptions UNION SELECT queue FROM kernel.schedules
+    UNION SELECT * FROM unnest(%s::text[]) LIMIT 1000
+"""
+
+# what a transaction holds locked it will have set itself
+_REGISTER = "INSERT INTO kernel.queues (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
+_SEEN = """
+    UPDATE kernel.queues SET seen_at = now() WHERE name IN (
+        SELECT name FROM kernel.queues WHERE name = ANY(%s) AND seen_at < now() - interval '1 minute'
+        ORDER BY name FOR UPDATE SKIP LOCKED
+    )
+"""
+
+
+class QueueNotFound(NotFound):
+    """There is no such queue."""
+
+    code = "QUEUE_NOT_FOUND"
+
+
+async def register_queues(db: Queries, names: Sequence[str]) -> None:
+    """Say that consumers have handlers for these queues: others may pause and limit them. Safe to repeat."""
+    await db.run(_REGISTER, (sorted(set(names)),))
+    await db.run(_SEEN, (sorted(set(names)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +126,38 @@ class Queues:
         return [ListedQueue(*row) for row in await db.all(_ALL, (list(self.known),))]
 
     async def pause(self, tx: Transaction, name: str) -> QueueControl:
-        """Let no worker take a job of it any more. Those that run go on."""
-        return await self._set(tx, name, await tx.one(_PAUSE, (name,)))
+        """Start no more of its jobs; those that run go on. Raises QueueNotFound."""
+        used = await self._is_used(tx, name)
+        return _control(await tx.one(_PAUSE, (name,)), used)
 
     async def resume(self, tx: Transaction, name: str) -> QueueControl:
-        """Let workers take its jobs again, and tell them."""
-        resumed = await self._set(tx, name, await tx.one(_RESUME, (name,)))
+        """Let workers take its jobs again, and notify them. Raises QueueNotFound."""
+        used = await self._is_used(tx, name)
+        resumed = _control(await tx.one(_RESUME, (name,)), used)
         await tx.run(_TELL, (name,))
         return resumed
 
     async def limit(self, tx: Transaction, name: str, concurrency: int | None) -> QueueControl:
-        """Let at most so many of its jobs run at once in the whole deployment, or any number; tell the workers."""
-        limited = await self._set(tx, name, await tx.one(_LIMIT, (name, concurrency)))
+        """Let at most so many of its jobs run at once in the whole deployment, or any number; notify the workers.
+
+        Raises QueueNotFound.
+        """
+        used = await self._is_used(tx, name)
+        limited = _control(await tx.one(_LIMIT, (name, concurrency)), used)
         await tx.run(_TELL, (name,))
         return limited
 
-    async def _set(
-        self, tx: Transaction, name: str, row: tuple[str, datetime | None, int | None] | None
-    ) -> QueueControl:
-        assert row is not None
-        used = await tx.one(_USED, {"name": name, "known": list(self.known)})
-        return QueueControl(*row, is_used=bool(used and used[0]))
+    async def _is_used(self, tx: Transaction, name: str) -> bool:
+        """Return whether something uses a queue at present. Raises QueueNotFound when nothing ever has."""
+        row = await tx.one(_USED, {"name": name, "known": list(self.known)})
+        used, stored = row or (False, False)
+        if not used and not stored:
+            names = [known for (known,) in await tx.all(_NAMES, (list(self.known),))]
+            near = get_close_matches(name, names, 1)
+            raise QueueNotFound(f"there is no queue {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        return bool(used)
+
+
+def _control(row: tuple[str, datetime | None, int | None] | None, used: bool) -> QueueControl:
+    assert row is not None
+    return QueueControl(*row, is_used=used)

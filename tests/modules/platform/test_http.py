@@ -126,9 +126,11 @@ def test_queues(client: httpx.Client, database: TestDatabase) -> None:
     wrong: list[Any] = [{"concurrency": 0}, {"concurrency": "5"}, {}, {"concurrency": 5, "name": "other"}]
     for body in wrong:
         assert client.put(f"{API}/queues/default/concurrency", json=body).status_code == 422, body
-    for name in ("two%20words", "a%0Ab", "%C3%A9"):
-        assert client.post(f"{API}/queues/{name}/pause").json()["is_used"] is False
-    for name, status in (("a%00b", 400), ("x" * 129, 422), ("", 404), ("%ED%A0%80", 200), ("%FF", 200)):
+    missing = client.put(f"{API}/queues/defualt/concurrency", json={"concurrency": 5})
+    assert (missing.status_code, missing.json()["code"]) == (404, "QUEUE_NOT_FOUND")
+    assert missing.json()["detail"] == "there is no queue defualt; did you mean default?"
+    names = ("two%20words", "a%0Ab", "%C3%A9", "", "%ED%A0%80", "%FF")
+    for name, status in (*((name, 404) for name in names), ("a%00b", 400), ("x" * 129, 422)):
         assert client.post(f"{API}/queues/{name}/pause").status_code == status, name
 
 

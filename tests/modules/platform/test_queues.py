@@ -1,13 +1,17 @@
 """What operators see of queues, and do to them."""
 
 import asyncio
-from datetime import timedelta
 
-from app.kernel.queue import Task
+import pytest
+
+from app.kernel.queue import Handler, Task
+from app.kernel.queue.queues import QueueNotFound
+from app.kernel.upkeep import Upkeep
 from app.modules.platform.domain.queue import QueueRef
 from app.modules.platform.usecases.limit_queue import QueueLimit
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import OPERATOR, Operator
+from tests.support.project import Project
 
 ELSEWHERE = Task("greet.elsewhere", Greeting, queue="elsewhere")
 
@@ -27,6 +31,7 @@ async def test_queues_say_how_much_is_in_them_and_for_how_long(bench: Bench, ope
     await bench.db.run(
         "INSERT INTO kernel.subscriptions (subscriber, event_type, queue) VALUES ('hears', 'test.moved', 'heard')"
     )
+    await bench.db.run("INSERT INTO kernel.queues (name) VALUES ('limited')")  # as a consumer does
     await operator.queues.limit(OPERATOR, QueueLimit("limited", 2))
     found = {queue.name: queue for queue in (await operator.queues.list()).items}
     assert list(found) == ["default", "elsewhere", "graveyard", "heard", "limited"]
@@ -87,10 +92,54 @@ async def test_a_limit_holds_for_all_workers_together_until_it_is_lifted(bench: 
         await bench.until(bench.finished, [("done", 1)] * 6)
 
 
-async def test_a_queue_that_nothing_uses_can_be_paused_but_is_said_to_be_unused(operator: Operator) -> None:
-    paused = await operator.queues.pause(OPERATOR, QueueRef("defualt"))
-    assert (paused.name, paused.is_used) == ("defualt", False)
-    resumed = await operator.queues.resume(OPERATOR, QueueRef("defualt"))
-    assert (resumed.paused_at, resumed.is_used) == (None, False)
-    assert paused.paused_at is not None
-    assert paused.paused_at.utcoffset() == timedelta(0)
+async def test_a_queue_that_nothing_has_ever_used_is_not_found_and_leaves_nothing(
+    bench: Bench, operator: Operator
+) -> None:
+    with pytest.raises(QueueNotFound, match="there is no queue defualt; did you mean default"):
+        await operator.queues.pause(OPERATOR, QueueRef("defualt"))
+    with pytest.raises(QueueNotFound):
+        await operator.queues.resume(OPERATOR, QueueRef("defualt"))
+    with pytest.raises(QueueNotFound):
+        await operator.queues.limit(OPERATOR, QueueLimit("defualt", 1))
+    assert await bench.rows("SELECT name FROM kernel.queues") == []
+    assert operator.audited() == []
+
+
+async def test_a_queue_that_only_a_handler_of_a_consumer_names_can_be_paused(bench: Bench, operator: Operator) -> None:
+    async def greet(greeting: Greeting) -> None:
+        """Does nothing."""
+
+    async with bench.consuming([Handler(ELSEWHERE, greet)]) as running:
+        assert running.consumer.unhandled() == ["default"]
+        await bench.until(lambda: bench.rows("SELECT name FROM kernel.queues"), [("elsewhere",)])
+        assert (await operator.queues.pause(OPERATOR, QueueRef("elsewhere"))).is_used
+
+
+async def test_a_queue_that_nothing_has_used_for_a_week_is_forgotten_with_its_settings(
+    bench: Bench, operator: Operator
+) -> None:
+    await bench.queue.enqueue(bench.db, ELSEWHERE, Greeting("late"), delay_s=60)
+    await bench.db.run(
+        "INSERT INTO kernel.queues (name, paused_at) VALUES ('elsewhere', now()), ('gone', now()), ('new', now())"
+    )
+    await bench.db.run("UPDATE kernel.queues SET seen_at = now() - interval '8 days' WHERE name <> 'new'")
+    assert not (await operator.queues.limit(OPERATOR, QueueLimit("gone", 2))).is_used
+    week = 7 * 86400
+    await Upkeep(week, week, week, week, week).prune(bench.db)
+    assert await bench.rows("SELECT name FROM kernel.queues ORDER BY name") == [("elsewhere",), ("new",)]
+
+
+def test_a_consumer_warns_of_a_queue_that_no_handler_uses_and_refuses_a_blank_one(project: Project) -> None:
+    for blank in ("", " "):
+        done = project.app("run-event-consumer", "--port", "0", "--queue", blank)
+        assert done.returncode == 78
+        assert "queue.names" in done.stderr
+        assert done.stderr.count("\n") == 1
+    process = project.start("run-event-consumer", "--queue", "defualt", "--queue", "elsewhere", "--queue", "default")
+    process.ready()
+    warnings = [line["message"] for line in process.logs() if line["level"] == "warning"]
+    assert warnings == [
+        "no handler of this release uses the queue defualt; did you mean default?",
+        "no handler of this release uses the queue elsewhere; they use default",
+    ]
+    assert process.stop() == 0

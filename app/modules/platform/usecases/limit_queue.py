@@ -30,7 +30,7 @@ class LimitQueue:
     audit: Audit
 
     async def __call__(self, caller: Caller, limit: QueueLimit) -> QueueControl:
-        """Return how the queue is set. Safe to repeat."""
+        """Return how the queue is set. Raises QueueNotFound. Safe to repeat."""
         async with self.db.begin() as tx:
             limited = await self.queues.limit(tx, limit.name, limit.concurrency)
             await self.audit.record(

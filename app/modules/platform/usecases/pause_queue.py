@@ -19,7 +19,7 @@ class PauseQueue:
     audit: Audit
 
     async def __call__(self, caller: Caller, queue: QueueRef) -> QueueControl:
-        """Return how the queue is set. Safe to repeat; also before anything uses the queue."""
+        """Return how the queue is set. Raises QueueNotFound. Safe to repeat."""
         async with self.db.begin() as tx:
             paused = await self.queues.pause(tx, queue.name)
             await self.audit.record(tx, caller, "platform.pause_queue", target=queue.name)

@@ -19,7 +19,7 @@ class ResumeQueue:
     audit: Audit
 
     async def __call__(self, caller: Caller, queue: QueueRef) -> QueueControl:
-        """Return how the queue is set. Safe to repeat."""
+        """Return how the queue is set. Raises QueueNotFound. Safe to repeat."""
         async with self.db.begin() as tx:
             resumed = await self.queues.resume(tx, queue.name)
             await self.audit.record(tx, caller, "platform.resume_queue", target=queue.name)

@@ -1,0 +1,1 @@
+ALTER TABLE kernel.queues DROP COLUMN seen_at;
