@@ -10,14 +10,17 @@ from uuid import UUID
 
 import pytest
 
+from app.kernel.audit import Audit
 from app.kernel.db import Queries
+from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
-from app.kernel.operations import Origin
+from app.kernel.operations import Caller, Origin
 from app.kernel.queue import JobExists, Task
 from app.kernel.queue.postgres import PostgresQueue
 from app.kernel.queue.queues import Queues
 from app.kernel.registry import LiveProcess, Registry
 from app.modules.auth.domain.actors import Actor, UsernameExists
+from app.modules.auth.domain.limits import Limit, Tally
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
@@ -118,10 +121,14 @@ RACES: dict[str, list[Race]] = {
             returns=False,
         ),
     ],
-    "auth.limits_pkey": [Race(*[lambda tx: PostgresLimits().hit(tx, "k", 900)] * 2, returns=(2, 900))],
+    "auth.limits_pkey": [
+        Race(*[lambda tx: PostgresLimits().reserve(tx, [Limit("k", 2)])] * 2, returns=[Tally(0, 2, 900)]),
+        Race(*[lambda tx: PostgresLimits().reserve(tx, [Limit("k", 1)])] * 2, raises=RateLimited),
+    ],
     "auth.sessions_api_key_id_fkey": [
         Race(lambda tx: PostgresApiKeys().remove(tx, A, C), new_session, raises=InvalidClient)
     ],
+    "kernel.audit_refusals": [Race(*[lambda tx: Audit().refused(tx, Caller(), "a", "B")] * 2)],
     "kernel.jobs_unique_key": [
         Race(task("k", "keep"), task("k", "keep")),
         Race(task("k", "keep"), task("k", "replace")),
