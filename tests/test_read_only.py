@@ -84,8 +84,7 @@ def test_commands_on_a_read_only_database_are_unavailable(
         done = project.app(*command, stdin="correct horse battery staple")
         assert project.app("migrate", "status").returncode == 0
     assert done.returncode == 69, done.stderr
-    assert done.stderr.splitlines()[-1] == "app: the database is read-only"
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "app: the database is read-only\n"
 
 
 REFUSE = """

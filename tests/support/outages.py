@@ -223,8 +223,10 @@ def read_only(fleet: Fleet) -> Iterator[None]:
 
 @contextmanager
 def read_only_from_now(fleet: Fleet) -> Iterator[None]:
-    """An operator makes it read-only for new sessions; there are only old ones."""
+    """An operator makes it read-only for new sessions, and there are only old ones; balancers ask whether to go on."""
     fleet.execute("ALTER ROLE app IN DATABASE app SET default_transaction_read_only = 'yes'", "postgres")
+    for name in PROCESSES:
+        assert httpx.get(f"{fleet.url(name)}/ready", timeout=30).status_code == 503
     yield
     fleet.execute("ALTER ROLE app IN DATABASE app RESET default_transaction_read_only", "postgres")
 

@@ -61,11 +61,12 @@ class Pool(Generic[C]):
     that silently drops connections leaves all of them in use, mute, until their statements are given up.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[C]], *, size: int, queue: int) -> None:
-        """`connect` opens a connection within a bounded time. `queue` is how many may wait at once."""
+    def __init__(self, connect: Callable[[], Awaitable[C]], *, size: int, queue: int, level: str = "WARNING") -> None:
+        """`queue` is how many may wait at once, `level` that of the log line when an outage begins."""
         self._connect = connect
         self._size = size
         self._queue = queue
+        self._level = level
         self._idle: list[C] = []  # the one used last is at the end, and is taken first
         self._waiting: OrderedDict[asyncio.Future[C], None] = OrderedDict()
         self._lent = 0
@@ -194,7 +195,7 @@ class Pool(Generic[C]):
 
     def _failed(self, error: Exception) -> None:
         if self._trouble is None:
-            logger.warning("database: {}; trying again while somebody waits", error.__cause__ or error)
+            logger.log(self._level, "database: {}; trying again while somebody waits", error.__cause__ or error)
         self._trouble = error if isinstance(error, Unavailable) else _away()
 
     def _opened(self, opener: "asyncio.Task[None]") -> None:

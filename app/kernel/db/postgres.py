@@ -279,7 +279,8 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
         statement_timeout=round(settings.statement_timeout * 1000),
         lock_timeout=round(settings.lock_timeout * 1000),
     )
-    pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue)
+    level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # a command says itself what is wrong
+    pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue, level=level)
     opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout)
     p.checks["database"] = opened.check
     forget = metrics.before_scrape(lambda: metrics.connections(*opened.pool_use()))

@@ -1,11 +1,9 @@
 """Builds the use cases of auth from resources. Imports what a provider needs when it is opened, not before."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from loguru import logger
 
 from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
@@ -162,10 +160,8 @@ async def keyring(p: Process) -> AsyncGenerator["Keyring"]:
 
     secret = p.settings[AuthSettings].master_secret.get_secret_value()
     opened = Keyring(await p.use(database), PostgresSigningKeys(), secret)
-    try:
+    with suppress(Unavailable):
         await opened.open()
-    except Unavailable as error:
-        logger.warning("signing keys: {}; loading them when they are needed", error)
     yield opened
 
 
