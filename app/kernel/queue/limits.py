@@ -3,7 +3,7 @@
 from typing import Final
 
 LONGEST_DELAY_S: Final = 3650 * 86400.0
-"""How far in the future a job may be due."""
+"""How far from now, in the future or in the past, a job may be due."""
 LONGEST_RETRY_S: Final = 30 * 86400.0
 """For how long an operation may put off its next attempt."""
 

@@ -22,10 +22,7 @@ _KEY_BYTES = 1024  # with the longest names, an entry of an index must stay belo
 
 _INSERT = """
     WITH wanted AS (
-        -- what was due long ago is not older than what is enqueued now
-        SELECT greatest(
-            now(), coalesce(%(at)s::timestamptz, now() + %(delay_s)s::float8 * interval '1 second')
-        ) AS run_at
+        SELECT coalesce(%(at)s::timestamptz, now() + %(delay_s)s::float8 * interval '1 second') AS run_at
     ), added AS (
         INSERT INTO kernel.jobs
             (id, queue, task, payload, state, priority, run_at, rank, max_attempts, timeout_s,
@@ -234,8 +231,8 @@ def _check_ranges(**options: object) -> None:
 def _check_moment(at: datetime) -> None:
     if at.tzinfo is None:
         raise Invalid("at must have a time zone")
-    if at > datetime.now(UTC) + timedelta(seconds=LONGEST_DELAY_S):
-        raise Invalid(f"at must be within {LONGEST_DELAY_S / 86400:.0f} days from now")
+    if abs(at - datetime.now(UTC)) > timedelta(seconds=LONGEST_DELAY_S):
+        raise Invalid(f"at must be within {LONGEST_DELAY_S / 86400:.0f} days of now")
 
 
 def _check_key(name: str, key: str) -> None:
