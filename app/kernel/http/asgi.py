@@ -9,6 +9,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
+AtStart = Callable[[list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]]]
+"""Returns what is added to the fields of a response that starts."""
 LEFT = "app.left"
 """Stands in the scope when the client has left before the response started."""
 CLIENT_LEFT = 499
@@ -18,13 +20,17 @@ REFUSED_BODY = "app.refused_body"
 _ANSWER = "app.answer"
 
 
+def _no_more(_fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return []
+
+
 class Answer:
     """How far a request has been answered. One for all middlewares: a wrapper of `send` in each would cost as much as
     they do."""
 
     __slots__ = ("_at_start", "_scope", "_send", "at_end", "headers", "instead", "size_bytes", "status")
 
-    def __init__(self, scope: Scope, send: Send, at_start: Callable[[], Headers]) -> None:
+    def __init__(self, scope: Scope, send: Send, at_start: AtStart) -> None:
         self._scope = scope
         self._send = send
         self._at_start = at_start
@@ -50,7 +56,8 @@ class Answer:
         """Send a message of the response."""
         if message["type"] == "http.response.start":
             self.status = CLIENT_LEFT if LEFT in self._scope else message["status"]
-            message["headers"] = [*message["headers"], *self.headers, *self._at_start()]
+            fields = [*message["headers"], *self.headers]
+            message["headers"] = fields + self._at_start(fields)
         else:
             self.size_bytes += len(message.get("body", b""))
             if self.at_end is not None and not message.get("more_body"):
@@ -59,14 +66,14 @@ class Answer:
         await self._send(message)
 
 
-def answering(scope: Scope, send: Send, at_start: Callable[[], Headers] = tuple) -> tuple[Answer, Send]:
+def answering(scope: Scope, send: Send, at_start: AtStart | None = None) -> tuple[Answer, Send]:
     """Return the answer to a request, and what sends it. The outermost caller makes it; `at_start` has its last fields.
 
     Safe to repeat.
     """
     answer: Answer | None = scope.get(_ANSWER)
     if answer is None:
-        answer = scope[_ANSWER] = Answer(scope, send, at_start)
+        answer = scope[_ANSWER] = Answer(scope, send, at_start or _no_more)
         return answer, answer.send
     return answer, send
 

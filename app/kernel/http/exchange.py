@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import REFUSED_BODY, App, Headers, Message, Scope, answering
+from app.kernel.http.asgi import REFUSED_BODY, App, Message, Scope, answering
 from app.kernel.http.problems import send_problem
 
 if TYPE_CHECKING:
     from app.kernel.http.connection import Connection
 
 _MOST_UNREAD_MESSAGES = 10
-_CLOSE = ((b"connection", b"close"),)
+_CLOSE = (b"connection", b"close")
 
 HypercornSend = Callable[[Message | None], Awaitable[None]]
 
@@ -26,7 +26,7 @@ class Exchange:
         self._scope = scope
         self._end = send
         # RFC 9113, section 8.2.2: never in HTTP/2
-        at_start = self._at_start if scope["http_version"][0] == "1" else tuple
+        at_start = self._at_start if scope["http_version"][0] == "1" else None
         self._answer, self._send = answering(scope, send, at_start)
         self._messages: deque[Message] = deque()
         self._waiting: asyncio.Future[None] | None = None  # the application for messages, or Hypercorn for room
@@ -53,9 +53,10 @@ class Exchange:
         """Say what will be answered instead, now that the task is cancelled."""
         self._answer.instead = 503
 
-    def _at_start(self) -> Headers:
+    def _at_start(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         # what is left of a body is not read: the connection ends with this answer
-        return _CLOSE if self._connection.is_last or not self._is_complete else ()
+        is_last = self._connection.is_last or not self._is_complete
+        return [_CLOSE] if is_last and _CLOSE not in fields else []
 
     async def receive(self) -> Message:
         """Return the next message of the request, as ASGI says."""

@@ -21,6 +21,7 @@ from app.kernel.config import HttpServerSettings, load
 from app.kernel.http import connection, connections, server
 from app.kernel.http.asgi import Receive, Scope, Send, respond
 from app.kernel.http.body import read_body
+from app.kernel.http.edge import CLOSE
 from app.kernel.http.operations import Operations
 from app.kernel.http.problems import HttpProblem
 from app.kernel.http.server import bind, http_service
@@ -103,7 +104,8 @@ async def served(**environment: str) -> AsyncGenerator[Served]:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path.startswith("/refuse/"):
-            raise HttpProblem(int(path.removeprefix("/refuse/")))
+            status = int(path.removeprefix("/refuse/"))
+            raise HttpProblem(status, "", CLOSE if status in (400, 408, 413) else ())
         about.executed.append(path)
         if path == "/body":
             body = await read_body(scope, receive, limits.max_body_bytes, limits.body_timeout)
@@ -201,7 +203,7 @@ async def test_a_refusal_reaches_a_client_that_still_sends(status: int, framing:
 
         answer = await asyncio.to_thread(blocking)
         assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-        assert b"connection: close" in answer
+        assert answer.count(b"connection: close\r\n") == 1
         assert answer.endswith(b"}"), "not the whole of it"
 
 
