@@ -36,6 +36,10 @@ cron-oracle: install
 drain rate="100" stops="10": install
     DRAIN_RATE={{rate}} DRAIN_STOPS={{stops}} {{python}} -m pytest -s tests/kernel/http/test_drain.py
 
+# stop, freeze, fill, cut off the database under load, each for as long as wanted: just outages --seconds 900 frozen
+outages *options: install
+    {{python}} -m tests.outages "$@"
+
 # what CI checks besides the tests
 check: install
     .venv/bin/ruff check
