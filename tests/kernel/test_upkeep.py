@@ -100,10 +100,10 @@ async def test_sessions_and_counts_that_are_over_are_removed(bench: Bench) -> No
         " ('expired', '1 day', '-8 days', NULL)) AS s (name, idle, life, ended)"
     )
     await bench.db.run(
-        "INSERT INTO auth.limits (key, hits, started_at)"
-        " VALUES ('old', 1, now() - interval '1 hour'), ('new', 1, now())"
+        "INSERT INTO auth.limits (key, hits, started_at, window_s)"
+        " VALUES ('old', 1, now() - interval '1 hour', 900), ('new', 1, now(), 900)"
     )
     assert await PostgresSessions().prune(bench.db, 7 * 86400) == 3
-    assert await PostgresLimits().prune(bench.db, 900) == 1
+    assert await PostgresLimits().prune(bench.db) == 1
     assert await bench.rows("SELECT user_agent FROM auth.sessions ORDER BY 1") == [("just ended",), ("live",)]
     assert await bench.rows("SELECT key FROM auth.limits") == [("new",)]
