@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,8 +24,8 @@ import h2.events
 import pytest
 
 from tests.conftest import TestDatabase, log_in, required
-from tests.support.project import Project
-from tests.test_deploy import free_port, proxy
+from tests.support.debian import free_port
+from tests.support.project import Project, eventually
 
 STOPS = int(os.environ.get("DRAIN_STOPS", "1"))
 RATE = float(os.environ.get("DRAIN_RATE", "25"))
@@ -207,8 +209,20 @@ def behind_nginx(folder: Path, port: int) -> Iterator[int]:
             }}
         }}
     """)
-    with proxy([str(program), "-c", str(folder / "nginx.conf")], folder, listen):
-        yield listen
+    with (folder / "nginx.log").open("wb") as log:
+        running = subprocess.Popen([str(program), "-c", str(folder / "nginx.conf")], stdout=log, stderr=log)
+        try:
+
+            def listening() -> bool:
+                assert running.poll() is None, (folder / "nginx.log").read_text()
+                with socket.socket() as sock:
+                    return sock.connect_ex(("127.0.0.1", listen)) == 0
+
+            eventually(listening)
+            yield listen
+        finally:
+            running.terminate()
+            running.wait(10)
 
 
 @pytest.mark.parametrize("way", ["directly", "behind nginx"])
