@@ -118,10 +118,10 @@ def seconds(*, least_s: float = 0, most_days: int = 36_500) -> Callable[[str], f
     def parse(text: str) -> float:
         from pydantic import TypeAdapter, ValidationError
 
-        from app.kernel.config import Duration
+        from app.kernel.config import DURATION_FORM
 
         try:
-            found = TypeAdapter[float](Duration).validate_python(text)
+            found = TypeAdapter[float](Annotated[float, DURATION_FORM]).validate_python(text)
         except ValidationError:
             raise typer.BadParameter("expected a duration such as 30s, 5m, 12h or 7d") from None
         if not least_s <= found <= most_days * 86400:

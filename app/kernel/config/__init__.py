@@ -6,6 +6,7 @@ Layers, later ones win: `settings/default.yaml`, `settings/{APP_ENV}.yaml`, `set
 
 from app.kernel.config.layers import load
 from app.kernel.config.sections import (
+    DURATION_FORM,
     KERNEL_SECTIONS,
     Duration,
     HttpServerSettings,
@@ -35,6 +36,7 @@ from app.kernel.config.settings import (
 )
 
 __all__ = [
+    "DURATION_FORM",
     "ENVIRONMENTS",
     "KERNEL_SECTIONS",
     "Duration",

@@ -47,12 +47,12 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _MS, _HOUR, _DAY = 0.001, 3600.0, 86400.0
-_DURATION_FORM = BeforeValidator(_seconds)
-Duration = Annotated[float, _DURATION_FORM, Field(ge=0, le=3650 * _DAY, allow_inf_nan=False)]
+DURATION_FORM = BeforeValidator(_seconds)
+Duration = Annotated[float, DURATION_FORM, Field(ge=0, le=3650 * _DAY, allow_inf_nan=False)]
 """Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds. Ten years at most, so that adding it to
 the present time never overflows, in Python nor in PostgreSQL."""
 _Timeout = Annotated[Duration, Field(ge=_MS, le=_DAY)]
-_Retention = Annotated[float, _DURATION_FORM, Field(ge=_HOUR, le=36500 * _DAY, allow_inf_nan=False)]
+_Retention = Annotated[float, DURATION_FORM, Field(ge=_HOUR, le=36500 * _DAY, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Written with commas between them."""
 Port = Annotated[int, Field(ge=0, le=65535)]
