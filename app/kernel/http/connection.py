@@ -261,26 +261,19 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def ask_to_leave(self, *, is_closing: bool) -> None:
-        """Tell an HTTP/2 client that it is to go elsewhere (RFC 9113, section 6.8); in HTTP/1 answers say so.
-
-        When `is_closing`, no further request is taken.
-        """
-        protocol = self._protocol.protocol if self._protocol else None
-        if isinstance(protocol, H2Protocol) and not self._left_at:
-            last = protocol.connection.highest_inbound_stream_id if is_closing else 2**31 - 1
-            # not h2's own method, after which it sends nothing any more
-            self._transport.write(GoAwayFrame(0, last_stream_id=last).serialize())
-
     def stop(self) -> None:
         """Leave, unless a request is on its way: what the kernel has, or what a new client is about to send."""
-        self.ask_to_leave(is_closing=True)
         if not self._is_connected or self._received or self not in self.server.idle:
             return
         waiting = array("i", [0])
         fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.FIONREAD, waiting)
-        if not waiting[0]:
-            self.leave()
+        if waiting[0]:
+            return
+        protocol = self._protocol.protocol if self._protocol else None
+        if isinstance(protocol, H2Protocol):  # only now: many clients give up the streams in flight at a GOAWAY
+            last = protocol.connection.highest_inbound_stream_id
+            self._transport.write(GoAwayFrame(0, last_stream_id=last).serialize())
+        self.leave()
 
     def abort(self) -> None:
         """Close it at once."""

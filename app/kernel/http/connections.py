@@ -103,11 +103,6 @@ class Connections:
         self._loop.add_reader(self._sock, self._accept)
         self._sweep()
 
-    def ask_to_leave(self) -> None:
-        """Tell clients to go elsewhere, and go on serving them."""
-        for connection in self._all():
-            connection.ask_to_leave(is_closing=False)
-
     async def close(self) -> None:
         """Take what the kernel has accepted, then accept no more; end what is not in a request. Safe to repeat."""
         if self.is_closing:

@@ -97,7 +97,6 @@ def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = 
         logger.bind(url=url).info("serving {}", url)
         try:
             await stop.wait()
-            connections.ask_to_leave()
             await asyncio.sleep(drain_delay_s)
             await connections.close()
             await connections.ended()

@@ -454,7 +454,7 @@ async def test_a_stop_waits_for_who_reads_a_large_answer_slowly() -> None:
 
 
 @on_both_loops
-async def test_a_stop_answers_streams_in_flight_and_says_which_it_did_not_take() -> None:
+async def test_a_stop_answers_streams_in_flight_before_it_says_that_it_leaves() -> None:
     async with served(HTTP_SERVER_H2C="true") as server:
         reader, writer = await server.open()
         client = h2.connection.H2Connection()
@@ -464,14 +464,10 @@ async def test_a_stop_answers_streams_in_flight_and_says_which_it_did_not_take()
         writer.write(client.data_to_send())
         await until(lambda: _executed(server, 1))
         await server.drain()
-        raw = b""
-        while raw.count(b"\x00\x00\x08\x07\x00") < 2:  # GOAWAY frames: please, and at once
-            raw += await asyncio.wait_for(reader.read(65536), 5)
-        last = [found[9:13] for found in re.findall(rb"\x00\x00\x08\x07\x00.{12}", raw, re.DOTALL)]
-        assert last == [b"\x7f\xff\xff\xff", b"\x00\x00\x00\x01"]
+        await asyncio.sleep(0.1)
         server.release.set()
-        rest = raw + await asyncio.wait_for(reader.read(), 5)
-        assert b"/slow" in rest
+        raw = await asyncio.wait_for(reader.read(), 5)
+        assert 0 < raw.index(b"/slow") < raw.index(b"\x00\x00\x08\x07\x00")  # the frame GOAWAY
         writer.close()
         await asyncio.wait_for(server.running, 5)
 
