@@ -91,8 +91,8 @@ async def test_an_act_with_any_text_is_in_the_audit_trail(bench: Bench) -> None:
     for text in TEXTS[:5]:
         caller = Caller(None, None, origin=Origin("127.0.0.1", text, "r"))
         await Audit().record(bench.db, caller, "test.act", target=text, name=text, names=[text])
-    found = await bench.rows("SELECT target, details->>'name', user_agent FROM kernel.audit ORDER BY id")
-    assert found == [(storable(text),) * 3 for text in TEXTS[:5]]
+    found = await bench.rows("SELECT target, details->>'name', user_agent FROM kernel.audit")
+    assert sorted(found) == sorted((storable(text),) * 3 for text in TEXTS[:5])
 
 
 def test_a_span_with_any_text_can_be_encoded() -> None:
