@@ -242,6 +242,8 @@ def test_the_last_superuser_who_can_sign_in_stays(root: httpx.Client) -> None:
     own = f"{A}/{root.get('/auth/v1/me').json()['actor']['id']}"
     robot = root.post(A, json={"type": "service_acc", "username": "robot", "is_superuser": True})
     assert robot.status_code == 201
+    without_password = root.post(A, json={"type": "admin", "username": "ghost", "is_superuser": True})
+    assert without_password.status_code == 201
     for change in ({"is_superuser": False}, {"is_active": False}):
         assert root.patch(own, json=change).json()["code"] == "LAST_SUPERUSER"
     assert root.post(f"{own}/disable").json()["code"] == "LAST_SUPERUSER"

@@ -97,7 +97,10 @@ class PostgresActors:
     async def superusers(self, tx: Transaction) -> frozenset[UUID]:
         # who comes second waits here, and then sees what the first one has left
         sql = """
-            SELECT id FROM auth.actors WHERE is_superuser AND is_active AND type <> 'service_acc' ORDER BY id FOR UPDATE
+            SELECT id FROM auth.actors
+            WHERE is_superuser AND is_active AND type <> 'service_acc' AND password_hash IS NOT NULL
+            ORDER BY id
+            FOR UPDATE
         """
         return frozenset(actor_id for (actor_id,) in await tx.all(sql))
 
