@@ -72,6 +72,11 @@ def enrolled(client: httpx.Client) -> tuple[bytes, list[str]]:
     return secret, confirmed.json()["recovery_codes"]
 
 
+def of_superuser(database: TestDatabase) -> str:
+    """Return the key under which failures of the superuser are counted."""
+    return limit_of_name(USERNAME, database.all("SELECT id FROM auth.actors WHERE username = %s", USERNAME)[0][0])
+
+
 def otp(secret: bytes) -> str:
     return totp(secret, int(time.time()) // 30)
 
@@ -91,7 +96,7 @@ def test_guesses_side_by_side_do_not_outrun_a_limit(pair: list[httpx.Client], da
     for ask in (change, sign_in):
         answers = guessed(pair, ask, wrong, PASSWORD)
         assert {answer.status_code for answer in answers} <= REFUSED, ask
-        locked = database.all("SELECT hits, pending FROM auth.limits WHERE key = %s", limit_of_name(USERNAME))
+        locked = database.all("SELECT hits, pending FROM auth.limits WHERE key = %s", of_superuser(database))
         assert LOCKED_FROM <= locked[0][0] <= REFUSED_FROM
         assert locked[0][1] == 0
         if ask is change:
@@ -117,6 +122,18 @@ def test_guesses_side_by_side_do_not_outrun_a_limit(pair: list[httpx.Client], da
         forget(database)
     unused = database.all("SELECT count(*) FROM auth.recovery_codes")
     assert unused == [(len(recovery),)], "a guess beyond the limit was looked at"
+
+
+def test_another_name_does_not_start_the_count_anew(pair: list[httpx.Client]) -> None:
+    own = f"/auth/v1/actors/{pair[0].get(ME).json()['actor']['id']}"
+    answers: list[int] = []
+    for ask in (change, lambda c, g: sign_in(c, g, c.get(ME).json()["actor"]["username"])):
+        for number in range(LOCKED_FROM):
+            assert pair[0].patch(own, json={"username": f"name-{number}"}).status_code == 200
+            answers.append(ask(pair[0], f"not this one {number}").status_code)
+    assert answers == [401] * 2 * LOCKED_FROM
+    assert change(pair[1], PASSWORD).status_code == 429
+    assert code(sign_in(pair[1], PASSWORD, f"name-{LOCKED_FROM - 1}")) == "INVALID_CREDENTIALS"
 
 
 def test_the_right_password_many_times_at_once_is_no_guess(pair: list[httpx.Client], database: TestDatabase) -> None:
@@ -209,7 +226,7 @@ def test_clients_are_limited_by_address_and_by_name_from_an_address(
 def test_a_try_whose_process_died_counts_until_its_window_ends(
     pair: list[httpx.Client], database: TestDatabase
 ) -> None:
-    name = limit_of_name(USERNAME)
+    name = of_superuser(database)
     database.run("INSERT INTO auth.limits (key, hits, pending) VALUES (%s, %s, %s) ON CONFLICT (key) DO UPDATE"
                  " SET hits = excluded.hits, pending = excluded.pending", name, LOCKED_FROM, LOCKED_FROM)  # fmt: skip
     undecided = sign_in(pair[0], PASSWORD)
@@ -227,11 +244,11 @@ def test_a_wrong_guess_counts_even_if_its_refusal_cannot_be_noted(
         with psycopg.connect(database.conninfo) as held:
             held.execute("LOCK TABLE kernel.audit")
             assert ask(pair[0], "not this one").status_code == 503
-        assert database.all(kept, limit_of_name(USERNAME)) == [(number, 0)]
+        assert database.all(kept, of_superuser(database)) == [(number, 0)]
     with psycopg.connect(database.conninfo) as held:
         held.execute("LOCK TABLE auth.actors")
         assert sign_in(pair[0], PASSWORD).status_code == 503
-    assert database.all(kept, limit_of_name(USERNAME)) == [(2, 0)], "an outage counts as a wrong guess"
+    assert database.all(kept, of_superuser(database)) == [(2, 0)], "an outage counts as a wrong guess"
 
 
 def test_a_crowd_of_one_address_does_not_keep_another_from_signing_in(project: Project) -> None:

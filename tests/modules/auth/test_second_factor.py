@@ -203,7 +203,7 @@ def test_changing_the_password_asks_for_the_second_factor_too(project: Project, 
     wanted = {"current_password": PASSWORD, "new_password": "a much better one"}
     assert code(client.put("/auth/v1/me/password", json=wanted)) == (401, "OTP_REQUIRED")
     assert code(client.put("/auth/v1/me/password", json=wanted | {"otp": "000000"})) == (401, "INVALID_CREDENTIALS")
-    assert database.all("SELECT hits FROM auth.limits WHERE key LIKE 'login:name:%%'") == [(1,)]
+    assert database.all("SELECT hits FROM auth.limits WHERE key LIKE 'login:actor:%%'") == [(1,)]
     otp = current(secret)
     assert client.put("/auth/v1/me/password", json=wanted | {"otp": otp}).status_code == 204
     again = wanted | {"current_password": "a much better one", "otp": otp}

@@ -179,7 +179,7 @@ def test_ten_failures_lock_a_name_in_every_process_and_an_operator_unlocks_it(pr
 def test_too_many_failures_are_refused_with_retry_after(project: Project, database: TestDatabase) -> None:
     client = log_in(project, project.start("run-auth-http"))
     client.post(LOGIN, json={"username": USERNAME, "password": "wrong"})
-    database.run("UPDATE auth.limits SET hits = 30 WHERE key LIKE 'login:name:%%'")
+    database.run("UPDATE auth.limits SET hits = 30 WHERE key LIKE 'login:actor:%%'")
     limited = client.post(LOGIN, json={"username": USERNAME, "password": PASSWORD})
     assert (limited.status_code, limited.json()["code"]) == (429, "RATE_LIMITED")
     assert 800 < int(limited.headers["retry-after"]) <= 900

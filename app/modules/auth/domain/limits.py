@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 from app.kernel.db import Queries
 from app.kernel.errors import RateLimited, Unauthenticated, Unavailable
@@ -40,8 +41,13 @@ class Tally:
     ends_in_s: int = 0
 
 
-def limit_of_name(username: str) -> str:
-    """Return the key under which failures for a name are counted, whether there is such an actor or not."""
+def limit_of_name(username: str, actor_id: UUID | None) -> str:
+    """Return the key under which failures for a name are counted.
+
+    Those for an actor are counted under its id: whoever may change its name could start anew with each.
+    """
+    if actor_id is not None:
+        return f"login:actor:{actor_id}"
     try:
         key = username_key(username)
     except InvalidUsername:

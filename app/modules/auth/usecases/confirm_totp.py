@@ -56,7 +56,7 @@ class ConfirmTotp:
         found = await self.factors.get(self.db, caller.actor.id)
         if found is None or found.is_confirmed:
             raise NoSecondFactor
-        tried = [Limit(limit_of_name(caller.actor.username), LOCKED_FROM)]
+        tried = [Limit(limit_of_name(caller.actor.username, caller.actor.id), LOCKED_FROM)]
         await self.limits.reserve(self.db, tried)
         step = matching_step(found, given.otp)
         if step is None:

@@ -98,7 +98,8 @@ class Login:
         Raises RateLimited; OtpRequired when the password is right and a second factor is needed; InvalidCredentials,
         the same after the same time for a wrong password and an unknown, disabled or locked name.
         """
-        by_name = limit_of_name(credentials.username)
+        actor, password_hash = await self._find(credentials.username)
+        by_name = limit_of_name(credentials.username, actor.id if actor else None)
         by_password = limit_of_password(self.marking_key, credentials.password)
         limits = [
             Limit(by_name, REFUSED_FROM),
@@ -106,7 +107,6 @@ class Login:
             Limit(by_password, SPRAYED_FROM, SPRAY_WINDOW_S),
         ]
         check(limits, await self.limits.look(self.db, limits))  # quickly, without waiting for a turn
-        actor, password_hash = await self._find(credentials.username)
         new_hash = None
         async with self.passwords.turn(caller.origin.limited) as hashing:
             tried = await self._reserve(limits, f"{by_password}:{by_name}")

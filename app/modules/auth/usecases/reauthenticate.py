@@ -44,7 +44,8 @@ class Reauthenticate:
         """Return the caller's actor, and the try that is still pending."""
         if caller.actor is None:
             raise SessionNotFound
-        actor, tried = caller.actor, [Limit(limit_of_name(caller.actor.username), LOCKED_FROM)]
+        actor = caller.actor
+        tried = [Limit(limit_of_name(actor.username, actor.id), LOCKED_FROM)]
         check(tried, await self.limits.look(self.db, tried))
         async with self.passwords.turn(caller.origin.limited) as hashing:
             await self.limits.reserve(self.db, tried)

@@ -47,7 +47,7 @@ class ResetPassword:
                 raise Invalid(f"{actor.username} is a service account: it has API keys and no password")
             await self.actors.set_password(tx, actor.id, password_hash)
             ended = await self.sessions.end_all(tx, actor.id)
-            await self.limits.forget(tx, limit_of_name(username))
+            await self.limits.forget(tx, limit_of_name(username, actor.id))
             await self.audit.record(tx, caller, "auth.reset_password", target=actor.id, sessions_ended=ended)
             await self.queue.publish(tx, PasswordChanged(actor.id))
         return Reset(actor.username, ended)

@@ -25,6 +25,6 @@ class Unlock:
             found = await self.actors.by_username(tx, username_key(username))
             if found is None:
                 raise ActorNotFound(f"there is no actor {username}")
-            forgotten = await self.limits.forget(tx, limit_of_name(username))
+            forgotten = await self.limits.forget(tx, limit_of_name(username, found[0].id))
             await self.audit.record(tx, caller, "auth.unlock", target=found[0].id)
         return forgotten
