@@ -5,7 +5,7 @@ import pytest
 from authlib.integrations.httpx_client import OAuth2Client
 
 from tests.conftest import SUPERUSER, TestDatabase, log_in
-from tests.support.project import Project
+from tests.support.project import Project, eventually
 
 ACTORS, ME = "/auth/v1/actors", "/auth/v1/me"
 TOKEN, INTROSPECT, REVOKE = "/oauth/token", "/oauth/introspect", "/oauth/revoke"
@@ -119,6 +119,15 @@ def test_tokens_of_a_client_end_with_its_key_and_only_clients_may_ask(
         "SELECT action, outcome, count FROM kernel.audit WHERE action LIKE 'auth.oauth%%' ORDER BY action"
     )
     assert trail == [("auth.oauth_client", "invalid_client", 2), ("auth.oauth_token", "done", 1)]
+
+
+def test_a_token_of_a_client_does_not_outlive_its_key(root: httpx.Client, database: TestDatabase) -> None:
+    client_id, key = account(root, "auth:actors:read")
+    database.run("UPDATE auth.api_keys SET expires_at = now() + interval '2 seconds'")
+    form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": key}
+    token = root.post(TOKEN, data=form).json()["access_token"]
+    assert me(root, token).status_code == 200
+    eventually(lambda: me(root, token).status_code == 401, 4)
 
 
 def test_a_client_learns_of_its_own_tokens_only_without_the_permission(root: httpx.Client) -> None:

@@ -154,7 +154,7 @@ class Sessions(Protocol):
     ) -> bool:
         """Store a new session, and that its actor is active now; return False when the actor is disabled.
 
-        With a scope it may do no more than that.
+        With a scope it may do no more than that; with an API key it ends with the key at the latest.
         """
         ...
 

@@ -30,8 +30,9 @@ class PostgresSessions:
             INSERT INTO auth.sessions
                 (id, actor_id, refresh_counter, rotated_at, idle_expires_at, expires_at, address, user_agent,
                  scope, api_key_id)
-            SELECT %(id)s, id, %(counter)s, %(rotated)s, %(idle)s, %(expires)s, %(address)s, %(agent)s,
-                   %(scope)s::text[], %(api_key_id)s::uuid
+            SELECT %(id)s, id, %(counter)s, %(rotated)s, %(idle)s,
+                   least(%(expires)s, (SELECT expires_at FROM auth.api_keys WHERE id = %(api_key_id)s::uuid)),
+                   %(address)s, %(agent)s, %(scope)s::text[], %(api_key_id)s::uuid
             FROM active
         """
         return (
