@@ -162,8 +162,9 @@ def test_what_is_sent_to_be_revoked_is_revoked(root: httpx.Client, database: Tes
     token = root.post(TOKEN, data=form).json()["access_token"]
     anonymous = {"authorization": ""}
     wrong = {"token": key, "client_id": client_id, "client_secret": "wrong"}
-    refused = root.post(REVOKE, data=wrong, headers=anonymous)
-    assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
+    for form, name_and_secret in ((wrong, None), ({"token": key}, ("", key)), ({"token": key}, ("robot", "wrong"))):
+        refused = root.post(REVOKE, data=form, headers={} if name_and_secret else anonymous, auth=name_and_secret)
+        assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
     for not_it in (key[:-1], key[:-8] + "00000000", spare[:40] + key[40:]):
         assert root.post(REVOKE, data={"token": not_it}, headers=anonymous).status_code == 200
     assert [me(root, secret).status_code for secret in (key, token, spare)] == [200, 200, 200]

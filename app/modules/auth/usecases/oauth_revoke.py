@@ -37,7 +37,7 @@ class OAuthRevoke:
 
         Raises InvalidClient and RateLimited when credentials of a client are sent along, and are wrong.
         """
-        if basic.username or given.client_secret:
+        if basic.username or basic.password or given.client_secret:
             await self.client(caller, basic if basic.username else BasicAuth(given.client_id, given.client_secret))
         if key := parsed(given.token):
             await self._revoke_key(caller, *key)
