@@ -45,6 +45,33 @@ GUESSABLE = [
     "MySuperSecretMasterKeyForProduction2026!",
     "AUTH_MASTER_SECRET=change-me-in-production",
     "secret-secret2-secret3-secret4-secret5",
+    "a-string-secret-at-least-256-bits-long",
+    "!QAZ@WSX#EDC$RFV%TGB^YHN&UJM*IK<(OL>",
+    base64.b64encode(bytes(range(32))).decode(),
+    base64.urlsafe_b64encode(b"password" * 4).decode().rstrip("="),
+    bytes(range(255, 223, -1)).hex(),
+    base64.b32encode(b"please-change-me").decode(),
+    "secret://vault/app/production#MASTER_SECRET",
+    "${AUTH_MASTER_SECRET:?set it before you start}",
+    "$(openssl rand -base64 32 | tee master-secret)",
+    "<the output of openssl rand, 32 bytes or more>",
+]
+LOCAL = "local-only-master-secret-that-everybody-knows"
+SPELLINGS = [
+    LOCAL.replace("-", "_"),
+    f'"{LOCAL}"',
+    LOCAL + LOCAL,
+    LOCAL[6:],
+    LOCAL[::-1],
+    base64.b64encode(LOCAL.encode()).decode(),
+    base64.b64encode(f"{LOCAL}\n".encode()).decode(),
+    base64.urlsafe_b64encode(LOCAL.upper().encode()).decode().rstrip("="),
+    base64.b32encode(LOCAL.encode()).decode(),
+    LOCAL.encode().hex().upper(),
+    LOCAL.translate(str.maketrans("aeost", "@305$")),
+    LOCAL.translate(str.maketrans("aeo", "\u0430\u0435\u043e")),
+    "\u200b".join(LOCAL),
+    "".join(chr(ord(character) + 0xFEE0) for character in LOCAL),
 ]
 
 
@@ -54,6 +81,12 @@ def test_a_master_secret_that_follows_a_pattern_is_refused_outside_local(secret:
     assert "auth.master_secret (AUTH_MASTER_SECRET): " in line
     assert "openssl rand" in line
     assert secret not in line
+
+
+@pytest.mark.parametrize("secret", SPELLINGS)
+def test_the_published_secret_is_known_in_any_spelling(secret: str) -> None:
+    assert "a default that everybody knows" in refusal({**PRODUCTION, "AUTH_MASTER_SECRET": secret})
+    assert "a default that everybody knows" in refusal({"HTTP_SERVER_HOST": "0.0.0.0", "AUTH_MASTER_SECRET": secret})
 
 
 def test_a_random_master_secret_is_never_called_guessable() -> None:

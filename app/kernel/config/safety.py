@@ -4,20 +4,34 @@ How hard a secret is to guess is not to be seen from its characters alone, but h
 up, runs along the keyboard or is made of words says less than what follows nothing.
 """
 
+import base64
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 
 from app.kernel.addresses import is_loopback
 
 BITS = 40
 """What a key must have, by `bits`. 16 random bytes have 75 and more, a sentence of its own 40 to 100, patterns less."""
-_MARKS = ("everybodyknows",)  # of the published secrets, should their files be missing
+_MARKS = ("everybodyknows", "atleast256bitslong")
+"""Of the published secrets, should their files be missing, and of jwt.io's."""
 _SHORTEST_PART = 8
 _PLACEHOLDERS = re.compile(
     "secret|master|password|passwd|passphrase|production|staging|please|change|replace|example|default|insecure|random"
-    "|private|super|token|admin|local|test|auth|your|this|with|key|app"
+    "|private|super|token|admin|local|test|auth|your|this|with|key|app|openssl|base64|before|todo|nobody"
+)
+_REFERENCE = re.compile(r"secret://.*|\$\{.*\}|\$\(.*\)|\{\{.*\}\}|<.*>", re.DOTALL)
+_LOOK_ALIKES = str.maketrans(
+    "0134578i@$!|\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455", "oleastblasllaeopcyxls"
+)
+_DECODERS: tuple[Callable[[str], bytes], ...] = (
+    bytes.fromhex,
+    lambda text: base64.b64decode(
+        text + "=" * (-len(text) % 4), altchars=b"-_" if set(text) & set("-_") else b"+/", validate=True
+    ),
+    lambda text: base64.b32decode(text + "=" * (-len(text) % 8), casefold=True),
 )
 _ENGLISH = (
     "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic "
@@ -26,20 +40,46 @@ _ENGLISH = (
     "ld ry"
 )
 _COMMON_PAIRS = frozenset(_ENGLISH.split())
-_ORDERS = "qwertyuiopasdfghjklzxcvbnm", "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p", "0123456789abcdef"
+_ORDERS = (
+    "qwertyuiopasdfghjklzxcvbnm",
+    "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p",
+    "!qaz@wsx#edc$rfv%tgb^yhn&ujm*ik<(ol>)p",
+    "0123456789abcdef",
+)
 
 
 def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
     """Return why a secret is none, empty when it may be one. A `key` must also be hard to guess."""
     written = _written(secret)
     known = [(_written(text), _bare(text)) for text in (*published, *_MARKS) if _written(text)]
-    if any(text == written or (len(bare) >= _SHORTEST_PART and bare in _bare(secret)) for text, bare in known):
+    readings = list(_readings(secret))
+    if any(text == written or (len(bare) >= _SHORTEST_PART and bare in _bare(reading))
+           for text, bare in known for reading in readings):  # fmt: skip
         return "a default that everybody knows"
+    if _REFERENCE.fullmatch(secret.strip()):
+        return "what stands for a secret, not one"
     if len(set(written)) < 2:
         return "no secret: it is blank, or one character over and over"
-    if key and bits(secret) < BITS:
+    if key and min(map(bits, readings)) < BITS:
         return "too easy to guess"
     return ""
+
+
+def _readings(secret: str) -> Iterator[str]:
+    """Return the secret, also backwards, and what it says in hexadecimal digits, base64 or base32."""
+    yield secret
+    yield secret[::-1]
+    bare = "".join(secret.split()).rstrip("=")
+    for decode in _DECODERS:
+        try:
+            content = decode(bare)
+        except ValueError:
+            continue
+        if content.isascii() and (text := content.decode().strip()).isprintable():  # random bytes never are
+            yield text
+            yield text[::-1]
+        elif len({(after - before) % 256 for before, after in pairwise(content)}) <= 2:
+            yield ""  # one byte over and over, or bytes that count up
 
 
 def bits(secret: str) -> float:
@@ -84,7 +124,8 @@ def _written(secret: str) -> str:
 
 
 def _bare(text: str) -> str:
-    return "".join(character for character in _written(text) if character.isalnum())
+    """Return the letters and digits alone, in one spelling of those that look alike."""
+    return "".join(character for character in _written(text).translate(_LOOK_ALIKES) if character.isalnum())
 
 
 def _place(order: str, character: str) -> int:
