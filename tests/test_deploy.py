@@ -189,6 +189,27 @@ ORIGINS = [
     *("X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info", "Forwarded", "X-Real-IP", "X-Real-User"),
     *("X-Original-URL", "X-Original-URI", "X-Original-Method", "X-Original-Forwarded-For", "X-Rewrite-URL", "X-User"),
     *("X-Authenticated-User", "Remote-User", "X-Remote-Addr", "X-Client-IP", "True-Client-IP", "X-Cluster-Client-IP"),
+    *(
+        "Client-IP",
+        "X-ClientIP",
+        "CF-Connecting-IP",
+        "Fastly-Client-IP",
+        "WL-Proxy-Client-IP",
+        "X-ProxyUser-IP",
+        "X-IP",
+    ),
+    *(
+        "X-Originating-IP",
+        "X-Origin-IP",
+        "X-Forward-For",
+        "Forwarded-For",
+        "X-HTTP-Forwarded-For",
+        "X-HTTP-Host-Override",
+    ),
+    *("X-Host", "X-Scheme", "Via", "X-WebAuth-User", "X-Proxy-User", "X-Email", "X-Groups", "X-Username", "Auth-User"),
+    *("X-Azure-ClientIP", "X-Real", "X-SSL-Client-Cert", "SSL-Client-Verify", "X-Goog-Authenticated-User-Email"),
+    *("X-Amzn-Oidc-Identity", "X-MS-Client-Principal-Name", "X-Consumer-Username", "Impersonate-User"),
+    *("Kbn-User", "X-Envoy-External-Address"),
 ]
 SPELLINGS: list[Callable[[str], str]] = [
     str,
@@ -212,6 +233,7 @@ def forgeries() -> Iterator[Pairs]:
     pairs = list(zip(names, itertools.cycle(VALUES), strict=False))
     yield from (pairs[start : start + 40] for start in range(0, len(pairs), 40))
     yield from ([(name, "forged"), (name, "203.0.113.9")] for name in ORIGINS[:10])
+    yield [(f"X{mark}Auth{mark}Actor{mark}Id", "forged") for mark in "!#$%&'*+.^_`|~"]
 
 
 def test_nothing_that_a_client_says_about_its_identity_or_origin_reaches_the_service_or_auth(guarded: Guarded) -> None:
