@@ -30,8 +30,8 @@ def check_media_type(scope: Scope, wanted: bytes) -> None:
         found = _MEDIA_TYPE.fullmatch(types[0]) if len(types) == 1 else None
         if found is None or found[1].lower() != wanted:
             raise HttpProblem(415, f"send {wanted.decode()}")
-        parameters = {name.lower(): value for name, value in _PARAMETER.findall(found[2])}
-        if parameters.get(b"charset", b"utf-8").strip(b'"').lower() not in (b"utf-8", b"utf8"):
+        charsets = [value for name, value in _PARAMETER.findall(found[2]) if name.lower() == b"charset"]
+        if any(charset.strip(b'"').lower() not in (b"utf-8", b"utf8") for charset in charsets):
             raise HttpProblem(415, "the only charset is UTF-8")
     for name, value in scope["headers"]:  # RFC 9110, section 15.5.16
         if name == b"content-encoding" and value.lower() not in (b"identity", b""):

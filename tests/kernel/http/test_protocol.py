@@ -213,6 +213,8 @@ REFUSED = {
         for value in (
             b"application/json; charset=latin-1",
             b"application/json;charset=utf-16",
+            b"application/json;charset=utf-16;charset=utf-8",
+            b"application/json;charset=utf-8;Charset=utf-16",
             b"text/json",
             b"",
             b"application/json; charset=",
