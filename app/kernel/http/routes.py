@@ -1,6 +1,7 @@
 """From use case to route. Routes are declared; one generic endpoint decodes, checks, runs and encodes."""
 
 import base64
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Protocol, cast, get_args, get_origin, get_type_hints
@@ -24,6 +25,7 @@ Operation = Callable[..., Awaitable[Any]]
 _ARRAYS = (list, tuple, Sequence)
 _JSON = b"application/json"
 _FORM = b"application/x-www-form-urlencoded"
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class Authenticate(Protocol):
@@ -228,6 +230,8 @@ def _single(query: bytes) -> dict[str, str]:
         pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
         raise HttpProblem(400, "parameters must be percent-encoded UTF-8") from None
+    if _BROKEN_ESCAPE.search(query):
+        raise HttpProblem(400, "a % in the parameters escapes nothing; write it as %25")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise HttpProblem(400, "duplicate parameter")
