@@ -5,8 +5,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Network = IPv4Network | IPv6Network
-_NAT64 = IPv6Network("64:ff9b::/96")
+_WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
 _WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[0-9.]+)(?=:))(?::(?P<port>[0-9]{1,5}))?")
+_LEAST = 0xFFFF  # `::`, `::1` and what else is next to them is IPv6
 _LONGEST = 128
 _REMEMBERED = 4096
 _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -17,7 +18,8 @@ def canonical(text: str) -> str:
     """Return the one spelling of an address, empty when the text is none.
 
     It may have a port, brackets, quotes or a zone, which do not count. An IPv4 address in an IPv6 one, mapped
-    (RFC 4291, section 2.5.5.2) or translated (RFC 6052, section 2.1), is the IPv4 address.
+    (RFC 4291, section 2.5.5.2), translated (RFC 6052, section 2.1, and RFC 2765, section 2.1) or compatible (RFC 4291,
+    section 2.5.5.1), is the IPv4 address.
     """
     address = parsed(text)
     return "" if address is None else str(address)
@@ -68,7 +70,7 @@ def parsed(text: str) -> IPv4Address | IPv6Address | None:
         return None
     if isinstance(address, IPv6Address):
         v4 = address.ipv4_mapped
-        if v4 is None and address in _NAT64:
+        if v4 is None and int(address) > _LEAST and any(address in network for network in _WITH_IPV4):
             v4 = IPv4Address(int(address) & 0xFFFF_FFFF)
         return v4 or address
     return address

@@ -12,7 +12,7 @@ V4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 V6 = (
     st.integers(0, 2**128 - 1)
     .map(IPv6Address)
-    .filter(lambda a: a.ipv4_mapped is None and a not in network("64:ff9b::/96"))
+    .filter(lambda a: not any(a in network(text) for text in ("::/80", "::ffff:0:0:0/96", "64:ff9b::/96")))
 )
 PORTS = st.integers(0, 65535)
 
@@ -23,6 +23,7 @@ def spellings(address: IPv4Address | IPv6Address, port: int) -> list[str]:
         number = int(address)
         hexadecimal = f"{number >> 16:x}:{number & 0xFFFF:x}"
         mapped = [f"::ffff:{address}", f"::FFFF:{hexadecimal}", f"0:0:0:0:0:ffff:{address}", f"64:ff9b::{address}"]
+        mapped += [f"::ffff:0:{address}", *([f"::{address}"] if number > 0xFFFF else [])]
         plain = [str(address), f"{address}:{port}", *mapped, *(f"[{text}]:{port}" for text in mapped)]
     else:
         short, long = str(address), address.exploded
