@@ -212,7 +212,8 @@ class Http2(H2Protocol):
             headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
         method, where, refused = pseudo[b":method"], pseudo.get(b":path", authority or b""), None
         try:
-            _check_h2(method, where, headers, ended=request.stream_ended is not None)
+            scheme = pseudo.get(b":scheme", b"")
+            _check_h2(method, scheme, where, headers, ended=request.stream_ended is not None)
         except HttpProblem as problem:
             refused, method = problem, b"-"
         number = request.stream_id
@@ -238,13 +239,15 @@ class Http2(H2Protocol):
         await super().stream_send(event)
 
 
-def _check_h2(method: bytes, where: bytes, headers: list[tuple[bytes, bytes]], *, ended: bool) -> None:
+def _check_h2(method: bytes, scheme: bytes, where: bytes, headers: list[tuple[bytes, bytes]], *, ended: bool) -> None:
     """Raise HttpProblem 400 for what h2 lets pass (RFC 9113, sections 8.1.1 and 8.3.1)."""
     if not method or method.translate(None, TOKEN):
         raise malformed("the method is malformed")
     is_path = where.startswith(b"/") or (method, where) == (b"OPTIONS", b"*") or method == b"CONNECT"
     if where.translate(None, _VISIBLE) or not is_path:
         raise malformed("the path is malformed")
+    if method != b"CONNECT" and scheme.lower() not in (b"http", b"https"):
+        raise malformed("the scheme is neither http nor https")
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1:
         raise malformed("the host is missing, or stands twice")
