@@ -15,6 +15,8 @@ LEFT = "app.left"
 """Stands in the scope when the client has left before the response started."""
 CLIENT_LEFT = 499
 """What a request is logged and measured as when its client has left: nobody was answered. As in nginx."""
+CONTINUE = "app.continue"
+"""Stands in the scope of a client that waits for 100 before it sends the body: what sends that."""
 REFUSED_BODY = "app.refused_body"
 """In a message: why the rest of the body is not taken, an Unavailable."""
 _ANSWER = "app.answer"

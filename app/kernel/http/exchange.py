@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import REFUSED_BODY, App, Message, Scope, answering
+from app.kernel.http.asgi import CONTINUE, REFUSED_BODY, App, Message, Scope, answering
 from app.kernel.http.problems import send_problem
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ class Exchange:
         return [_CLOSE] if is_last and _CLOSE not in fields else []
 
     async def receive(self) -> Message:
-        """Return the next message of the request, as ASGI says."""
+        """Return the next message of the request, as ASGI says.
+
+        Only now is a client that waits for 100 told to go on (RFC 9110, section 10.1.1): what is refused is not sent.
+        """
+        if not self._messages and (go_on := self._scope.pop(CONTINUE, None)) is not None:
+            await go_on()
         while not self._messages:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting

@@ -5,6 +5,7 @@ tests/kernel/http/test_protocol.py notices when a version of them does otherwise
 that the Edge refuses, so it is answered, logged and measured like every other one.
 """
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
-from app.kernel.http.asgi import LEFT
+from app.kernel.http.asgi import CONTINUE, LEFT
 from app.kernel.http.edge import CLOSE, REFUSED, check_host, check_single, malformed, target
 from app.kernel.http.parsing import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, Connection
 from app.kernel.http.problems import HttpProblem
@@ -40,7 +41,13 @@ class _Stream(HTTPStream):
     """A request and its answer, in either version."""
 
     async def open(
-        self, method: str, headers: list[tuple[bytes, bytes]], version: str, where: bytes, refused: HttpProblem | None
+        self,
+        method: str,
+        headers: list[tuple[bytes, bytes]],
+        version: str,
+        where: bytes,
+        refused: HttpProblem | None,
+        go_on: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Hand the request to the application."""
         self.start_time = 0.0  # of Hypercorn's access log, which is off
@@ -73,6 +80,8 @@ class _Stream(HTTPStream):
             "state": {},
             "extensions": {},
         }
+        if go_on is not None:
+            scope[CONTINUE] = go_on
         if refused is not None:
             scope[REFUSED] = refused
         self.scope = cast("Any", scope)
@@ -108,8 +117,6 @@ class Http1(H11Protocol):
 
     async def _handle_events(self) -> None:
         while not self._refused:
-            if self.connection.they_are_waiting_for_100_continue:
-                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
             try:
                 event = self.connection.next_event()
             except h11.RemoteProtocolError as error:
@@ -143,10 +150,15 @@ class Http1(H11Protocol):
             refused = problem
         await self._open(method, headers, request.http_version.decode(), request.target, refused)
 
+    async def _continue(self) -> None:
+        if self.connection.they_are_waiting_for_100_continue:
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+
     async def _open(self, method: str, headers: Any, version: str, where: bytes, refused: HttpProblem | None) -> None:
         about = (self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server)
         self.stream = stream = _Stream(*about, self.stream_send, STREAM_ID)
-        await stream.open(method, headers, version, where, refused)
+        go_on = self._continue if self.connection.they_are_waiting_for_100_continue else None
+        await stream.open(method, headers, version, where, refused, go_on)
         self.keep_alive_requests += 1
         await self.context.mark_request()
 

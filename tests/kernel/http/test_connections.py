@@ -208,6 +208,32 @@ async def test_a_refusal_reaches_a_client_that_still_sends(status: int, framing:
 
 
 @on_both_loops
+async def test_a_client_that_waits_for_100_is_told_to_go_on_only_when_its_body_is_wanted() -> None:
+    async with served() as server:
+
+        async def begun(path: str, length: int) -> tuple[Streams, bytes]:
+            reader, writer = await server.open()
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+            writer.write(head.encode())
+            return (reader, writer), await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+
+        for path, length, status in (("/refuse/415", 5, 415), ("/body", 3_000_000, 413), ("/health", 5, 405)):
+            (_, writer), first = await begun(path, length)
+            assert first.startswith(f"HTTP/1.1 {status} ".encode())
+            assert b"connection: close" in first
+            writer.close()
+
+        (reader, writer), first = await begun("/body", 5)
+        assert first.startswith(b"HTTP/1.1 100 ")
+        for part in (b"ab", b"cde"):
+            writer.write(part)
+            await asyncio.sleep(0.01)
+        writer.write(get("/next"))
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in await answers(reader, 2)] == [b"5", b"/next"]
+        writer.close()
+
+
+@on_both_loops
 async def test_reading_on_is_bounded_in_bytes_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_LINGER_BYTES", 1_000_000)
     monkeypatch.setattr(connections, "_LINGER_S", 0.3)
