@@ -174,6 +174,19 @@ def test_one_password_for_many_names_is_noticed_and_refused(pair: list[httpx.Cli
     assert sign_in(pair[1], "Winter-2026!", "name-0").status_code == 401
 
 
+def test_a_name_that_could_not_be_counted_for_a_password_is_counted_later(
+    pair: list[httpx.Client], database: TestDatabase
+) -> None:
+    guess = "Winter-2026!"
+    assert sign_in(pair[0], "another one", "ann").status_code == 401
+    with psycopg.connect(database.conninfo) as held:
+        held.execute("SELECT FROM auth.limits WHERE key LIKE 'login:address:%%' FOR UPDATE", ())
+        assert sign_in(pair[0], guess, "ann").status_code == 503
+    assert sign_in(pair[1], guess, "ann").status_code == 401
+    counted = "SELECT hits, pending FROM auth.limits WHERE key LIKE 'login:password:______' AND hits <> 0"
+    assert database.all(counted) == [(1, 0), (1, 0)]
+
+
 def test_what_is_kept_of_a_failed_password_does_not_tell_what_it_was() -> None:
     key = limit_of_password(b"a secret", "pa\u0308ssword")
     assert key == limit_of_password(b"a secret", "p\u00e4ssword")

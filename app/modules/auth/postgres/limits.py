@@ -92,7 +92,7 @@ class PostgresLimits:
         sql = """
             DELETE FROM auth.limits WHERE key IN (
                 SELECT key FROM auth.limits WHERE started_at < now() - window_s * interval '1 second'
-                ORDER BY started_at LIMIT %(chunk)s
+                ORDER BY started_at LIMIT %(chunk)s FOR UPDATE SKIP LOCKED
             )
         """
         return await run_in_chunks(db, sql)

@@ -128,18 +128,13 @@ class Login:
 
     async def _reserve(self, limits: list[Limit], pair: str) -> Try:
         by_password = limits[-1]
-        is_new = await self.limits.is_new(self.db, pair, by_password.window_s)  # a password counts once for each name
-        limits = [*limits[:-1], replace(by_password, counts=is_new)]
-        try:
-            of_name, _, of_password = await self.limits.reserve(self.db, limits)
+        async with self.db.begin() as tx:  # all or nothing: a name that is noted and not counted would never be
+            is_new = await self.limits.is_new(tx, pair, by_password.window_s)  # a password counts once for each name
+            limits = [*limits[:-1], replace(by_password, counts=is_new)]
+            of_name, _, of_password = await self.limits.reserve(tx, limits)
             is_locked = of_name.failed >= LOCKED_FROM
             if not is_locked and of_name.failed + of_name.pending > LOCKED_FROM:
-                await self.limits.give_back(self.db, limits)
                 raise too_many_at_once()
-        except RateLimited:
-            if is_new:
-                await self.limits.forget(self.db, pair)
-            raise
         is_spraying = is_new and of_password.failed + of_password.pending == SPRAYED_FROM
         return Try(limits, pair, is_locked, is_spraying)
 
@@ -147,9 +142,9 @@ class Login:
         return undone_unless_decided(lambda: self._give_back(self.db, tried))
 
     async def _give_back(self, db: Queries, tried: Try, *, forgiven: str = "") -> None:
-        await self.limits.give_back(db, tried.limits, forgiven=forgiven)
         if tried.limits[-1].counts:
-            await self.limits.forget(db, tried.pair)
+            await self.limits.forget(db, tried.pair)  # first, as when it was reserved: everybody locks in this order
+        await self.limits.give_back(db, tried.limits, forgiven=forgiven)
 
     async def _failed(self, caller: Caller, actor: Actor | None, tried: Try) -> None:
         await self.limits.fail(self.db, tried.limits)
