@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -15,6 +16,9 @@ import pytest
 
 from tests.support.leaks import WATCH, watched
 from tests.support.project import ROOT, Project, Running
+
+# a script that runs the tests in the background has SIGINT ignored, and so would every process that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUPERUSER = ("root", "correct horse battery staple")
 

@@ -45,7 +45,7 @@ async def unleash(plan: Plan, project: Project, holder: Holder, folder: Path, sa
     deployment = Deployment.of(project, create_database(holder.server), folder)
     deployment.start(CONSUMER).ready()  # migrates, and registers the subscriptions
     database = deployment.database
-    database.run("INSERT INTO kernel.queues (name, concurrency) VALUES ('narrow', %s)", NARROW_LIMIT)
+    database.run("UPDATE kernel.queues SET concurrency = %s WHERE name = 'narrow'", NARROW_LIMIT)
     for _ in range(plan.consumers - 1):
         deployment.start(CONSUMER)
     for _ in range(plan.managers):

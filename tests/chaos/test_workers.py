@@ -17,7 +17,7 @@ GROUP_COUNT, LIMITED_COUNT, NARROW_COUNT = 20, 20, 40
 async def test_killed_workers_change_neither_the_order_of_groups_nor_limits(deployment: Deployment) -> None:
     database = deployment.database
     deployment.start(CONSUMER).ready(60)
-    database.run("INSERT INTO kernel.queues (name, concurrency) VALUES ('narrow', %s)", NARROW_LIMIT)
+    database.run("UPDATE kernel.queues SET concurrency = %s WHERE name = 'narrow'", NARROW_LIMIT)
     others = [deployment.start(CONSUMER) for _ in range(WORKERS - 1)]
     for other in others:
         other.ready(60)
