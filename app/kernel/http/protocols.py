@@ -185,7 +185,7 @@ class Http2(H2Protocol):
             codes.MAX_HEADER_LIST_SIZE: self.config.h2_max_header_list_size,
         }
         self.connection.local_settings = h2.settings.Settings(client=False, initial_values=limits)
-        self._resets = 0
+        self._requests = self._resets = 0
 
     async def handle(self, event: Event) -> None:
         await super().handle(event)
@@ -199,11 +199,13 @@ class Http2(H2Protocol):
                 if (stream := self.streams.get(event.stream_id)) is not None:  # else it is answered already
                     await stream.handle(Body(stream_id=event.stream_id, data=event.data))
                 self._give_back(event)
+            elif isinstance(event, h2.events.RequestReceived) and self.context.terminated.is_set():
+                self._refuse_stream(event.stream_id)
             elif isinstance(event, h2.events.PriorityUpdated):
                 pass  # RFC 9113, section 5.3.2: deprecated
             else:
                 self._resets += isinstance(event, h2.events.StreamReset)
-                if self._resets > _MOST_RESETS:
+                if self._resets > max(_MOST_RESETS, self._requests // 2):
                     self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                     await self._flush()
                     await self.handle(Closed())
@@ -211,6 +213,11 @@ class Http2(H2Protocol):
                     return
                 await super()._handle_events([event])
         await self._flush()
+
+    def _refuse_stream(self, number: int) -> None:
+        """Tell the client that nothing was done and that it may ask elsewhere (RFC 9113, section 8.7)."""
+        self.connection.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
+        self.connection.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 0})
 
     def _give_back(self, event: h2.events.DataReceived) -> None:
         with suppress(h2.exceptions.ProtocolError):  # the stream may have ended meanwhile
@@ -235,7 +242,8 @@ class Http2(H2Protocol):
         self.priority.insert_stream(number)
         self.priority.block(number)
         await stream.open(method.decode(), headers, "2", where, refused)
-        self.keep_alive_requests += 1
+        # not keep_alive_requests: at the most of these, Hypercorn closes without answering what is in flight
+        self._requests += 1
         await self.context.mark_request()
 
     async def stream_send(self, event: StreamEvent) -> None:

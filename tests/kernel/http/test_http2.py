@@ -289,6 +289,35 @@ async def test_a_client_that_opens_and_resets_without_end_is_cut(server: Serving
     assert await is_alive(server)
 
 
+async def test_a_connection_answers_every_request_however_many_they_are(server: Serving) -> None:
+    client = await connect(server)
+    for _ in range(60):
+        numbers = {client.request(GET) for _ in range(20)}
+        for _ in range(2):
+            client.send(RstStreamFrame(client.request(POST, b"x", end=False), error_code=8))
+        async with asyncio.timeout(10):
+            while numbers:
+                frame = await client.read()
+                assert frame is not None
+                assert not isinstance(frame, GoAwayFrame), f"with {len(numbers)} in flight"
+                if "END_STREAM" in frame.flags:
+                    numbers.discard(frame.stream_id)
+
+
+async def test_a_stop_says_of_a_new_stream_that_nothing_was_done(server: Serving) -> None:
+    client = await connect(server)
+    begun = client.request(POST, b"x", end=False)
+    assert await client.until(client.request(GET)) == (200, b"0")
+    server.stop.set()
+    await asyncio.sleep(0.1)
+    late = client.request(GET)
+    client.send(DataFrame(begun, b"y", flags=["END_STREAM"]))
+    assert await client.until(begun) == (200, b"2")
+    [reset] = [frame for frame in client.frames if isinstance(frame, RstStreamFrame)]
+    assert (reset.stream_id, reset.error_code) == (late, 7)
+    assert REACHED == ["GET 0", "POST 2"]
+
+
 STREAMS, FLAGS = st.integers(1, 9), st.lists(st.sampled_from(["END_STREAM", "END_HEADERS"]))
 FRAMES = st.one_of(
     st.builds(lambda n, data, end: DataFrame(n, data, flags=end), STREAMS, st.binary(max_size=30), st.just([])),
