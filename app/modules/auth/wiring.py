@@ -245,7 +245,7 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         end_my_session=EndMySession(db, SESSIONS, AUDIT),
         get_jwks=GetJwks(await p.use(keyring)),
         verify=Verify(),
-        start_totp=StartTotp(db, factors, reauthenticate, AUDIT, settings.audience),
+        start_totp=StartTotp(db, factors, SESSIONS, reauthenticate, AUDIT, settings.audience),
         confirm_totp=ConfirmTotp(db, factors, SESSIONS, LIMITS, AUDIT),
         remove_totp=RemoveTotp(db, factors, SESSIONS, reauthenticate, AUDIT),
     )

@@ -1,5 +1,7 @@
 """Passwords: which are taken, how they are compared, and what becomes of them."""
 
+import base64
+import functools
 import re
 import statistics
 import time
@@ -14,12 +16,14 @@ from argon2 import PasswordHasher
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from app.modules.auth.domain.actors import WeakPassword
+from app.modules.auth.domain.second_factor import totp
 from app.modules.auth.passwords import Argon2Passwords
 from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import Project, eventually
 
 USERNAME, PASSWORD = SUPERUSER
 LOGIN, ME = "/auth/v1/login", "/auth/v1/me"
+TOTP = f"{ME}/totp"
 
 
 @pytest.fixture
@@ -128,6 +132,7 @@ def meanwhile(database: TestDatabase, request: Callable[[], httpx.Response], cha
     )
     with psycopg.connect(database.conninfo) as held, ThreadPoolExecutor(1) as thread:
         held.execute("SELECT FROM auth.actors FOR UPDATE")
+        held.execute("SELECT FROM auth.totp FOR UPDATE")
         answer = thread.submit(request)
         eventually(lambda: database.all(waiting) == [(1,)], every=0.01)
         held.execute(change)
@@ -153,6 +158,23 @@ def test_a_password_is_not_changed_by_a_session_that_ends_meanwhile(project: Pro
     answer = meanwhile(database, lambda: client.put(f"{ME}/password", json=wanted), ends)
     assert (answer.status_code, answer.json()["code"]) == (401, "SESSION_NOT_FOUND")
     assert log_in_with(client, PASSWORD).status_code == 200
+
+
+def test_a_second_factor_is_not_changed_by_a_session_that_ends_meanwhile(
+    project: Project, database: TestDatabase
+) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    current = {"current_password": PASSWORD}
+    secret = base64.b32decode(client.post(TOTP, json=current).json()["secret"])
+    kept = "SELECT secret, confirmed_at FROM auth.totp"
+    before = database.all(kept)
+    for method, path in (("POST", TOTP), ("POST", f"{TOTP}/confirm"), ("DELETE", TOTP)):
+        body = {"otp": totp(secret, int(time.time()) // 30)} if path != TOTP else current
+        request = functools.partial(client.request, method, path, json=body)
+        answer = meanwhile(database, request, "UPDATE auth.sessions SET ended_at = now()")
+        assert (answer.status_code, answer.json()["code"]) == (401, "SESSION_NOT_FOUND"), (method, path)
+        assert database.all(kept) == before
+        database.run("UPDATE auth.sessions SET ended_at = NULL")
 
 
 def test_nobody_can_sign_in_until_an_operator_makes_somebody(project: Project, database: TestDatabase) -> None:

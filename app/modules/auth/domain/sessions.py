@@ -209,3 +209,13 @@ class Tokens(Protocol):
     def refresh_claims(self, token: str) -> tuple[UUID, int]:
         """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
         ...
+
+
+async def check_still_lives(tx: Transaction, caller: Caller, sessions: Sessions) -> None:
+    """Raise SessionNotFound when the caller's session has ended since the request began; nobody ends it until the end.
+
+    Whoever ended it took care of the account, and what it asks for would come after that.
+    """
+    session = await sessions.lock(tx, caller.session_id) if caller.session_id else None
+    if session is None or session.ended_at is not None:
+        raise SessionNotFound

@@ -10,7 +10,7 @@ from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import Actors, Password, Passwords
-from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
+from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions, check_still_lives
 from app.modules.auth.portal import PasswordChanged
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
@@ -47,9 +47,7 @@ class ChangePassword:
         password_hash = await self.passwords.hash(normal, caller.origin.limited)
         async with self.db.begin() as tx:
             await self.actors.set_password(tx, actor.id, password_hash)
-            session = await self.sessions.lock(tx, caller.session_id) if caller.session_id else None
-            if session is None or session.ended_at is not None:
-                raise SessionNotFound  # ended while the passwords were hashed: somebody else took care of the account
+            await check_still_lives(tx, caller, self.sessions)
             ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
             await self.queue.publish(tx, PasswordChanged(actor.id))

@@ -18,7 +18,7 @@ from app.modules.auth.domain.second_factor import (
     new_recovery_code,
     recovery_hash,
 )
-from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions, check_still_lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ConfirmTotp:
     async def __call__(self, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
         """Return the recovery codes, and end the caller's other sessions. Not safe to repeat.
 
-        Raises NoSecondFactor, InvalidOtp, RateLimited.
+        Raises NoSecondFactor, InvalidOtp, RateLimited, SessionNotFound.
         """
         if caller.actor is None:
             raise SessionNotFound
@@ -68,6 +68,7 @@ class ConfirmTotp:
         async with self.db.begin() as tx:
             if not await self.factors.confirm(tx, caller.actor.id, step, [recovery_hash(code) for code in codes]):
                 raise NoSecondFactor
+            await check_still_lives(tx, caller, self.sessions)
             ended = await self.sessions.end_all(tx, caller.actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.confirm_totp", target=caller.actor.id, sessions_ended=ended)
         return RecoveryCodes(codes)

@@ -9,7 +9,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.modules.auth.domain.second_factor import NoSecondFactor, SecondFactors
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions
+from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions, check_still_lives
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 
@@ -35,11 +35,12 @@ class RemoveTotp:
     async def __call__(self, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
         """Remove it, and end the caller's other sessions.
 
-        Raises InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor.
+        Raises InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor, SessionNotFound.
         """
         actor = await self.reauthenticate.fully(caller, given.current_password, given.otp)
         async with self.db.begin() as tx:
             if not await self.factors.remove(tx, actor.id):
                 raise NoSecondFactor
+            await check_still_lives(tx, caller, self.sessions)
             ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.remove_totp", target=actor.id, sessions_ended=ended)

@@ -9,7 +9,7 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.modules.auth.domain.second_factor import SecondFactorExists, SecondFactors, base32, new_secret, otpauth_uri
-from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions, check_still_lives
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 
@@ -35,6 +35,7 @@ class StartTotp:
 
     db: Database
     factors: SecondFactors
+    sessions: Sessions
     reauthenticate: Reauthenticate
     audit: Audit
     issuer: str
@@ -42,12 +43,13 @@ class StartTotp:
     async def __call__(self, caller: AuthenticatedCaller, given: Reauthentication) -> PendingTotp:
         """Return the secret. Safe to repeat until confirmed.
 
-        Raises InvalidCredentials, RateLimited, SecondFactorExists.
+        Raises InvalidCredentials, RateLimited, SecondFactorExists, SessionNotFound.
         """
         actor = await self.reauthenticate(caller, given.current_password)
         secret = new_secret()
         async with self.db.begin() as tx:
             if not await self.factors.start(tx, actor.id, secret):
                 raise SecondFactorExists
+            await check_still_lives(tx, caller, self.sessions)
             await self.audit.record(tx, caller, "auth.start_totp", target=actor.id)
         return PendingTotp(base32(secret), otpauth_uri(secret, actor.username, self.issuer))
