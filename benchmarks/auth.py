@@ -122,10 +122,11 @@ def enumeration(server: Server, tries: int) -> None:
     found: dict[str, list[float]] = {kind: [] for kind in WRONG}
     with psycopg.connect(server.database.conninfo, autocommit=True) as own:
         own.execute(ACCOUNTS)
+        [(locked_id,)] = own.execute("SELECT id FROM auth.actors WHERE username_key = 'locked'").fetchall()
+        locked = limit_of_name("locked", locked_id)
         for kinds in turns(list(WRONG), tries):
             # what the limits have counted, they have answered alike; here each try is as good as the first
             own.execute("DELETE FROM auth.limits")
-            locked = limit_of_name("locked")
             own.execute("INSERT INTO auth.limits (key, hits) VALUES (%s, %s)", (locked, LOCKED_FROM))
             for kind in kinds:
                 found[kind].append(connection.login_ms((401,), *WRONG[kind]))
