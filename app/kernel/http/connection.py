@@ -123,7 +123,13 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(self, scope, send)
         running = exchange.run(self.server.application(self, app, scope))
         task = self._exchanges[exchange] = asyncio.ensure_future(running)
-        task.add_done_callback(lambda _: self._exchanges.pop(exchange))
+        self.server.request_begun(self)
+
+        def ended(_: object) -> None:
+            self._exchanges.pop(exchange)
+            self.server.request_ended(self)
+
+        task.add_done_callback(ended)
         return exchange.put
 
     def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:

@@ -90,6 +90,8 @@ class Connections:
         self._held: set[Connection] = set()
         self._spares: set[Connection] = set()
         self._of: Counter[str] = Counter()
+        self._requests = 0
+        self._requests_of: Counter[str] = Counter()
         self._pending: Accepted | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -262,10 +264,28 @@ class Connections:
 
     def application(self, connection: Connection, app: App, scope: Scope) -> App:
         """Return what answers a request, having marked one that is not to be served."""
-        if connection.refusal and scope["path"] not in PATHS:
-            self.refusals.note(connection.refusal)
-            scope[REFUSED] = Unavailable("there are too many connections")
+        reason = connection.refusal
+        if not reason and scope["http_version"] == "2":  # in HTTP/1, a connection has one request at a time
+            if not connection.is_proxy and self._requests_of[connection.address] >= self._most_of_one:
+                reason = "address"
+            elif self._requests >= self._most:
+                reason = "full"
+        if reason and scope["path"] not in PATHS:
+            self.refusals.note(reason)
+            scope[REFUSED] = Unavailable("there are too many connections or requests")
         return app
+
+    def request_begun(self, connection: Connection) -> None:
+        """A request is in flight on it."""
+        self._requests += 1
+        self._requests_of[connection.address] += 1
+
+    def request_ended(self, connection: Connection) -> None:
+        """It is no more."""
+        self._requests -= 1
+        self._requests_of[connection.address] -= 1
+        if not self._requests_of[connection.address]:
+            del self._requests_of[connection.address]
 
     def client_of(self, scope: Scope) -> str:
         """Return the address that a request counts for."""

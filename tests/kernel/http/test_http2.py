@@ -318,6 +318,25 @@ async def test_a_stop_says_of_a_new_stream_that_nothing_was_done(server: Serving
     assert REACHED == ["GET 0", "POST 2"]
 
 
+async def test_streams_in_flight_are_bounded_like_connections() -> None:
+    async with serving(app, HTTP_SERVER_H2C="true", HTTP_SERVER_MAX_CONNECTIONS="20") as server:
+        clients = [Client(*await server.connect()) for _ in range(2)]
+        begun = [(client, client.request(POST, b"x", end=False)) for client in clients for _ in range(5)]
+        for client in clients:
+            found = await client.until(client.request(GET))
+            assert found is not None
+            assert found[0] == 503
+        for client, number in begun:
+            client.send(DataFrame(number, b"y", flags=["END_STREAM"]))
+        for client, number in begun:
+            async with asyncio.timeout(10):
+                while not any(f.stream_id == number and "END_STREAM" in f.flags for f in client.frames):
+                    assert await client.read() is not None
+        assert await ask(server, GET) == (200, b"0")
+        for client in [*clients, CLIENTS.pop()]:
+            client.writer.close()
+
+
 STREAMS, FLAGS = st.integers(1, 9), st.lists(st.sampled_from(["END_STREAM", "END_HEADERS"]))
 FRAMES = st.one_of(
     st.builds(lambda n, data, end: DataFrame(n, data, flags=end), STREAMS, st.binary(max_size=30), st.just([])),
