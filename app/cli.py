@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from app import ROOT, __version__
 from app.modules import MODULES
+from app.signals import heed_while_loading
 from app.streams import CannotWrite, open_streams
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def _show_version(wanted: bool) -> None:
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status (sysexits.h)."""
     open_streams()
+    if sys.argv[1:2] and sys.argv[1].startswith("run-"):
+        heed_while_loading()
     status = _translated(lambda: _run(sys.argv[1:]))
     sys.exit(status or _translated(sys.stdout.flush))
 

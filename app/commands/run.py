@@ -1,13 +1,13 @@
 """The `run-*` commands: one process each, out of `app.processes`."""
 
 import asyncio
-import signal
 from typing import Annotated
 
 import typer
 
 from app import ROOT
 from app.processes import PROCESSES, Spec, load_settings
+from app.signals import end_at_once
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="from the settings")]
 Port = Annotated[
@@ -61,14 +61,13 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
 
     from app.kernel.config import LoggerSettings
     from app.kernel.process import Process
-    from app.kernel.telemetry.logs import REOPEN, configure
+    from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 
-    for number in REOPEN:  # what rotates logs signals a process that only starts, too
-        signal.signal(number, lambda _number, _frame: None)
     settings = load_settings(overrides)
     remember(settings.secrets())
     configure(settings[LoggerSettings], name)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(Process(name, settings, ROOT).run(spec.services))
+        end_at_once(status)
     raise typer.Exit(status)

@@ -129,7 +129,7 @@ class Process:
         previous = {n: signal.signal(n, signalled) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
         if sys.stdout.isatty():  # who closes a terminal does not want an orphan; else it means to open the log anew
             previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hung_up)
-        faulthandler.register(signal.SIGUSR2, file=2)
+        faulthandler.register(signal.SIGUSR2, file=2)  # for good: without it, this signal kills
         try:
             await asyncio.wait({body})
         except asyncio.CancelledError:
@@ -139,7 +139,6 @@ class Process:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            faulthandler.unregister(signal.SIGUSR2)
             for watchdog in self._watchdogs:
                 watchdog.cancel()
         if self._signals > 1:

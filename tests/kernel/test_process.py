@@ -293,6 +293,24 @@ def test_a_hang_up_while_starting_does_not_end_a_process(cli: Project) -> None:
         assert running.stop() == 0
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_signals_do_what_is_documented_while_a_process_is_loaded(cli: Project, number: str) -> None:
+    loading = "app.cli._run = lambda _: (os.kill(os.getpid(), signal.Signals[sys.argv[2]]), print('went on'))"
+    ended = subprocess.run(
+        [cli.python, "-c", f"import app.cli, os, signal, sys; {loading}; app.cli.main()", "run-cron-manager", number],
+        cwd=cli.root,
+        env=cli.environment({}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert ended.stdout == ("" if number in ("SIGTERM", "SIGINT", "SIGQUIT") else "went on\n")
+    assert ("most recent call first" in ended.stderr) == (number == "SIGUSR2")
+
+
 def test_a_closed_terminal_drains_the_process_in_it(project: Project) -> None:
     terminal, side = os.openpty()
     running = subprocess.Popen(
