@@ -60,7 +60,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     import uvloop
 
     from app.kernel.config import LoggerSettings
-    from app.kernel.process import Process
+    from app.kernel.process import Process, run_to_end
     from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 
@@ -68,6 +68,6 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     remember(settings.secrets())
     configure(settings[LoggerSettings], name)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(Process(name, settings, ROOT).run(spec.services))
+        status = run_to_end(runner.get_loop(), Process(name, settings, ROOT).run(spec.services))
         end_at_once(status)
     raise typer.Exit(status)

@@ -232,6 +232,22 @@ class Process:
             await asyncio.wait(left, timeout=_CLOSE_S)
 
 
+def run_to_end(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop, to its end; return what it returns.
+
+    A task that raises SystemExit or KeyboardInterrupt ends the whole loop in asyncio. Here it ends the task only: an
+    operation may call a library in a task of its own, and whoever waits for that task is told.
+    """
+    main = loop.create_task(body)
+    while True:
+        try:
+            return loop.run_until_complete(main)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if main.done():
+                raise
+            logger.opt(exception=error).error("a task raised {}; going on", said(error))
+
+
 async def pause(stop: asyncio.Event, seconds: float) -> bool:
     """Wait, but no longer than until asked to stop; return whether that was asked."""
     try:

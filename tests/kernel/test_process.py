@@ -11,18 +11,19 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvloop
 
 from app.kernel.config import load
 from app.kernel.errors import Unavailable
 from app.kernel.http.server import bind
-from app.kernel.process import DependencyCycle, Process, Service
+from app.kernel.process import DependencyCycle, Process, Service, run_to_end
 from app.processes import sections
 from tests.support.project import ROOT, Project, eventually
 
@@ -309,6 +310,33 @@ def test_signals_do_what_is_documented_while_a_process_is_loaded(cli: Project, n
     assert ended.returncode == 0
     assert ended.stdout == ("" if number in ("SIGTERM", "SIGINT", "SIGQUIT") else "went on\n")
     assert ("most recent call first" in ended.stderr) == (number == "SIGUSR2")
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("error", [SystemExit(4), KeyboardInterrupt()])
+def test_a_task_that_exits_ends_neither_the_loop_nor_other_tasks(
+    factory: Callable[[], asyncio.AbstractEventLoop], error: BaseException
+) -> None:
+    async def leaves() -> None:
+        raise error
+
+    async def body() -> BaseException | None:
+        other = asyncio.ensure_future(asyncio.sleep(0.01, "other"))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(leaves())
+        except BaseException as raised:  # noqa: BLE001 - what an attempt of a job does
+            assert await other == "other"
+            return raised
+        return None
+
+    loop = factory()
+    try:
+        assert run_to_end(loop, body()) is error
+        with pytest.raises(type(error)):
+            run_to_end(loop, leaves())
+    finally:
+        loop.close()
 
 
 def test_a_closed_terminal_drains_the_process_in_it(project: Project) -> None:
