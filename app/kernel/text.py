@@ -33,13 +33,18 @@ def shown(value: object, how: Callable[[object], str] = str) -> str:
     try:
         return how(value)
     except BaseException:  # noqa: BLE001 - it is not what was asked for
-        return f"<{type(value).__name__} that cannot be shown>"
+        return f"<{_kind(value)} that cannot be shown>"
 
 
 def said(error: BaseException) -> str:
     """Return an exception's type and text, storable, of bounded length. Never raises."""
     text = storable(shown(error)[:_LONGEST])
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{_kind(error)}: {text}" if text else _kind(error)
+
+
+def _kind(value: object) -> str:
+    """Return the name of a value's type, past what a metaclass says."""
+    return storable(type.__dict__["__name__"].__get__(type(value)))
 
 
 def misnamed(option: str, value: object) -> str:

@@ -303,7 +303,10 @@ class Consumer:
         if error is None:
             logs.ended("INFO", "job done")
             return "done"
-        return await self._not_done(job, error, stopped_for)
+        try:
+            return await self._not_done(job, error, stopped_for)
+        except Exception as unfit:  # noqa: BLE001 - the error has what its kind does not allow
+            return await self._failed(job, RuntimeError(f"an error that cannot be told, because of {said(unfit)}"))
 
     async def _not_done(self, job: Job, error: BaseException, stopped_for: str) -> str:
         """Record how an attempt ended that raised; return its outcome."""

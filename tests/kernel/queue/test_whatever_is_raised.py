@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter
 from app.kernel.queue.leases import Leases
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
@@ -20,6 +21,18 @@ class Mute(Exception):
         raise RuntimeError("no text")
 
     __repr__ = __str__
+
+
+class Nameless(type):
+    """Does not say the name of its classes."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Nobody(Exception, metaclass=Nameless):
+    """Is of a kind that cannot be asked for its name."""
 
 
 class Base(BaseException):
@@ -72,6 +85,8 @@ WAYS = {
     "BaseException": (raising(Base("base")), "Base: base"),
     "a group of them": (raising(BaseExceptionGroup("both", [Base(), OSError()])), "BaseExceptionGroup: both"),
     "one without a text": (raising(Mute()), "Mute: <Mute that cannot be shown>"),
+    "one of a kind without a name": (raising(Nobody("who")), "Nobody: who"),
+    "Unavailable until a text": (raising(Unavailable("no", "soon")), "RuntimeError: an error that cannot be told"),  # type: ignore[arg-type]
     "text that is no UTF-8": (raising(OSError("\ud800 and \0")), "OSError: ? and "),
     "RetryAfter for ever": (raising(RetryAfter(math.inf, "never")), "RetryAfter: never"),
     "RetryAfter nothing": (raising(RetryAfter(math.nan)), "RetryAfter: asked to be tried again in nan s"),
