@@ -17,7 +17,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Most = Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most rows.")]
+
+
+def whole(least: int, most: int) -> Callable[[str | int], int]:
+    """Return a parser of whole numbers between two bounds, for a parameter: in plain digits, as in settings."""
+
+    def parse(given: str | int) -> int:
+        text = str(given)  # a default is a number
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            raise typer.BadParameter(f"expected a whole number from {least} to {most}, in digits only")
+        return int(text)
+
+    return parse
+
+
+Most = Annotated[
+    int, typer.Option("--limit", parser=whole(1, 1000), metavar="NUMBER", help="Maximum number of rows, up to 1000.")
+]
 Cursor = Annotated[str | None, typer.Option(help="Go on where an earlier call stopped.")]
 
 

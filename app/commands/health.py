@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from app.commands.console import Json, print_json
+from app.commands.console import Json, print_json, whole
 from app.kernel.config import HttpServerSettings, OperationsSettings
 from app.kernel.errors import Unavailable
 from app.processes import load_settings
@@ -27,7 +27,10 @@ def health(
     port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="Where to ask.", show_default="the API's port of the settings, then the workers'"
+            parser=whole(1, 65535),
+            metavar="NUMBER",
+            help="Where to ask.",
+            show_default="the API's port of the settings, then the workers'",
         ),
     ] = None,
     as_json: Json = False,

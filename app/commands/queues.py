@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.console import Json, group, print_json, print_page, run_once, shown, stored_name
+from app.commands.console import Json, group, print_json, print_page, run_once, shown, stored_name, whole
 
 if TYPE_CHECKING:
     from app.kernel.pages import Page
@@ -89,7 +89,10 @@ def resume(name: Name, as_json: Json = False) -> None:
 def limit(
     name: Name,
     concurrency: Annotated[
-        int | None, typer.Argument(min=1, max=1_000_000, help="Most jobs at once.", show_default=False)
+        int | None,
+        typer.Argument(
+            parser=whole(1, 1_000_000), metavar="CONCURRENCY", help="Most jobs at once.", show_default=False
+        ),
     ] = None,
     none: Annotated[bool, typer.Option("--none", help="As many as the workers can.")] = False,
     as_json: Json = False,

@@ -6,17 +6,28 @@ from typing import Annotated
 import typer
 
 from app import ROOT
+from app.commands.console import whole
 from app.processes import PROCESSES, Spec, load_settings
 from app.signals import end_at_once
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="from the settings")]
 Port = Annotated[
     int | None,
-    typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="from the settings"),
+    typer.Option(
+        parser=whole(0, 65535),
+        metavar="NUMBER",
+        help="Port to listen on; 0 takes a free one.",
+        show_default="from the settings",
+    ),
 ]
 NoMigrate = Annotated[bool, typer.Option("--no-migrate", help="Refuse to start when migrations are pending.")]
 Queues = Annotated[list[str] | None, typer.Option("--queue", help="Queue to work on; repeatable.")]
-Concurrency = Annotated[int | None, typer.Option(min=1, help="Most jobs at once.", show_default="from the settings")]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole(1, 10_000), metavar="NUMBER", help="Most jobs at once.", show_default="from the settings"
+    ),
+]
 
 
 def typer_app(name: str) -> typer.Typer:
