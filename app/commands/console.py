@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from app.kernel.pages import Page
 
 T = TypeVar("T")
+_WHOLE = re.compile("0|[1-9][0-9]{0,18}", re.ASCII)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -24,7 +26,7 @@ def whole(least: int, most: int) -> Callable[[str | int], int]:
 
     def parse(given: str | int) -> int:
         text = str(given)  # a default is a number
-        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        if _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
             raise typer.BadParameter(f"expected a whole number from {least} to {most}, in digits only")
         return int(text)
 

@@ -91,7 +91,7 @@ def limit(
     concurrency: Annotated[
         int | None,
         typer.Argument(
-            parser=whole(1, 1_000_000), metavar="CONCURRENCY", help="Most jobs at once.", show_default=False
+            parser=whole(1, 1_000_000), metavar="concurrency", help="Most jobs at once.", show_default=False
         ),
     ] = None,
     none: Annotated[bool, typer.Option("--none", help="As many as the workers can.")] = False,
