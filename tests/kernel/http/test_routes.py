@@ -101,8 +101,10 @@ class Refuse:
 
 
 class Fail:
+    error: BaseException = RuntimeError("a secret detail")
+
     async def __call__(self) -> Answer:
-        raise RuntimeError("a secret detail")
+        raise self.error
 
 
 class Sleep:
@@ -308,6 +310,23 @@ async def test_an_unexpected_error_is_a_500_without_details_unless_debugging() -
         assert answer.json()["request_id"]
     async with client(debug=True) as http:
         assert "a secret detail" in (await http.get("/fail")).json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        BaseExceptionGroup("", [SystemExit()]),
+    ],
+)
+async def test_whatever_an_operation_raises_is_a_500(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    monkeypatch.setattr(Fail, "error", error)
+    async with client() as http:
+        answer = await http.get("/fail")
+    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL_ERROR")
 
 
 async def test_a_request_over_the_handle_timeout_is_cancelled_and_answered_504() -> None:

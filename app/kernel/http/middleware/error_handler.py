@@ -1,5 +1,7 @@
 """ErrorHandler: refusals become problem details."""
 
+import asyncio
+
 from app.kernel.errors import Refusal
 from app.kernel.http.asgi import App, Receive, Scope, Send
 from app.kernel.http.problems import HttpProblem, send_problem
@@ -16,3 +18,14 @@ class ErrorHandler:
             await self._app(scope, receive, send)
         except (Refusal, HttpProblem) as error:
             await send_problem(scope, send, error)
+        except BaseException as error:
+            if isinstance(error, Exception) or _was_cancelled(error):
+                raise
+            # SystemExit, or the cancellation of something else: an operation's failure like any other
+            raise RuntimeError(f"the operation raised {type(error).__name__}") from error
+
+
+def _was_cancelled(error: BaseException) -> bool:
+    """Return whether somebody has cancelled this request."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
