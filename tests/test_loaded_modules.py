@@ -115,6 +115,7 @@ def test_help_and_version_load_no_infrastructure_and_nothing_of_the_kernel(cli: 
     assert packages(loaded) & HEAVY == set()
     assert {name for name in loaded if name.startswith("app.")} <= {
         "app.cli",
+        "app.signals",
         "app.streams",
         "app.processes",
         "app.modules",
