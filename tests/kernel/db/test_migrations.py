@@ -457,13 +457,14 @@ def test_an_index_whose_builder_was_killed_is_built_by_another_process_and_valid
     )
     processes = [copy.start(kind) for kind in ("run-auth-http", "run-cron-manager", "run-event-consumer")]
     victim = migrating(database, processes, "CREATE INDEX")
-    assert database.all("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('big_n')") == [(False,)]
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('big_n')"
+    eventually(lambda: database.all(valid) == [(False,)], 60)  # the statement runs before the index is in the catalogue
     database.run("DELETE FROM slow")
     victim.popen.kill()
     for process in processes:
         if process is not victim:
             process.ready(60)
-    assert database.all("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('big_n')") == [(True,)]
+    assert database.all(valid) == [(True,)]
     applied_once(database, ids(copy))
 
 
