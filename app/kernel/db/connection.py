@@ -37,9 +37,7 @@ class Connection(AsyncConnection[Row]):
             opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S)
         except (psycopg.Error, OSError) as error:
             raise Unavailable("the database is not available", retry_after_s=2) from error
-        if any(
-            opened.info.parameter_status(name) == "on" for name in ("default_transaction_read_only", "in_hot_standby")
-        ):
+        if any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY):
             opened.drop()
             raise Unavailable("the database is read-only", retry_after_s=2)
         return opened
