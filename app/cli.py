@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from app import ROOT, __version__
-from app.modules import MODULES
+from app import __version__
+from app.modules import modules
 from app.signals import heed_while_loading
 from app.streams import CannotWrite, open_streams
 
@@ -21,14 +20,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "config": ("app.commands.config", "Show, explain and validate the settings."),
     "db": ("app.commands.db", "Open a shell on the database."),
-    "dead-letters": ("app.commands.dead_letters", "See, retry and purge jobs that were given up."),
-    "errors": ("app.commands.errors", "See, resolve and mute captured errors."),
-    "events": ("app.commands.events", "See the events that were published, and replay them."),
     "health": ("app.commands.health", "Ask the local process whether it lives."),
-    "jobs": ("app.commands.jobs", "See, retry and cancel jobs."),
     "migrate": ("app.commands.migrate", "Create, apply and roll back migrations."),
-    "queues": ("app.commands.queues", "See, pause, resume and limit queues."),
-    "schedules": ("app.commands.schedules", "See, trigger, pause and resume schedules."),
 }
 
 EXAMPLES = """\
@@ -53,9 +46,8 @@ def table() -> dict[str, tuple[str, str]]:
     from app.processes import PROCESSES
 
     found = {name: ("app.commands.run", spec.help) for name, spec in PROCESSES.items()}
-    for module in MODULES:
-        if Path(ROOT, "app", "modules", module, "cli.py").is_file():
-            found[module] = (f"app.modules.{module}.cli", import_module(f"app.modules.{module}").__doc__ or "")
+    for module in modules():
+        found |= {name: ("app.commands.group", summary) for name, summary in module.groups().items()}
     return dict(sorted({**found, **COMMANDS}.items()))
 
 

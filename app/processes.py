@@ -3,24 +3,22 @@
 Reading this table loads nothing; each service imports what it needs when its process starts.
 """
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from app.modules import MODULES
+from app.modules import modules
 
 if TYPE_CHECKING:
     from app.kernel.config import Section, Settings
+    from app.kernel.module import Module
     from app.kernel.process import Process, Service
 
     ServiceFactory = Callable[[Process], Coroutine[Any, Any, Service | None]]
 
 
-def http(*modules: str) -> "ServiceFactory":
+def http(*served: "Module") -> "ServiceFactory":
     """The HTTP API of some modules."""
 
     async def service(p: "Process") -> "Service":
@@ -30,18 +28,18 @@ def http(*modules: str) -> "ServiceFactory":
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(bind(settings.host, settings.port)) as sock:
-            from app.kernel.audit import Audit, DenialLog
-            from app.kernel.db.postgres import database
+            from app.kernel.actions.compose import make
+            from app.kernel.actions.compose import operations as operations_of
+            from app.kernel.audit import DenialLog
             from app.kernel.http.openapi import Documentation
-            from app.kernel.http.routes import router
-            from app.modules.auth import wiring
+            from app.kernel.http.routes import router, routes_of
+            from app.modules.auth.portal import Portal
 
-            p.permissions = permissions()
-            routes = [route for module in adapters("http", modules) for route in await module.routes(p)]
-            portal = await p.use(wiring.portal)
-            denied = DenialLog(await p.use(database), Audit())
+            routes = routes_of(await operations_of(p, [kind for module in served for kind in module.feature_classes()]))
+            routes += [route for module in served for route in await module.other_routes(p)]
+            portal, denied = await make(p, Portal), await make(p, DenialLog)
             api = router(routes, portal.authenticate, denied, settings)
-            documented = Documentation(api, routes, f"{' and '.join(modules)} API")
+            documented = Documentation(api, routes, f"{' and '.join(module.name for module in served)} API")
             return http_service(p, Operations(p, documented), sock)
 
     return service
@@ -61,14 +59,16 @@ async def cron(p: "Process") -> "Service":
     """The cron manager over the schedules of all modules."""
     from app.kernel.queue.cron import cron_manager
 
-    return await cron_manager(p, [schedule for module in adapters("jobs", MODULES) for schedule in module.SCHEDULES])
+    return await cron_manager(p, [schedule for module in modules() for schedule in module.scheduled()])
 
 
 async def consumer(p: "Process") -> "Service":
     """The event consumer over the handlers and subscribers of all modules."""
+    from app.kernel.actions.compose import handlers
     from app.kernel.queue.consumer import consumer
 
-    return await consumer(p, [handler for module in adapters("jobs", MODULES) for handler in await module.handlers(p)])
+    found = await handlers(p, [kind for module in modules() for kind in module.feature_classes()])
+    return await consumer(p, found + [handler for module in modules() for handler in await module.other_handlers(p)])
 
 
 async def reporter(p: "Process") -> "Service":
@@ -106,39 +106,42 @@ class Spec:
     listens: str = "http_server"
 
 
-PROCESSES = {
-    "run-all-in-one": Spec(
-        "Run everything in one process.", (http(*MODULES), cron, consumer, reporter, sentinel, traces)
-    ),
-    "run-auth-http": Spec("Serve the auth API.", (http("auth"), reporter, sentinel, traces)),
-    "run-platform-http": Spec("Serve the platform API.", (http("platform"), reporter, sentinel, traces)),
-    "run-cron-manager": Spec(
-        "Turn due schedules into jobs.", (operations, cron, reporter, sentinel, traces), "operations"
-    ),
-    "run-event-consumer": Spec(
-        "Run jobs and event subscribers.", (operations, consumer, reporter, sentinel, traces), "operations"
-    ),
-}
+def _processes() -> dict[str, Spec]:
+    everywhere = (reporter, sentinel, traces)
+    serving = [module for module in modules() if module.process]
+    return {
+        "run-all-in-one": Spec("Run everything in one process.", (http(*serving), cron, consumer, *everywhere)),
+        **{f"run-{m.name}-http": Spec(m.process, (http(m), *everywhere)) for m in serving},
+        "run-cron-manager": Spec("Turn due schedules into jobs.", (operations, cron, *everywhere), "operations"),
+        "run-event-consumer": Spec(
+            "Run jobs and event subscribers.", (operations, consumer, *everywhere), "operations"
+        ),
+    }
 
 
-def adapters(kind: str, modules: tuple[str, ...]) -> Iterator[ModuleType]:
-    """Import one adapter of each module that has it."""
-    for module in modules:
-        name = f"app.modules.{module}.{kind}"
-        if importlib.util.find_spec(name) is not None:
-            yield importlib.import_module(name)
+PROCESSES = _processes()
+
+
+def new_process(name: str, settings: "Settings") -> "Process":
+    """Return a process that has opened nothing yet, with the providers of the kernel and of all modules."""
+    from app import ROOT
+    from app.kernel.process import Process
+    from app.kernel.providers import PROVIDERS
+
+    providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
+    return Process(name, settings, ROOT, providers, permissions())
 
 
 def permissions() -> dict[str, str]:
     """Return what can be granted: every permission that a module declares, with what it allows."""
-    return {name: text for module in adapters("portal", MODULES) for name, text in module.PERMISSIONS.items()}
+    return {name: text for module in modules() for name, text in module.permissions.items()}
 
 
 def sections() -> "list[type[Section]]":
     """Return every section of settings: the kernel's, then the modules'."""
     from app.kernel.config import KERNEL_SECTIONS
 
-    return [*KERNEL_SECTIONS, *(module.SECTION for module in adapters("settings", MODULES))]
+    return [*KERNEL_SECTIONS, *(section for module in modules() if (section := module.section()) is not None)]
 
 
 def load_settings(overrides: dict[str, object] | None = None, *, uses_secrets: bool = True) -> "Settings":

@@ -17,7 +17,7 @@ from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Origin
 from app.kernel.queue import JobExists, Task
 from app.kernel.queue.postgres import PostgresQueue
-from app.kernel.queue.queues import Queues
+from app.kernel.queue.queues import QueueAdmin
 from app.kernel.registry import LiveProcess, Registry
 from app.modules.auth.domain.actors import Actor, UsernameExists
 from app.modules.auth.domain.limits import Limit, Tally
@@ -135,8 +135,8 @@ RACES: dict[str, list[Race]] = {
         Race(task("k", "keep"), task("k", "refuse"), raises=JobExists),
     ],
     "kernel.queues_pkey": [
-        Race(lambda tx: Queues(["q"]).pause(tx, "q"), lambda tx: Queues(["q"]).resume(tx, "q")),
-        Race(lambda tx: Queues(["q"]).pause(tx, "q"), lambda tx: Queues(["q"]).limit(tx, "q", 1)),
+        Race(lambda tx: QueueAdmin(["q"]).pause(tx, "q"), lambda tx: QueueAdmin(["q"]).resume(tx, "q")),
+        Race(lambda tx: QueueAdmin(["q"]).pause(tx, "q"), lambda tx: QueueAdmin(["q"]).limit(tx, "q", 1)),
     ],
     "kernel.processes_pkey": [Race(process, process)],
 }  # fmt: skip

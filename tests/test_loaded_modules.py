@@ -110,7 +110,7 @@ def packages(modules: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["--version"]])
-def test_help_and_version_load_no_infrastructure_and_nothing_of_the_kernel(cli: Project, args: list[str]) -> None:
+def test_help_and_version_load_no_infrastructure_and_only_manifests(cli: Project, args: list[str]) -> None:
     loaded = loaded_by(cli, *args)
     assert packages(loaded) & HEAVY == set()
     assert {name for name in loaded if name.startswith("app.")} <= {
@@ -120,6 +120,8 @@ def test_help_and_version_load_no_infrastructure_and_nothing_of_the_kernel(cli: 
         "app.processes",
         "app.modules",
         *(f"app.modules.{module}" for module in ("auth", "platform")),
+        "app.kernel",
+        "app.kernel.module",
     }
 
 

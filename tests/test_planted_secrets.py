@@ -1,7 +1,6 @@
 """Ten secrets are planted where secrets come from, and come out of no log, trace, metric, error or message."""
 
 import json
-import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,17 +24,14 @@ PLANTED = {
     "environment": "p1anted-in-the-envir0nment-of-32-characters",
 }
 
-HANDLER = """
-class Leaky:
-    async def __call__(self) -> None:
+LEAK = """
         import os
+
         raise RuntimeError(
             "cannot connect to postgresql://app:DSN@db.example.com/app with password=EXCEPTION"
             ' and {"refresh_token": "REFRESH", "key": "KEY"}, '
             "Authorization: Bearer TOKEN, master " + os.environ["AUTH_MASTER_SECRET"]
         )
-
-
 """
 for _mark, _name in {
     "DSN": "dsn",
@@ -44,7 +40,7 @@ for _mark, _name in {
     "KEY": "api key",
     "TOKEN": "token",
 }.items():
-    HANDLER = HANDLER.replace(_mark, PLANTED[_name])
+    LEAK = LEAK.replace(_mark, PLANTED[_name])
 
 
 @pytest.fixture
@@ -77,12 +73,11 @@ def collector() -> Iterator[Collector]:
 def leaky(project: Project) -> Project:
     """Return a copy of the project whose heartbeat fails, saying too much."""
     copied = project.copy(project.scratch / "copy")
-    jobs = copied.root / "app/modules/platform/jobs.py"
-    text = jobs.read_text()
-    changed = re.sub(r"Handler\(HEARTBEAT, [^\n]*\)", "Handler(HEARTBEAT, Leaky())", text)
-    changed = changed.replace("HEARTBEAT = Task", HANDLER + "HEARTBEAT = Task", 1)
-    assert changed.count("Leaky()") == 1
-    jobs.write_text(changed)
+    feature = copied.root / "app/modules/platform/upkeep.py"
+    text = feature.read_text()
+    changed = text.replace("\n        await self.heartbeats.add(db)\n", LEAK)
+    assert changed != text
+    feature.write_text(changed)
     return copied
 
 

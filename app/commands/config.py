@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
-from app.commands.console import Json, group, print_json, print_table
+from app.kernel.cli import Json, group, print_json, print_table
 from app.kernel.config import environment_name
 from app.kernel.errors import NotFound
 from app.processes import load_settings, sections

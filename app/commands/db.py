@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.console import group, run_once
+from app.commands.once import run_once
+from app.kernel.cli import group
 
 if TYPE_CHECKING:
     from app.kernel.process import Process

@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from app.commands.console import Json, print_json, whole
+from app.kernel.cli import Json, print_json, whole
 from app.kernel.config import HttpServerSettings, OperationsSettings
 from app.kernel.errors import Unavailable
 from app.processes import load_settings

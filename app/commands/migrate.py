@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app import ROOT
-from app.commands.console import Json, can_ask, confirm, group, print_json, print_table, run_once
+from app.commands.once import run_once
+from app.kernel.cli import Json, can_ask, confirm, group, print_json, print_table
 from app.modules import MODULES
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from app import ROOT
-from app.commands.console import whole
-from app.processes import PROCESSES, Spec, load_settings
+from app.kernel.cli import whole
+from app.processes import PROCESSES, Spec, load_settings, new_process
 from app.signals import end_at_once
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="from the settings")]
@@ -71,7 +70,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     import uvloop
 
     from app.kernel.config import LoggerSettings
-    from app.kernel.process import Process, run_to_end
+    from app.kernel.process import run_to_end
     from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 
@@ -79,6 +78,6 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     remember(settings.secrets())
     configure(settings[LoggerSettings], name)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = run_to_end(runner.get_loop(), Process(name, settings, ROOT).run(spec.services))
+        status = run_to_end(runner.get_loop(), new_process(name, settings).run(spec.services))
         end_at_once(status)
     raise typer.Exit(status)

@@ -112,6 +112,34 @@ def _integer(value: Any) -> Any:
 
 
 def _refused(error: ValidationError) -> Invalid:
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    found = tuple((".".join(str(part) for part in e["loc"]) or "body", e["msg"]) for e in errors)
+    errors = error.errors(include_url=False, include_input=False)
+    found = tuple((".".join(str(part) for part in e["loc"]) or "body", _message(dict(e))) for e in errors)
     return Invalid("the input is invalid; see errors", found)
+
+
+def _message(error: dict[str, Any]) -> str:
+    """Return what is wrong with a field, in our words where we have them."""
+    known = _MESSAGES.get(error["type"])
+    given: dict[str, Any] = error.get("ctx", {})
+    return error["msg"] if known is None else known.format(**given)
+
+
+_MESSAGES = {
+    "missing": "is required",
+    "missing_argument": "is required",
+    "unexpected_keyword_argument": "is unknown",
+    "extra_forbidden": "is unknown",
+    "literal_error": "must be one of {expected}",
+    "string_type": "must be text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "is malformed",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be an array",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}

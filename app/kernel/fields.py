@@ -32,6 +32,17 @@ class Rule:
         return {**handler(core), **{keyword: value for keyword, value in said.items() if value is not None}}
 
 
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """What a field means, for OpenAPI and the command line."""
+
+    text: str
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Schema]) -> Schema:
+        """Return the JSON schema with the description in it."""
+        return {**handler(core), "description": self.text}
+
+
 def _camel(name: str) -> str:
     first, *rest = name.split("_")
     return first + "".join(map(str.capitalize, rest))

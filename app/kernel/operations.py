@@ -1,6 +1,9 @@
 """The unit of business work: a use case under `@operation(id, kind)`, and who asks for it."""
 
 import functools
+import os
+import pwd
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,6 +66,15 @@ class Caller:
     def may(self, permission: str) -> bool:
         """Return whether the caller holds the permission; a superuser holds every one."""
         return self.is_superuser or permission in self.permissions
+
+
+def operator() -> Caller:
+    """Return whoever has started this command, as the audit trail names them: os:USER@HOST."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
+    return Caller(origin=Origin(address=f"os:{user}@{socket.gethostname()}"))
 
 
 def operation(operation_id: str, kind: Kind) -> Callable[[C], C]:

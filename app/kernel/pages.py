@@ -10,13 +10,15 @@ from uuid import UUID
 from annotated_types import Interval
 
 from app.kernel.errors import Invalid
-from app.kernel.fields import Pattern
+from app.kernel.fields import Doc, Pattern
 
 T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-Limit = Annotated[int, Interval(ge=1, le=100)]
-Cursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$")]
+Limit = Annotated[int, Interval(ge=1, le=100), Doc("Maximum number of rows.")]
+Cursor = Annotated[
+    str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("Where an earlier page said that the next one starts.")
+]
 """Where a page starts: 16 bytes in base64url."""
 WorkCursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$")]
 """Where work goes on, with two moments: 32 bytes in base64url."""

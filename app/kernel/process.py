@@ -55,15 +55,24 @@ class DependencyCycle(Exception):
 class Process:
     """One operating system process: its name, settings, state, and what it has opened."""
 
-    def __init__(self, name: str, settings: Settings, root: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        root: Path,
+        providers: Mapping[type[Any], Provider[Any]] | None = None,
+        permissions: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.settings = settings
         self.root = root
+        self.providers: Mapping[type[Any], Provider[Any]] = providers or {}
+        self.made: dict[type[Any], Any] = {}
         self.state: State = "starting"
         self.started_at = datetime.now(UTC)
         self.services: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
-        self.permissions: Mapping[str, str] = {}
+        self.permissions: Mapping[str, str] = permissions or {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
         self._stack = AsyncExitStack()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.kernel.config import KeepSettings
 from app.kernel.db import Database
 from app.kernel.db.chunks import run_in_chunks
 
@@ -58,13 +59,9 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """Keeps the kernel's tables small: for how many seconds what is over is kept."""
+    """Keeps the kernel's tables small."""
 
-    finished_jobs_s: float
-    dead_letters_s: float
-    events_s: float
-    audit_s: float
-    errors_s: float
+    keep: KeepSettings
 
     async def prune(self, db: Database) -> Pruned:
         """Make the partitions of the days ahead, remove what is older than it is kept. Safe to repeat.
@@ -72,15 +69,15 @@ class Upkeep:
         Raises Unavailable, also when somebody reads what is to be dropped; the rest is done then.
         """
         row = await db.one("SELECT kernel.make_partitions(%s)", (_DAYS_AHEAD,))
-        rows = await run_in_chunks(db, _PRUNE_FINISHED, keep_s=self.finished_jobs_s)
-        rows += await run_in_chunks(db, _PRUNE_EVENTS, keep_s=self.events_s)
-        rows += await run_in_chunks(db, _PRUNE_DEAD_LETTERS, keep_s=self.dead_letters_s)
-        rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.audit_s)
-        rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.errors_s)
+        rows = await run_in_chunks(db, _PRUNE_FINISHED, keep_s=self.keep.finished_jobs)
+        rows += await run_in_chunks(db, _PRUNE_EVENTS, keep_s=self.keep.events)
+        rows += await run_in_chunks(db, _PRUNE_DEAD_LETTERS, keep_s=self.keep.dead_letters)
+        rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.keep.audit)
+        rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.keep.errors)
         rows += await db.run(_FORGET_SUBSCRIPTIONS)
         rows += await db.run(_FORGET_QUEUES)
         dropped = 0
-        for parent, keep_s in (("finished_jobs", self.finished_jobs_s), ("events", self.events_s)):
+        for parent, keep_s in (("finished_jobs", self.keep.finished_jobs), ("events", self.keep.events)):
             async with db.begin() as tx:
                 await tx.run(_LOCK_TIMEOUT)
                 found = await tx.one(_DROP, (parent, keep_s))

@@ -1,5 +1,8 @@
 """`app jobs`, `queues`, `dead-letters`, `schedules` and `events`, as processes."""
 
+import os
+import pwd
+import socket
 import time
 from pathlib import Path
 from uuid import UUID
@@ -61,6 +64,9 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
     }  # fmt: skip
     audited = "SELECT action, actor_id FROM kernel.audit WHERE target = %s ORDER BY id"
     assert migrated.all(audited, first) == [("platform.retry_job", None), ("platform.cancel_job", None)]
+    addresses = migrated.all("SELECT DISTINCT address FROM kernel.audit WHERE target = %s", first)
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert addresses == [(f"os:{user}@{socket.gethostname()}",)]
     assert "is cancelled; jobs that ended stay as they are" in refused(on_migrated.app("jobs", "retry", first), 73)
 
 
@@ -169,10 +175,10 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
     project: Project, database: TestDatabase, tmp_path: Path
 ) -> None:
     copied = project.copy(tmp_path / "copy")
-    usecase = copied.root / "app/modules/platform/usecases/record_heartbeat.py"
+    usecase = copied.root / "app/modules/platform/upkeep.py"
     text = usecase.read_text()
     slow = text.replace(
-        "        await self.heartbeats.add(self.db)", "        import asyncio\n        await asyncio.sleep(60)"
+        "        await self.heartbeats.add(db)", "        import asyncio\n        await asyncio.sleep(60)"
     )
     assert slow != text
     usecase.write_text(slow)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from app.kernel.config import KeepSettings
 from app.kernel.errors import Unavailable
 from app.kernel.upkeep import Upkeep
 from app.modules.auth.postgres.limits import PostgresLimits
@@ -14,7 +15,7 @@ from tests.kernel.queue.conftest import Bench, bench
 __all__ = ["bench"]
 
 DAY_S = 86400.0
-UPKEEP = Upkeep(7 * DAY_S, 90 * DAY_S, 30 * DAY_S, 400 * DAY_S, 90 * DAY_S)
+UPKEEP = Upkeep(KeepSettings(7 * DAY_S, 90 * DAY_S, 30 * DAY_S, 400 * DAY_S, 90 * DAY_S))
 PARTITIONS = """
     SELECT count(*) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
     WHERE c.relname ~ '^(finished_jobs|events)_[0-9]{8}$'
@@ -78,7 +79,7 @@ async def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(bench: Benc
 
 async def test_a_day_that_is_over_is_dropped_whole_unless_somebody_reads_it(bench: Bench) -> None:
     await finish(bench, days_ago=0)
-    upkeep = replace(UPKEEP, finished_jobs_s=-2 * DAY_S)  # as if it were two days later
+    upkeep = Upkeep(replace(UPKEEP.keep, finished_jobs=-2 * DAY_S))  # as if it were two days later
     with psycopg.connect(bench.test.conninfo) as reader:
         reader.execute("SELECT count(*) FROM kernel.finished_jobs")
         with pytest.raises(Unavailable):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from app.cli import main, table
+from app.modules import modules
 
 MODES = ("r", "w", "w")
 
@@ -68,7 +69,9 @@ if __name__ == "__main__":
     for module, _ in table().values():
         import_module(module)
     import app.modules.auth.wiring
-    import app.modules.platform.wiring
+
+    for manifest in modules():
+        list(manifest.feature_classes())
     import app.processes  # noqa: F401
 
     gc.freeze()

@@ -1,12 +1,11 @@
 """OpenAPI 3.1 from the same declarations that are served, and a page for people to read it."""
 
 import html
-import inspect
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
@@ -103,7 +102,7 @@ class _Schemas:
         for number, route in enumerate(routes):
             if (kind := input_type(route)) is not None:
                 wanted.append(((number, "input"), "validation", adapter(kind, ignore_unknown=route.form)))
-            if (returned := get_type_hints(type(route.operation).__call__)["return"]) is not type(None):
+            if (returned := route.operation.signature.returns) is not type(None):
                 wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
         self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
         self.definitions = cast("dict[str, Any]", document.get("$defs", {}))
@@ -121,14 +120,14 @@ class _Schemas:
 
 
 def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
-    kind = type(route.operation)
+    summary, _, description = route.operation.description.partition("\n")
     problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
     if route.form:
         problem["application/json"] = {"schema": _OAUTH_ERROR}
     described: dict[str, Any] = {
-        "operationId": getattr(kind, "operation_id", kind.__name__),
-        "summary": (inspect.getdoc(kind) or kind.__name__).splitlines()[0],
-        "description": inspect.getdoc(kind.__call__) or "",
+        "operationId": route.operation.id,
+        "summary": summary,
+        "description": description.strip(),
         "responses": {
             str(route.status): {"description": "Done"},
             **{status: {"description": why, "content": problem} for status, why in _refusals(route).items()},
@@ -152,20 +151,19 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _security(route: Route) -> list[dict[str, list[str]]]:
-    asked = get_type_hints(type(route.operation).__call__).values()
-    if not route.public or BearerToken in asked:
+    takes = route.operation.signature.takes
+    if not route.public or takes(BearerToken):
         return [{"bearer": []}]
-    return [{"basic": []}, {}] if BasicAuth in asked else []
+    return [{"basic": []}, {}] if takes(BasicAuth) else []
 
 
 def _refusals(route: Route) -> dict[str, str]:
     """Return the statuses of refusals and why: what the edge refuses, and what the operation says that it raises."""
-    call = type(route.operation).__call__
-    asked = set(get_type_hints(call).values())
-    edge, kinds = {400, 504}, set[type[Refusal]]({Unavailable})
+    takes = route.operation.signature.takes
+    edge, kinds = {400, 504}, set[type[Refusal]]({Unavailable, *route.raises})
     if path_parameters(route.path):
         edge.add(404)
-    if not route.public or asked & {BearerToken, BasicAuth}:
+    if not route.public or takes(BearerToken) or takes(BasicAuth):
         kinds.add(Unauthenticated)
     if route.permission:
         kinds.add(Denied)
@@ -173,7 +171,7 @@ def _refusals(route: Route) -> dict[str, str]:
         kinds.add(Invalid)
         if has_body(route, taken):
             edge |= {408, 413, 415}
-    _, _, raised = (inspect.getdoc(call) or "").partition("Raises ")
+    _, _, raised = route.operation.description.partition("Raises ")
     kinds |= {kind for kind in _every(Refusal) if re.search(rf"\b{kind.__name__}\b", raised)}
     why: defaultdict[int, set[str]] = defaultdict(set)
     for status in edge:

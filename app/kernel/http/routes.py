@@ -2,9 +2,9 @@
 
 import base64
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Protocol, cast, get_args, get_origin, get_type_hints
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote_plus
 
 from pydantic import TypeAdapter
@@ -12,17 +12,16 @@ from pydantic_core import from_json, to_json
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
+from app.kernel.actions.operation import ActionOperation, Call, Classic, Operation
 from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, name_outside
-from app.kernel.errors import Denied, Invalid, Unauthenticated
+from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated
 from app.kernel.http.asgi import App, Receive, Scope, Send, header, respond
 from app.kernel.http.body import check_json, check_media_type, read_body
 from app.kernel.http.problems import HttpProblem
 from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.telemetry import logs
 
-Operation = Callable[..., Awaitable[Any]]
-_ARRAYS = (list, tuple, Sequence)
 _JSON = b"application/json"
 _FORM = b"application/x-www-form-urlencoded"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -57,13 +56,27 @@ class Route:
 
     method: str
     path: str
-    operation: Operation
+    operation: Operation | Any
     permission: str = ""
     public: bool = False
+    raises: tuple[type[Refusal], ...] = ()
     status: int = 200
     headers: Callable[[Any], dict[str, str]] | None = None
     cache_s: int = 0
     form: bool = False
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.operation, "signature"):
+            object.__setattr__(self, "operation", Classic(self.operation, self.path))
+
+
+def routes_of(operations: Iterable[ActionOperation]) -> list[Route]:
+    """Return the routes that actions declare, in the order of their declaration."""
+    return [
+        Route(a.method, a.path, o, permission=a.permission, public=a.public, raises=a.raises, status=a.status)
+        for o in operations
+        if (a := o.action).path
+    ]
 
 
 class _Endpoint:
@@ -77,11 +90,9 @@ class _Endpoint:
         self._denied = denied
         self._limits = limits
         self._cache = f"public, max-age={route.cache_s}".encode() if route.cache_s else b"no-store"
-        self._operation_id: str = getattr(type(route.operation), "operation_id", route.path)
-        hints = get_type_hints(type(route.operation).__call__)
-        returned = hints.pop("return")
+        self._takes = route.operation.signature.takes
+        returned = route.operation.signature.returns
         kind = input_type(route)
-        self._parameters = list(hints.values())
         self._input = None if kind is None else Decoder[Any](kind, ignore_unknown=route.form)
         self._in_path = bool(input_names(kind) & set(path_parameters(route.path)))
         self._has_body = has_body(route, kind)
@@ -102,7 +113,7 @@ class _Endpoint:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._route
-        logs.context(operation=self._operation_id)
+        logs.context(operation=route.operation.id)
         came_from: Origin = scope["state"]["origin"]
         caller = Caller(origin=came_from)
         if not route.public:
@@ -111,9 +122,12 @@ class _Endpoint:
         try:
             if route.permission and not caller.may(route.permission):
                 raise Denied(f"this needs the permission {route.permission}")
-            result = await route.operation(*await self._arguments(caller, scope, receive))
+            token = _bearer(scope) if self._takes(BearerToken) else BearerToken("")
+            basic = _basic(scope) if self._takes(BasicAuth) else BasicAuth()
+            given = None if self._input is None else await self._decode(self._input, scope, receive)
+            result = await route.operation(Call(caller, token, basic), given)
         except Denied:
-            await self._denied(caller, self._operation_id)
+            await self._denied(caller, route.operation.id)
             raise
         if self._output is None:
             await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -124,21 +138,7 @@ class _Endpoint:
             headers.append((b"cache-control", self._cache))
             await respond(send, route.status, _JSON, self._output.dump_json(result, exclude_none=route.form), headers)
 
-    async def _arguments(self, caller: Caller, scope: Scope, receive: Receive) -> list[Any]:
-        arguments: list[Any] = []
-        for kind in self._parameters:
-            if kind is BearerToken:
-                arguments.append(_bearer(scope))
-            elif kind is BasicAuth:
-                arguments.append(_basic(scope))
-            elif _is_caller(kind):
-                arguments.append(caller)
-            else:
-                arguments.append(await self._decode(scope, receive))
-        return arguments
-
-    async def _decode(self, scope: Scope, receive: Receive) -> Any:
-        decoder = cast("Decoder[Any]", self._input)
+    async def _decode(self, decoder: Decoder[Any], scope: Scope, receive: Receive) -> Any:
         path: dict[str, str] = scope["path_params"]
         if any("\0" in value for value in path.values()):
             raise HttpProblem(400, "NUL is not allowed in the path")
@@ -180,20 +180,11 @@ def input_type(route: Route) -> Any:
 
     Raises TypeError for what cannot be served.
     """
-    found: list[Any] = []
-    for name, hint in get_type_hints(type(route.operation).__call__, include_extras=True).items():
-        plain = _plain(hint)
-        if name == "return" or plain is BearerToken or plain is BasicAuth or _is_caller(plain):
-            continue
-        found.append(hint)
-        if plain in _ARRAYS:
-            if route.form or route.method == "GET" or path_parameters(route.path):
-                raise TypeError(f"{route.method} {route.path}: an array can only be the whole input, as a JSON body")
-        elif not is_dataclass(plain):
-            raise TypeError(f"{route.method} {route.path}: {name} must be a dataclass or a list, not {hint}")
-    if len(found) > 1:
-        raise TypeError(f"{route.method} {route.path}: there can be only one input")
-    return found[0] if found else None
+    kind = route.operation.signature.input
+    is_array = kind is not None and not is_dataclass(kind)
+    if is_array and (route.form or route.method == "GET" or path_parameters(route.path)):
+        raise TypeError(f"{route.method} {route.path}: an array can only be the whole input, as a JSON body")
+    return kind
 
 
 def input_names(kind: Any) -> set[str]:
@@ -206,17 +197,6 @@ def has_body(route: Route, kind: Any) -> bool:
     if kind is None or route.method == "GET":
         return False
     return not is_dataclass(kind) or not input_names(kind) <= set(path_parameters(route.path))
-
-
-def _plain(hint: Any) -> Any:
-    """Return a type without its annotations and parameters."""
-    if get_origin(hint) is Annotated:
-        return _plain(get_args(hint)[0])
-    return get_origin(hint) or hint
-
-
-def _is_caller(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Caller)
 
 
 def path_parameters(path: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.queue.jobs import Failure, failures, trace_id
 
@@ -99,6 +100,15 @@ class ListedDeadLetter:
     created_at: datetime
     died_at: datetime
 
+    columns: ClassVar[Columns] = (
+        Column("dead letter", "id"),
+        Column("task"),
+        Column("queue"),
+        Column("attempts", "attempt"),
+        Column("died at"),
+        Column("reason"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterDetails(ListedDeadLetter):
@@ -126,7 +136,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetters:
+class DeadLetterAdmin:
     """Dead letters in `kernel.dead_letters`."""
 
     async def page(

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction, now
 from app.kernel.queue.jobs import trace_id
 from app.kernel.telemetry.traces import current_context
@@ -73,6 +75,14 @@ class ListedEvent:
     version: int
     published_at: datetime
     trace_id: str | None
+
+    columns: ClassVar[Columns] = (
+        Column("event", "id"),
+        Column("type"),
+        Column("version"),
+        Column("published at"),
+        Column("trace", "trace_id"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

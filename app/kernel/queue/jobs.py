@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 
 JobState = Literal["scheduled", "ready", "waiting", "leased", "done", "cancelled"]
@@ -110,6 +111,17 @@ class ListedJob:
     created_at: datetime
     finished_at: datetime | None
 
+    columns: ClassVar[Columns] = (
+        Column("job", "id"),
+        Column("task"),
+        Column("queue"),
+        Column("state"),
+        Column(
+            "attempts", lambda job: job.attempt if job.max_attempts is None else f"{job.attempt}/{job.max_attempts}"
+        ),
+        Column("due or ended", lambda job: job.finished_at or job.run_at),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -147,7 +159,7 @@ class JobDetails(ListedJob):
 
 
 @dataclass(frozen=True, slots=True)
-class Jobs:
+class JobAdmin:
     """Jobs in `kernel.jobs` and, when they ended, in `kernel.finished_jobs`."""
 
     async def page(self, db: Queries, filters: JobFilters, limit: int, after: UUID | None) -> list[ListedJob]:

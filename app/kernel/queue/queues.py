@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from typing import ClassVar
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import NotFound
 
@@ -104,9 +106,21 @@ class ListedQueue:
     dead: int
     oldest_ready_s: float | None
 
+    columns: ClassVar[Columns] = (
+        Column("queue", "name"),
+        Column("ready"),
+        Column("oldest", lambda queue: "" if queue.oldest_ready_s is None else f"{queue.oldest_ready_s:.0f} s"),
+        Column("scheduled"),
+        Column("waiting"),
+        Column("leased"),
+        Column("dead"),
+        Column("limit", "concurrency"),
+        Column("paused at"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
-class QueueControl:
+class QueueStatus:
     """What operators have set for a queue; `is_used` unless nothing that we know of uses it: a mistyped name?"""
 
     name: str
@@ -114,9 +128,14 @@ class QueueControl:
     concurrency: int | None
     is_used: bool
 
+    def __str__(self) -> str:
+        state = f"paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z" if self.paused_at else "not paused"
+        at_once = "any number of its jobs" if self.concurrency is None else f"at most {self.concurrency} of its jobs"
+        return f"{self.name} is {state}; {at_once} may run at once"
+
 
 @dataclass(frozen=True, slots=True)
-class Queues:
+class QueueAdmin:
     """Queues in `kernel.queues`, those of jobs, subscribers and schedules, and those known otherwise."""
 
     known: Sequence[str]
@@ -125,19 +144,19 @@ class Queues:
         """Return every queue, by name."""
         return [ListedQueue(*row) for row in await db.all(_ALL, (list(self.known),))]
 
-    async def pause(self, tx: Transaction, name: str) -> QueueControl:
+    async def pause(self, tx: Transaction, name: str) -> QueueStatus:
         """Start no more of its jobs; those that run go on. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
         return _control(await tx.one(_PAUSE, (name,)), used)
 
-    async def resume(self, tx: Transaction, name: str) -> QueueControl:
+    async def resume(self, tx: Transaction, name: str) -> QueueStatus:
         """Let workers take its jobs again, and notify them. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
         resumed = _control(await tx.one(_RESUME, (name,)), used)
         await tx.run(_TELL, (name,))
         return resumed
 
-    async def limit(self, tx: Transaction, name: str, concurrency: int | None) -> QueueControl:
+    async def limit(self, tx: Transaction, name: str, concurrency: int | None) -> QueueStatus:
         """Let at most so many of its jobs run at once in the whole deployment, or any number; notify the workers.
 
         Raises QueueNotFound.
@@ -158,6 +177,6 @@ class Queues:
         return bool(used)
 
 
-def _control(row: tuple[str, datetime | None, int | None] | None, used: bool) -> QueueControl:
+def _control(row: tuple[str, datetime | None, int | None] | None, used: bool) -> QueueStatus:
     assert row is not None
-    return QueueControl(*row, is_used=used)
+    return QueueStatus(*row, is_used=used)

@@ -31,7 +31,7 @@ class Runner:
     @cached_property
     def operation_id(self) -> str:
         """The id of the operation; empty for a plain function."""
-        return getattr(type(self.operation), "operation_id", "")
+        return getattr(self.operation, "operation_id", "")
 
     def argument(self, job: Job) -> tuple[Any, ...]:
         """Return the payload as the operation takes it. Raises Unreadable, NeverRetry, FromTheFuture."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import ClassVar, Literal
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.identifiers import uuid7
 from app.kernel.telemetry.traces import current_context
@@ -65,6 +66,15 @@ class ListedSchedule:
     last_outcome: Literal["done", "cancelled", "dead"] | None
     last_finished_at: datetime | None
 
+    columns: ClassVar[Columns] = (
+        Column("schedule", "name"),
+        Column("rhythm", "spec"),
+        Column("next", lambda s: ("paused", s.paused_at) if s.paused_at else s.next_fire_at),
+        Column("fired", "fired_count"),
+        Column("skipped", "skipped_count"),
+        Column("last job", lambda s: (s.last_outcome, s.last_finished_at)),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class LockedSchedule:
@@ -75,7 +85,7 @@ class LockedSchedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedules:
+class ScheduleAdmin:
     """Schedules in `kernel.schedules`."""
 
     async def all(self, db: Queries) -> list[ListedSchedule]:

@@ -5,9 +5,10 @@ What is logged with an exception, or as an error, is captured; nothing has to be
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import NotFound
 from app.kernel.queue import Task
@@ -62,6 +63,15 @@ class StoredError:
     last_release: str
     muted_until: datetime | None
     notified_at: datetime | None
+
+    columns: ClassVar[Columns] = (
+        Column("id"),
+        Column("state"),
+        Column("kind"),
+        Column("count"),
+        Column("last seen", "last_seen_at"),
+        Column("what", "title"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.console import Json, can_ask, group, print_json, print_table, run_once
+from app.commands.once import run_once
+from app.kernel.cli import Json, can_ask, group, print_json, print_table
 from app.kernel.errors import Invalid, Refusal
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ def create_superuser(
     password = _password(password_stdin, password_file, no_input)
 
     async def work(p: "Process") -> "Superuser":
-        from app.kernel.operations import Caller
+        from app.kernel.operations import operator
         from app.modules.auth import wiring
 
-        return await (await p.use(wiring.recovery)).create_superuser(Caller(), username, password)
+        return await (await p.use(wiring.recovery)).create_superuser(operator(), username, password)
 
     made = run_once("auth create-superuser", work)
     if as_json:
@@ -85,10 +86,10 @@ def reset_password(
     password = _password(password_stdin, password_file, no_input)
 
     async def work(p: "Process") -> "Reset":
-        from app.kernel.operations import Caller
+        from app.kernel.operations import operator
         from app.modules.auth import wiring
 
-        return await (await p.use(wiring.recovery)).reset_password(Caller(), username, password)
+        return await (await p.use(wiring.recovery)).reset_password(operator(), username, password)
 
     done = run_once("auth reset-password", work)
     if as_json:
@@ -111,10 +112,10 @@ def reset_second_factor(
     """
 
     async def work(p: "Process") -> "WithoutSecondFactor":
-        from app.kernel.operations import Caller
+        from app.kernel.operations import operator
         from app.modules.auth import wiring
 
-        return await (await p.use(wiring.reset_second_factor))(Caller(), username)
+        return await (await p.use(wiring.reset_second_factor))(operator(), username)
 
     done = run_once("auth reset-second-factor", work)
     if as_json:
@@ -133,10 +134,10 @@ def unlock(username: Annotated[str, typer.Option(help="Whose name is locked.")],
     """
 
     async def work(p: "Process") -> bool:
-        from app.kernel.operations import Caller
+        from app.kernel.operations import operator
         from app.modules.auth import wiring
 
-        return await (await p.use(wiring.recovery)).unlock(Caller(), username)
+        return await (await p.use(wiring.recovery)).unlock(operator(), username)
 
     unlocked = run_once("auth unlock", work)
     if as_json:
@@ -181,10 +182,10 @@ def rotate_keys(as_json: Json = False) -> None:
     """
 
     async def work(p: "Process") -> "Rotated":
-        from app.kernel.operations import Caller
+        from app.kernel.operations import operator
         from app.modules.auth import wiring
 
-        return await (await p.use(wiring.rotate_keys))(Caller())
+        return await (await p.use(wiring.rotate_keys))(operator())
 
     rotated = run_once("auth keys rotate", work)
     if as_json:

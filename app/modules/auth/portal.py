@@ -6,16 +6,6 @@ from uuid import UUID
 
 from app.kernel.operations import Caller, Origin
 
-PERMISSIONS = {
-    "auth:superuser": "Everything.",
-    "auth:actors:read": "See actors, their sessions, roles and permissions.",
-    "auth:actors:write": "Create, change, disable and enable actors; end their sessions; manage API keys.",
-    "auth:roles:read": "See roles and the catalogue of permissions.",
-    "auth:roles:write": "Create, change and delete roles; grant roles and permissions that one holds.",
-    "auth:tokens:read": "Learn at /oauth/introspect whose any token is, and what it may do.",
-}
-"""The permissions that auth declares."""
-
 
 class Portal(Protocol):
     """Auth, for others."""

@@ -25,6 +25,3 @@ class AuthSettings:
     password_words: Annotated[
         Names, Field(description="names of the organisation, its products and roles; they do not count in passwords")
     ]
-
-
-SECTION = AuthSettings

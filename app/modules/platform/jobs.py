@@ -1,27 +1,142 @@
-"""Schedules and handlers of platform. Handlers are built in consumers, not in cron managers."""
+"""Jobs: what is to be done, and what was."""
 
-from app.kernel.process import Process
-from app.kernel.queue import Handler, Schedule, Task
-from app.kernel.sentinel import NOTIFY
-from app.modules.platform.domain.messages import SEND_MESSAGE
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, NoReturn
+from uuid import UUID
 
-HEARTBEAT = Task[None]("platform.heartbeat")
-PRUNE = Task[None]("platform.prune")
+from annotated_types import Len
 
-SCHEDULES = [
-    Schedule(HEARTBEAT, cron="* * * * *"),
-    Schedule(PRUNE, cron="17 * * * *", overlap="skip"),
-]
+from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.queue.jobs import JobAdmin, JobDetails, JobFilters, JobState, ListedJob
+from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
+
+OfQueue = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this queue.")]
+OfTask = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this task or subscriber.")]
 
 
-async def handlers(p: Process) -> list[Handler]:
-    """Return what consumers run."""
-    from app.modules.platform import wiring
+@dataclass(frozen=True, slots=True)
+class JobsWanted:
+    """Which jobs, and how many of them."""
 
-    alerting = await p.use(wiring.alerting)
-    return [
-        Handler(HEARTBEAT, await p.use(wiring.record_heartbeat)),
-        Handler(PRUNE, await p.use(wiring.prune)),
-        Handler(NOTIFY, alerting.notify_errors, mode="tx"),
-        Handler(SEND_MESSAGE, alerting.send_message),
-    ]
+    queue: OfQueue = None
+    task: OfTask = None
+    state: Annotated[JobState | None, Doc("Only those in this state.")] = None
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """A job."""
+
+    id: Annotated[UUID, Doc("Id of the job.")]
+
+
+@dataclass(frozen=True, slots=True)
+class JobChanged:
+    """What a job is now; one whose cancellation was requested is still leased."""
+
+    id: UUID
+    state: JobState
+    cancel_requested_at: datetime | None = None
+
+    def __str__(self) -> str:
+        if self.state == "leased":
+            return f"{self.id} is running; its worker has been asked to cancel it"
+        return f"{self.id} is {self.state}"
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """See, retry and cancel jobs."""
+
+    admin: JobAdmin
+
+    @read(
+        "platform.list_jobs",
+        GET="/platform/v1/jobs",
+        permission="platform:jobs:read",
+        command="jobs list",
+        examples=("--queue default --state ready", "--task platform.heartbeat --limit 100 --json"),
+    )
+    async def list(self, db: Database, wanted: JobsWanted) -> Page[ListedJob]:
+        """List jobs, newest first: those to be done, and those that ended for as long as they are kept.
+
+        scheduled: not due yet, or waiting for the next attempt; ready: due; waiting: due, and behind others of its
+        group or concurrency key; leased: running; done; cancelled.
+        """
+        filters = JobFilters(wanted.queue, wanted.task, wanted.state)
+        found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
+
+    @read(
+        "platform.get_job",
+        GET="/platform/v1/jobs/{id}",
+        permission="platform:jobs:read",
+        raises=(JobNotFound,),
+        command="jobs show",
+        examples=("0193505f-1c00-7000-8000-000000000001",),
+    )
+    async def get(self, db: Database, job: JobRef) -> JobDetails:
+        """Show everything about a job: its payload, its errors, who runs it. A payload may be personal."""
+        found = await self.admin.get(db, job.id)
+        if found is None:
+            if await self.admin.ended(db, job.id) == "dead":
+                raise JobNotFound(f"{job.id} is a dead letter; look there")
+            raise JobNotFound(f"there is no job {job.id}")
+        return found
+
+    @change(
+        "platform.retry_job",
+        POST="/platform/v1/jobs/{id}/retry",
+        permission="platform:jobs:write",
+        raises=(JobNotFound, JobEnded, JobRunning, JobWaiting),
+        command="jobs retry",
+        examples=("0193505f-1c00-7000-8000-000000000001",),
+    )
+    async def retry(self, tx: Transaction, job: JobRef, note: Note) -> JobChanged:
+        """Run a scheduled job now, such as one that waits for its next attempt. Safe to repeat."""
+        state = await self._locked(tx, job.id)
+        note.recorded = state == "scheduled"
+        if state == "leased":
+            raise JobRunning(f"{job.id} is running")
+        if state == "waiting":
+            raise JobWaiting(f"{job.id} is due; it waits until others of its group or key are done")
+        if state == "scheduled":
+            await self.admin.hasten(tx, job.id)
+        return JobChanged(job.id, "ready")
+
+    @change(
+        "platform.cancel_job",
+        POST="/platform/v1/jobs/{id}/cancel",
+        permission="platform:jobs:write",
+        raises=(JobNotFound, JobEnded),
+        command="jobs cancel",
+        examples=("0193505f-1c00-7000-8000-000000000001",),
+    )
+    async def cancel(self, tx: Transaction, job: JobRef, note: Note) -> JobChanged:
+        """Cancel a job: at once when it does not run, otherwise its worker is asked to.
+
+        A running job is still leased afterwards; it may end before its worker hears of it, and may take its time.
+        """
+        state = note.details["was"] = await self._locked(tx, job.id)
+        if state == "leased":
+            return JobChanged(job.id, "leased", await self.admin.ask_to_cancel(tx, job.id))
+        await self.admin.remove(tx, job.id)
+        return JobChanged(job.id, "cancelled")
+
+    async def _locked(self, tx: Transaction, job_id: UUID) -> JobState:
+        state = await self.admin.lock(tx, job_id)
+        if state is None:
+            await self._refuse_ended(tx, job_id)
+        return state
+
+    async def _refuse_ended(self, tx: Transaction, job_id: UUID) -> NoReturn:
+        ended = await self.admin.ended(tx, job_id)
+        if ended == "dead":
+            raise JobEnded(f"{job_id} is a dead letter; retry or purge that")
+        if ended is not None:
+            raise JobEnded(f"{job_id} is {ended}; jobs that ended stay as they are")
+        raise JobNotFound(f"there is no job {job_id}")

@@ -7,7 +7,7 @@ from app.kernel.identifiers import uuid7
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresHeartbeats:
+class Heartbeats:
     """Heartbeats in `platform.heartbeats`."""
 
     async def add(self, db: Queries) -> None:

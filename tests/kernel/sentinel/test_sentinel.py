@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from app.kernel.config import LoggerSettings, SentinelSettings, load
+from app.kernel.config import LoggerSettings, SentinelSettings, Settings, load
 from app.kernel.db.postgres import PoolUse
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.queue import Handler
@@ -20,9 +20,8 @@ from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import PostgresErrors
 from app.kernel.sentinel.service import PoolWatch, Sentinel
 from app.kernel.telemetry import logs
+from app.modules.platform.alerts import Alerts
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message
-from app.modules.platform.usecases.notify_errors import NotifyErrors
-from app.modules.platform.usecases.send_message import SendMessage
 from app.processes import sections
 from tests.kernel.queue.conftest import Bench, bench
 from tests.support.project import ROOT
@@ -63,8 +62,8 @@ class Watch:
         self.mailbox = Mailbox()
 
     def handlers(self) -> list[Handler]:
-        notify = NotifyErrors(self.errors, self.mailbox, self.bench.queue, "test")
-        return [Handler(NOTIFY, notify, mode="tx"), Handler(SEND_MESSAGE, SendMessage(self.mailbox))]
+        alerts = Alerts(self.errors, self.mailbox, self.bench.queue, Settings("test"))
+        return [Handler(NOTIFY, alerts.notify, mode="tx"), Handler(SEND_MESSAGE, alerts.send)]
 
     async def groups(self) -> list[tuple]:
         return await self.bench.rows("SELECT kind, type, title, state, count FROM kernel.errors ORDER BY id")

@@ -1,16 +1,18 @@
 """What operators do, on a real database in this process."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from app.kernel.actions.compose import operations
+from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.config import load
 from app.kernel.operations import Caller, Origin
-from app.kernel.process import Process
-from app.modules.platform import wiring
-from app.processes import sections
+from app.modules import modules
+from app.processes import new_process, sections
 from tests.conftest import TestDatabase
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
 from tests.support.project import ROOT
@@ -19,15 +21,30 @@ NOBODY = UUID("0190b3a0-0000-7000-8000-000000000001")
 OPERATOR = Caller(origin=Origin(request_id="by-an-operator"))
 
 
+class Acting:
+    """The actions of one feature, by the names of their methods."""
+
+    def __init__(self, found: list[ActionOperation]) -> None:
+        self._found = {operation.method: operation for operation in found}
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        def act(*given: Any) -> Awaitable[Any]:
+            caller = given[0] if given and isinstance(given[0], Caller) else OPERATOR
+            rest = [argument for argument in given if not isinstance(argument, Caller)]
+            return self._found[name](Call(caller), *rest)
+
+        return act
+
+
 @dataclass
 class Operator:
-    """The use cases of operators."""
+    """The actions of operators."""
 
-    jobs: wiring.JobControl
-    queues: wiring.QueueControl
-    dead_letters: wiring.DeadLetterControl
-    schedules: wiring.ScheduleControl
-    events: wiring.EventControl
+    jobs: Acting
+    queues: Acting
+    dead_letters: Acting
+    schedules: Acting
+    events: Acting
     test: TestDatabase
 
     def audited(self) -> list[tuple]:
@@ -37,12 +54,10 @@ class Operator:
 @pytest.fixture
 async def operator(bench: Bench) -> AsyncIterator[Operator]:  # noqa: F811
     settings = load(ROOT, sections(), {"APP_ENV": "test", **bench.test.env})
-    async with Process("test", settings, ROOT).opened() as p:
-        yield Operator(
-            await p.use(wiring.jobs),
-            await p.use(wiring.queues),
-            await p.use(wiring.dead_letters),
-            await p.use(wiring.schedules),
-            await p.use(wiring.events),
-            bench.test,
-        )
+    [platform] = [module for module in modules() if module.name == "platform"]
+    async with new_process("test", settings).opened() as p:
+        found = [
+            Acting(await operations(p, platform.feature_classes(group)))
+            for group in ("jobs", "queues", "dead-letters", "schedules", "events")
+        ]
+        yield Operator(*found, bench.test)

@@ -9,10 +9,10 @@ import pytest
 
 from app.kernel.errors import Invalid
 from app.kernel.queue import Handler, JobExists, NeverRetry, Task
-from app.modules.platform.domain.queue import DeadLetterNotFound, DeadLetterRef, JobEnded, JobNotFound, JobRef
-from app.modules.platform.usecases import purge_dead_letters, retry_dead_letters
-from app.modules.platform.usecases.count_dead_letters import DeadLettersChosen
-from app.modules.platform.usecases.list_dead_letters import DeadLettersWanted
+from app.modules.platform import dead_letters
+from app.modules.platform.dead_letters import DeadLetterRef, DeadLettersChosen, DeadLettersWanted
+from app.modules.platform.domain.queue import DeadLetterNotFound, JobEnded, JobNotFound
+from app.modules.platform.jobs import JobRef
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import NOBODY, OPERATOR, Operator
 
@@ -109,7 +109,7 @@ async def test_a_dead_letter_whose_unique_key_is_taken_stays_one(bench: Bench, o
 async def test_many_are_retried_in_chunks_and_each_once_by_two_operators_at_the_same_time(
     bench: Bench, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry_dead_letters, "_AT_ONCE", 4)
+    monkeypatch.setattr(dead_letters, "AT_ONCE", 4)
     ids = await bury(bench, 30)
     await bury(bench, 2, task=OTHER)
 
@@ -131,7 +131,7 @@ async def test_many_are_retried_in_chunks_and_each_once_by_two_operators_at_the_
 async def test_dead_letters_are_purged_one_by_one_by_age_or_all(
     bench: Bench, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(purge_dead_letters, "_AT_ONCE", 2)
+    monkeypatch.setattr(dead_letters, "AT_ONCE", 2)
     ids = await bury(bench, 8)
     await operator.dead_letters.purge(OPERATOR, DeadLetterRef(ids[0]))
     with pytest.raises(DeadLetterNotFound):

@@ -9,10 +9,9 @@ import pytest
 
 from app.kernel.errors import Invalid
 from app.kernel.queue import Subscriber
+from app.modules.platform import events
 from app.modules.platform.domain.queue import SubscriberNotFound
-from app.modules.platform.usecases import replay_events
-from app.modules.platform.usecases.count_replay import ReplayWanted
-from app.modules.platform.usecases.list_events import EventsWanted
+from app.modules.platform.events import EventsWanted, ReplayWanted
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import OPERATOR, Operator
 
@@ -73,7 +72,7 @@ async def test_events_are_listed_newest_first_by_type_and_time(bench: Bench, ope
 async def test_a_new_subscriber_is_given_each_event_of_the_log_once_in_order(
     bench: Bench, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_events, "_AT_ONCE", 7)  # within what was published at one time
+    monkeypatch.setattr(events, "AT_ONCE", 7)  # within what was published at one time
     old: list[int] = []
     new: list[int] = []
     await bench.queue.publish(bench.db, *(Moved(step) for step in range(20)))
@@ -92,7 +91,7 @@ async def test_a_new_subscriber_is_given_each_event_of_the_log_once_in_order(
 async def test_what_is_published_during_a_replay_is_not_delivered_twice(
     bench: Bench, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_events, "_AT_ONCE", 2)
+    monkeypatch.setattr(events, "AT_ONCE", 2)
     seen: list[int] = []
     await bench.queue.publish(bench.db, *(Moved(step) for step in range(3)))
     async with bench.consuming([collects("late", seen)]):

@@ -8,8 +8,8 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from app.kernel.errors import Invalid
-from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRef, JobRunning, JobWaiting
-from app.modules.platform.usecases.list_jobs import JobsWanted
+from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
+from app.modules.platform.jobs import JobRef, JobsWanted
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import NOBODY, OPERATOR, Operator
 

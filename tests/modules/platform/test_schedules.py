@@ -8,7 +8,9 @@ import pytest
 
 from app.kernel.queue import Handler, Schedule, Task
 from app.kernel.queue.cron import CronManager
-from app.modules.platform.domain.queue import JobRef, ScheduleBusy, ScheduleNotFound, ScheduleRef
+from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
+from app.modules.platform.jobs import JobRef
+from app.modules.platform.schedules import ScheduleRef
 from tests.kernel.queue.conftest import Bench
 from tests.modules.platform.conftest import OPERATOR, Operator
 

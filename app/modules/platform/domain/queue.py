@@ -1,9 +1,7 @@
 """What operators name, and why they are refused."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
-from uuid import UUID
 
 from annotated_types import Len
 
@@ -58,34 +56,6 @@ class SubscriberNotFound(NotFound):
     """There is no such subscriber."""
 
     code = "SUBSCRIBER_NOT_FOUND"
-
-
-@dataclass(frozen=True, slots=True)
-class JobRef:
-    """A job."""
-
-    id: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetterRef:
-    """A dead letter."""
-
-    id: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class QueueRef:
-    """A queue."""
-
-    name: Name
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRef:
-    """A schedule."""
-
-    name: Name
 
 
 def check_zone(**moments: datetime | None) -> None:

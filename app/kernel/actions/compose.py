@@ -1,0 +1,127 @@
+"""Composition by type: a feature names what it needs as fields, and each is made from its type, once a process.
+
+A type is made by the provider that is registered for it, taken from the settings when it is a section of them, or, when
+it is a dataclass, made of its own fields in the same way.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, cast, get_type_hints
+
+from app.kernel.actions import Action, Signature, Work, declared
+from app.kernel.actions.operation import ActionOperation, Call, observed
+from app.kernel.audit import Audit
+from app.kernel.config import Settings
+from app.kernel.db import Database
+from app.kernel.operations import operator
+from app.kernel.process import Process, Provider
+from app.kernel.queue import Handler, Subscriber
+
+T = TypeVar("T")
+Providers = Mapping[type[Any], Provider[Any]]
+
+
+class MissingProvider(Exception):
+    """Nothing makes a type that a class needs; the message names class, field and type."""
+
+
+async def make(p: Process, kind: type[T]) -> T:
+    """Return the one object of a type in this process. Raises MissingProvider, and what providers raise.
+
+    Call it while starting. Safe to repeat: it is made once.
+    """
+    if kind in p.made:
+        return p.made[kind]
+    if (provider := p.providers.get(kind)) is not None:
+        made = await p.use(provider)
+    elif kind in p.settings.sections:
+        made = p.settings.sections[kind]
+    elif kind is Settings:
+        made = p.settings
+    else:
+        made = kind(**{name: await make(p, needed) for name, needed in _needs(kind, p.providers, p.settings.sections)})
+    p.made[kind] = made
+    return cast("T", made)
+
+
+def check(kind: type[Any], providers: Providers, sections: Iterable[type[Any]]) -> None:
+    """Raise MissingProvider unless a class can be made; opens nothing."""
+    known = frozenset({*sections, Settings})
+    for _, needed in _needs(kind, providers, known):
+        if needed not in providers and needed not in known:
+            check(needed, providers, known)
+
+
+def _needs(kind: type[Any], providers: Providers, sections: Iterable[type[Any]]) -> Iterator[tuple[str, type[Any]]]:
+    hints = get_type_hints(kind)
+    for item in fields(cast("Any", kind)):
+        needed = hints[item.name]
+        if needed not in providers and needed not in sections and not _can_be_made(needed):
+            where = f"{kind.__module__}.{kind.__qualname__}.{item.name}"
+            raise MissingProvider(f"{where} needs {getattr(needed, '__qualname__', needed)}, which nothing provides")
+        yield item.name, needed
+
+
+def _can_be_made(kind: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind) and not getattr(kind, "_is_protocol", False)
+
+
+async def operations(p: Process, features: Iterable[type[Any]]) -> list[ActionOperation]:
+    """Return the actions of some features, with what they need. Raises what `make` raises."""
+    found: list[ActionOperation] = []
+    for kind in features:
+        feature = await make(p, kind)
+        db, audit = await make(p, Database), await make(p, Audit)
+        for name, declaration, signature in declared(kind):
+            if isinstance(declaration, Action):
+                found.append(ActionOperation(declaration, getattr(feature, name), signature, db, audit))
+    return found
+
+
+class Operations:
+    """Some actions, called by their ids: for commands that are written by hand."""
+
+    def __init__(self, found: Iterable[ActionOperation]) -> None:
+        self._found = {operation.id: operation for operation in found}
+
+    async def __call__(self, action_id: str, given: Any = None) -> Any:
+        """Run an action as the operating system's user."""
+        return await self._found[action_id](Call(operator()), given)
+
+
+async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | Subscriber]:
+    """Return what runs the jobs of some features' tasks and subscribers. Raises what `make` raises."""
+    found: list[Handler | Subscriber] = []
+    for kind in features:
+        works = [(name, work, signature) for name, work, signature in declared(kind) if isinstance(work, Work)]
+        feature = await make(p, kind) if works else None
+        for name, work, signature in works:
+            operation = JobOperation(work.id, getattr(feature, name), signature, await make(p, Database))
+            mode = "tx" if signature.is_transactional else "at_least_once"
+            if work.task is not None:
+                found.append(Handler(work.task, operation, mode))
+            elif work.event is not None:
+                found.append(Subscriber(work.id, work.event, operation, mode, **work.options))
+    return found
+
+
+class JobOperation:
+    """A method of a feature that runs jobs: a span and a log line around each."""
+
+    def __init__(self, operation_id: str, body: Callable[..., Any], signature: Signature, db: Database) -> None:
+        self.operation_id = operation_id
+        self._body = body
+        self._db = db
+        self._takes_database = signature.takes(Database)
+
+    async def __call__(self, *arguments: Any) -> Any:
+        """Run it with the transaction, if it takes one, and the payload."""
+        with observed(self.operation_id):
+            return await self._body(*((self._db, *arguments) if self._takes_database else arguments))
+
+
+@asynccontextmanager
+async def value(made: T) -> AsyncGenerator[T]:
+    """Provide something that exists already, such as what a test puts in the place of a provider's."""
+    yield made

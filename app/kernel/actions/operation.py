@@ -1,0 +1,134 @@
+"""Actions of built features, as every adapter runs them: span, permission, transaction, audit record."""
+
+import inspect
+import time
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from loguru import logger
+
+from app.kernel.actions import (
+    Action,
+    BasicAuth,
+    BearerToken,
+    Caller,
+    Database,
+    Note,
+    Signature,
+    Transaction,
+    is_caller,
+)
+from app.kernel.audit import Audit
+from app.kernel.errors import Refusal
+from app.kernel.telemetry.traces import span
+
+_NO_TOKEN, _NO_NAME = BearerToken(""), BasicAuth()
+Body = Callable[..., Coroutine[Any, Any, Any]]
+
+
+@contextmanager
+def observed(operation_id: str) -> Generator[None]:
+    """Make a span and a log line of what runs inside, with the time that it took."""
+    started, outcome = time.perf_counter(), "failed"
+    with span(operation_id):
+        try:
+            yield
+            outcome = "done"
+        except Refusal as refusal:
+            outcome = refusal.code
+            raise
+        finally:
+            logger.debug("{} {} in {:.1f} ms", operation_id, outcome, (time.perf_counter() - started) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who calls, and what they sent to prove it."""
+
+    caller: Caller
+    token: BearerToken = _NO_TOKEN
+    basic: BasicAuth = _NO_NAME
+
+
+class Operation(Protocol):
+    """What adapters run: it is told who calls, and given the input."""
+
+    id: str
+    signature: Signature
+    description: str
+    """Its first line is the summary."""
+
+    async def __call__(self, call: Call, given: Any = None) -> Any:
+        """Run it. Returns what it returns; raises what it raises."""
+        ...
+
+
+class ActionOperation:
+    """One action of a feature, with what it needs to run."""
+
+    def __init__(self, action: Action, body: Body, signature: Signature, db: Database, audit: Audit) -> None:
+        self.id = action.id
+        self.action = action
+        self.signature = signature
+        self._bind = binder(signature)
+        self.description = inspect.getdoc(body) or action.id
+        self.method = body.__name__
+        self._body = body
+        self._db = db
+        self._audit = audit
+
+    async def __call__(self, call: Call, given: Any = None) -> Any:
+        """Run the action with its input, in its transaction. Returns what it returns; raises what it raises."""
+        with observed(self.action.id):
+            if not self.signature.is_transactional:
+                return await self._body(*self._bind(self._db, None, call.token, call.basic, call.caller, given))
+            note = Note(_target(self.action.path, given))
+            async with self._db.begin() as tx:
+                result = await self._body(*self._bind(tx, note, call.token, call.basic, call.caller, given))
+                if note.recorded:
+                    await self._audit.record(tx, call.caller, self.id, target=_named(note.target), **note.details)
+            return result
+
+
+_PLACES: dict[Any, int] = {Database: 0, Transaction: 0, Note: 1, BearerToken: 2, BasicAuth: 3}
+_CALLER, _INPUT = 4, 5
+
+
+def binder(signature: Signature) -> Callable[..., list[Any]]:
+    """Return what picks the arguments of a method, by the types of its parameters.
+
+    It is given the database or transaction, the note, the token, the name and password, the caller, and the input.
+    """
+    places = [_PLACES.get(kind, _CALLER if is_caller(kind) else _INPUT) for kind in signature.parameters]
+    return lambda *there: [there[place] for place in places]
+
+
+class Classic:
+    """A use case in a class of its own, as an operation; `path` is its id when it says none."""
+
+    def __init__(self, usecase: Any, path: str) -> None:
+        kind = cast("Any", type(usecase))
+        self.id = str(getattr(kind, "operation_id", path))
+        self.signature = Signature.of(kind.__call__)
+        self.description = f"{inspect.getdoc(kind)}\n\n{inspect.getdoc(kind.__call__)}"
+        self._bind = binder(self.signature)
+        self._usecase = usecase
+
+    async def __call__(self, call: Call, given: Any = None) -> Any:
+        """Run it."""
+        return await self._usecase(*self._bind(None, None, call.token, call.basic, call.caller, given))
+
+
+def _named(target: object) -> str | None:
+    return None if target is None else str(target)
+
+
+def _target(path: str, given: Any) -> Any:
+    """Return to whom something is done: what the first parameter of the path names."""
+    _, _, rest = path.partition("{")
+    return getattr(given, rest.partition("}")[0], None) if rest else None
+
+
+__all__ = ["Call", "Operation", "observed"]

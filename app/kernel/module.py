@@ -1,0 +1,84 @@
+"""The manifest of a module. Light: every process and `app --help` read all of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.kernel.config import Section
+    from app.kernel.http.routes import Route
+    from app.kernel.process import Process, Provider
+    from app.kernel.queue import Handler, Schedule, Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A feature class of a module as `file:Class`; the group that its commands form, if any, and what that is for."""
+
+    where: str
+    group: str = ""
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """What a module is made of. Names as `file:NAME` are relative to its package, and loaded where they are needed.
+
+    `settings` is a section, `providers` a mapping of types to what provides them, `schedules` a sequence. What does not
+    fit a declaration is written by hand: `commands` says which groups of commands `cli.py` adds to, and what those are
+    for that no feature has; `routes` and `handlers` are functions that are given the process.
+    """
+
+    package: str
+    summary: str
+    permissions: Mapping[str, str] = field(default_factory=dict[str, str])
+    features: tuple[Feature, ...] = ()
+    settings: str = ""
+    providers: str = ""
+    schedules: str = ""
+    handlers: str = ""
+    routes: str = ""
+    commands: Mapping[str, str] = field(default_factory=dict[str, str])
+    process: str = ""
+    """What its HTTP process, run-NAME-http, is for; empty when the module serves nothing."""
+
+    @property
+    def name(self) -> str:
+        """The name of the module."""
+        return self.package.rpartition(".")[2]
+
+    def load(self, where: str) -> Any:
+        """Import what `file:NAME` names."""
+        file, _, name = where.partition(":")
+        return getattr(import_module(f"{self.package}.{file}"), name)
+
+    def feature_classes(self, group: str | None = None) -> Iterator[type[Any]]:
+        """Import the features, or those whose commands form a group."""
+        for feature in self.features:
+            if group is None or feature.group == group:
+                yield self.load(feature.where)
+
+    def section(self) -> "type[Section] | None":
+        """Import the section of settings."""
+        return self.load(self.settings) if self.settings else None
+
+    def provided(self) -> "Mapping[type[Any], Provider[Any]]":
+        """Import the providers."""
+        return self.load(self.providers) if self.providers else {}
+
+    def scheduled(self) -> "tuple[Schedule, ...]":
+        """Import the schedules."""
+        return tuple(self.load(self.schedules)) if self.schedules else ()
+
+    async def other_routes(self, p: "Process") -> "list[Route]":
+        """Return the routes that are written by hand."""
+        return await self.load(self.routes)(p) if self.routes else []
+
+    async def other_handlers(self, p: "Process") -> "list[Handler | Subscriber]":
+        """Return the handlers and subscribers that are written by hand."""
+        return await self.load(self.handlers)(p) if self.handlers else []
+
+    def groups(self) -> dict[str, str]:
+        """Return the groups of commands, each with what it is for."""
+        return {**self.commands, **{f.group: f.summary for f in self.features if f.group}}

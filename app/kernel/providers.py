@@ -1,0 +1,60 @@
+"""What the kernel provides, by type. Imports what a provider needs when it is opened, not before."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from app.kernel.actions.compose import Providers
+from app.kernel.db import Database
+from app.kernel.process import Process
+from app.kernel.queue import Queue
+from app.kernel.queue.queues import QueueAdmin
+from app.kernel.registry import Registry
+from app.kernel.sentinel import Errors
+
+
+@asynccontextmanager
+async def database(p: Process) -> AsyncGenerator[Database]:
+    """Provide the database."""
+    from app.kernel.db.postgres import database
+
+    yield await p.use(database)
+
+
+@asynccontextmanager
+async def queue(p: Process) -> AsyncGenerator[Queue]:  # noqa: ARG001 - it needs nothing
+    """Provide the queue."""
+    from app.kernel.queue.postgres import PostgresQueue
+
+    yield PostgresQueue()
+
+
+@asynccontextmanager
+async def errors(p: Process) -> AsyncGenerator[Errors]:
+    """Provide the captured errors."""
+    from app.kernel.config import SentinelSettings
+    from app.kernel.sentinel.postgres import PostgresErrors
+
+    yield PostgresErrors(p.settings[SentinelSettings].cooldown)
+
+
+@asynccontextmanager
+async def registry(p: Process) -> AsyncGenerator[Registry]:
+    """Provide the registry of processes."""
+    yield Registry(await p.use(database))
+
+
+@asynccontextmanager
+async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
+    """Provide what operators see and change of queues."""
+    from app.kernel.config import QueueSettings
+
+    yield QueueAdmin(p.settings[QueueSettings].names)
+
+
+PROVIDERS: Providers = {
+    Database: database,
+    Queue: queue,
+    Errors: errors,
+    Registry: registry,
+    QueueAdmin: queue_admin,
+}

@@ -1,0 +1,70 @@
+"""Alerts: notifying people of captured errors."""
+
+from dataclasses import dataclass
+
+from app.kernel.actions import Transaction, change, task
+from app.kernel.config import Settings
+from app.kernel.errors import NotFound, Unavailable
+from app.kernel.queue import NeverRetry, Queue
+from app.kernel.sentinel import NOTIFY, Errors
+from app.modules.platform.domain.messages import SEND_MESSAGE, Message, Recipients, texts
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A recipient, and why it did not accept a message; empty when it did."""
+
+    recipient: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alerts:
+    """Notify people of captured errors."""
+
+    errors: Errors
+    recipients: Recipients
+    queue: Queue
+    settings: Settings
+
+    @task(NOTIFY)
+    async def notify(self, tx: Transaction) -> int:
+        """Make a message for each recipient of each new or regressed group of errors, or a digest of many.
+
+        Return the number of groups. Exactly once: the messages are enqueued in the transaction.
+        """
+        told = await self.errors.take_due(tx)
+        for title, body in texts(told, self.settings.environment):
+            for recipient in self.recipients.names():
+                await self.queue.enqueue(tx, SEND_MESSAGE, Message(recipient, title, body))
+        return len(told)
+
+    @task(SEND_MESSAGE)
+    async def send(self, message: Message) -> None:
+        """Send one message to one recipient.
+
+        Raises Unavailable to try again, NeverRetry when the recipient was removed from the settings.
+        """
+        try:
+            await self.recipients.send(message)
+        except NotFound as error:
+            raise NeverRetry(str(error)) from None
+
+    @change("platform.try_recipients")
+    async def attempt(self) -> list[Tried]:
+        """Send a message to everybody who is notified of errors; return how it went. Each call sends once more.
+
+        Raises NotFound when there is nobody.
+        """
+        names = self.recipients.names()
+        if not names:
+            raise NotFound("nobody is told of errors; set sentinel.notify_urls")
+        return [await self._try(name) for name in names]
+
+    async def _try(self, name: str) -> Tried:
+        title = f"[{self.settings.environment}] a test"
+        try:
+            await self.recipients.send(Message(name, title, "Messages about errors arrive here."))
+        except Unavailable as error:
+            return Tried(name, str(error))
+        return Tried(name, "")

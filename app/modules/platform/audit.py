@@ -1,0 +1,36 @@
+"""The audit trail, for people."""
+
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from annotated_types import Len
+
+from app.kernel.actions import Database, Doc, read
+from app.kernel.audit import Audit, Entry, EntryFilters
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesWanted:
+    """Which entries, and how many of them."""
+
+    actor_id: Annotated[UUID | None, Doc("Only what this actor did.")] = None
+    target: Annotated[Annotated[str, Len(1, 256)] | None, Doc("Only what was done to this.")] = None
+    action: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only this action.")] = None
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditTrail:
+    """Read the audit trail."""
+
+    audit: Audit
+
+    @read("platform.list_audit", GET="/platform/v1/audit", permission="platform:audit:read")
+    async def list(self, db: Database, wanted: EntriesWanted) -> Page[Entry]:
+        """List the entries of the audit trail, newest first."""
+        filters = EntryFilters(wanted.actor_id, wanted.target, wanted.action)
+        found = await self.audit.page(db, filters, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))

@@ -1,0 +1,165 @@
+"""Dead letters: jobs that were given up."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.errors import Invalid
+from app.kernel.pages import Cursor, Limit, Page, after, mark, next_cursor
+from app.kernel.queue import JobExists
+from app.kernel.queue.dead_letters import DeadLetterAdmin, DeadLetterDetails, DeadLetterFilters, ListedDeadLetter
+from app.modules.platform.domain.queue import DeadLetterNotFound, check_zone
+from app.modules.platform.jobs import JobChanged, OfQueue, OfTask
+
+AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettersWanted:
+    """Which dead letters, and how many of them."""
+
+    queue: OfQueue = None
+    task: OfTask = None
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRef:
+    """A dead letter."""
+
+    id: Annotated[UUID, Doc("Id of the dead letter.")]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettersChosen:
+    """Which dead letters: those that fit all that is given, or explicitly `all`; and where to go on."""
+
+    queue: OfQueue = None
+    task: OfTask = None
+    died_before: Annotated[datetime | None, Doc("Only those that died before this time.")] = None
+    all: Annotated[bool, Doc("All of them.")] = False
+    cursor: Cursor | None = None
+
+    def filters(self) -> DeadLetterFilters:
+        """Return what is chosen. Raises Invalid when nothing, or what makes no sense, says which."""
+        check_zone(died_before=self.died_before)
+        filters = DeadLetterFilters(self.queue, self.task, self.died_before)
+        if self.all != (filters == DeadLetterFilters()):
+            raise Invalid("say which dead letters: by queue, task or age, or all of them")
+        return filters
+
+    def details(self) -> dict[str, str | None]:
+        """Return what is chosen, for the audit trail."""
+        died_before = None if self.died_before is None else self.died_before.isoformat()
+        return {"queue": self.queue, "task": self.task, "died_before": died_before}
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """How many were retried, how many stay because of their unique keys, and where to go on, if at all."""
+
+    retried_count: int
+    conflict_count: int
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """How many there were, and where to go on, if at all."""
+
+    deleted_count: int
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """See, retry and purge jobs that were given up."""
+
+    admin: DeadLetterAdmin
+
+    @read(
+        "platform.list_dead_letters",
+        GET="/platform/v1/dead-letters",
+        permission="platform:dead_letters:read",
+        command="dead-letters list",
+        examples=("", "--queue default --json"),
+    )
+    async def list(self, db: Database, wanted: DeadLettersWanted) -> Page[ListedDeadLetter]:
+        """List the jobs that were given up, and why; newest first."""
+        filters = DeadLetterFilters(wanted.queue, wanted.task)
+        found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
+
+    @change(
+        "platform.retry_dead_letters",
+        POST="/platform/v1/dead-letters/retry",
+        permission="platform:dead_letters:write",
+    )
+    async def retry_some(self, tx: Transaction, chosen: DeadLettersChosen, note: Note) -> Retried:
+        """Make dead letters jobs again, up to 1000 at a time; the answer says where to go on.
+
+        Safe to repeat: what was retried is no dead letter any more.
+        """
+        done = await self.admin.revive_some(tx, chosen.filters(), AT_ONCE, after(chosen.cursor))
+        note.details |= {**chosen.details(), "retried_count": done.changed}
+        return Retried(done.changed, done.seen - done.changed, done.last and mark(done.last))
+
+    @change(
+        "platform.purge_dead_letters",
+        POST="/platform/v1/dead-letters/purge",
+        permission="platform:dead_letters:write",
+    )
+    async def purge_some(self, tx: Transaction, chosen: DeadLettersChosen, note: Note) -> Purged:
+        """Remove dead letters for good, up to 1000 at a time; the answer says where to go on. Safe to repeat."""
+        done = await self.admin.purge_some(tx, chosen.filters(), AT_ONCE, after(chosen.cursor))
+        note.details |= {**chosen.details(), "deleted_count": done.changed}
+        return Purged(done.changed, done.last and mark(done.last))
+
+    @read(
+        "platform.get_dead_letter",
+        GET="/platform/v1/dead-letters/{id}",
+        permission="platform:dead_letters:read",
+        raises=(DeadLetterNotFound,),
+        command="dead-letters show",
+        examples=("0193505f-1c00-7000-8000-000000000001",),
+    )
+    async def get(self, db: Database, letter: DeadLetterRef) -> DeadLetterDetails:
+        """Show everything about a dead letter: its payload, and why it was given up. A payload may be personal."""
+        found = await self.admin.get(db, letter.id)
+        if found is None:
+            raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
+        return found
+
+    @change(
+        "platform.purge_dead_letter",
+        DELETE="/platform/v1/dead-letters/{id}",
+        permission="platform:dead_letters:write",
+        raises=(DeadLetterNotFound,),
+    )
+    async def purge(self, tx: Transaction, letter: DeadLetterRef) -> None:
+        """Remove a dead letter for good."""
+        if not (await self.admin.purge(tx, letter.id)).changed:
+            raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
+
+    @change(
+        "platform.retry_dead_letter",
+        POST="/platform/v1/dead-letters/{id}/retry",
+        permission="platform:dead_letters:write",
+        raises=(DeadLetterNotFound, JobExists),
+    )
+    async def retry(self, tx: Transaction, letter: DeadLetterRef) -> JobChanged:
+        """Make a dead letter a job again, with all attempts before it. In a group it is the last one now."""
+        done = await self.admin.revive(tx, letter.id)
+        if not done.seen:
+            raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
+        if not done.changed:
+            raise JobExists("an unfinished job has its unique key by now; cancel that one, or purge this one")
+        return JobChanged(letter.id, "ready")
+
+    @read("platform.count_dead_letters")
+    async def count(self, db: Database, chosen: DeadLettersChosen) -> int:
+        """Return how many dead letters are chosen."""
+        return await self.admin.count(db, chosen.filters())

@@ -1,0 +1,100 @@
+"""Captured errors: what went wrong, and who is notified of it."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import UUID
+
+from annotated_types import Interval
+
+from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.sentinel import ErrorNotFound, Errors, Kind, State, StoredError
+
+_YEAR_S = 365 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRef:
+    """A group of errors."""
+
+    id: Annotated[UUID, Doc("Id of the group of errors.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorsWanted:
+    """Which groups of errors, and how many of them."""
+
+    state: Annotated[State | None, Doc("Only those in this state.")] = None
+    kind: Annotated[Kind | None, Doc("Only those of this kind.")] = None
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorToMute:
+    """A group of errors, and for how long."""
+
+    id: Annotated[UUID, Doc("Id of the group of errors.")]
+    seconds: Annotated[float, Interval(ge=1, le=_YEAR_S), Doc("For how long.")] = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDetails:
+    """A group of errors, with the contexts of the last few."""
+
+    error: StoredError
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedErrors:
+    """See, resolve and mute captured errors."""
+
+    errors: Errors
+
+    @read(
+        "platform.list_errors",
+        GET="/platform/v1/errors",
+        permission="platform:errors:read",
+        command="errors list",
+        examples=("", "--state open --kind job --json"),
+    )
+    async def list(self, db: Database, wanted: ErrorsWanted) -> Page[StoredError]:
+        """List the groups of captured errors; those that appeared last come first."""
+        found = await self.errors.page(db, wanted.state, wanted.kind, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
+
+    @read(
+        "platform.get_error",
+        GET="/platform/v1/errors/{id}",
+        permission="platform:errors:read",
+        raises=(ErrorNotFound,),
+    )
+    async def get(self, db: Database, error: ErrorRef) -> ErrorDetails:
+        """Show a group of errors: how often, since when, where, and what was going on the last times."""
+        found, samples = await self.errors.get(db, error.id)
+        return ErrorDetails(found, samples)
+
+    @change(
+        "platform.resolve_error",
+        POST="/platform/v1/errors/{id}/resolve",
+        permission="platform:errors:write",
+        raises=(ErrorNotFound,),
+        command="errors resolve",
+        says="{id} is resolved",
+        examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d",),
+    )
+    async def resolve(self, tx: Transaction, error: ErrorRef) -> None:
+        """Close a group of errors. It opens again, as regressed, when there is one more. Safe to repeat."""
+        await self.errors.resolve(tx, error.id)
+
+    @change(
+        "platform.mute_error",
+        POST="/platform/v1/errors/{id}/mute",
+        permission="platform:errors:write",
+        raises=(ErrorNotFound,),
+    )
+    async def mute(self, tx: Transaction, error: ErrorToMute, note: Note) -> None:
+        """Notify nobody of a group of errors for a while. It is counted all the same. Safe to repeat."""
+        note.details["seconds"] = int(error.seconds)
+        await self.errors.mute(tx, error.id, error.seconds)

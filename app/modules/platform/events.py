@@ -1,0 +1,117 @@
+"""Events: what has happened, and delivering it again."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from annotated_types import Len
+
+from app.kernel.actions import Caller, Database, Doc, change, read
+from app.kernel.audit import Audit
+from app.kernel.errors import Invalid
+from app.kernel.pages import Cursor, Limit, Page, WorkCursor, after, mark, marked, next_cursor
+from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, Stretch
+from app.modules.platform.domain.queue import SubscriberNotFound, check_zone
+
+AT_ONCE = 2000
+From = Doc("Published at this time or later, such as 2026-11-22T10:00:00Z.")
+To = Annotated[datetime | None, Doc("Published before this time.")]
+
+
+@dataclass(frozen=True, slots=True)
+class EventsWanted:
+    """Which events, and how many of them."""
+
+    type: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this type.")] = None
+    from_: Annotated[datetime | None, From] = None
+    to: To = None
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayWanted:
+    """Which subscriber, and which events, up to now unless said; and where to go on."""
+
+    subscriber: Annotated[str, Len(1, 128), Doc("Who is given the events.")]
+    from_: Annotated[datetime, From]
+    to: To = None
+    cursor: WorkCursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How many events were enqueued; when there may be more, the time of the last one and where to go on."""
+
+    enqueued_count: int
+    next_from: datetime | None
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """See the events that were published, and replay them."""
+
+    log: EventLog
+    audit: Audit
+
+    @read(
+        "platform.list_events",
+        GET="/platform/v1/events",
+        permission="platform:events:read",
+        command="events list",
+        examples=("--type auth.actor_created", "--from 2026-11-22T00:00:00Z --json"),
+    )
+    async def list(self, db: Database, wanted: EventsWanted) -> Page[ListedEvent]:
+        """List the events that were published, newest first, for as long as they are kept."""
+        check_zone(**{"from": wanted.from_, "to": wanted.to})
+        filters = EventFilters(wanted.type, wanted.from_, wanted.to)
+        found = await self.log.page(db, filters, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
+
+    @change(
+        "platform.replay_events",
+        POST="/platform/v1/events/replay",
+        permission="platform:events:write",
+        raises=(SubscriberNotFound,),
+    )
+    async def replay(self, db: Database, caller: Caller, wanted: ReplayWanted) -> Replayed:
+        """Deliver events to a subscriber again, up to 2000 at a time; the answer says where to go on.
+
+        In the order of publishing, and behind what is enqueued within the next hour. Not safe to repeat: each delivers
+        once more.
+        """
+        stretch = await self._stretch(db, wanted)
+        async with db.begin() as tx:
+            count, last = await self.log.replay(tx, wanted.subscriber, stretch, AT_ONCE)
+            await self.audit.record(
+                tx,
+                caller,
+                "platform.replay_events",
+                target=wanted.subscriber,
+                **{"from": stretch.from_.isoformat(), "to": stretch.to.isoformat()},
+                enqueued_count=count,
+            )
+        if last is None or count < AT_ONCE:
+            return Replayed(count, None, None)
+        at, event_id = last
+        return Replayed(count, at, mark(event_id, stretch.to, at))
+
+    @read("platform.count_replay", raises=(SubscriberNotFound,))
+    async def count_replay(self, db: Database, wanted: ReplayWanted) -> int:
+        """Return how many events a replay would deliver."""
+        return await self.log.count(db, wanted.subscriber, await self._stretch(db, wanted))
+
+    async def _stretch(self, db: Database, wanted: ReplayWanted) -> Stretch:
+        check_zone(**{"from": wanted.from_, "to": wanted.to})
+        known = await self.log.subscribers(db)
+        if wanted.subscriber not in known:
+            others = ", ".join(known) or "none at all"
+            raise SubscriberNotFound(f"there is no subscriber {wanted.subscriber}, but {others}")
+        if wanted.cursor is not None:
+            last, (to, at) = marked(wanted.cursor, 2)
+            return Stretch(at, to, last)
+        to = wanted.to or await self.log.now(db)
+        if wanted.from_ >= to:
+            raise Invalid("from must be before to", (("from", "must be before to"),))
+        return Stretch(wanted.from_, to)

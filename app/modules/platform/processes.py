@@ -1,0 +1,19 @@
+"""Processes of the deployment."""
+
+from dataclasses import dataclass
+
+from app.kernel.actions import read
+from app.kernel.pages import Page
+from app.kernel.registry import LiveProcess, Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """See the processes that are alive."""
+
+    registry: Registry
+
+    @read("platform.list_processes", GET="/platform/v1/processes", permission="platform:processes:read")
+    async def list(self) -> Page[LiveProcess]:
+        """List the processes that are alive, by name."""
+        return Page(await self.registry.alive())

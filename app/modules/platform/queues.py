@@ -1,0 +1,82 @@
+"""Queues: see how much there is to do, and how much of it at once."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval, Len
+
+from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.pages import Page
+from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
+
+QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.")]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRef:
+    """A queue."""
+
+    name: QueueName
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimit:
+    """How many jobs of a queue may run at once in the whole deployment."""
+
+    name: QueueName
+    concurrency: Annotated[
+        Annotated[int, Interval(ge=1, le=1_000_000)] | None,
+        Doc("Maximum number of jobs that run at once; null for as many as the workers can."),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """See, pause, resume and limit queues."""
+
+    admin: QueueAdmin
+
+    @read(
+        "platform.list_queues",
+        GET="/platform/v1/queues",
+        permission="platform:queues:read",
+        command="queues list",
+    )
+    async def list(self, db: Database) -> Page[ListedQueue]:
+        """List queues: their jobs in each state, and for how long the oldest ready one has been due."""
+        return Page(await self.admin.all(db))
+
+    @change(
+        "platform.pause_queue",
+        POST="/platform/v1/queues/{name}/pause",
+        permission="platform:queues:write",
+        raises=(QueueNotFound,),
+        command="queues pause",
+        examples=("default",),
+    )
+    async def pause(self, tx: Transaction, queue: QueueRef) -> QueueStatus:
+        """Stop starting jobs of a queue. Running jobs finish; enqueueing continues. Safe to repeat."""
+        return await self.admin.pause(tx, queue.name)
+
+    @change(
+        "platform.resume_queue",
+        POST="/platform/v1/queues/{name}/resume",
+        permission="platform:queues:write",
+        raises=(QueueNotFound,),
+        command="queues resume",
+        examples=("default",),
+    )
+    async def resume(self, tx: Transaction, queue: QueueRef) -> QueueStatus:
+        """Start the jobs of a paused queue again. Safe to repeat."""
+        return await self.admin.resume(tx, queue.name)
+
+    @change(
+        "platform.limit_queue",
+        PUT="/platform/v1/queues/{name}/concurrency",
+        permission="platform:queues:write",
+        raises=(QueueNotFound,),
+    )
+    async def limit(self, tx: Transaction, limit: QueueLimit, note: Note) -> QueueStatus:
+        """Limit how many jobs of a queue run at once in the whole deployment. Running jobs go on. Safe to repeat."""
+        note.details["concurrency"] = limit.concurrency
+        return await self.admin.limit(tx, limit.name, limit.concurrency)

@@ -1,0 +1,114 @@
+"""Schedules: what happens when."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from annotated_types import Len
+
+from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.pages import Page
+from app.kernel.queue.schedules import ListedSchedule, LockedSchedule, ScheduleAdmin
+from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRef:
+    """A schedule."""
+
+    name: Annotated[str, Len(1, 128), Doc("Name of the schedule.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleChanged:
+    """Since when a schedule is paused; None when it is not."""
+
+    name: str
+    paused_at: datetime | None
+
+    def __str__(self) -> str:
+        if self.paused_at is None:
+            return f"{self.name} is not paused"
+        return f"{self.name} is paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Triggered:
+    """The job that was enqueued."""
+
+    name: str
+    job_id: UUID
+
+    def __str__(self) -> str:
+        return f"enqueued the job {self.job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """See, trigger, pause and resume schedules."""
+
+    admin: ScheduleAdmin
+
+    @read(
+        "platform.list_schedules",
+        GET="/platform/v1/schedules",
+        permission="platform:schedules:read",
+        command="schedules list",
+    )
+    async def list(self, db: Database) -> Page[ListedSchedule]:
+        """List the schedules that cron managers know, and how their last jobs ended."""
+        return Page(await self.admin.all(db))
+
+    @change(
+        "platform.trigger_schedule",
+        POST="/platform/v1/schedules/{name}/trigger",
+        permission="platform:schedules:write",
+        raises=(ScheduleNotFound, ScheduleBusy),
+        command="schedules trigger",
+        examples=("platform.heartbeat",),
+    )
+    async def trigger(self, tx: Transaction, schedule: ScheduleRef, note: Note) -> Triggered:
+        """Enqueue a job of a schedule now, besides its ticks; also when it is paused. Not safe to repeat.
+
+        What the schedule says about overlapping jobs holds here too: one that skips is busy, one that waits, waits.
+        """
+        found = await self._locked(tx, schedule.name)
+        if found.overlap == "skip" and (running := await self.admin.unfinished(tx, schedule.name)):
+            raise ScheduleBusy(f"its job {running} has not ended, and its jobs must not overlap")
+        job_id = await self.admin.enqueue(tx, schedule.name)
+        note.details["job_id"] = str(job_id)
+        return Triggered(schedule.name, job_id)
+
+    @change(
+        "platform.pause_schedule",
+        POST="/platform/v1/schedules/{name}/pause",
+        permission="platform:schedules:write",
+        raises=(ScheduleNotFound,),
+        command="schedules pause",
+        examples=("platform.heartbeat",),
+    )
+    async def pause(self, tx: Transaction, schedule: ScheduleRef) -> ScheduleChanged:
+        """Let the ticks of a schedule pass without a job. What it has enqueued stays. Safe to repeat."""
+        await self._locked(tx, schedule.name)
+        return ScheduleChanged(schedule.name, await self.admin.pause(tx, schedule.name))
+
+    @change(
+        "platform.resume_schedule",
+        POST="/platform/v1/schedules/{name}/resume",
+        permission="platform:schedules:write",
+        raises=(ScheduleNotFound,),
+        command="schedules resume",
+        examples=("platform.heartbeat",),
+    )
+    async def resume(self, tx: Transaction, schedule: ScheduleRef) -> ScheduleChanged:
+        """Fire a paused schedule again. Ticks that passed meanwhile are not made up for. Safe to repeat."""
+        await self._locked(tx, schedule.name)
+        await self.admin.resume(tx, schedule.name)
+        return ScheduleChanged(schedule.name, None)
+
+    async def _locked(self, tx: Transaction, name: str) -> LockedSchedule:
+        found = await self.admin.lock(tx, name)
+        if found is None:
+            raise ScheduleNotFound(f"there is no schedule {name}")
+        return found
