@@ -10,7 +10,6 @@ from uuid import UUID
 
 from annotated_types import Len
 
-from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Conflict, Invalid, NotFound
 from app.kernel.fields import Rule
 
@@ -144,52 +143,6 @@ def check_without_words(password: str, words: Iterable[str], field: str) -> None
     if len(left) < _PASSWORD_LENGTH.start <= len(password):
         problem = "8 characters besides words that anybody would guess here"
         raise WeakPassword(f"the password: {problem}", ((field, problem),))
-
-
-class Actors(Protocol):
-    """Actors, stored."""
-
-    async def add_superuser(
-        self, tx: Transaction, actor_id: UUID, username: str, username_key: str, password_hash: str
-    ) -> bool:
-        """Store a new superuser; return whether it was added: False when the username is taken."""
-        ...
-
-    async def by_username(self, db: Queries, username_key: str) -> tuple[Actor, str | None] | None:
-        """Return the actor and its password hash."""
-        ...
-
-    async def lock(self, tx: Transaction, actor_id: UUID) -> tuple[Actor, str | None] | None:
-        """Return the actor and its password hash; nobody else changes them until the transaction ends."""
-        ...
-
-    async def page(self, db: Queries, filters: "ActorFilters", limit: int, after: UUID | None) -> list[Actor]:
-        """Return actors that fit, newest first, those after one."""
-        ...
-
-    async def get(self, db: Queries, actor_id: UUID) -> Actor | None:
-        """Return an actor."""
-        ...
-
-    async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
-        """Store a new actor; return it, or None when the username is taken."""
-        ...
-
-    async def save(self, tx: Transaction, actor: Actor, username_key: str) -> Actor | None:
-        """Store what has changed; return the actor, or None when the username is taken."""
-        ...
-
-    async def superusers(self, tx: Transaction) -> frozenset[UUID]:
-        """Return the active superusers who can sign in; none of them changes until the transaction ends."""
-        ...
-
-    async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
-        """Store another password."""
-        ...
-
-    async def forget_ways_in(self, tx: Transaction, actor_id: UUID) -> None:
-        """Remove password, second factor, recovery codes and API keys."""
-        ...
 
 
 class Hashing(Protocol):

@@ -6,13 +6,9 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 from uuid import UUID
 
-from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Conflict, NotFound
-from app.kernel.operations import Origin
-from app.modules.auth.domain.sessions import AuthenticatedCaller
 
 PREFIX = "app_"
 _FORM = re.compile(r"app_(?P<id>[0-9a-f]{32})_(?P<secret>[0-9a-f]{64})(?P<checksum>[0-9a-f]{8})")
@@ -63,31 +59,3 @@ def parsed(text: str) -> tuple[UUID, bytes] | None:
     if match is None or f"{zlib.crc32(text[:-8].encode()):08x}" != match["checksum"]:
         return None
     return UUID(match["id"]), hashlib.sha256(bytes.fromhex(match["secret"])).digest()
-
-
-class ApiKeys(Protocol):
-    """API keys, stored."""
-
-    async def add(self, tx: Transaction, key: ApiKey, actor_id: UUID, secret_hash: bytes) -> None:
-        """Store a new key."""
-        ...
-
-    async def of_actor(self, db: Queries, actor_id: UUID) -> list[ApiKey]:
-        """Return the keys of an account, newest first; at most a hundred."""
-        ...
-
-    async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
-        """Remove a key of the account; return whether there was one."""
-        ...
-
-    async def revoke(self, tx: Transaction, key_id: UUID, secret_hash: bytes) -> UUID | None:
-        """Remove a key whose secret is known, valid or not; return whose it was."""
-        ...
-
-    async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
-        """Return who holds a valid key of an active account, with the permissions of this moment."""
-        ...
-
-    async def touch(self, db: Queries, key_id: UUID) -> None:
-        """Note that the key is used; to the minute, so that reading does not write every time."""
-        ...

@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated
 from uuid import UUID
 
 from annotated_types import Len
 
-from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound
 from app.kernel.fields import Rule
 from app.kernel.operations import Caller
@@ -82,55 +81,3 @@ def check_has_power_over(caller: Caller, permissions: Iterable[str], *, is_super
 
 def _missing(caller: Caller, permissions: Iterable[str]) -> str:
     return ", ".join(sorted(p for p in permissions if not caller.may(p)))
-
-
-class Roles(Protocol):
-    """Roles and grants, stored."""
-
-    async def page(self, db: Queries, limit: int, after: UUID | None) -> list[Role]:
-        """Return roles by id, those after one."""
-        ...
-
-    async def add(self, db: Queries, role_id: UUID, name: str) -> Role | None:
-        """Store a new role; return it, or None when the name is taken."""
-        ...
-
-    async def get(self, db: Queries, role_id: UUID) -> Role | None:
-        """Return a role."""
-        ...
-
-    async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
-        """Return the roles; nobody else changes them or their permissions until the transaction ends."""
-        ...
-
-    async def rename(self, tx: Transaction, role_id: UUID, name: str) -> Role | None:
-        """Store another name; return the role, or None when the name is taken."""
-        ...
-
-    async def delete(self, tx: Transaction, role_id: UUID) -> None:
-        """Remove the role from everybody and everything."""
-        ...
-
-    async def permissions(self, db: Queries, role_ids: Iterable[UUID]) -> frozenset[str]:
-        """Return the permissions of roles together."""
-        ...
-
-    async def replace_permissions(self, tx: Transaction, role_id: UUID, permissions: Iterable[str]) -> None:
-        """Store other permissions of a role."""
-        ...
-
-    async def of_actor(self, db: Queries, actor_id: UUID) -> list[Role]:
-        """Return the roles of an actor."""
-        ...
-
-    async def replace_of_actor(self, tx: Transaction, actor_id: UUID, role_ids: Iterable[UUID]) -> None:
-        """Store other roles of an actor."""
-        ...
-
-    async def direct(self, db: Queries, actor_id: UUID) -> frozenset[str]:
-        """Return the permissions granted to an actor directly."""
-        ...
-
-    async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
-        """Store other direct permissions of an actor."""
-        ...

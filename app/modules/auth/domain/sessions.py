@@ -5,9 +5,8 @@ from datetime import datetime, timedelta
 from typing import Literal, Protocol
 from uuid import UUID
 
-from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Unauthenticated
-from app.kernel.operations import Caller, Origin
+from app.kernel.operations import Caller
 from app.modules.auth.domain.actors import Actor
 
 REFRESH_GRACE = timedelta(seconds=10)
@@ -140,61 +139,6 @@ class SessionTokens:
     refresh_token_expires_at: datetime
 
 
-class Sessions(Protocol):
-    """Sessions, stored."""
-
-    async def start(
-        self,
-        tx: Transaction,
-        session: Session,
-        origin: Origin,
-        *,
-        scope: list[str] | None = None,
-        api_key_id: UUID | None = None,
-    ) -> bool:
-        """Store a new session, and that its actor is active now; return False when the actor is disabled.
-
-        With a scope it may do no more than that; with an API key it ends with the key at the latest.
-        """
-        ...
-
-    async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
-        """Return who holds a live session of an active actor, with the permissions of this moment."""
-        ...
-
-    async def touch(self, db: Queries, actor_id: UUID) -> None:
-        """Note that the actor is active; to the minute, so that reading does not write every time."""
-        ...
-
-    async def lock(self, tx: Transaction, session_id: UUID) -> StoredSession | None:
-        """Return the session of an active actor; nobody else rotates or ends it until the transaction ends."""
-        ...
-
-    async def rotate(self, tx: Transaction, session: Session) -> None:
-        """Store the session's next counter and idle limit."""
-        ...
-
-    async def end(self, db: Queries, session_id: UUID, actor_id: UUID) -> bool:
-        """End a session of the actor; return whether it was live."""
-        ...
-
-    async def end_all(self, db: Queries, actor_id: UUID, but: UUID | None = None) -> int:
-        """End all sessions of the actor but one; return how many were live."""
-        ...
-
-    async def end_least_used(self, tx: Transaction, actor_id: UUID, keep: int) -> None:
-        """End all but so many of the live sessions, the least used first; the actor must be locked."""
-        ...
-
-    async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
-        """Return the live sessions of an actor, newest first; at most a hundred."""
-        ...
-
-    async def prune(self, db: Queries, kept_s: float) -> int:
-        """Remove the sessions that ended or expired longer ago than that; return how many."""
-        ...
-
-
 class Tokens(Protocol):
     """Access and refresh tokens."""
 
@@ -209,13 +153,3 @@ class Tokens(Protocol):
     def refresh_claims(self, token: str) -> tuple[UUID, int]:
         """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
         ...
-
-
-async def check_still_lives(tx: Transaction, caller: Caller, sessions: Sessions) -> None:
-    """Raise SessionNotFound when the caller's session has ended since the request began; nobody ends it until the end.
-
-    Whoever ended it took care of the account, and what it asks for would come after that.
-    """
-    session = await sessions.lock(tx, caller.session_id) if caller.session_id else None
-    if session is None or session.ended_at is not None:
-        raise SessionNotFound

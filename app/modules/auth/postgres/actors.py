@@ -14,6 +14,7 @@ class PostgresActors:
     async def add_superuser(
         self, tx: Transaction, actor_id: UUID, username: str, username_key: str, password_hash: str
     ) -> bool:
+        """Store a new superuser; return whether it was added: False when the username is taken."""
         sql = """
             INSERT INTO auth.actors (id, type, username, username_key, password_hash, is_superuser)
             VALUES (%s, 'admin', %s, %s, %s, true)
@@ -22,6 +23,7 @@ class PostgresActors:
         return await tx.run(sql, (actor_id, username, username_key, password_hash)) == 1
 
     async def by_username(self, db: Queries, username_key: str) -> tuple[Actor, str | None] | None:
+        """Return the actor and its password hash."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at, password_hash
             FROM auth.actors
@@ -31,6 +33,7 @@ class PostgresActors:
         return None if row is None else (Actor(*row[:-1]), row[-1])
 
     async def lock(self, tx: Transaction, actor_id: UUID) -> tuple[Actor, str | None] | None:
+        """Return the actor and its password hash; nobody else changes them until the transaction ends."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at, password_hash
             FROM auth.actors
@@ -41,6 +44,7 @@ class PostgresActors:
         return None if row is None else (Actor(*row[:-1]), row[-1])
 
     async def page(self, db: Queries, filters: ActorFilters, limit: int, after: UUID | None) -> list[Actor]:
+        """Return actors that fit, newest first, those after one."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
@@ -56,6 +60,7 @@ class PostgresActors:
         return [Actor(*row) for row in await db.all(sql, given)]
 
     async def get(self, db: Queries, actor_id: UUID) -> Actor | None:
+        """Return an actor."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
@@ -65,6 +70,7 @@ class PostgresActors:
         return None if row is None else Actor(*row)
 
     async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
+        """Store a new actor; return it, or None when the username is taken."""
         sql = """
             INSERT INTO auth.actors (id, type, username, username_key, password_hash, is_superuser, is_active)
             VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -76,6 +82,7 @@ class PostgresActors:
         return None if row is None else Actor(*row)
 
     async def save(self, tx: Transaction, actor: Actor, username_key: str) -> Actor | None:
+        """Store what has changed; return the actor, or None when the username is taken."""
         sql = """
             UPDATE auth.actors
             SET type = %(type)s, username = %(username)s, username_key = %(key)s, is_superuser = %(superuser)s,
@@ -95,6 +102,7 @@ class PostgresActors:
         return None if row is None else Actor(*row)
 
     async def superusers(self, tx: Transaction) -> frozenset[UUID]:
+        """Return the active superusers who can sign in; none of them changes until the transaction ends."""
         # who comes second waits here, and then sees what the first one has left
         sql = """
             SELECT id FROM auth.actors
@@ -105,11 +113,13 @@ class PostgresActors:
         return frozenset(actor_id for (actor_id,) in await tx.all(sql))
 
     async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
+        """Store another password."""
         await db.run(
             "UPDATE auth.actors SET password_hash = %s, updated_at = now() WHERE id = %s", (password_hash, actor_id)
         )
 
     async def forget_ways_in(self, tx: Transaction, actor_id: UUID) -> None:
+        """Remove password, second factor, recovery codes and API keys."""
         sql = """
             WITH keys AS (DELETE FROM auth.api_keys WHERE actor_id = %(id)s),
                  second_factor AS (DELETE FROM auth.totp WHERE actor_id = %(id)s)

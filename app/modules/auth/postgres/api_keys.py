@@ -15,6 +15,7 @@ class PostgresApiKeys:
     """API keys in `auth.api_keys`."""
 
     async def add(self, tx: Transaction, key: ApiKey, actor_id: UUID, secret_hash: bytes) -> None:
+        """Store a new key."""
         sql = """
             INSERT INTO auth.api_keys (id, actor_id, name, secret_hash, permissions, expires_at, created_at)
             VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -22,6 +23,7 @@ class PostgresApiKeys:
         await tx.run(sql, (key.id, actor_id, key.name, secret_hash, key.permissions, key.expires_at, key.created_at))
 
     async def of_actor(self, db: Queries, actor_id: UUID) -> list[ApiKey]:
+        """Return the keys of an account, newest first; at most a hundred."""
         sql = """
             SELECT id, name, permissions, expires_at, last_used_at, created_at FROM auth.api_keys
             WHERE actor_id = %s
@@ -31,14 +33,17 @@ class PostgresApiKeys:
         return [ApiKey(*row) for row in await db.all(sql, (actor_id,))]
 
     async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
+        """Remove a key of the account; return whether there was one."""
         return await tx.run("DELETE FROM auth.api_keys WHERE id = %s AND actor_id = %s", (key_id, actor_id)) == 1
 
     async def revoke(self, tx: Transaction, key_id: UUID, secret_hash: bytes) -> UUID | None:
+        """Remove a key whose secret is known, valid or not; return whose it was."""
         sql = "DELETE FROM auth.api_keys WHERE id = %s AND secret_hash = %s RETURNING actor_id"
         row = await tx.one(sql, (key_id, secret_hash))
         return None if row is None else row[0]
 
     async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
+        """Return who holds a valid key of an active account, with the permissions of this moment."""
         # a superuser's key may do only what it lists
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
@@ -66,6 +71,7 @@ class PostgresApiKeys:
         )
 
     async def touch(self, db: Queries, key_id: UUID) -> None:
+        """Note that the key is used; to the minute, so that reading does not write every time."""
         sql = """
             WITH used AS (
                 UPDATE auth.api_keys SET last_used_at = now()

@@ -13,6 +13,7 @@ class PostgresRoles:
     """Roles in `auth.roles`, and who has what."""
 
     async def page(self, db: Queries, limit: int, after: UUID | None) -> list[Role]:
+        """Return roles by id, those after one."""
         sql = """
             SELECT id, name, created_at, updated_at FROM auth.roles
             WHERE %(after)s::uuid IS NULL OR id < %(after)s
@@ -22,6 +23,7 @@ class PostgresRoles:
         return [Role(*row) for row in await db.all(sql, {"after": after, "limit": limit})]
 
     async def add(self, db: Queries, role_id: UUID, name: str) -> Role | None:
+        """Store a new role; return it, or None when the name is taken."""
         sql = """
             INSERT INTO auth.roles (id, name) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING
             RETURNING id, name, created_at, updated_at
@@ -30,16 +32,19 @@ class PostgresRoles:
         return None if row is None else Role(*row)
 
     async def get(self, db: Queries, role_id: UUID) -> Role | None:
+        """Return a role."""
         row = await db.one("SELECT id, name, created_at, updated_at FROM auth.roles WHERE id = %s", (role_id,))
         return None if row is None else Role(*row)
 
     async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
+        """Return the roles; nobody else changes them or their permissions until the transaction ends."""
         sql = """
             SELECT id, name, created_at, updated_at FROM auth.roles WHERE id = ANY(%s) ORDER BY id FOR UPDATE
         """
         return [Role(*row) for row in await tx.all(sql, (list(role_ids),))]
 
     async def rename(self, tx: Transaction, role_id: UUID, name: str) -> Role | None:
+        """Store another name; return the role, or None when the name is taken."""
         sql = """
             UPDATE auth.roles SET name = %(name)s, updated_at = now()
             WHERE id = %(id)s AND NOT EXISTS (SELECT FROM auth.roles WHERE name = %(name)s AND id <> %(id)s)
@@ -49,13 +54,16 @@ class PostgresRoles:
         return None if row is None else Role(*row)
 
     async def delete(self, tx: Transaction, role_id: UUID) -> None:
+        """Remove the role from everybody and everything."""
         await tx.run("DELETE FROM auth.roles WHERE id = %s", (role_id,))
 
     async def permissions(self, db: Queries, role_ids: Iterable[UUID]) -> frozenset[str]:
+        """Return the permissions of roles together."""
         sql = "SELECT DISTINCT permission FROM auth.role_permissions WHERE role_id = ANY(%s)"
         return frozenset(permission for (permission,) in await db.all(sql, (list(role_ids),)))
 
     async def replace_permissions(self, tx: Transaction, role_id: UUID, permissions: Iterable[str]) -> None:
+        """Store other permissions of a role."""
         sql = """
             WITH wanted AS (SELECT unnest(%(permissions)s::text[]) AS permission),
                  gone AS (
@@ -69,6 +77,7 @@ class PostgresRoles:
         await tx.run(sql, {"id": role_id, "permissions": list(permissions)})
 
     async def of_actor(self, db: Queries, actor_id: UUID) -> list[Role]:
+        """Return the roles of an actor."""
         sql = """
             SELECT r.id, r.name, r.created_at, r.updated_at
             FROM auth.actor_roles a JOIN auth.roles r ON r.id = a.role_id
@@ -78,6 +87,7 @@ class PostgresRoles:
         return [Role(*row) for row in await db.all(sql, (actor_id,))]
 
     async def replace_of_actor(self, tx: Transaction, actor_id: UUID, role_ids: Iterable[UUID]) -> None:
+        """Store other roles of an actor."""
         sql = """
             WITH wanted AS (SELECT unnest(%(roles)s::uuid[]) AS role_id),
                  gone AS (
@@ -90,10 +100,12 @@ class PostgresRoles:
         await tx.run(sql, {"id": actor_id, "roles": list(role_ids)})
 
     async def direct(self, db: Queries, actor_id: UUID) -> frozenset[str]:
+        """Return the permissions granted to an actor directly."""
         sql = "SELECT permission FROM auth.actor_permissions WHERE actor_id = %s"
         return frozenset(permission for (permission,) in await db.all(sql, (actor_id,)))
 
     async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
+        """Store other direct permissions of an actor."""
         sql = """
             WITH wanted AS (SELECT unnest(%(permissions)s::text[]) AS permission),
                  gone AS (

@@ -5,9 +5,16 @@ from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
 from app.kernel.db.chunks import run_in_chunks
-from app.kernel.operations import Origin
+from app.kernel.operations import Caller, Origin
 from app.modules.auth.domain.actors import Actor
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Claims, LiveSession, Session, StoredSession
+from app.modules.auth.domain.sessions import (
+    AuthenticatedCaller,
+    Claims,
+    LiveSession,
+    Session,
+    SessionNotFound,
+    StoredSession,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,10 @@ class PostgresSessions:
         scope: list[str] | None = None,
         api_key_id: UUID | None = None,
     ) -> bool:
+        """Store a new session, and that its actor is active now; return False when the actor is disabled.
+
+        With a scope it may do no more than that; with an API key it ends with the key at the latest.
+        """
         sql = """
             WITH active AS (
                 UPDATE auth.actors SET last_active_at = now() WHERE id = %(actor_id)s AND is_active RETURNING id
@@ -55,6 +66,7 @@ class PostgresSessions:
         )
 
     async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
+        """Return who holds a live session of an active actor, with the permissions of this moment."""
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    ARRAY(
@@ -80,6 +92,7 @@ class PostgresSessions:
         return AuthenticatedCaller(actor.id, claims.session_id, held, is_superuser, origin, actor, row[-1])
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
+        """Note that the actor is active; to the minute, so that reading does not write every time."""
         sql = """
             UPDATE auth.actors SET last_active_at = now()
             WHERE id = %s AND last_active_at < now() - interval '1 minute'
@@ -87,6 +100,7 @@ class PostgresSessions:
         await db.run(sql, (actor_id,))
 
     async def lock(self, tx: Transaction, session_id: UUID) -> StoredSession | None:
+        """Return the session of an active actor; nobody else rotates or ends it until the transaction ends."""
         sql = """
             SELECT s.id, s.actor_id, s.refresh_counter, s.rotated_at, s.idle_expires_at, s.expires_at, s.ended_at,
                    now()
@@ -98,17 +112,29 @@ class PostgresSessions:
         row = await tx.one(sql, (session_id,))
         return None if row is None else StoredSession(*row)
 
+    async def check_still_lives(self, tx: Transaction, caller: Caller) -> None:
+        """Raise SessionNotFound when the caller's session has ended since the request began; lock it otherwise.
+
+        Whoever ended it took care of the account, and what it asks for would come after that.
+        """
+        session = await self.lock(tx, caller.session_id) if caller.session_id else None
+        if session is None or session.ended_at is not None:
+            raise SessionNotFound
+
     async def rotate(self, tx: Transaction, session: Session) -> None:
+        """Store the session's next counter and idle limit."""
         sql = """
             UPDATE auth.sessions SET refresh_counter = %s, rotated_at = %s, idle_expires_at = %s WHERE id = %s
         """
         await tx.run(sql, (session.refresh_counter, session.rotated_at, session.idle_expires_at, session.id))
 
     async def end(self, db: Queries, session_id: UUID, actor_id: UUID) -> bool:
+        """End a session of the actor; return whether it was live."""
         sql = "UPDATE auth.sessions SET ended_at = now() WHERE id = %s AND actor_id = %s AND ended_at IS NULL"
         return await db.run(sql, (session_id, actor_id)) == 1
 
     async def end_all(self, db: Queries, actor_id: UUID, but: UUID | None = None) -> int:
+        """End all sessions of the actor but one; return how many were live."""
         sql = """
             UPDATE auth.sessions SET ended_at = now()
             WHERE actor_id = %s AND id IS DISTINCT FROM %s AND ended_at IS NULL
@@ -116,6 +142,7 @@ class PostgresSessions:
         return await db.run(sql, (actor_id, but))
 
     async def end_least_used(self, tx: Transaction, actor_id: UUID, keep: int) -> None:
+        """End all but so many of the live sessions, the least used first; the actor must be locked."""
         sql = """
             UPDATE auth.sessions SET ended_at = now()
             WHERE id IN (
@@ -129,6 +156,7 @@ class PostgresSessions:
         await tx.run(sql, (actor_id, keep))
 
     async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
+        """Return the live sessions of an actor, newest first; at most a hundred."""
         sql = """
             SELECT id, created_at, rotated_at, least(idle_expires_at, expires_at),
                    coalesce(address, ''), coalesce(user_agent, ''), id IS NOT DISTINCT FROM %(current)s
@@ -140,6 +168,7 @@ class PostgresSessions:
         return [LiveSession(*row) for row in await db.all(sql, {"actor_id": actor_id, "current": current})]
 
     async def prune(self, db: Queries, kept_s: float) -> int:
+        """Remove the sessions that ended or expired longer ago than that; return how many."""
         sql = """
             DELETE FROM auth.sessions WHERE id IN (
                 SELECT id FROM auth.sessions

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Origin
-from app.modules.auth.domain.api_keys import PREFIX, ApiKeys, parsed
-from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound, Sessions, Tokens
+from app.modules.auth.domain.api_keys import PREFIX, parsed
+from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound, Tokens
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +15,8 @@ class Authenticate:
     """Find who holds a token, and what they may do at this moment. Part of every request, so no operation."""
 
     db: Database
-    sessions: Sessions
-    api_keys: ApiKeys
+    sessions: PostgresSessions
+    api_keys: PostgresApiKeys
     tokens: Tokens
 
     async def __call__(self, token: str, origin: Origin) -> AuthenticatedCaller:

@@ -9,9 +9,11 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actors, Password, Passwords
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions, check_still_lives
+from app.modules.auth.domain.actors import Password, Passwords
+from app.modules.auth.domain.sessions import AuthenticatedCaller
 from app.modules.auth.portal import PasswordChanged
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 
@@ -30,8 +32,8 @@ class ChangePassword:
     """Set another password for the caller, who proves to be the one who signed in."""
 
     db: Database
-    actors: Actors
-    sessions: Sessions
+    actors: PostgresActors
+    sessions: PostgresSessions
     passwords: Passwords
     reauthenticate: Reauthenticate
     audit: Audit
@@ -47,7 +49,7 @@ class ChangePassword:
         password_hash = await self.passwords.hash(normal, caller.origin.limited)
         async with self.db.begin() as tx:
             await self.actors.set_password(tx, actor.id, password_hash)
-            await check_still_lives(tx, caller, self.sessions)
+            await self.sessions.check_still_lives(tx, caller)
             ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
             await self.queue.publish(tx, PasswordChanged(actor.id))

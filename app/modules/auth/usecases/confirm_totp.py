@@ -18,7 +18,8 @@ from app.modules.auth.domain.second_factor import (
     new_recovery_code,
     recovery_hash,
 )
-from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions, check_still_lives
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class ConfirmTotp:
 
     db: Database
     factors: SecondFactors
-    sessions: Sessions
+    sessions: PostgresSessions
     limits: Limits
     audit: Audit
 
@@ -68,7 +69,7 @@ class ConfirmTotp:
         async with self.db.begin() as tx:
             if not await self.factors.confirm(tx, caller.actor.id, step, [recovery_hash(code) for code in codes]):
                 raise NoSecondFactor
-            await check_still_lives(tx, caller, self.sessions)
+            await self.sessions.check_still_lives(tx, caller)
             ended = await self.sessions.end_all(tx, caller.actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.confirm_totp", target=caller.actor.id, sessions_ended=ended)
         return RecoveryCodes(codes)

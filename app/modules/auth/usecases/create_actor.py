@@ -9,18 +9,10 @@ from app.kernel.errors import Denied, Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import (
-    Actor,
-    Actors,
-    ActorType,
-    Password,
-    Passwords,
-    Username,
-    UsernameExists,
-    username_key,
-)
+from app.modules.auth.domain.actors import Actor, ActorType, Password, Passwords, Username, UsernameExists, username_key
 from app.modules.auth.domain.permissions import check_has_power_over
 from app.modules.auth.portal import ActorCreated
+from app.modules.auth.postgres.actors import PostgresActors
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +32,7 @@ class CreateActor:
     """Create an actor."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
     passwords: Passwords
     audit: Audit
     queue: Queue

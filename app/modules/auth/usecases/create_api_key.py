@@ -12,9 +12,11 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database, now
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.api_keys import ApiKey, ApiKeys, NoServiceAccount, new_secret
-from app.modules.auth.domain.permissions import Permissions, Roles, check_may_grant, checked_permissions
+from app.modules.auth.domain.api_keys import ApiKey, NoServiceAccount, new_secret
+from app.modules.auth.domain.permissions import Permissions, check_may_grant, checked_permissions
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.update_actor import locked_under_power
 
 
@@ -46,9 +48,9 @@ class CreateApiKey:
     """Make an API key for a service account, with a part of the account's permissions."""
 
     db: Database
-    actors: Actors
-    roles: Roles
-    api_keys: ApiKeys
+    actors: PostgresActors
+    roles: PostgresRoles
+    api_keys: PostgresApiKeys
     audit: Audit
     catalogue: Mapping[str, str]
 

@@ -9,7 +9,8 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.permissions import Role, RoleNameExists, Roles
+from app.modules.auth.domain.permissions import Role, RoleNameExists
+from app.modules.auth.postgres.roles import PostgresRoles
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class CreateRole:
     """Create a role without permissions."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
     audit: Audit
 
     async def __call__(self, caller: Caller, new: NewRole) -> Role:

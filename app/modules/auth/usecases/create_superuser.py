@@ -8,8 +8,9 @@ from app.kernel.db import Database
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actors, Passwords, UsernameExists, username_key
+from app.modules.auth.domain.actors import Passwords, UsernameExists, username_key
 from app.modules.auth.portal import ActorCreated
+from app.modules.auth.postgres.actors import PostgresActors
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class CreateSuperuser:
     """Create an active superuser who signs in with a password."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
     passwords: Passwords
     audit: Audit
     queue: Queue

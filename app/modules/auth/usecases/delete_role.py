@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.permissions import RoleNotFound, Roles, check_may_change_role
+from app.modules.auth.domain.permissions import RoleNotFound, check_may_change_role
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_role import RoleRef
 
 
@@ -15,7 +16,7 @@ class DeleteRole:
     """Delete a role, and take it from everybody who has it."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
     audit: Audit
 
     async def __call__(self, caller: Caller, role: RoleRef) -> None:

@@ -7,10 +7,11 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import ActorAlreadyDisabled, Actors, LastSuperuser, username_key
-from app.modules.auth.domain.permissions import Roles
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.domain.actors import ActorAlreadyDisabled, LastSuperuser, username_key
 from app.modules.auth.portal import ActorDisabled
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.get_actor import ActorRef
 from app.modules.auth.usecases.update_actor import locked_under_power
 
@@ -29,9 +30,9 @@ class DisableActor:
     """Stop an actor from signing in and using its keys, at once and everywhere."""
 
     db: Database
-    actors: Actors
-    sessions: Sessions
-    roles: Roles
+    actors: PostgresActors
+    sessions: PostgresSessions
+    roles: PostgresRoles
     audit: Audit
     queue: Queue
 

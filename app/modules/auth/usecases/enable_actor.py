@@ -6,9 +6,10 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actor, ActorNotFound, Actors, username_key
-from app.modules.auth.domain.permissions import Roles
+from app.modules.auth.domain.actors import Actor, ActorNotFound, username_key
 from app.modules.auth.portal import ActorEnabled
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_actor import ActorRef
 from app.modules.auth.usecases.update_actor import locked_under_power
 
@@ -19,8 +20,8 @@ class EnableActor:
     """Let an actor sign in and use its keys again."""
 
     db: Database
-    actors: Actors
-    roles: Roles
+    actors: PostgresActors
+    roles: PostgresRoles
     audit: Audit
     queue: Queue
 

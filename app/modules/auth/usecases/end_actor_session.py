@@ -6,9 +6,9 @@ from uuid import UUID
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.permissions import Roles
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.end_my_session import NoSuchSession
 from app.modules.auth.usecases.update_actor import locked_under_power
 
@@ -27,9 +27,9 @@ class EndActorSession:
     """End one session of an actor, at once and everywhere."""
 
     db: Database
-    actors: Actors
-    sessions: Sessions
-    roles: Roles
+    actors: PostgresActors
+    sessions: PostgresSessions
+    roles: PostgresRoles
     audit: Audit
 
     async def __call__(self, caller: Caller, session: ActorSessionRef) -> None:

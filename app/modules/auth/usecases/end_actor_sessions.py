@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.permissions import Roles
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.get_actor import ActorRef
 from app.modules.auth.usecases.update_actor import locked_under_power
 
@@ -25,9 +25,9 @@ class EndActorSessions:
     """End all sessions of an actor, at once and everywhere."""
 
     db: Database
-    actors: Actors
-    sessions: Sessions
-    roles: Roles
+    actors: PostgresActors
+    sessions: PostgresSessions
+    roles: PostgresRoles
     audit: Audit
 
     async def __call__(self, caller: Caller, actor: ActorRef) -> Deleted:

@@ -7,7 +7,8 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.errors import NotFound
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound, Sessions
+from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class EndMySession:
     """End one of the caller's sessions, on whatever device."""
 
     db: Database
-    sessions: Sessions
+    sessions: PostgresSessions
     audit: Audit
 
     async def __call__(self, caller: AuthenticatedCaller, session: SessionRef) -> None:

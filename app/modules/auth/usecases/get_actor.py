@@ -5,7 +5,8 @@ from uuid import UUID
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.actors import Actor, ActorNotFound, Actors
+from app.modules.auth.domain.actors import Actor, ActorNotFound
+from app.modules.auth.postgres.actors import PostgresActors
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class GetActor:
     """See an actor."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
 
     async def __call__(self, wanted: ActorRef) -> Actor:
         """Return the actor. Raises ActorNotFound. Safe to repeat."""

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database, Queries
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorNotFound, Actors
-from app.modules.auth.domain.permissions import Roles
+from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorNotFound
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_actor import ActorRef
 
 
@@ -24,8 +25,8 @@ class GetActorPermissions:
     """Show what an actor may do: by its roles, directly, and together."""
 
     db: Database
-    actors: Actors
-    roles: Roles
+    actors: PostgresActors
+    roles: PostgresRoles
 
     async def __call__(self, actor: ActorRef) -> ActorPermissions:
         """Return the permissions. Raises ActorNotFound. Safe to repeat."""
@@ -35,7 +36,7 @@ class GetActorPermissions:
         return await permissions_of(self.db, found, self.roles)
 
 
-async def permissions_of(db: Queries, actor: Actor, roles: Roles) -> ActorPermissions:
+async def permissions_of(db: Queries, actor: Actor, roles: PostgresRoles) -> ActorPermissions:
     """Return what an actor may do."""
     of_roles = await roles.permissions(db, [role.id for role in await roles.of_actor(db, actor.id)])
     direct = await roles.direct(db, actor.id)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.pages import Page
-from app.modules.auth.domain.actors import ActorNotFound, Actors
-from app.modules.auth.domain.permissions import Role, Roles
+from app.modules.auth.domain.actors import ActorNotFound
+from app.modules.auth.domain.permissions import Role
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_actor import ActorRef
 
 
@@ -16,8 +18,8 @@ class GetActorRoles:
     """List the roles of an actor."""
 
     db: Database
-    actors: Actors
-    roles: Roles
+    actors: PostgresActors
+    roles: PostgresRoles
 
     async def __call__(self, actor: ActorRef) -> Page[Role]:
         """Return the roles. Raises ActorNotFound. Safe to repeat."""

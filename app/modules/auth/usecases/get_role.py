@@ -5,7 +5,8 @@ from uuid import UUID
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.permissions import Role, RoleNotFound, Roles
+from app.modules.auth.domain.permissions import Role, RoleNotFound
+from app.modules.auth.postgres.roles import PostgresRoles
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class GetRole:
     """See a role."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
 
     async def __call__(self, role: RoleRef) -> Role:
         """Return the role. Raises RoleNotFound. Safe to repeat."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.permissions import RoleNotFound, Roles
+from app.modules.auth.domain.permissions import RoleNotFound
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_role import RoleRef
 
 
@@ -21,7 +22,7 @@ class GetRolePermissions:
     """List the permissions of a role."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
 
     async def __call__(self, role: RoleRef) -> RolePermissions:
         """Return the permissions. Raises RoleNotFound. Safe to repeat."""

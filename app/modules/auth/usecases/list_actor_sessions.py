@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.pages import Page
-from app.modules.auth.domain.actors import ActorNotFound, Actors
-from app.modules.auth.domain.sessions import LiveSession, Sessions
+from app.modules.auth.domain.actors import ActorNotFound
+from app.modules.auth.domain.sessions import LiveSession
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.get_actor import ActorRef
 
 
@@ -16,8 +18,8 @@ class ListActorSessions:
     """List the live sessions of an actor."""
 
     db: Database
-    actors: Actors
-    sessions: Sessions
+    actors: PostgresActors
+    sessions: PostgresSessions
 
     async def __call__(self, caller: Caller, actor: ActorRef) -> Page[LiveSession]:
         """Return the sessions. Raises ActorNotFound. Safe to repeat."""

@@ -8,7 +8,8 @@ from annotated_types import Len
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
-from app.modules.auth.domain.actors import Actor, ActorFilters, Actors, ActorType
+from app.modules.auth.domain.actors import Actor, ActorFilters, ActorType
+from app.modules.auth.postgres.actors import PostgresActors
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class ListActors:
     """List actors, newest first."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
 
     async def __call__(self, wanted: ActorsWanted) -> Page[Actor]:
         """Return a page. Raises Invalid for a wrong cursor. Safe to repeat."""

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.pages import Page
-from app.modules.auth.domain.actors import ActorNotFound, Actors
-from app.modules.auth.domain.api_keys import ApiKey, ApiKeys
+from app.modules.auth.domain.actors import ActorNotFound
+from app.modules.auth.domain.api_keys import ApiKey
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
 from app.modules.auth.usecases.get_actor import ActorRef
 
 
@@ -16,8 +18,8 @@ class ListApiKeys:
     """List the API keys of a service account, without their secrets."""
 
     db: Database
-    actors: Actors
-    api_keys: ApiKeys
+    actors: PostgresActors
+    api_keys: PostgresApiKeys
 
     async def __call__(self, actor: ActorRef) -> Page[ApiKey]:
         """Return the keys, newest first. Raises ActorNotFound. Safe to repeat."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.pages import Page
-from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession, SessionNotFound, Sessions
+from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession, SessionNotFound
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @operation("auth.list_my_sessions", Kind.USER_ACTION)
@@ -14,7 +15,7 @@ class ListMySessions:
     """List the caller's live sessions."""
 
     db: Database
-    sessions: Sessions
+    sessions: PostgresSessions
 
     async def __call__(self, caller: AuthenticatedCaller) -> Page[LiveSession]:
         """Return the sessions. Safe to repeat."""

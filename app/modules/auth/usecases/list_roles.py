@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
-from app.modules.auth.domain.permissions import Role, Roles
+from app.modules.auth.domain.permissions import Role
+from app.modules.auth.postgres.roles import PostgresRoles
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class ListRoles:
     """List roles, newest first."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
 
     async def __call__(self, wanted: RolesWanted) -> Page[Role]:
         """Return a page. Raises Invalid for a wrong cursor. Safe to repeat."""

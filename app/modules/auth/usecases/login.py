@@ -14,7 +14,7 @@ from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actor, Actors, InvalidUsername, Passwords, username_key
+from app.modules.auth.domain.actors import Actor, InvalidUsername, Passwords, username_key
 from app.modules.auth.domain.limits import (
     LOCKED_FROM,
     REFUSED_FROM,
@@ -30,15 +30,10 @@ from app.modules.auth.domain.limits import (
     undone_unless_decided,
 )
 from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
-from app.modules.auth.domain.sessions import (
-    MOST_SESSIONS,
-    InvalidCredentials,
-    Session,
-    Sessions,
-    SessionTokens,
-    Tokens,
-)
+from app.modules.auth.domain.sessions import MOST_SESSIONS, InvalidCredentials, Session, SessionTokens, Tokens
 from app.modules.auth.portal import SessionStarted
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +75,8 @@ class Login:
     """
 
     db: Database
-    actors: Actors
-    sessions: Sessions
+    actors: PostgresActors
+    sessions: PostgresSessions
     passwords: Passwords
     second_factor: SecondFactor
     tokens: Tokens

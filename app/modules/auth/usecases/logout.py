@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BearerToken, Caller, Kind, operation
-from app.modules.auth.domain.sessions import Sessions, Tokens
+from app.modules.auth.domain.sessions import Tokens
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @operation("auth.logout", Kind.USER_ACTION)
@@ -14,7 +15,7 @@ class Logout:
     """End the session of an access token."""
 
     db: Database
-    sessions: Sessions
+    sessions: PostgresSessions
     tokens: Tokens
     audit: Audit
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BasicAuth, Caller
-from app.modules.auth.domain.api_keys import ApiKeys, parsed
+from app.modules.auth.domain.api_keys import parsed
 from app.modules.auth.domain.limits import (
     REFUSED_FROM,
     REFUSED_FROM_ADDRESS,
@@ -17,6 +17,7 @@ from app.modules.auth.domain.limits import (
 )
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class OAuthClient:
     """
 
     db: Database
-    api_keys: ApiKeys
+    api_keys: PostgresApiKeys
     limits: Limits
     audit: Audit
 

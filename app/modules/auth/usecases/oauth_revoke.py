@@ -6,8 +6,10 @@ from uuid import UUID
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BasicAuth, Caller, Kind, operation
-from app.modules.auth.domain.api_keys import ApiKeys, parsed
-from app.modules.auth.domain.sessions import InvalidRefreshToken, InvalidToken, Sessions, Tokens
+from app.modules.auth.domain.api_keys import parsed
+from app.modules.auth.domain.sessions import InvalidRefreshToken, InvalidToken, Tokens
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.oauth_client import OAuthClient
 from app.modules.auth.usecases.oauth_introspect import TokenInQuestion
 
@@ -27,8 +29,8 @@ class OAuthRevoke:
 
     db: Database
     client: OAuthClient
-    sessions: Sessions
-    api_keys: ApiKeys
+    sessions: PostgresSessions
+    api_keys: PostgresApiKeys
     tokens: Tokens
     audit: Audit
 

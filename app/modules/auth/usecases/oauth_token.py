@@ -22,9 +22,9 @@ from app.modules.auth.domain.sessions import (
     RefreshTokenExpired,
     RefreshTokenReused,
     Session,
-    Sessions,
     Tokens,
 )
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.oauth_client import OAuthClient
 from app.modules.auth.usecases.refresh import Refresh, RefreshToken
 
@@ -58,7 +58,7 @@ class OAuthToken:
 
     db: Database
     client: OAuthClient
-    sessions: Sessions
+    sessions: PostgresSessions
     tokens: Tokens
     refresh: Refresh
     audit: Audit

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.modules.auth.domain.limits import Limits
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 KEPT_S = 7 * 86400.0
 
@@ -24,7 +24,7 @@ class Prune:
     """Remove sessions a week after they ended or expired, and counts of failed sign-ins when their window has ended."""
 
     db: Database
-    sessions: Sessions
+    sessions: PostgresSessions
     limits: Limits
 
     async def __call__(self) -> Pruned:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
-from app.modules.auth.domain.actors import Actor, Actors, Passwords, username_key
+from app.modules.auth.domain.actors import Actor, Passwords, username_key
 from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Limits, check, limit_of_name, undone_unless_decided
 from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, SecondFactor
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, SessionNotFound
+from app.modules.auth.postgres.actors import PostgresActors
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Reauthenticate:
     """Check the caller's password; tries count like those of signing in. Part of other use cases."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
     passwords: Passwords
     second_factor: SecondFactor
     limits: Limits

@@ -14,11 +14,11 @@ from app.modules.auth.domain.sessions import (
     RefreshTokenExpired,
     RefreshTokenReused,
     Session,
-    Sessions,
     SessionTokens,
     StoredSession,
     Tokens,
 )
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Refresh:
     """
 
     db: Database
-    sessions: Sessions
+    sessions: PostgresSessions
     tokens: Tokens
     audit: Audit
     idle_s: float

@@ -9,7 +9,8 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.modules.auth.domain.second_factor import NoSecondFactor, SecondFactors
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions, check_still_lives
+from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 
@@ -28,7 +29,7 @@ class RemoveTotp:
 
     db: Database
     factors: SecondFactors
-    sessions: Sessions
+    sessions: PostgresSessions
     reauthenticate: Reauthenticate
     audit: Audit
 
@@ -41,6 +42,6 @@ class RemoveTotp:
         async with self.db.begin() as tx:
             if not await self.factors.remove(tx, actor.id):
                 raise NoSecondFactor
-            await check_still_lives(tx, caller, self.sessions)
+            await self.sessions.check_still_lives(tx, caller)
             ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
             await self.audit.record(tx, caller, "auth.remove_totp", target=actor.id, sessions_ended=ended)

@@ -9,13 +9,8 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.permissions import (
-    Role,
-    RoleNameExists,
-    RoleNotFound,
-    Roles,
-    check_may_change_role,
-)
+from app.modules.auth.domain.permissions import Role, RoleNameExists, RoleNotFound, check_may_change_role
+from app.modules.auth.postgres.roles import PostgresRoles
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +27,7 @@ class RenameRole:
     """Give a role another name."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
     audit: Audit
 
     async def __call__(self, caller: Caller, change: RoleChange) -> Role:

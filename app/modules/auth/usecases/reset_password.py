@@ -7,10 +7,11 @@ from app.kernel.db import Database
 from app.kernel.errors import Invalid
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import ActorNotFound, Actors, Passwords, username_key
+from app.modules.auth.domain.actors import ActorNotFound, Passwords, username_key
 from app.modules.auth.domain.limits import Limits, limit_of_name
-from app.modules.auth.domain.sessions import Sessions
 from app.modules.auth.portal import PasswordChanged
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class ResetPassword:
     """Set a new password for an actor, end its sessions, and lift the lock of its name."""
 
     db: Database
-    actors: Actors
-    sessions: Sessions
+    actors: PostgresActors
+    sessions: PostgresSessions
     passwords: Passwords
     limits: Limits
     audit: Audit

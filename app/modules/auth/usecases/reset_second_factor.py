@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import ActorNotFound, Actors, username_key
+from app.modules.auth.domain.actors import ActorNotFound, username_key
 from app.modules.auth.domain.second_factor import NoSecondFactor, SecondFactors
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class ResetSecondFactor:
     """Remove an actor's authenticator and recovery codes, and end its sessions."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
     factors: SecondFactors
-    sessions: Sessions
+    sessions: PostgresSessions
     audit: Audit
 
     async def __call__(self, caller: Caller, username: str) -> WithoutSecondFactor:

@@ -6,9 +6,10 @@ from uuid import UUID
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.api_keys import ApiKeyNotFound, ApiKeys
-from app.modules.auth.domain.permissions import Roles
+from app.modules.auth.domain.api_keys import ApiKeyNotFound
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.update_actor import locked_under_power
 
 
@@ -26,9 +27,9 @@ class RevokeApiKey:
     """Make an API key useless, at once and everywhere."""
 
     db: Database
-    actors: Actors
-    roles: Roles
-    api_keys: ApiKeys
+    actors: PostgresActors
+    roles: PostgresRoles
+    api_keys: PostgresApiKeys
     audit: Audit
 
     async def __call__(self, caller: Caller, key: ApiKeyRef) -> None:

@@ -7,8 +7,9 @@ from uuid import UUID
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.permissions import Permissions, Roles, check_may_grant, checked_permissions
+from app.modules.auth.domain.permissions import Permissions, check_may_grant, checked_permissions
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_actor_permissions import ActorPermissions, permissions_of
 from app.modules.auth.usecases.update_actor import locked_under_power
 
@@ -27,8 +28,8 @@ class SetActorPermissions:
     """Replace the direct permissions of an actor; effective on its next request."""
 
     db: Database
-    actors: Actors
-    roles: Roles
+    actors: PostgresActors
+    roles: PostgresRoles
     audit: Audit
     catalogue: Mapping[str, str]
 

@@ -10,8 +10,9 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.pages import Page
-from app.modules.auth.domain.actors import Actors
-from app.modules.auth.domain.permissions import Role, RoleNotFound, Roles, check_may_grant
+from app.modules.auth.domain.permissions import Role, RoleNotFound, check_may_grant
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.update_actor import locked_under_power
 
 
@@ -29,8 +30,8 @@ class SetActorRoles:
     """Replace the roles of an actor; effective on its next request."""
 
     db: Database
-    actors: Actors
-    roles: Roles
+    actors: PostgresActors
+    roles: PostgresRoles
     audit: Audit
 
     async def __call__(self, caller: Caller, wanted: ActorRolesWanted) -> Page[Role]:

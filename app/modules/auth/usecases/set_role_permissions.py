@@ -10,11 +10,11 @@ from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.permissions import (
     Permissions,
     RoleNotFound,
-    Roles,
     check_may_change_role,
     check_may_grant,
     checked_permissions,
 )
+from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.usecases.get_role_permissions import RolePermissions
 
 
@@ -32,7 +32,7 @@ class SetRolePermissions:
     """Replace the permissions of a role; effective on the next request of those who have it."""
 
     db: Database
-    roles: Roles
+    roles: PostgresRoles
     audit: Audit
     catalogue: Mapping[str, str]
 

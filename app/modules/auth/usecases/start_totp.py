@@ -9,7 +9,8 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.modules.auth.domain.second_factor import SecondFactorExists, SecondFactors, base32, new_secret, otpauth_uri
-from app.modules.auth.domain.sessions import AuthenticatedCaller, Sessions, check_still_lives
+from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 
 
@@ -35,7 +36,7 @@ class StartTotp:
 
     db: Database
     factors: SecondFactors
-    sessions: Sessions
+    sessions: PostgresSessions
     reauthenticate: Reauthenticate
     audit: Audit
     issuer: str
@@ -50,6 +51,6 @@ class StartTotp:
         async with self.db.begin() as tx:
             if not await self.factors.start(tx, actor.id, secret):
                 raise SecondFactorExists
-            await check_still_lives(tx, caller, self.sessions)
+            await self.sessions.check_still_lives(tx, caller)
             await self.audit.record(tx, caller, "auth.start_totp", target=actor.id)
         return PendingTotp(base32(secret), otpauth_uri(secret, actor.username, self.issuer))

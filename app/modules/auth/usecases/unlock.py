@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.actors import ActorNotFound, Actors, username_key
+from app.modules.auth.domain.actors import ActorNotFound, username_key
 from app.modules.auth.domain.limits import Limits, limit_of_name
+from app.modules.auth.postgres.actors import PostgresActors
 
 
 @operation("auth.unlock", Kind.MANUAL_COMMAND)
@@ -15,7 +16,7 @@ class Unlock:
     """Lift the lock that failed sign-ins have put on a name."""
 
     db: Database
-    actors: Actors
+    actors: PostgresActors
     limits: Limits
     audit: Audit
 

@@ -11,7 +11,6 @@ from app.kernel.queue import Queue
 from app.modules.auth.domain.actors import (
     Actor,
     ActorNotFound,
-    Actors,
     ActorType,
     LastSuperuser,
     Password,
@@ -20,9 +19,11 @@ from app.modules.auth.domain.actors import (
     UsernameExists,
     username_key,
 )
-from app.modules.auth.domain.permissions import Roles, check_has_power_over
-from app.modules.auth.domain.sessions import Sessions
+from app.modules.auth.domain.permissions import check_has_power_over
 from app.modules.auth.portal import ActorDisabled, ActorEnabled, PasswordChanged
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.sessions import PostgresSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class UpdateActor:
     """
 
     db: Database
-    actors: Actors
-    sessions: Sessions
-    roles: Roles
+    actors: PostgresActors
+    sessions: PostgresSessions
+    roles: PostgresRoles
     passwords: Passwords
     audit: Audit
     queue: Queue
@@ -122,7 +123,7 @@ def _changed_fields(before: Actor, after: Actor, *, password: bool) -> list[str]
 
 
 async def locked_under_power(
-    tx: Transaction, caller: Caller, actor_id: UUID, actors: Actors, roles: Roles
+    tx: Transaction, caller: Caller, actor_id: UUID, actors: PostgresActors, roles: PostgresRoles
 ) -> tuple[Actor, bool]:
     """Return the actor, locked, and whether it is the last active superuser.
 
