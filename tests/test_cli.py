@@ -203,11 +203,11 @@ def test_the_installed_script_is_this_command_line() -> None:
         ("queues limit default 2 --none", "give either a number or --none"),
         ("queues limit default 0", "Invalid value for 'concurrency'"),
         *(
-            (f"{line} {number}", "expected a whole number from ")
+            (f"{line} {number}", "must be an integer ")
             for number in ("5.0", "1_000", "+5", "\u0665", "0x10", "010", "1e3", "9" * 30)
             for line in ("jobs list --limit", "queues limit default", "health --port", "run-cron-manager --port")
         ),
-        ("run-event-consumer --concurrency 1.0", "expected a whole number from 1 to 10000, in digits only"),
+        ("run-event-consumer --concurrency 1.0", "must be an integer from 1 to 10000, in decimal digits"),
         ("events list --from yesterday", "expected a time such as 2026-11-22T10:00:00Z"),
         ("events replay --subscriber a", "Missing option '--from'"),
         ("dead-letters retry", "give one id, or --queue"),

@@ -171,3 +171,24 @@ class Project:
                 process.popen.send_signal(signal.SIGCONT)
                 process.popen.kill()
             process.popen.wait(10)
+
+
+def add_feature(project: Project, where: str, source: str, provided: str = "") -> None:
+    """Add a feature `file:Class` to platform in a copy of the project; `provided` is `file:Type, provider`."""
+    platform = project.root / "app/modules/platform"
+    (platform / f"{where.partition(':')[0]}.py").write_text(source)
+    _insert(platform / "__init__.py", "    features=(\n", f'        Feature("{where}"),\n')
+    if provided:
+        file, _, names = provided.partition(":")
+        kind, _, provider = names.partition(", ")
+        providers = platform / "providers.py"
+        _insert(providers, "PROVIDERS: Providers = {", f"{kind}: {provider}, ")
+        _insert(
+            providers, "from app.kernel.process import Process\n", f"from app.modules.platform.{file} import {names}\n"
+        )
+
+
+def _insert(file: Path, after: str, text: str) -> None:
+    before = file.read_text()
+    assert before.count(after) == 1, f"{file}: {after!r}"
+    file.write_text(before.replace(after, after + text))

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
 
 from app.kernel.actions import Action, Signature, Work, declared
-from app.kernel.actions.operation import ActionOperation, Call, observed
+from app.kernel.actions.operation import ActionOperation, Call, timed
 from app.kernel.audit import Audit
 from app.kernel.config import Settings
 from app.kernel.db import Database
@@ -107,7 +107,7 @@ async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | 
 
 
 class JobOperation:
-    """A method of a feature that runs jobs: a span and a log line around each."""
+    """A method of a feature that runs jobs, with a log line about each; the worker makes the span."""
 
     def __init__(self, operation_id: str, body: Callable[..., Any], signature: Signature, db: Database) -> None:
         self.operation_id = operation_id
@@ -117,7 +117,7 @@ class JobOperation:
 
     async def __call__(self, *arguments: Any) -> Any:
         """Run it with the transaction, if it takes one, and the payload."""
-        with observed(self.operation_id):
+        with timed(self.operation_id):
             return await self._body(*((self._db, *arguments) if self._takes_database else arguments))
 
 

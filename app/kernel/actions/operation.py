@@ -29,18 +29,17 @@ Body = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @contextmanager
-def observed(operation_id: str) -> Generator[None]:
-    """Make a span and a log line of what runs inside, with the time that it took."""
+def timed(operation_id: str) -> Generator[None]:
+    """Log the outcome of what runs inside, with the time that it took."""
     started, outcome = time.perf_counter(), "failed"
-    with span(operation_id):
-        try:
-            yield
-            outcome = "done"
-        except Refusal as refusal:
-            outcome = refusal.code
-            raise
-        finally:
-            logger.debug("{} {} in {:.1f} ms", operation_id, outcome, (time.perf_counter() - started) * 1000)
+    try:
+        yield
+        outcome = "done"
+    except Refusal as refusal:
+        outcome = refusal.code
+        raise
+    finally:
+        logger.debug("{} {} in {:.1f} ms", operation_id, outcome, (time.perf_counter() - started) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class ActionOperation:
 
     async def __call__(self, call: Call, given: Any = None) -> Any:
         """Run the action with its input, in its transaction. Returns what it returns; raises what it raises."""
-        with observed(self.action.id):
+        with span(self.id), timed(self.id):
             if not self.signature.is_transactional:
                 return await self._body(*self._bind(self._db, None, call.token, call.basic, call.caller, given))
             note = Note(_target(self.action.path, given))
@@ -131,4 +130,4 @@ def _target(path: str, given: Any) -> Any:
     return getattr(given, rest.partition("}")[0], None) if rest else None
 
 
-__all__ = ["Call", "Operation", "observed"]
+__all__ = ["Call", "Operation", "timed"]

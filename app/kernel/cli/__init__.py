@@ -28,7 +28,7 @@ def whole(least: int, most: int) -> Callable[[str | int], int]:
     def parse(given: str | int) -> int:
         text = str(given)  # a default is a number
         if _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
-            raise typer.BadParameter(f"expected a whole number from {least} to {most}, in digits only")
+            raise typer.BadParameter(f"must be an integer from {least} to {most}, in decimal digits")
         return int(text)
 
     return parse

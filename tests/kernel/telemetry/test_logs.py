@@ -63,11 +63,11 @@ def test_every_line_within_a_request_or_a_job_says_whose_it_is(project: Project)
     about = ("request_id", "actor_id", "operation")
     assert tuple(of_request[name] for name in about) == ("mine", actor["id"], "auth.get_me")
     assert of_request["trace_id"]
-    of_job = eventually(lambda: within("platform.record_heartbeat done in"))
+    of_job = eventually(lambda: within("platform.heartbeat done in"))
     job = eventually(lambda: within("job done"))
-    assert (of_job["task"], of_job["operation"]) == ("platform.heartbeat", "platform.record_heartbeat")
+    assert (of_job["task"], of_job["operation"]) == ("platform.heartbeat", "platform.heartbeat")
     assert of_job["job_id"] == job["job_id"]
-    assert (job["attempt"], job["operation"]) == (1, "platform.record_heartbeat")
+    assert (job["attempt"], job["operation"]) == (1, "platform.heartbeat")
 
 
 def test_a_log_file_is_opened_anew_after_logrotate_has_moved_it(project: Project, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from app.kernel.telemetry.trace_context import from_headers, parsed, traceparent, tracestate
 from tests.conftest import TestDatabase
 from tests.kernel.telemetry.collector import collecting
-from tests.support.project import ROOT, Project, eventually
+from tests.support.project import ROOT, Project, add_feature, eventually
 
 TRACE, SPAN = "12345678901234567890123456789012", "1234567890123456"
 VALID = f"00-{TRACE}-{SPAN}-01"
@@ -245,16 +245,17 @@ def receiving() -> Iterator[Receiver]:
             thread.join()
 
 
-OPERATIONS = """
+ASKING = """
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Interval
 
-from app.kernel.db.postgres import PostgresDatabase, database
-from app.kernel.queue import Task
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.actions import Database, Transaction, change, read, task
+from app.kernel.queue import Queue, Task
 from app.modules.platform.rates import Rates
+
+LATER = Task[None]("platform.ask_later")
 
 
 @dataclass(frozen=True)
@@ -263,30 +264,20 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class AskRates:
+class Asking:
     rates: Rates
+    queue: Queue
 
-    async def __call__(self, ask: Ask) -> float:
+    @read("platform.ask_rates", GET="/platform/v1/ask", public=True)
+    async def ask(self, ask: Ask) -> float:
         return [await self.rates.of("USD") for _ in range(ask.times)][-1]
 
+    @change("platform.ask_later", POST="/platform/v1/ask-later", public=True)
+    async def ask_later(self, tx: Transaction) -> None:
+        await self.queue.enqueue(tx, LATER)
 
-LATER = Task[None]("platform.ask_later")
-
-
-@dataclass(frozen=True)
-class AskLater:
-    db: PostgresDatabase
-
-    async def __call__(self) -> None:
-        async with self.db.begin() as tx:
-            await PostgresQueue().enqueue(tx, LATER)
-
-
-@dataclass(frozen=True)
-class AskNow:
-    rates: Rates
-
-    async def __call__(self) -> None:
+    @task(LATER)
+    async def ask_now(self, db: Database) -> None:
         await self.rates.of("GBP")
 """
 
@@ -300,23 +291,9 @@ def documented() -> str:
 def relaying(project: Project, receiver: Receiver) -> Project:
     """Return a copy of the project with a module that calls the receiver: from a request, and from a job."""
     copied = project.copy(project.scratch / "copy")
-    platform = copied.root / "app/modules/platform"
-    (platform / "rates.py").write_text(documented().replace("http://rates.internal", receiver.url))
-    (platform / "asking.py").write_text(OPERATIONS)
-    needed = (
-        "    from app.modules.platform import asking\n"
-        "    from app.modules.platform.rates import rates\n"
-        "    found, db = await p.use(rates), await p.use(asking.database)\n"
-        "    return [\n"
-    )
-    routes = (
-        '        Route("GET", "/platform/v1/ask", asking.AskRates(found), public=True),\n'
-        '        Route("POST", "/platform/v1/ask-later", asking.AskLater(db), public=True),\n'
-    )
-    for name, added in (("http.py", routes), ("jobs.py", "        Handler(asking.LATER, asking.AskNow(found)),\n")):
-        text = (platform / name).read_text()
-        assert text.count("    return [\n") == 1
-        (platform / name).write_text(text.replace("    return [\n", needed + added))
+    rates = documented().replace("http://rates.internal", receiver.url)
+    (copied.root / "app/modules/platform/rates.py").write_text(rates)
+    add_feature(copied, "asking:Asking", ASKING, provided="rates:Rates, rates")
     return copied
 
 

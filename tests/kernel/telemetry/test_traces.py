@@ -12,7 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.kernel.telemetry.collector import Collector, collecting, collecting_grpc
-from tests.support.project import Project, Running, eventually
+from tests.support.project import Project, Running, add_feature, eventually
 
 USERNAME, PASSWORD = SUPERUSER
 LOGIN = "/auth/v1/login"
@@ -36,27 +36,25 @@ def metric(client: httpx.Client, name: str) -> float:
     return float(found[1])
 
 
+HEARING = """
+from dataclasses import dataclass
+
+from app.kernel.actions import Database, subscriber
+from app.modules.auth.portal import SessionStarted
+
+
+@dataclass(frozen=True)
+class Hearing:
+    @subscriber("platform.hear", SessionStarted)
+    async def hear(self, db: Database, event: SessionStarted) -> None:
+        await db.one("SELECT 42 AS heard")
+"""
+
+
 def subscribed(project: Project) -> Project:
     """Return a copy of the project in which platform hears of those who sign in."""
     copied = project.copy(project.scratch / "copy")
-    jobs = copied.root / "app/modules/platform/jobs.py"
-    text = jobs.read_text()
-    changed = text.replace(
-        "    return [\n        Handler(HEARTBEAT",
-        "    return [\n        Subscriber('platform.hear', SessionStarted, Heard(await p.use(database))),\n"
-        "        Handler(HEARTBEAT",
-    )
-    assert changed != text
-    hears = (
-        "from app.kernel.db.postgres import database\n"
-        "from app.kernel.queue import Subscriber\n"
-        "from app.modules.auth.portal import SessionStarted\n\n"
-        "class Heard:\n"
-        "    def __init__(self, db): self.db = db\n"
-        "    async def __call__(self, event: SessionStarted) -> None:\n"
-        "        await self.db.one('SELECT 42 AS heard')\n\n"
-    )
-    jobs.write_text(changed.replace("HEARTBEAT = Task", hears + "HEARTBEAT = Task", 1).replace("list[Handler]", "list"))
+    add_feature(copied, "hearing:Hearing", HEARING)
     return copied
 
 
