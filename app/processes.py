@@ -125,16 +125,14 @@ PROCESSES = _processes()
 def new_process(name: str, settings: "Settings") -> "Process":
     """Return a process that has opened nothing yet, with the providers of the kernel and of all modules."""
     from app import ROOT
+    from app.kernel.actions.compose import value
+    from app.kernel.module import Catalogue
     from app.kernel.process import Process
     from app.kernel.providers import PROVIDERS
 
     providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
-    return Process(name, settings, ROOT, providers, permissions())
-
-
-def permissions() -> dict[str, str]:
-    """Return what can be granted: every permission that a module declares, with what it allows."""
-    return {name: text for module in modules() for name, text in module.permissions.items()}
+    permissions = {name: text for module in modules() for name, text in module.permissions.items()}
+    return Process(name, settings, ROOT, {**providers, Catalogue: lambda _: value(Catalogue(permissions))})
 
 
 def sections() -> "list[type[Section]]":

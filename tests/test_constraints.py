@@ -24,13 +24,13 @@ from app.modules.auth.domain.limits import Limit, Tally
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
-from app.modules.auth.keys import Sealer
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
 from app.modules.auth.postgres.limits import PostgresLimits
 from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.postgres.second_factors import PostgresSecondFactors
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.sealing import Sealer
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

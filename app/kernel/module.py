@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What can be granted: every permission that a module declares, with what it allows."""
+
+    permissions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Feature:
     """A feature class of a module as `file:Class`; the group that its commands form, if any, and what that is for."""
 

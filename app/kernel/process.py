@@ -61,7 +61,6 @@ class Process:
         settings: Settings,
         root: Path,
         providers: Mapping[type[Any], Provider[Any]] | None = None,
-        permissions: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -72,7 +71,6 @@ class Process:
         self.started_at = datetime.now(UTC)
         self.services: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
-        self.permissions: Mapping[str, str] = permissions or {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
         self._stack = AsyncExitStack()

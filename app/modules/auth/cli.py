@@ -12,7 +12,7 @@ from app.kernel.errors import Invalid, Refusal
 
 if TYPE_CHECKING:
     from app.kernel.process import Process
-    from app.modules.auth.keys import ListedKey
+    from app.modules.auth.domain.keys import ListedKey
     from app.modules.auth.usecases.create_superuser import Superuser
     from app.modules.auth.usecases.reset_password import Reset
     from app.modules.auth.usecases.reset_second_factor import WithoutSecondFactor

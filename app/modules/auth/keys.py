@@ -1,16 +1,11 @@
 """The keyring: signing keys, in the database, encrypted under keys derived from the master secret."""
 
-import os
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey
 
@@ -18,9 +13,10 @@ from app.kernel.config import Misconfigured
 from app.kernel.db import Database, Queries, Transaction
 from app.kernel.identifiers import uuid7
 from app.kernel.shared import Shared
+from app.modules.auth.domain.keys import ListedKey
+from app.modules.auth.sealing import Sealer, derive
 
 ALGORITHM = "ES256"
-_NONCE_BYTES = 12
 _FRESH_S = 30.0  # a rotated key is used by all processes within this time
 _PROMPT_S = 1.0
 _UNKNOWN_S = 1.0  # tokens with an unknown key id make us look at the database at most this often
@@ -44,37 +40,6 @@ class SigningKeys(Protocol):
     async def forget(self, tx: Transaction, before: datetime) -> list[str]:
         """Remove all keys but the newest that were replaced before a moment; return their ids."""
         ...
-
-
-def derive(master_secret: str, purpose: str) -> bytes:
-    """Return 32 bytes for one purpose (HKDF, RFC 5869)."""
-    return HKDF(SHA256(), 32, None, f"app auth {purpose}".encode()).derive(master_secret.encode())
-
-
-class Sealer:
-    """Encrypts what is stored (AES-256-GCM), bound to the name it is stored under."""
-
-    def __init__(self, master_secret: str, purpose: str) -> None:
-        self._cipher = AESGCM(derive(master_secret, purpose))
-
-    def seal(self, content: bytes, name: str) -> bytes:
-        """Return nonce and ciphertext."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, content, name.encode())
-
-    def open(self, sealed: bytes, name: str) -> bytes:
-        """Return the content. Raises InvalidTag when it was sealed with another secret or under another name."""
-        return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
-
-
-@dataclass(frozen=True, slots=True)
-class ListedKey:
-    """A signing key, without its secret part."""
-
-    kid: str
-    algorithm: str
-    created_at: datetime
-    signs: bool
 
 
 class Keyring:

@@ -5,6 +5,9 @@ from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
 from app.kernel.process import Process
+from app.modules.auth.domain.actors import Passwords
+from app.modules.auth.domain.keys import Keys
+from app.modules.auth.domain.second_factor import SecondFactors
 from app.modules.auth.portal import Portal
 
 
@@ -16,4 +19,31 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
     yield await p.use(wiring.portal)
 
 
-PROVIDERS: Providers = {Portal: portal}
+@asynccontextmanager
+async def passwords(p: Process) -> AsyncGenerator[Passwords]:
+    """Provide password hashing."""
+    from app.modules.auth import wiring
+
+    yield await p.use(wiring.passwords)
+
+
+@asynccontextmanager
+async def keys(p: Process) -> AsyncGenerator[Keys]:
+    """Provide the keyring."""
+    from app.modules.auth import wiring
+
+    yield await p.use(wiring.keyring)
+
+
+@asynccontextmanager
+async def second_factors(p: Process) -> AsyncGenerator[SecondFactors]:
+    """Provide the second factors that are stored."""
+    from app.modules.auth.postgres.second_factors import PostgresSecondFactors
+    from app.modules.auth.sealing import Sealer
+    from app.modules.auth.settings import AuthSettings
+
+    secret = p.settings[AuthSettings].master_secret.get_secret_value()
+    yield PostgresSecondFactors(Sealer(secret, "second factors"))
+
+
+PROVIDERS: Providers = {Portal: portal, Passwords: passwords, Keys: keys, SecondFactors: second_factors}

@@ -5,9 +5,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.kernel.actions.compose import make
 from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
+from app.kernel.module import Catalogue
 from app.kernel.process import Process
 from app.kernel.queue.postgres import PostgresQueue
 from app.modules.auth.portal import Portal
@@ -198,8 +200,8 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 @asynccontextmanager
 async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     """Provide the use cases of signing in and out."""
-    from app.modules.auth.keys import Sealer, derive
     from app.modules.auth.postgres.second_factors import PostgresSecondFactors
+    from app.modules.auth.sealing import Sealer, derive
     from app.modules.auth.second_factor import StoredSecondFactor
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.confirm_totp import ConfirmTotp
@@ -302,7 +304,7 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
     from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
     from app.modules.auth.usecases.update_actor import UpdateActor
 
-    db, hashing, catalogue = await p.use(database), await p.use(passwords), p.permissions
+    db, hashing, catalogue = await p.use(database), await p.use(passwords), (await make(p, Catalogue)).permissions
     yield Administration(
         list_actors=ListActors(db, ACTORS),
         create_actor=CreateActor(db, ACTORS, hashing, AUDIT, QUEUE),
@@ -349,8 +351,8 @@ async def recovery(p: Process) -> AsyncGenerator[Recovery]:
 @asynccontextmanager
 async def reset_second_factor(p: Process) -> AsyncGenerator["ResetSecondFactor"]:
     """Provide the use case of `auth reset-second-factor`."""
-    from app.modules.auth.keys import Sealer
     from app.modules.auth.postgres.second_factors import PostgresSecondFactors
+    from app.modules.auth.sealing import Sealer
     from app.modules.auth.usecases.reset_second_factor import ResetSecondFactor
 
     secret = p.settings[AuthSettings].master_secret.get_secret_value()
