@@ -70,6 +70,12 @@ bench *names="startup http auth telemetry":
     @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
     for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done
 
+# measure this tree against an older commit of itself, in turns: just bench-against v1.0
+bench-against commit rounds="5":
+    @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
+    @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
+    .venv-bench/bin/python -m benchmarks.against "$1" "$2"
+
 # measure the queue against its peers, a quarter of an hour, and write docs/benchmarks.md: just bench-queue quick latency
 bench-queue *options:
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench

@@ -116,11 +116,11 @@ def postgres(folder: Path) -> Generator[PostgresServer]:
 
 
 @contextmanager
-def project(folder: Path, server: PostgresServer) -> Generator[Project]:
-    """A copy of the project in the folder, on the server. Ends what it started."""
+def project(folder: Path, server: PostgresServer, root: Path = ROOT) -> Generator[Project]:
+    """A copy of a project in the folder, on the server. Ends what it started."""
     copy = folder / "project"
     for name in ("app", "migrations", "settings"):
-        shutil.copytree(ROOT / name, copy / name)
+        shutil.copytree(root / name, copy / name)
     env = {
         "LOGGER_OUTPUT": str(folder / "log"),
         "PYTHONDONTWRITEBYTECODE": "",

@@ -75,6 +75,7 @@ class Subject:
     env: Mapping[str, str]
     left: str = ""
     conninfo: str = ""
+    root: Path = ROOT
 
     def fill(self, count: int) -> None:
         """Enqueue, and leave the server at rest."""
@@ -88,7 +89,9 @@ class Subject:
         """Start a process of it."""
         output = Path(self.env["BENCH_SCRATCH"], f"{self.name}-{what}-{time.monotonic_ns()}".replace(" ", "-"))
         with output.open("wb") as out, output.with_suffix(".err").open("wb") as err:
-            popen = subprocess.Popen(command, env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            popen = subprocess.Popen(
+                command, env=self.env, cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
         return Started(popen, output)
 
     @contextmanager
