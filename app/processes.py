@@ -28,18 +28,15 @@ def http(*served: "Module") -> "ServiceFactory":
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(bind(settings.host, settings.port)) as sock:
-            from app.kernel.actions.compose import make
             from app.kernel.actions.compose import operations as operations_of
-            from app.kernel.audit import DenialLog
             from app.kernel.http.openapi import Documentation
-            from app.kernel.http.routes import router, routes_of
-            from app.modules.auth.portal import Portal
+            from app.kernel.http.routes import api, routes_of
 
             routes = routes_of(await operations_of(p, [kind for module in served for kind in module.feature_classes()]))
             routes += [route for module in served for route in await module.other_routes(p)]
-            portal, denied = await make(p, Portal), await make(p, DenialLog)
-            api = router(routes, portal.authenticate, denied, settings)
-            documented = Documentation(api, routes, f"{' and '.join(module.name for module in served)} API")
+            documented = Documentation(
+                await api(p, routes), routes, f"{' and '.join(module.name for module in served)} API"
+            )
             return http_service(p, Operations(p, documented), sock)
 
     return service

@@ -7,11 +7,13 @@ method as it is, so a test calls it like any other.
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from app.kernel.db import Database, Transaction
 from app.kernel.errors import Refusal
 from app.kernel.fields import Doc
+from app.kernel.http.authenticators import Authenticator, Bearer
+from app.kernel.http.codecs import JSON, Codec
 from app.kernel.operations import BasicAuth, BearerToken, Caller
 from app.kernel.queue import Event, Task
 
@@ -38,6 +40,10 @@ class Action:
     and, in capitals, the fields that are arguments there beyond those in the path. A change whose `asks` is not
     empty is destructive: it is confirmed with that question. `says` is what a person is told afterwards, when the
     result does not say it; `{field}` stands for a field of the input.
+
+    Over HTTP, `authenticator` finds out who asks, `codec` reads and writes bodies, `headers` makes further header
+    fields of a result, caches may keep a result for `cache_s` seconds, and `timeout_s` seconds replace
+    `http_server.handle_timeout`.
     """
 
     id: str
@@ -52,6 +58,26 @@ class Action:
     asks: str = ""
     says: str = ""
     examples: tuple[str, ...] = ()
+    authenticator: type[Authenticator] = Bearer
+    codec: Codec = JSON
+    headers: Callable[[Any], Mapping[str, str]] | None = None
+    cache_s: int = 0
+    timeout_s: float = 0
+
+
+class Declared(TypedDict, total=False):
+    """What every action may declare: fields of `Action`."""
+
+    permission: str
+    public: bool
+    raises: tuple[type[Refusal], ...]
+    command: str
+    examples: tuple[str, ...]
+    authenticator: type[Authenticator]
+    codec: Codec
+    headers: Callable[[Any], Mapping[str, str]]
+    cache_s: int
+    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -64,74 +90,34 @@ class Work:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def read(
-    action_id: str,
-    *,
-    GET: str = "",  # noqa: N803 - it reads as the request does
-    permission: str = "",
-    public: bool = False,
-    raises: tuple[type[Refusal], ...] = (),
-    command: str = "",
-    examples: tuple[str, ...] = (),
-) -> Callable[[F], F]:
+def read(action_id: str, *, GET: str = "", **declared: Unpack[Declared]) -> Callable[[F], F]:  # noqa: N803
     """Declare an action that changes nothing. It is given the Database if it asks for it."""
-    route = ("GET", GET) if GET else ("", "")
-    return _declaring(
-        Action(
-            action_id,
-            False,
-            *route,
-            permission=permission,
-            public=public,
-            raises=raises,
-            command=command,
-            examples=examples,
-        )
-    )
+    return _declaring(Action(action_id, False, "GET" if GET else "", GET, **declared))
 
 
 def change(
     action_id: str,
     *,
-    POST: str = "",  # noqa: N803
+    POST: str = "",  # noqa: N803 - it reads as the request does
     PUT: str = "",  # noqa: N803
     PATCH: str = "",  # noqa: N803
     DELETE: str = "",  # noqa: N803
-    permission: str = "",
-    public: bool = False,
-    raises: tuple[type[Refusal], ...] = (),
     status: int = 200,
-    command: str = "",
     asks: str = "",
     says: str = "",
-    examples: tuple[str, ...] = (),
+    **declared: Unpack[Declared],
 ) -> Callable[[F], F]:
     """Declare an action that changes something.
 
     One that takes a Transaction is given one that is open, is recorded in the audit trail inside it, and is rolled back
     when it raises. One that must itself decide what is committed takes the Database instead, and records itself.
     """
-    routes = [(method, path) for method, path in zip(_CHANGING, (POST, PUT, PATCH, DELETE), strict=True) if path]
+    paths = {"POST": POST, "PUT": PUT, "PATCH": PATCH, "DELETE": DELETE}
+    routes = [(method, path) for method, path in paths.items() if path]
     if len(routes) > 1:
         raise TypeError(f"action {action_id}: give one route")
-    return _declaring(
-        Action(
-            action_id,
-            True,
-            *(routes[0] if routes else ("", "")),
-            permission=permission,
-            public=public,
-            raises=raises,
-            status=status,
-            command=command,
-            asks=asks,
-            says=says,
-            examples=examples,
-        )
-    )
-
-
-_CHANGING = ("POST", "PUT", "PATCH", "DELETE")
+    method, path = routes[0] if routes else ("", "")
+    return _declaring(Action(action_id, True, method, path, status=status, asks=asks, says=says, **declared))
 
 
 def task(work: Task[Any]) -> Callable[[F], F]:

@@ -19,6 +19,8 @@ CONTINUE = "app.continue"
 """Stands in the scope of a client that waits for 100 before it sends the body: what sends that."""
 REFUSED_BODY = "app.refused_body"
 """In a message: why the rest of the body is not taken, an Unavailable."""
+TIMEOUT = "app.timeout"
+"""In the scope: a function that gives the request so many seconds, from now on, in place of the handle timeout."""
 _ANSWER = "app.answer"
 
 

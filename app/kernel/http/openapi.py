@@ -14,18 +14,16 @@ from app import __version__
 from app.kernel.decoding import TIME, adapter
 from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
-from app.kernel.http.problems import HttpProblem, status_of, title_of
+from app.kernel.http.authenticators import Bearer
+from app.kernel.http.codecs import Form
+from app.kernel.http.problems import HttpProblem, title_of
 from app.kernel.http.routes import Route, has_body, input_type, path_parameters
 from app.kernel.operations import BasicAuth, BearerToken
 
 _NO_NUL = "^[^\\u0000]*$"
 _SEGMENT = "^[^/\\u0000]*$"
 _REFERENCE = "#/components/schemas/{model}"
-_OAUTH_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
-}
+_BASIC = {"type": "http", "scheme": "basic"}
 _PROBLEM = {
     "type": "object",
     "description": "Problem details (RFC 9457)",
@@ -49,6 +47,7 @@ _PROBLEM = {
 def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
     """Return the OpenAPI document of some routes."""
     schemas = _Schemas(routes)
+    schemes = {kind.name: kind.scheme for kind in (Bearer, *(route.authenticator for route in routes))}
     paths: dict[str, dict[str, Any]] = {}
     for number, route in enumerate(routes):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, number, schemas)
@@ -59,10 +58,7 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {**schemas.definitions, "Problem": _PROBLEM},
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                "basic": {"type": "http", "scheme": "basic"},
-            },
+            "securitySchemes": {**schemes, "basic": _BASIC},
         },
     }
 
@@ -101,7 +97,9 @@ class _Schemas:
         wanted: list[tuple[tuple[int, str], JsonSchemaMode, TypeAdapter[Any]]] = []
         for number, route in enumerate(routes):
             if (kind := input_type(route)) is not None:
-                wanted.append(((number, "input"), "validation", adapter(kind, ignore_unknown=route.form)))
+                wanted.append(
+                    ((number, "input"), "validation", adapter(kind, ignore_unknown=route.codec.ignores_unknown))
+                )
             if (returned := route.operation.signature.returns) is not type(None):
                 wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
         self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
@@ -122,8 +120,8 @@ class _Schemas:
 def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
     summary, _, description = route.operation.description.partition("\n")
     problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
-    if route.form:
-        problem["application/json"] = {"schema": _OAUTH_ERROR}
+    if route.codec.error_schema is not None:
+        problem["application/json"] = {"schema": route.codec.error_schema}
     described: dict[str, Any] = {
         "operationId": route.operation.id,
         "summary": summary,
@@ -152,8 +150,10 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
 
 def _security(route: Route) -> list[dict[str, list[str]]]:
     takes = route.operation.signature.takes
-    if not route.public or takes(BearerToken):
-        return [{"bearer": []}]
+    if not route.public:
+        return [{route.authenticator.name: []}]
+    if takes(BearerToken):
+        return [{Bearer.name: []}]
     return [{"basic": []}, {}] if takes(BasicAuth) else []
 
 
@@ -177,7 +177,7 @@ def _refusals(route: Route) -> dict[str, str]:
     for status in edge:
         why[status].add(title_of(status))
     for kind in kinds:
-        why[400 if route.form and issubclass(kind, Invalid) else status_of(kind)].add(f"{kind.title()}: `{kind.code}`")
+        why[route.codec.status_of(kind)].add(f"{kind.title()}: `{kind.code}`")
     return {str(status): "; ".join(sorted(reasons)) for status, reasons in sorted(why.items())}
 
 
@@ -206,11 +206,11 @@ def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any])
             "required": [name for name in required if name in rest],
             "additionalProperties": False,
         }
-        if route.form:
+        if route.codec.ignores_unknown:
             body["additionalProperties"] = {"type": "string", "pattern": _NO_NUL}
+        if isinstance(route.codec, Form):
             body["properties"] = {name: _as_text(property_) for name, property_ in rest.items()}
-        media_type = "application/x-www-form-urlencoded" if route.form else "application/json"
-        described["requestBody"] = {"required": True, "content": {media_type: {"schema": body}}}
+        described["requestBody"] = {"required": True, "content": {route.codec.media_type: {"schema": body}}}
 
 
 def _as_segment(schema: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from app.kernel.http.routes import Route
 from app.kernel.process import Process
 from app.modules.auth import wiring
+from app.modules.auth.domain.oauth import OAUTH
 from app.modules.auth.usecases.verify import Verified
 
 _SEE, _CHANGE = "auth:actors:read", "auth:actors:write"
@@ -56,9 +57,9 @@ async def routes(p: Process) -> list[Route]:
         Route("GET", "/auth/v1/roles/{id}/permissions", others.get_role_permissions, permission=_SEE_ROLES),
         Route("PUT", "/auth/v1/roles/{id}/permissions", others.set_role_permissions, permission=_CHANGE_ROLES),
         Route("GET", "/auth/v1/permissions", others.list_permissions, permission=_SEE_ROLES),
-        Route("POST", "/oauth/token", oauth.token, public=True, form=True),
-        Route("POST", "/oauth/introspect", oauth.introspect, public=True, form=True),
-        Route("POST", "/oauth/revoke", oauth.revoke, public=True, form=True),
+        Route("POST", "/oauth/token", oauth.token, public=True, codec=OAUTH),
+        Route("POST", "/oauth/introspect", oauth.introspect, public=True, codec=OAUTH),
+        Route("POST", "/oauth/revoke", oauth.revoke, public=True, codec=OAUTH),
         Route("GET", "/.well-known/oauth-authorization-server", oauth.metadata, public=True, cache_s=300),
         Route("GET", "/.well-known/jwks.json", own.get_jwks, public=True, cache_s=300),
     ]

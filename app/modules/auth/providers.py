@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
+from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
 from app.modules.auth.domain.actors import Passwords
 from app.modules.auth.domain.keys import Keys
@@ -46,4 +47,16 @@ async def second_factors(p: Process) -> AsyncGenerator[SecondFactors]:
     yield PostgresSecondFactors(Sealer(secret, "second factors"))
 
 
-PROVIDERS: Providers = {Portal: portal, Passwords: passwords, Keys: keys, SecondFactors: second_factors}
+@asynccontextmanager
+async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
+    """Provide what turns access tokens and API keys into callers."""
+    yield (await p.use(portal)).authenticate
+
+
+PROVIDERS: Providers = {
+    Portal: portal,
+    Authenticate: authenticate,
+    Passwords: passwords,
+    Keys: keys,
+    SecondFactors: second_factors,
+}

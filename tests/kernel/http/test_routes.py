@@ -15,6 +15,8 @@ from annotated_types import Len
 
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
+from app.kernel.http.authenticators import Bearer
+from app.kernel.http.codecs import Form
 from app.kernel.http.middleware import stack
 from app.kernel.http.openapi import openapi, page
 from app.kernel.http.routes import Route, router
@@ -126,6 +128,9 @@ async def authenticate(token: str, origin: Origin) -> Caller:
     return Caller(permissions=frozenset({"x:y:read"}))
 
 
+AUTHENTICATORS = {Bearer: Bearer(authenticate)}
+
+
 DENIED: list[str] = []
 
 
@@ -148,8 +153,9 @@ async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         Route("GET", "/refuse", Refuse(), public=True),
         Route("GET", "/fail", Fail(), public=True),
         Route("GET", "/sleep", Sleep(), public=True),
+        Route("GET", "/nap", Sleep(), public=True, timeout_s=0.05),
     ]
-    app = stack(router(routes, authenticate, note_denied, settings), settings)
+    app = stack(router(routes, AUTHENTICATORS, note_denied, settings), settings)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened
@@ -269,7 +275,7 @@ async def test_a_body_may_be_an_array() -> None:
     ("route", "message"),
     [
         (partial(Route, "GET", "/count", Count()), "an array can only be the whole input"),
-        (partial(Route, "POST", "/count", Count(), form=True), "an array can only be the whole input"),
+        (partial(Route, "POST", "/count", Count(), codec=Form()), "an array can only be the whole input"),
         (partial(Route, "POST", "/count/{id}", Count()), "an array can only be the whole input"),
         (partial(Route, "POST", "/count", CountText()), "text must be a dataclass or a list"),
         (partial(Route, "POST", "/count", CountBoth()), "there can be only one input"),
@@ -279,7 +285,7 @@ def test_an_input_that_cannot_be_served_is_refused_when_it_is_declared(
     route: Callable[[], Route], message: str
 ) -> None:
     with pytest.raises(TypeError, match=message):
-        router([route()], authenticate, note_denied, SETTINGS)
+        router([route()], AUTHENTICATORS, note_denied, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +343,12 @@ async def test_a_request_over_the_handle_timeout_is_cancelled_and_answered_504()
         answer = await http.get("/sleep")
     assert (answer.status_code, answer.json()["code"]) == (504, "TIMEOUT")
     assert Sleep.cancelled
+
+
+async def test_a_route_can_have_a_timeout_of_its_own() -> None:
+    async with client(handle_timeout=20) as http:
+        answer = await http.get("/nap")
+    assert (answer.status_code, answer.json()["detail"]) == (504, "no answer within 0.05 s")
 
 
 @pytest.mark.parametrize("given", ["abc-1", "A.b_C-9" * 9])

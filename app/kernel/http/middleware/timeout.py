@@ -6,7 +6,7 @@ from typing import cast
 from loguru import logger
 
 from app.kernel.deadlines import Deadlines
-from app.kernel.http.asgi import App, Receive, Scope, Send, answering
+from app.kernel.http.asgi import TIMEOUT, App, Receive, Scope, Send, answering
 from app.kernel.http.problems import HttpProblem, send_problem
 
 
@@ -16,10 +16,17 @@ class Timeout:
     def __init__(self, app: App, seconds: float) -> None:
         self._app = app
         self._deadlines = Deadlines(seconds)
+        self._of_routes: dict[float, Deadlines] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer, send = answering(scope, send)
-        expired = False
+        expired, deadlines = False, self._deadlines
+
+        def change(seconds: float) -> None:
+            nonlocal deadlines
+            deadlines.end(expire)
+            deadlines = self._of_routes.setdefault(seconds, Deadlines(seconds))
+            deadlines.begin(expire)
 
         def expire() -> None:
             nonlocal expired
@@ -31,7 +38,8 @@ class Timeout:
         # what asyncio.timeout does, at a fraction of its cost: this is for every request
         task = cast("asyncio.Task[None]", asyncio.current_task())
         cancelling = task.cancelling()
-        self._deadlines.begin(expire)
+        deadlines.begin(expire)
+        scope[TIMEOUT] = change
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
@@ -40,8 +48,8 @@ class Timeout:
             if answer.status:
                 raise TimeoutError from None
             route = scope.get("state", {}).get("route") or scope["path"]
-            seconds = self._deadlines.seconds
+            seconds = deadlines.seconds
             logger.error("{} {} was not answered within {:g} s", scope["method"], route, seconds)
             await send_problem(scope, send, HttpProblem(504, f"no answer within {seconds:g} s"))
         finally:
-            self._deadlines.end(expire)
+            deadlines.end(expire)

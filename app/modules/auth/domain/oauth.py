@@ -1,6 +1,10 @@
-"""OAuth 2: refusals as the standards name them (RFC 6749, section 5.2)."""
+"""OAuth 2: forms in, and refusals as the standards name them (RFC 6749, section 5)."""
 
-from app.kernel.errors import Invalid, Unauthenticated
+import json
+
+from app.kernel.errors import Invalid, Refusal, Unauthenticated
+from app.kernel.http.codecs import Form, Response
+from app.kernel.http.problems import HttpProblem
 
 
 class InvalidClient(Unauthenticated):
@@ -31,3 +35,30 @@ class UnsupportedGrantType(Invalid):
     """The grant type is not one of client_credentials and refresh_token."""
 
     code = "unsupported_grant_type"
+
+
+class OAuthCodec(Form):
+    """Unknown parameters are ignored, absent members of a result left out, and refusals are OAuth's own."""
+
+    ignores_unknown = omits_none = True
+    error_schema = {  # noqa: RUF012 - nobody changes it
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+    }
+
+    def refuse(self, refusal: Refusal | HttpProblem) -> Response | None:
+        if not isinstance(refusal, Invalid | Unauthenticated):
+            return None
+        code = "invalid_request" if refusal.code == Invalid.code else refusal.code
+        body = json.dumps({"error": code, "error_description": str(refusal)}).encode()
+        headers = [(b"cache-control", b"no-store")]
+        if isinstance(refusal, Unauthenticated):
+            headers.append((b"www-authenticate", b'Basic realm="oauth"'))
+        return Response(self.status_of(type(refusal)), b"application/json", body, headers)
+
+    def status_of(self, kind: type[Refusal]) -> int:
+        return 400 if issubclass(kind, Invalid) else super().status_of(kind)
+
+
+OAUTH = OAuthCodec()
