@@ -26,9 +26,9 @@ from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
-from app.modules.auth.postgres.limits import PostgresLimits
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.roles import PostgresRoles
-from app.modules.auth.postgres.second_factors import PostgresSecondFactors
+from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.sealing import Sealer
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
@@ -80,7 +80,7 @@ class Race:
 
 
 actors, roles = PostgresActors(), PostgresRoles()
-factors = PostgresSecondFactors(Sealer("not a secret", "test"))
+factors = SecondFactors(Sealer("not a secret", "test"))
 RACES: dict[str, list[Race]] = {
     "auth.actors_username_key_key": [
         Race(
@@ -122,8 +122,8 @@ RACES: dict[str, list[Race]] = {
         ),
     ],
     "auth.limits_pkey": [
-        Race(*[lambda tx: PostgresLimits().reserve(tx, [Limit("k", 2)])] * 2, returns=[Tally(0, 2, 900)]),
-        Race(*[lambda tx: PostgresLimits().reserve(tx, [Limit("k", 1)])] * 2, raises=RateLimited),
+        Race(*[lambda tx: Limits().reserve(tx, [Limit("k", 2)])] * 2, returns=[Tally(0, 2, 900)]),
+        Race(*[lambda tx: Limits().reserve(tx, [Limit("k", 1)])] * 2, raises=RateLimited),
     ],
     "auth.sessions_api_key_id_fkey": [
         Race(lambda tx: PostgresApiKeys().remove(tx, A, C), new_session, raises=InvalidClient)

@@ -160,9 +160,10 @@ def list_keys(as_json: Json = False) -> None:
     """
 
     async def work(p: "Process") -> "list[ListedKey]":
-        from app.modules.auth import wiring
+        from app.kernel.actions.compose import make
+        from app.modules.auth.keyring import Keyring
 
-        return await (await p.use(wiring.keyring)).listed()
+        return await (await make(p, Keyring)).listed()
 
     found = run_once("auth keys list", work)
     if as_json:

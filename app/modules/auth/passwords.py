@@ -8,9 +8,6 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import TypeVar
 
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
-
 from app.kernel.turns import Turns
 from app.modules.auth.domain.actors import WeakPassword, check_without_words, checked_password
 
@@ -20,10 +17,12 @@ _MOST, _MOST_OF_ADDRESS, _LONGEST_WAIT_S = 200, 100, 15.0
 _DUMMY = "$argon2id$v=19$m=65536,t=3,p=4$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 
-class Argon2Hashing:
+class Hashing:
     """Hashes and verifies on threads of its own."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
+        from argon2 import PasswordHasher
+
         self.hasher = PasswordHasher()
         self._threads = threads
 
@@ -37,6 +36,8 @@ class Argon2Hashing:
         return fits and password_hash is not None
 
     def _matches(self, password_hash: str, password: str) -> bool:
+        from argon2.exceptions import InvalidHashError, VerificationError
+
         try:
             return self.hasher.verify(password_hash, unicodedata.normalize("NFC", password))
         except (VerificationError, InvalidHashError, UnicodeEncodeError):
@@ -46,17 +47,17 @@ class Argon2Hashing:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
 
-class Argon2Passwords:
+class Passwords:
     """Gives turns at hashing, and knows which passwords are too weak."""
 
     def __init__(self, concurrency: int, words: Sequence[str] = ()) -> None:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
-        self._hashing = Argon2Hashing(self._threads)
+        self._hashing = Hashing(self._threads)
         self._turns = Turns(concurrency, _MOST, _MOST_OF_ADDRESS, _LONGEST_WAIT_S)
         self._words = sorted((word.casefold() for word in words), key=len, reverse=True)
 
     @asynccontextmanager
-    async def turn(self, address: str = "") -> AsyncGenerator[Argon2Hashing]:
+    async def turn(self, address: str = "") -> AsyncGenerator[Hashing]:
         """Wait for a turn at hashing, shared fairly between addresses. Raises RateLimited, Unavailable."""
         async with self._turns.turn(address):
             yield self._hashing
@@ -67,6 +68,7 @@ class Argon2Passwords:
             return await hashing.hash(password)
 
     def is_outdated(self, password_hash: str) -> bool:
+        """Return whether the hash was made with other parameters than today's."""
         return self._hashing.hasher.check_needs_rehash(password_hash)
 
     def checked(self, password: str, username: str, field: str = "password") -> str:

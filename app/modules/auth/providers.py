@@ -1,15 +1,57 @@
-"""What auth provides to features. Imports what a provider needs when it is opened, not before."""
+"""What auth provides to features. The libraries behind are imported when a provider is opened, not before."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from app.kernel.actions.compose import Providers
+from app.kernel.actions.compose import Providers, make
+from app.kernel.db import Database
+from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
-from app.modules.auth.domain.actors import Passwords
-from app.modules.auth.domain.keys import Keys
-from app.modules.auth.domain.second_factor import SecondFactors
+from app.modules.auth.keyring import Keyring
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
+from app.modules.auth.postgres.signing_keys import SigningKeys
+from app.modules.auth.sealing import Sealer
+from app.modules.auth.settings import AuthSettings
+from app.modules.auth.tokens import Tokens
+
+
+@asynccontextmanager
+async def keyring(p: Process) -> AsyncGenerator[Keyring]:
+    """Provide the keys of this deployment, with a first one if there was none.
+
+    When the database is unavailable they are loaded by whoever needs them first.
+    """
+    secret = p.settings[AuthSettings].master_secret.get_secret_value()
+    opened = Keyring(await make(p, Database), SigningKeys(), secret)
+    with suppress(Unavailable):
+        await opened.open()
+    yield opened
+
+
+@asynccontextmanager
+async def tokens(p: Process) -> AsyncGenerator[Tokens]:
+    """Provide the tokens of this deployment."""
+    yield Tokens(await make(p, Keyring), p.settings[AuthSettings])
+
+
+@asynccontextmanager
+async def passwords(p: Process) -> AsyncGenerator[Passwords]:
+    """Provide password hashing."""
+    settings = p.settings[AuthSettings]
+    words = (*settings.password_words, settings.audience)
+    hashing = Passwords(settings.password_hash_concurrency, words)
+    try:
+        yield hashing
+    finally:
+        hashing.close()
+
+
+@asynccontextmanager
+async def sealer(p: Process) -> AsyncGenerator[Sealer]:
+    """Provide the encryption of second factors."""
+    yield Sealer(p.settings[AuthSettings].master_secret.get_secret_value(), "second factors")
 
 
 @asynccontextmanager
@@ -21,42 +63,16 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 
 
 @asynccontextmanager
-async def passwords(p: Process) -> AsyncGenerator[Passwords]:
-    """Provide password hashing."""
-    from app.modules.auth import wiring
-
-    yield await p.use(wiring.passwords)
-
-
-@asynccontextmanager
-async def keys(p: Process) -> AsyncGenerator[Keys]:
-    """Provide the keyring."""
-    from app.modules.auth import wiring
-
-    yield await p.use(wiring.keyring)
-
-
-@asynccontextmanager
-async def second_factors(p: Process) -> AsyncGenerator[SecondFactors]:
-    """Provide the second factors that are stored."""
-    from app.modules.auth.postgres.second_factors import PostgresSecondFactors
-    from app.modules.auth.sealing import Sealer
-    from app.modules.auth.settings import AuthSettings
-
-    secret = p.settings[AuthSettings].master_secret.get_secret_value()
-    yield PostgresSecondFactors(Sealer(secret, "second factors"))
-
-
-@asynccontextmanager
 async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
     """Provide what turns access tokens and API keys into callers."""
-    yield (await p.use(portal)).authenticate
+    yield (await make(p, Portal)).authenticate
 
 
 PROVIDERS: Providers = {
+    Keyring: keyring,
+    Tokens: tokens,
+    Passwords: passwords,
+    Sealer: sealer,
     Portal: portal,
     Authenticate: authenticate,
-    Passwords: passwords,
-    Keys: keys,
-    SecondFactors: second_factors,
 }

@@ -1,16 +1,15 @@
-"""Secrets of this module, derived from the master secret, and what is stored encrypted under them."""
+"""Secrets at rest: keys derived from the master secret, and encryption under them."""
 
 import os
-
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _NONCE_BYTES = 12
 
 
 def derive(master_secret: str, purpose: str) -> bytes:
     """Return 32 bytes for one purpose (HKDF, RFC 5869)."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
     return HKDF(SHA256(), 32, None, f"app auth {purpose}".encode()).derive(master_secret.encode())
 
 
@@ -18,6 +17,8 @@ class Sealer:
     """Encrypts what is stored (AES-256-GCM), bound to the name it is stored under."""
 
     def __init__(self, master_secret: str, purpose: str) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
         self._cipher = AESGCM(derive(master_secret, purpose))
 
     def seal(self, content: bytes, name: str) -> bytes:

@@ -5,7 +5,8 @@ from typing import Literal
 from uuid import UUID
 
 from app.kernel.db import Database
-from app.modules.auth.domain.second_factor import SecondFactors, matching_step, recovery_hash
+from app.modules.auth.domain.second_factor import matching_step, recovery_hash
+from app.modules.auth.postgres.second_factors import SecondFactors
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from annotated_types import Len
-from joserfc import jwt
 from pydantic import ConfigDict, TypeAdapter
 
 from app.kernel.identifiers import uuid7
@@ -27,8 +26,7 @@ from app.modules.auth.domain.sessions import (
     SessionTokens,
     TokenExpired,
 )
-from app.modules.auth.jws import taken_apart
-from app.modules.auth.keys import ALGORITHM, Keyring
+from app.modules.auth.keyring import ALGORITHM, Keyring
 from app.modules.auth.settings import AuthSettings
 
 _TYPE = "at+jwt"
@@ -58,7 +56,7 @@ class _Stated:
 _STATED = TypeAdapter(_Stated)
 
 
-class JwtTokens:
+class Tokens:
     """Issues and reads the tokens of one deployment.
 
     The signature of a token does not change, so it is verified once and remembered; expiry is checked every time.
@@ -72,6 +70,8 @@ class JwtTokens:
 
     async def issue(self, session: Session, now: datetime) -> SessionTokens:
         """Return a new access token, and the refresh token of the session's present counter."""
+        from joserfc import jwt
+
         key = await self._keyring.signing()
         expires_at = now + timedelta(seconds=self._settings.access_token_ttl)
         claims: dict[str, Any] = {
@@ -100,6 +100,8 @@ class JwtTokens:
                 if expires <= self._keyring.now() and not allow_expired:
                     raise TokenExpired
                 return claims
+        from app.modules.auth.jws import taken_apart
+
         try:
             signed = taken_apart(token)
             key = await self._keyring.find(signed.kid)

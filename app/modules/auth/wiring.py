@@ -1,29 +1,28 @@
 """Builds the use cases of auth from resources. Imports what a provider needs when it is opened, not before."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.kernel.actions.compose import make
 from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
-from app.kernel.errors import Unavailable
 from app.kernel.module import Catalogue
 from app.kernel.process import Process
 from app.kernel.queue.postgres import PostgresQueue
+from app.modules.auth.keyring import Keyring
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
-from app.modules.auth.postgres.limits import PostgresLimits
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.settings import AuthSettings
+from app.modules.auth.tokens import Tokens
 
 if TYPE_CHECKING:
-    from app.modules.auth.domain.actors import Passwords
-    from app.modules.auth.domain.sessions import Tokens
-    from app.modules.auth.keys import Keyring
     from app.modules.auth.usecases.authenticate import Authenticate
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.confirm_totp import ConfirmTotp
@@ -73,7 +72,7 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.verify import Verify
 
 AUDIT, QUEUE = Audit(), PostgresQueue()
-ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), PostgresLimits()
+ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), Limits()
 ROLES, API_KEYS = PostgresRoles(), PostgresApiKeys()
 
 
@@ -152,56 +151,18 @@ class AuthPortal:
 
 
 @asynccontextmanager
-async def keyring(p: Process) -> AsyncGenerator["Keyring"]:
-    """Provide the keys of this deployment, with a first one if there was none.
-
-    When the database is away they are loaded by whoever needs them first.
-    """
-    from app.modules.auth.keys import Keyring
-    from app.modules.auth.postgres.signing_keys import PostgresSigningKeys
-
-    secret = p.settings[AuthSettings].master_secret.get_secret_value()
-    opened = Keyring(await p.use(database), PostgresSigningKeys(), secret)
-    with suppress(Unavailable):
-        await opened.open()
-    yield opened
-
-
-@asynccontextmanager
-async def tokens(p: Process) -> AsyncGenerator["Tokens"]:
-    """Provide the tokens of this deployment."""
-    from app.modules.auth.tokens import JwtTokens
-
-    yield JwtTokens(await p.use(keyring), p.settings[AuthSettings])
-
-
-@asynccontextmanager
-async def passwords(p: Process) -> AsyncGenerator["Passwords"]:
-    """Provide password hashing."""
-    from app.modules.auth.passwords import Argon2Passwords
-
-    settings = p.settings[AuthSettings]
-    words = (*settings.password_words, settings.audience)
-    hashing = Argon2Passwords(settings.password_hash_concurrency, words)
-    try:
-        yield hashing
-    finally:
-        hashing.close()
-
-
-@asynccontextmanager
 async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
     from app.modules.auth.usecases.authenticate import Authenticate
 
-    yield AuthPortal(Authenticate(await p.use(database), SESSIONS, API_KEYS, await p.use(tokens)))
+    yield AuthPortal(Authenticate(await p.use(database), SESSIONS, API_KEYS, await make(p, Tokens)))
 
 
 @asynccontextmanager
 async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     """Provide the use cases of signing in and out."""
-    from app.modules.auth.postgres.second_factors import PostgresSecondFactors
-    from app.modules.auth.sealing import Sealer, derive
+    from app.modules.auth.postgres.second_factors import SecondFactors
+    from app.modules.auth.sealing import derive
     from app.modules.auth.second_factor import StoredSecondFactor
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.confirm_totp import ConfirmTotp
@@ -218,9 +179,9 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     from app.modules.auth.usecases.verify import Verify
 
     settings = p.settings[AuthSettings]
-    db, issued, hashing = await p.use(database), await p.use(tokens), await p.use(passwords)
+    db, issued, hashing = await p.use(database), await make(p, Tokens), await make(p, Passwords)
     secret = settings.master_secret.get_secret_value()
-    factors = PostgresSecondFactors(Sealer(secret, "second factors"))
+    factors = await make(p, SecondFactors)
     second_factor = StoredSecondFactor(db, factors)
     reauthenticate = Reauthenticate(db, ACTORS, hashing, second_factor, LIMITS, AUDIT)
     idle_s, lifetime_s = settings.session_idle, settings.session_lifetime
@@ -245,7 +206,7 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, reauthenticate, AUDIT, QUEUE),
         list_my_sessions=ListMySessions(db, SESSIONS),
         end_my_session=EndMySession(db, SESSIONS, AUDIT),
-        get_jwks=GetJwks(await p.use(keyring)),
+        get_jwks=GetJwks(await make(p, Keyring)),
         verify=Verify(),
         start_totp=StartTotp(db, factors, SESSIONS, reauthenticate, AUDIT, settings.audience),
         confirm_totp=ConfirmTotp(db, factors, SESSIONS, LIMITS, AUDIT),
@@ -265,7 +226,7 @@ async def oauth(p: Process) -> AsyncGenerator[OAuth]:
     from app.modules.auth.usecases.refresh import Refresh
 
     settings = p.settings[AuthSettings]
-    db, issued = await p.use(database), await p.use(tokens)
+    db, issued = await p.use(database), await make(p, Tokens)
     client = OAuthClient(db, API_KEYS, LIMITS, AUDIT)
     refresh = Refresh(db, SESSIONS, issued, AUDIT, settings.session_idle)
     yield OAuth(
@@ -304,7 +265,7 @@ async def administration(p: Process) -> AsyncGenerator[Administration]:
     from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
     from app.modules.auth.usecases.update_actor import UpdateActor
 
-    db, hashing, catalogue = await p.use(database), await p.use(passwords), (await make(p, Catalogue)).permissions
+    db, hashing, catalogue = await p.use(database), await make(p, Passwords), (await make(p, Catalogue)).permissions
     yield Administration(
         list_actors=ListActors(db, ACTORS),
         create_actor=CreateActor(db, ACTORS, hashing, AUDIT, QUEUE),
@@ -340,7 +301,7 @@ async def recovery(p: Process) -> AsyncGenerator[Recovery]:
     from app.modules.auth.usecases.reset_password import ResetPassword
     from app.modules.auth.usecases.unlock import Unlock
 
-    db, hashing = await p.use(database), await p.use(passwords)
+    db, hashing = await p.use(database), await make(p, Passwords)
     yield Recovery(
         create_superuser=CreateSuperuser(db, ACTORS, hashing, AUDIT, QUEUE),
         reset_password=ResetPassword(db, ACTORS, SESSIONS, hashing, LIMITS, AUDIT, QUEUE),
@@ -351,12 +312,10 @@ async def recovery(p: Process) -> AsyncGenerator[Recovery]:
 @asynccontextmanager
 async def reset_second_factor(p: Process) -> AsyncGenerator["ResetSecondFactor"]:
     """Provide the use case of `auth reset-second-factor`."""
-    from app.modules.auth.postgres.second_factors import PostgresSecondFactors
-    from app.modules.auth.sealing import Sealer
+    from app.modules.auth.postgres.second_factors import SecondFactors
     from app.modules.auth.usecases.reset_second_factor import ResetSecondFactor
 
-    secret = p.settings[AuthSettings].master_secret.get_secret_value()
-    factors = PostgresSecondFactors(Sealer(secret, "second factors"))
+    factors = await make(p, SecondFactors)
     yield ResetSecondFactor(await p.use(database), ACTORS, factors, SESSIONS, AUDIT)
 
 
@@ -366,7 +325,7 @@ async def rotate_keys(p: Process) -> AsyncGenerator["RotateKeys"]:
     from app.modules.auth.usecases.rotate_keys import RotateKeys
 
     ttl_s = p.settings[AuthSettings].access_token_ttl
-    yield RotateKeys(await p.use(database), await p.use(keyring), AUDIT, ttl_s)
+    yield RotateKeys(await p.use(database), await make(p, Keyring), AUDIT, ttl_s)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.http.asgi import Message, Receive, Scope, Send, respond
 from app.kernel.http.operations import Operations
 from app.kernel.process import Process
-from app.modules.auth.passwords import Argon2Passwords
+from app.modules.auth.passwords import Passwords
 
 CONCURRENCY, PARALLEL, MOST = 2, 100, 200
 
@@ -50,15 +50,15 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def passwords(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Argon2Passwords]:
-    made = Argon2Passwords(CONCURRENCY, [])
+def passwords(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passwords]:
+    made = Passwords(CONCURRENCY, [])
     monkeypatch.setattr(made._hashing, "hasher", gate)
     yield made
     gate.let_go(MOST + 1)
     made.close()
 
 
-async def verified(passwords: Argon2Passwords, address: str = "") -> bool:
+async def verified(passwords: Passwords, address: str = "") -> bool:
     async with passwords.turn(address) as hashing:
         return await hashing.verify("a password", "its hash")
 
@@ -79,7 +79,7 @@ async def status(app: Operations, path: str) -> int:
     return statuses[0]
 
 
-async def test_health_answers_while_every_sign_in_but_the_bound_waits(gate: Gate, passwords: Argon2Passwords) -> None:
+async def test_health_answers_while_every_sign_in_but_the_bound_waits(gate: Gate, passwords: Passwords) -> None:
     async def login(scope: Scope, receive: Receive, send: Send) -> None:
         fits = await verified(passwords)
         await respond(send, 200 if fits else 401, b"text/plain", b"")
@@ -100,7 +100,7 @@ async def test_health_answers_while_every_sign_in_but_the_bound_waits(gate: Gate
     assert gate.most == CONCURRENCY
 
 
-async def test_what_waits_is_bounded_too(gate: Gate, passwords: Argon2Passwords) -> None:
+async def test_what_waits_is_bounded_too(gate: Gate, passwords: Passwords) -> None:
     waiting = [asyncio.create_task(verified(passwords)) for _ in range(MOST)]
     await gate.next_arrived()
     with pytest.raises(Unavailable):

@@ -17,7 +17,7 @@ from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from app.modules.auth.domain.actors import WeakPassword
 from app.modules.auth.domain.second_factor import totp
-from app.modules.auth.passwords import Argon2Passwords
+from app.modules.auth.passwords import Passwords
 from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import Project, eventually
 
@@ -27,8 +27,8 @@ TOTP = f"{ME}/totp"
 
 
 @pytest.fixture
-def passwords() -> Iterator[Argon2Passwords]:
-    hashing = Argon2Passwords(1, ["Acme", "acme-cloud"])
+def passwords() -> Iterator[Passwords]:
+    hashing = Passwords(1, ["Acme", "acme-cloud"])
     yield hashing
     hashing.close()
 
@@ -37,11 +37,11 @@ COMPOSITIONS = ["zqmxwvkj", "ZQMXWVKJ", "91730462858", "    x    ", "\u5bc6\u780
 
 
 @pytest.mark.parametrize("password", [*COMPOSITIONS, "x" * 64, "x" * 256])
-def test_passwords_of_any_composition_are_taken(passwords: Argon2Passwords, password: str) -> None:
+def test_passwords_of_any_composition_are_taken(passwords: Passwords, password: str) -> None:
     assert passwords.checked(password, "ann") == password
 
 
-def test_three_thousand_of_the_most_used_passwords_are_refused(passwords: Argon2Passwords) -> None:
+def test_three_thousand_of_the_most_used_passwords_are_refused(passwords: Passwords) -> None:
     long_enough = [password for password in FREQUENCY_LISTS["passwords"] if len(password) >= 8]
     assert len(long_enough) > 3000
     for password in (*long_enough, long_enough[0].upper()):
@@ -49,7 +49,7 @@ def test_three_thousand_of_the_most_used_passwords_are_refused(passwords: Argon2
             passwords.checked(password, "ann")
 
 
-def test_words_that_anybody_would_guess_do_not_count(passwords: Argon2Passwords) -> None:
+def test_words_that_anybody_would_guess_do_not_count(passwords: Passwords) -> None:
     for guessable in ("Acme-2026!", "ACMEacmeACME", "acme-cloud-acme", "my-acme-", "cloudACME"):
         with pytest.raises(WeakPassword, match="besides words"):
             passwords.checked(guessable, "ann")

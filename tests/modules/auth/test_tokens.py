@@ -19,9 +19,9 @@ from joserfc.jwk import ECKey
 from app.kernel.config import load
 from app.kernel.identifiers import uuid7
 from app.modules.auth.domain.sessions import InvalidRefreshToken, InvalidToken, Session, TokenExpired
-from app.modules.auth.keys import Keyring
+from app.modules.auth.keyring import Keyring
 from app.modules.auth.settings import AuthSettings
-from app.modules.auth.tokens import JwtTokens
+from app.modules.auth.tokens import Tokens
 from app.processes import sections
 from tests.support.project import ROOT
 
@@ -45,7 +45,7 @@ class OneKey:
         return KEY if kid == "one" else None
 
 
-TOKENS = JwtTokens(cast("Keyring", OneKey()), SETTINGS)
+TOKENS = Tokens(cast("Keyring", OneKey()), SETTINGS)
 NOW = datetime.now(UTC)
 SESSION = Session(uuid7(), uuid7(), 0, NOW, NOW + timedelta(days=1), NOW + timedelta(days=2))
 HEADER = {"alg": "ES256", "typ": "at+jwt", "kid": "one"}

@@ -2,10 +2,9 @@
 
 import unicodedata
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 from uuid import UUID
 
 from annotated_types import Len
@@ -143,35 +142,3 @@ def check_without_words(password: str, words: Iterable[str], field: str) -> None
     if len(left) < _PASSWORD_LENGTH.start <= len(password):
         problem = "8 characters besides words that anybody would guess here"
         raise WeakPassword(f"the password: {problem}", ((field, problem),))
-
-
-class Hashing(Protocol):
-    """A turn at hashing passwords."""
-
-    async def hash(self, password: str) -> str:
-        """Return the hash to store."""
-        ...
-
-    async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Return whether the password fits; takes as long when there is no hash."""
-        ...
-
-
-class Passwords(Protocol):
-    """Password hashing."""
-
-    def turn(self, address: str = "") -> AbstractAsyncContextManager[Hashing]:
-        """Wait for a turn at hashing, shared fairly between addresses. Raises RateLimited, Unavailable."""
-        ...
-
-    async def hash(self, password: str, address: str = "") -> str:
-        """Return the hash to store, made in a turn of its own. Raises RateLimited, Unavailable."""
-        ...
-
-    def is_outdated(self, password_hash: str) -> bool:
-        """Return whether the hash was made with other parameters than today's."""
-        ...
-
-    def checked(self, password: str, username: str, field: str = "password") -> str:
-        """Return the password as it is hashed. Raises WeakPassword, also for those that attackers try first."""
-        ...

@@ -1,10 +1,7 @@
-"""The signing keys, as use cases see them."""
+"""Signing keys, without their secret parts."""
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
-
-from app.kernel.db import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,19 +12,3 @@ class ListedKey:
     algorithm: str
     created_at: datetime
     signs: bool
-
-
-class Keys(Protocol):
-    """The keyring."""
-
-    async def rotate(self, tx: Transaction, forget_before: datetime) -> tuple[str, list[str]]:
-        """Make a new signing key, and forget those whose tokens have expired; return the new id and the forgotten."""
-        ...
-
-    async def listed(self) -> list[ListedKey]:
-        """Return the keys without their secrets, newest first."""
-        ...
-
-    async def public(self) -> list[dict[str, object]]:
-        """Return the public keys as JWK (RFC 7517)."""
-        ...

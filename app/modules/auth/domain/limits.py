@@ -6,10 +6,8 @@ import unicodedata
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
 from uuid import UUID
 
-from app.kernel.db import Queries
 from app.kernel.errors import RateLimited, Unauthenticated, Unavailable
 from app.modules.auth.domain.actors import InvalidUsername, username_key
 
@@ -97,39 +95,3 @@ async def undone_unless_decided(give_back: Callable[[], Awaitable[None]]) -> Asy
         with suppress(Unavailable):  # then it counts as failed until its window ends
             await give_back()
         raise
-
-
-class Limits(Protocol):
-    """Tries, counted across processes."""
-
-    async def look(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
-        """Return the tries so far, in the order of the limits."""
-        ...
-
-    async def reserve(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
-        """Count a pending try under each key; return the tries with it, in the order of the limits.
-
-        Raises RateLimited, having counted nothing, when one of the limits is reached. `fail` or `give_back`
-        follows; a try that is left pending, because its process died, counts as failed until the window ends.
-        """
-        ...
-
-    async def fail(self, db: Queries, limits: Sequence[Limit]) -> None:
-        """Turn pending tries into failures."""
-        ...
-
-    async def give_back(self, db: Queries, limits: Sequence[Limit], *, forgiven: str = "") -> None:
-        """Forget pending tries: they were right, or were not evaluated. Under a forgiven key, failures too."""
-        ...
-
-    async def is_new(self, db: Queries, key: str, window_s: float) -> bool:
-        """Note a key; return whether it was not noted within its window."""
-        ...
-
-    async def forget(self, db: Queries, key: str) -> bool:
-        """Start anew; return whether there was something to forget."""
-        ...
-
-    async def prune(self, db: Queries) -> int:
-        """Remove the counts whose window has ended; return how many."""
-        ...

@@ -8,11 +8,8 @@ import struct
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
 from urllib.parse import quote
-from uuid import UUID
 
-from app.kernel.db import Queries, Transaction
 from app.kernel.errors import Conflict, Unauthenticated
 
 STEP_S = 30
@@ -105,39 +102,3 @@ def new_recovery_code() -> str:
 def recovery_hash(code: str) -> bytes:
     """Return what is stored of a recovery code; its entropy needs no slow hash."""
     return hashlib.sha256(as_meant(code).lower().replace("-", "").encode(errors="replace")).digest()
-
-
-class SecondFactors(Protocol):
-    """Second factors, stored; secrets are encrypted."""
-
-    async def get(self, db: Queries, actor_id: UUID) -> Totp | None:
-        """Return the authenticator of an actor, confirmed or not."""
-        ...
-
-    async def start(self, tx: Transaction, actor_id: UUID, secret: bytes) -> bool:
-        """Store one to be confirmed, in place of another unconfirmed one; return False when one is confirmed."""
-        ...
-
-    async def confirm(self, tx: Transaction, actor_id: UUID, step: int, recovery_hashes: list[bytes]) -> bool:
-        """Confirm the authenticator with its recovery codes; return False when it was confirmed meanwhile."""
-        ...
-
-    async def use_step(self, db: Queries, actor_id: UUID, step: int) -> bool:
-        """Note that a step was used; return False when it, or a later one, was used before."""
-        ...
-
-    async def use_recovery_code(self, db: Queries, actor_id: UUID, code_hash: bytes) -> bool:
-        """Use up a recovery code; return whether there was one."""
-        ...
-
-    async def remove(self, tx: Transaction, actor_id: UUID) -> bool:
-        """Remove authenticator and recovery codes; return whether there were any."""
-        ...
-
-
-class SecondFactor(Protocol):
-    """Checks the second factor of somebody who knows the password."""
-
-    async def check(self, actor_id: UUID, otp: str | None) -> Literal["none", "required", "good", "bad"]:
-        """Return whether the actor has one, and whether this is it; a good one is used up."""
-        ...

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Literal
 from uuid import UUID
 
 from app.kernel.errors import Unauthenticated
@@ -120,14 +120,6 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedToken:
-    """A token and when it expires."""
-
-    value: str = field(repr=False)
-    expires_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class SessionTokens:
     """A session with the tokens to use it."""
 
@@ -137,19 +129,3 @@ class SessionTokens:
     access_token_expires_at: datetime
     refresh_token: str = field(repr=False)
     refresh_token_expires_at: datetime
-
-
-class Tokens(Protocol):
-    """Access and refresh tokens."""
-
-    async def issue(self, session: Session, now: datetime) -> SessionTokens:
-        """Return a new access token, and the refresh token of the session's present counter."""
-        ...
-
-    async def claims(self, token: str, *, allow_expired: bool = False) -> Claims:
-        """Return what an access token says. Raises InvalidToken, TokenExpired."""
-        ...
-
-    def refresh_claims(self, token: str) -> tuple[UUID, int]:
-        """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
-        ...

@@ -9,13 +9,14 @@ from app.modules.auth.domain.limits import Limit, Tally, check, too_many_at_once
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresLimits:
+class Limits:
     """Tries in `auth.limits`: one row a key, a fixed window from its first try; `hits` are failed and pending ones.
 
     Rows are locked in the order of their keys.
     """
 
     async def look(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
+        """Return the tries so far, in the order of the limits."""
         sql = """
             SELECT l.key, l.hits - l.pending, l.pending,
                    ceil(extract(epoch FROM l.started_at - now()) + asked.window_s)::int
@@ -25,6 +26,11 @@ class PostgresLimits:
         return _tallies(limits, await db.all(sql, ([x.key for x in limits], [x.window_s for x in limits])))
 
     async def reserve(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
+        """Count a pending try under each key; return the tries with it, in the order of the limits.
+
+        Raises RateLimited, having counted nothing, when one of the limits is reached. `fail` or `give_back`
+        follows; a try that is left pending, because its process died, counts as failed until the window ends.
+        """
         # a window begins with the first try that counts
         sql = """
             INSERT INTO auth.limits AS l (key, hits, pending, most, window_s)
@@ -59,6 +65,7 @@ class PostgresLimits:
         return _tallies(limits, rows)
 
     async def fail(self, db: Queries, limits: Sequence[Limit]) -> None:
+        """Turn pending tries into failures."""
         sql = """
             INSERT INTO auth.limits AS l (key, hits, window_s)
             SELECT key, 1, window_s FROM unnest(%s::text[], %s::float[]) AS asked (key, window_s) ORDER BY key
@@ -68,6 +75,7 @@ class PostgresLimits:
         await db.run(sql, ([limit.key for limit in counted], [limit.window_s for limit in counted]))
 
     async def give_back(self, db: Queries, limits: Sequence[Limit], *, forgiven: str = "") -> None:
+        """Forget pending tries: they were right, or were not evaluated. Under a forgiven key, failures too."""
         sql = """
             UPDATE auth.limits l SET
                 hits = greatest(CASE WHEN l.key = %s THEN l.pending ELSE l.hits END - 1, 0),
@@ -78,6 +86,7 @@ class PostgresLimits:
         await db.run(sql, (forgiven, [limit.key for limit in limits if limit.counts]))
 
     async def is_new(self, db: Queries, key: str, window_s: float) -> bool:
+        """Note a key; return whether it was not noted within its window."""
         sql = """
             INSERT INTO auth.limits AS l (key, hits, window_s) VALUES (%s, 1, %s)
             ON CONFLICT (key) DO UPDATE SET started_at = now()
@@ -86,9 +95,11 @@ class PostgresLimits:
         return await db.run(sql, (key, window_s)) == 1
 
     async def forget(self, db: Queries, key: str) -> bool:
+        """Start anew; return whether there was something to forget."""
         return await db.one("DELETE FROM auth.limits WHERE key = %s RETURNING nullif(hits, 0)", (key,)) not in _NOTHING
 
     async def prune(self, db: Queries) -> int:
+        """Remove the counts whose window has ended; return how many."""
         sql = """
             DELETE FROM auth.limits WHERE key IN (
                 SELECT key FROM auth.limits WHERE started_at < now() - window_s * interval '1 second'

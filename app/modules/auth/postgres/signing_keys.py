@@ -7,7 +7,7 @@ from app.kernel.db import Queries, Transaction
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresSigningKeys:
+class SigningKeys:
     """Signing keys in `auth.signing_keys`."""
 
     async def all(self, db: Queries) -> list[tuple[str, bytes, datetime, datetime]]:

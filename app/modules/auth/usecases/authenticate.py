@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from app.kernel.db import Database
 from app.kernel.operations import Origin
 from app.modules.auth.domain.api_keys import PREFIX, parsed
-from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound, Tokens
+from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Password, Passwords
+from app.modules.auth.domain.actors import Password
 from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import PasswordChanged
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.sessions import PostgresSessions

@@ -8,17 +8,18 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Limits, limit_of_name
+from app.modules.auth.domain.limits import LOCKED_FROM, Limit, limit_of_name
 from app.modules.auth.domain.second_factor import (
     RECOVERY_CODES,
     InvalidOtp,
     NoSecondFactor,
-    SecondFactors,
     matching_step,
     new_recovery_code,
     recovery_hash,
 )
 from app.modules.auth.domain.sessions import AuthenticatedCaller, SessionNotFound
+from app.modules.auth.postgres.limits import Limits
+from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import PostgresSessions
 
 

@@ -9,8 +9,9 @@ from app.kernel.errors import Denied, Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actor, ActorType, Password, Passwords, Username, UsernameExists, username_key
+from app.modules.auth.domain.actors import Actor, ActorType, Password, Username, UsernameExists, username_key
 from app.modules.auth.domain.permissions import check_has_power_over
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import ActorCreated
 from app.modules.auth.postgres.actors import PostgresActors
 

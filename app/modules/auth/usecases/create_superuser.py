@@ -8,7 +8,8 @@ from app.kernel.db import Database
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Passwords, UsernameExists, username_key
+from app.modules.auth.domain.actors import UsernameExists, username_key
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import ActorCreated
 from app.modules.auth.postgres.actors import PostgresActors
 

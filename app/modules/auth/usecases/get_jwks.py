@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.keys import Keys
+from app.modules.auth.keyring import Keyring
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class KeySet:
 class GetJwks:
     """Publish the public keys, for those who verify access tokens themselves."""
 
-    keys: Keys
+    keys: Keyring
 
     async def __call__(self) -> KeySet:
         """Return the key set. Safe to repeat."""

@@ -14,7 +14,7 @@ from app.kernel.errors import RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import Actor, InvalidUsername, Passwords, username_key
+from app.modules.auth.domain.actors import Actor, InvalidUsername, username_key
 from app.modules.auth.domain.limits import (
     LOCKED_FROM,
     REFUSED_FROM,
@@ -22,18 +22,21 @@ from app.modules.auth.domain.limits import (
     SPRAY_WINDOW_S,
     SPRAYED_FROM,
     Limit,
-    Limits,
     check,
     limit_of_name,
     limit_of_password,
     too_many_at_once,
     undone_unless_decided,
 )
-from app.modules.auth.domain.second_factor import OtpRequired, SecondFactor
-from app.modules.auth.domain.sessions import MOST_SESSIONS, InvalidCredentials, Session, SessionTokens, Tokens
+from app.modules.auth.domain.second_factor import OtpRequired
+from app.modules.auth.domain.sessions import MOST_SESSIONS, InvalidCredentials, Session, SessionTokens
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import SessionStarted
 from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.second_factor import StoredSecondFactor
+from app.modules.auth.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Login:
     actors: PostgresActors
     sessions: PostgresSessions
     passwords: Passwords
-    second_factor: SecondFactor
+    second_factor: StoredSecondFactor
     tokens: Tokens
     limits: Limits
     audit: Audit

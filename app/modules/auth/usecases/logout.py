@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BearerToken, Caller, Kind, operation
-from app.modules.auth.domain.sessions import Tokens
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.tokens import Tokens
 
 
 @operation("auth.logout", Kind.USER_ACTION)

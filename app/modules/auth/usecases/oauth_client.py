@@ -7,17 +7,11 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BasicAuth, Caller
 from app.modules.auth.domain.api_keys import parsed
-from app.modules.auth.domain.limits import (
-    REFUSED_FROM,
-    REFUSED_FROM_ADDRESS,
-    Limit,
-    Limits,
-    digest_of,
-    undone_unless_decided,
-)
+from app.modules.auth.domain.limits import REFUSED_FROM, REFUSED_FROM_ADDRESS, Limit, digest_of, undone_unless_decided
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.sessions import AuthenticatedCaller
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)

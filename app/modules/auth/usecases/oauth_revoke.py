@@ -7,9 +7,10 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import BasicAuth, Caller, Kind, operation
 from app.modules.auth.domain.api_keys import parsed
-from app.modules.auth.domain.sessions import InvalidRefreshToken, InvalidToken, Tokens
+from app.modules.auth.domain.sessions import InvalidRefreshToken, InvalidToken
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.tokens import Tokens
 from app.modules.auth.usecases.oauth_client import OAuthClient
 from app.modules.auth.usecases.oauth_introspect import TokenInQuestion
 

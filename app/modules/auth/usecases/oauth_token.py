@@ -17,14 +17,9 @@ from app.modules.auth.domain.oauth import (
     InvalidScope,
     UnsupportedGrantType,
 )
-from app.modules.auth.domain.sessions import (
-    InvalidRefreshToken,
-    RefreshTokenExpired,
-    RefreshTokenReused,
-    Session,
-    Tokens,
-)
+from app.modules.auth.domain.sessions import InvalidRefreshToken, RefreshTokenExpired, RefreshTokenReused, Session
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.tokens import Tokens
 from app.modules.auth.usecases.oauth_client import OAuthClient
 from app.modules.auth.usecases.refresh import Refresh, RefreshToken
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.limits import Limits
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import PostgresSessions
 
 KEPT_S = 7 * 86400.0

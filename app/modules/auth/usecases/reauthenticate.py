@@ -4,11 +4,14 @@ from dataclasses import dataclass
 
 from app.kernel.audit import Audit
 from app.kernel.db import Database
-from app.modules.auth.domain.actors import Actor, Passwords, username_key
-from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Limits, check, limit_of_name, undone_unless_decided
-from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, SecondFactor
+from app.modules.auth.domain.actors import Actor, username_key
+from app.modules.auth.domain.limits import LOCKED_FROM, Limit, check, limit_of_name, undone_unless_decided
+from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, SessionNotFound
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
+from app.modules.auth.second_factor import StoredSecondFactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Reauthenticate:
     db: Database
     actors: PostgresActors
     passwords: Passwords
-    second_factor: SecondFactor
+    second_factor: StoredSecondFactor
     limits: Limits
     audit: Audit
 

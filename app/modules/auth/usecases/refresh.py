@@ -16,9 +16,9 @@ from app.modules.auth.domain.sessions import (
     Session,
     SessionTokens,
     StoredSession,
-    Tokens,
 )
 from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)

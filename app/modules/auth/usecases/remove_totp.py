@@ -8,8 +8,9 @@ from annotated_types import Len
 from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Kind, operation
-from app.modules.auth.domain.second_factor import NoSecondFactor, SecondFactors
+from app.modules.auth.domain.second_factor import NoSecondFactor
 from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.usecases.reauthenticate import Reauthenticate
 

@@ -7,10 +7,12 @@ from app.kernel.db import Database
 from app.kernel.errors import Invalid
 from app.kernel.operations import Caller, Kind, operation
 from app.kernel.queue import Queue
-from app.modules.auth.domain.actors import ActorNotFound, Passwords, username_key
-from app.modules.auth.domain.limits import Limits, limit_of_name
+from app.modules.auth.domain.actors import ActorNotFound, username_key
+from app.modules.auth.domain.limits import limit_of_name
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import PasswordChanged
 from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import PostgresSessions
 
 

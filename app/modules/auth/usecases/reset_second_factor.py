@@ -6,8 +6,9 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.actors import ActorNotFound, username_key
-from app.modules.auth.domain.second_factor import NoSecondFactor, SecondFactors
+from app.modules.auth.domain.second_factor import NoSecondFactor
 from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import PostgresSessions
 
 

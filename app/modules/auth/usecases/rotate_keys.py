@@ -6,7 +6,7 @@ from datetime import timedelta
 from app.kernel.audit import Audit
 from app.kernel.db import Database, now
 from app.kernel.operations import Caller, Kind, operation
-from app.modules.auth.domain.keys import Keys
+from app.modules.auth.keyring import Keyring
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RotateKeys:
     """Sign with a new key from now on; tokens of the former ones stay valid until they expire."""
 
     db: Database
-    keys: Keys
+    keys: Keyring
     audit: Audit
     access_token_ttl_s: float
 

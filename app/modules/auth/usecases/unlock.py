@@ -6,8 +6,9 @@ from app.kernel.audit import Audit
 from app.kernel.db import Database
 from app.kernel.operations import Caller, Kind, operation
 from app.modules.auth.domain.actors import ActorNotFound, username_key
-from app.modules.auth.domain.limits import Limits, limit_of_name
+from app.modules.auth.domain.limits import limit_of_name
 from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
 
 
 @operation("auth.unlock", Kind.MANUAL_COMMAND)

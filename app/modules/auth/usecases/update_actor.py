@@ -14,12 +14,12 @@ from app.modules.auth.domain.actors import (
     ActorType,
     LastSuperuser,
     Password,
-    Passwords,
     Username,
     UsernameExists,
     username_key,
 )
 from app.modules.auth.domain.permissions import check_has_power_over
+from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import ActorDisabled, ActorEnabled, PasswordChanged
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.roles import PostgresRoles

@@ -2,44 +2,23 @@
 
 import time
 from datetime import datetime
-from typing import Protocol
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from joserfc.jwk import ECKey
+from typing import TYPE_CHECKING
 
 from app.kernel.config import Misconfigured
-from app.kernel.db import Database, Queries, Transaction
+from app.kernel.db import Database, Transaction
 from app.kernel.identifiers import uuid7
 from app.kernel.shared import Shared
 from app.modules.auth.domain.keys import ListedKey
+from app.modules.auth.postgres.signing_keys import SigningKeys
 from app.modules.auth.sealing import Sealer, derive
+
+if TYPE_CHECKING:
+    from joserfc.jwk import ECKey
 
 ALGORITHM = "ES256"
 _FRESH_S = 30.0  # a rotated key is used by all processes within this time
 _PROMPT_S = 1.0
 _UNKNOWN_S = 1.0  # tokens with an unknown key id make us look at the database at most this often
-
-
-class SigningKeys(Protocol):
-    """Encrypted signing keys, stored."""
-
-    async def all(self, db: Queries) -> list[tuple[str, bytes, datetime, datetime]]:
-        """Return key ids, encrypted private keys, times of creation and the time it is, newest first."""
-        ...
-
-    async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
-        """Store a key."""
-        ...
-
-    async def add_first(self, tx: Transaction, kid: str, private_key: bytes) -> None:
-        """Store the first key, unless another process was faster."""
-        ...
-
-    async def forget(self, tx: Transaction, before: datetime) -> list[str]:
-        """Remove all keys but the newest that were replaced before a moment; return their ids."""
-        ...
 
 
 class Keyring:
@@ -63,12 +42,12 @@ class Keyring:
         """
         await self._load()
 
-    async def signing(self) -> ECKey:
+    async def signing(self) -> "ECKey":
         """Return the key to sign with."""
         await self._fresh(_FRESH_S)
         return next(iter(self._keys.values()))
 
-    async def find(self, kid: str) -> ECKey | None:
+    async def find(self, kid: str) -> "ECKey | None":
         """Return the key of a token."""
         await self._fresh(_FRESH_S)
         if kid not in self._keys:
@@ -92,6 +71,9 @@ class Keyring:
         return kid, await self._stored.forget(tx, forget_before)
 
     def _made(self) -> tuple[str, bytes]:
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
         private = ec.generate_private_key(ec.SECP256R1())
         kid = str(uuid7())
         return kid, self._sealer.seal(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), kid)
@@ -110,6 +92,9 @@ class Keyring:
             await self._reload()
 
     async def _load(self) -> None:
+        from cryptography.exceptions import InvalidTag
+        from joserfc.jwk import ECKey
+
         asked_at = time.monotonic()
         rows = await self._stored.all(self._db)
         if not rows:
