@@ -129,7 +129,8 @@ def new_process(name: str, settings: "Settings") -> "Process":
 
     providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
-    return Process(name, settings, ROOT, {**providers, Catalogue: lambda _: value(Catalogue(permissions))})
+    providers[Catalogue] = lambda _: value(Catalogue(permissions))
+    return Process(name, settings, ROOT, providers, migrates=name.startswith("run-"))
 
 
 def sections() -> "list[type[Section]]":

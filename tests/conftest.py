@@ -188,9 +188,10 @@ def project(cli: Project, database: TestDatabase) -> Project:
 def log_in(project: Project, process: Running) -> httpx.Client:
     """Make the superuser; return a client that is signed in to the process as it."""
     username, password = SUPERUSER
+    url = process.ready()
     made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
     assert made.returncode == 0, made.stderr
-    client = project.client(process.ready())
+    client = project.client(url)
     answer = client.post("/auth/v1/login", json={"username": username, "password": password})
     assert answer.status_code == 200, answer.text
     client.headers["Authorization"] = f"Bearer {answer.json()['session']['access_token']}"

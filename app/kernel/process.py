@@ -61,7 +61,10 @@ class Process:
         settings: Settings,
         root: Path,
         providers: Mapping[type[Any], Provider[Any]] | None = None,
+        *,
+        migrates: bool = True,
     ) -> None:
+        """A process that does not migrate warns of pending migrations, and goes on as far as it can."""
         self.name = name
         self.settings = settings
         self.root = root
@@ -71,6 +74,7 @@ class Process:
         self.started_at = datetime.now(UTC)
         self.services: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
+        self.migrates = migrates
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
         self._stack = AsyncExitStack()

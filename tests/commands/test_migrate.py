@@ -171,6 +171,28 @@ def test_a_process_that_may_not_migrate_starts_only_when_nothing_is_pending(
     assert process.stop() == 0
 
 
+def test_a_command_says_what_is_pending_migrates_nothing_and_goes_on_when_it_can(
+    copy: Project, database: TestDatabase
+) -> None:
+    add(copy, "CREATE TABLE later (n int)")
+    done = copy.app("jobs", "list", "--json")
+    assert (done.returncode, json.loads(done.stdout)["items"]) == (0, [])
+    assert f"1 migration is pending, the first is {LATER}; run: app migrate up" in done.stderr
+    assert database.all("SELECT to_regclass('later') IS NULL") == [(True,)]
+
+
+@pytest.mark.parametrize("command", [("jobs", "list"), ("auth", "keys", "list")], ids=" ".join)
+def test_a_command_that_needs_what_is_pending_says_so(
+    project: Project, database: TestDatabase, command: tuple[str, ...]
+) -> None:
+    done = project.app(*command)
+    assert (done.returncode, done.stdout) == (73, "")
+    assert done.stderr.splitlines()[-1] == (
+        "app: the schema of the database is older than this command; run: app migrate up"
+    )
+    assert database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]
+
+
 def test_a_process_starts_on_the_schema_of_a_newer_release_which_status_calls_unknown(copy: Project) -> None:
     newest = add(copy, "CREATE TABLE later (n int)")
     assert copy.app("migrate", "up").returncode == 0

@@ -42,6 +42,7 @@ _POLL_S = 0.1
 _STOP_S = 4.0
 _AGAIN_S = 1.0
 _LONGEST_NAME = 100
+_MISSING = ("42P01", "42703", "42883", "3F000")  # SQLSTATE of a missing table, column, function or schema
 _BUILDS_INDEX = re.compile(
     r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>[\w$]+|\"[^\"]+\")"
     r"\s+ON\s+(?:ONLY\s+)?(?P<table>[\w$.\"]+)",
@@ -414,25 +415,42 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
     """Provide a database whose schema is current: nothing else may open before.
 
     While the database cannot be migrated for now, such as being read-only, this tries again for `startup_timeout`.
+    A process that does not migrate is told what is pending, and goes on. What fails then fails because of it.
     Raises MigrationFailed, BadMigration, Unavailable; Conflict when something is pending and may not be applied.
     """
-    settings, found = p.settings[PostgresSettings], await p.use(server)
+    migrator = Migrator(await p.use(server), p.root / "migrations")
+    pending: list[Migration] = []
+    if p.migrates:
+        await _migrate(migrator, p.settings[PostgresSettings])
+    elif pending := await in_thread(migrator, migrator.pending):
+        logger.warning(_behind(pending))
+    if warning := migrator.newer_release():
+        logger.warning(warning)
+    try:
+        yield
+    except psycopg.Error as error:
+        if pending and error.sqlstate in _MISSING:
+            raise Conflict("the schema of the database is older than this command; run: app migrate up") from error
+        raise
+
+
+async def _migrate(migrator: Migrator, settings: PostgresSettings) -> None:
     deadline = time.monotonic() + settings.startup_timeout
     while True:
-        migrator = Migrator(found, p.root / "migrations")
         try:
             if settings.migrate:
-                await in_thread(migrator, lambda m=migrator: m.up(logger.info))
+                await in_thread(migrator, lambda: migrator.up(logger.info))
             elif pending := await in_thread(migrator, migrator.pending):
-                raise Conflict(
-                    f"{len(pending)} migrations are pending, the first is {pending[0].id}; run: app migrate up"
-                )
-            break
+                raise Conflict(_behind(pending))
         except Unavailable as error:
             if time.monotonic() >= deadline:
                 raise
             logger.warning("waiting to migrate: {}", error)
+        else:
+            return
         await asyncio.sleep(_AGAIN_S)
-    if warning := migrator.newer_release():
-        logger.warning(warning)
-    yield
+
+
+def _behind(pending: Sequence[Migration]) -> str:
+    count = f"{len(pending)} migration{'s are' if len(pending) > 1 else ' is'} pending"
+    return f"{count}, the first is {pending[0].id}; run: app migrate up"
