@@ -36,10 +36,12 @@ class Action:
     """What is declared of an action.
 
     Whoever is signed in may run it, holders of `permission` when it names one, everyone when it is `public`. `raises`
-    are the refusals that callers must expect, besides those of every request. `command` is its name on the command line
-    and, in capitals, the fields that are arguments there beyond those in the path. A change whose `asks` is not
-    empty is destructive: it is confirmed with that question. `says` is what a person is told afterwards, when the
-    result does not say it; `{field}` stands for a field of the input.
+    are the refusals that callers must expect, besides those of every request.
+
+    `command` is its name on the command line. A change with `confirm` is destructive: it asks that question first.
+    `message` reports success, when the result has no text of its own. `{field}` in both stands for a field of the input
+    or the result. A list that is empty says `empty`: what to do next. A change with `count`, the id of the action that
+    counts the rows, works in parts: its result has `next_cursor`, and the command goes on until that is None.
 
     Over HTTP, `authenticator` finds out who asks, `codec` reads and writes bodies, `headers` makes further header
     fields of a result, caches may keep a result for `cache_s` seconds, and `timeout_s` seconds replace
@@ -55,8 +57,10 @@ class Action:
     raises: tuple[type[Refusal], ...] = ()
     status: int = 200
     command: str = ""
-    asks: str = ""
-    says: str = ""
+    confirm: str = ""
+    message: str = ""
+    count: str = ""
+    empty: str = ""
     examples: tuple[str, ...] = ()
     authenticator: type[Authenticator] = Bearer
     codec: Codec = JSON
@@ -71,7 +75,12 @@ class Declared(TypedDict, total=False):
     permission: str
     public: bool
     raises: tuple[type[Refusal], ...]
+    status: int
     command: str
+    confirm: str
+    message: str
+    count: str
+    empty: str
     examples: tuple[str, ...]
     authenticator: type[Authenticator]
     codec: Codec
@@ -102,9 +111,6 @@ def change(
     PUT: str = "",  # noqa: N803
     PATCH: str = "",  # noqa: N803
     DELETE: str = "",  # noqa: N803
-    status: int = 200,
-    asks: str = "",
-    says: str = "",
     **declared: Unpack[Declared],
 ) -> Callable[[F], F]:
     """Declare an action that changes something.
@@ -117,7 +123,7 @@ def change(
     if len(routes) > 1:
         raise TypeError(f"action {action_id}: give one route")
     method, path = routes[0] if routes else ("", "")
-    return _declaring(Action(action_id, True, method, path, status=status, asks=asks, says=says, **declared))
+    return _declaring(Action(action_id, True, method, path, **declared))
 
 
 def task(work: Task[Any]) -> Callable[[F], F]:

@@ -50,10 +50,10 @@ def _help(feature: type[Any], action: Action) -> str:
 def _function(feature: type[Any], action: Action, signature: Signature, run_once: RunOnce) -> Callable[..., None]:
     def command(*, as_json: bool, yes: bool = False, no_input: bool = False, **options: Any) -> None:
         given = decoded(signature.input, options, _in_path(action)) if signature.input is not None else None
-        if action.asks and not yes:
+        if action.confirm and not yes:
             if no_input or not can_ask():
                 raise typer.BadParameter("this cannot be undone; say --yes to do it", param_hint="--yes")
-            confirm(action.asks.format_map(options))
+            confirm(action.confirm.format_map(options))
 
         async def work(p: Process) -> Any:
             from app.kernel.actions.compose import operations
@@ -72,7 +72,7 @@ def _show(action: Action, signature: Signature, result: Any, options: dict[str, 
     if as_json:
         print_json({**options, "done": True} if result is None else result)
     elif result is None:
-        typer.echo(action.says.format_map(options) or "done")
+        typer.echo(action.message.format_map(options) or "done")
     elif isinstance(result, Page):
         page = cast("Page[Any]", result)
         print_page(page, _columns(signature.returns))
@@ -150,7 +150,7 @@ def _is_time(hint: Any) -> bool:
 
 def _common(action: Action) -> list[inspect.Parameter]:
     flags = [("as_json", "--json", "Print JSON.")]
-    if action.asks:
+    if action.confirm:
         flags += [("yes", "--yes", "Do not ask."), ("no_input", "--no-input", "Never ask; fail instead.")]
     return [
         inspect.Parameter(

@@ -81,7 +81,7 @@ class CapturedErrors:
         permission="platform:errors:write",
         raises=(ErrorNotFound,),
         command="errors resolve",
-        says="{id} is resolved",
+        message="{id} is resolved",
         examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d",),
     )
     async def resolve(self, tx: Transaction, error: ErrorRef) -> None:
