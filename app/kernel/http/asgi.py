@@ -20,7 +20,9 @@ CONTINUE = "app.continue"
 REFUSED_BODY = "app.refused_body"
 """In a message: why the rest of the body is not taken, an Unavailable."""
 TIMEOUT = "app.timeout"
-"""In the scope: a function that gives the request so many seconds, from now on, in place of the handle timeout."""
+"""In the scope: a function that gives the request so many seconds, from now on, or any number of them (None)."""
+CLOSING = "app.closing"
+"""In the scope: an asyncio.Event that is set when the server accepts no more connections."""
 _ANSWER = "app.answer"
 
 
@@ -32,7 +34,17 @@ class Answer:
     """How far a request has been answered. One for all middlewares: a wrapper of `send` in each would cost as much as
     they do."""
 
-    __slots__ = ("_at_start", "_scope", "_send", "at_end", "headers", "instead", "size_bytes", "status")
+    __slots__ = (
+        "_at_start",
+        "_scope",
+        "_send",
+        "at_end",
+        "headers",
+        "instead",
+        "size_bytes",
+        "status",
+        "streamed_at",
+    )
 
     def __init__(self, scope: Scope, send: Send, at_start: AtStart) -> None:
         self._scope = scope
@@ -46,6 +58,8 @@ class Answer:
         """The status that will be sent when the application ends without a response."""
         self.size_bytes = 0
         """Of the body, as far as it was sent."""
+        self.streamed_at = 0.0
+        """`time.perf_counter()` when a stream of events began: the request itself took until then."""
         self.at_end: Callable[[], None] | None = None
         """Called once, with the last part of the body."""
 

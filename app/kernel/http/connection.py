@@ -20,7 +20,7 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
 from hyperframe.frame import GoAwayFrame
 
-from app.kernel.http.asgi import App, Message, Scope
+from app.kernel.http.asgi import CLOSING, App, Message, Scope
 from app.kernel.http.edge import CLOSE
 from app.kernel.http.exchange import Exchange, HypercornSend
 from app.kernel.http.problems import HttpProblem
@@ -120,6 +120,7 @@ class Connection(asyncio.Protocol):
         send: HypercornSend,
     ) -> Callable[[Message], Awaitable[None]]:
         """Begin an exchange; return what takes the messages of its request."""
+        scope[CLOSING] = self.server.closing
         exchange = Exchange(self, scope, send)
         running = exchange.run(self.server.application(self, app, scope))
         task = self._exchanges[exchange] = asyncio.ensure_future(running)
@@ -231,7 +232,7 @@ class Connection(asyncio.Protocol):
     def _rest(self) -> None:
         """An exchange is over, and no other goes on."""
         self.is_idle = True
-        if self.server.is_closing or not self._reads:
+        if self.server.closing.is_set() or not self._reads:
             self.leave()
         else:
             self.server.idle.begin(self)

@@ -81,7 +81,7 @@ class Connections:
         self.refusals = Refusals()
         self.bodies: Bodies
         self.idle, self.heads, self.lingering, self.spare = Waiting(), Waiting(), Waiting(), Waiting()
-        self.is_closing = False
+        self.closing = asyncio.Event()
         self._process = process
         self._sock = sock
         self._trusted = trusted
@@ -107,9 +107,9 @@ class Connections:
 
     async def close(self) -> None:
         """Take what the kernel has accepted, then accept no more; end what is not in a request. Safe to repeat."""
-        if self.is_closing:
+        if self.closing.is_set():
             return
-        self.is_closing = True
+        self.closing.set()
         await self.context.terminated.set()
         self._pause()
         while (accepted := self._next()) is not None:
@@ -178,11 +178,11 @@ class Connections:
     def _pause(self, seconds: float | None = None) -> None:
         """Leave what arrives to the kernel, for a while or for good."""
         self._loop.remove_reader(self._sock)
-        if seconds is not None and not self.is_closing:
+        if seconds is not None and not self.closing.is_set():
             self._loop.call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        if not self.is_closing:
+        if not self.closing.is_set():
             self._loop.add_reader(self._sock, self._accept)
             self._accept()
 
@@ -294,7 +294,7 @@ class Connections:
     # time
 
     def _sweep(self) -> None:
-        is_closing = self.is_closing
+        is_closing = self.closing.is_set()
         self.heads.expire(_LAST_S if is_closing else _HEAD_S)
         self.idle.expire(_LAST_S if is_closing else _IDLE_S)
         self.lingering.expire(_LAST_S if is_closing else _LINGER_S)

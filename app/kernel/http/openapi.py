@@ -17,7 +17,7 @@ from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
 from app.kernel.http.problems import HttpProblem, title_of
-from app.kernel.http.routes import Route, has_body, input_type, path_parameters
+from app.kernel.http.routes import Route, has_body, input_type, path_parameters, sends_itself
 from app.kernel.operations import BasicAuth, BearerToken
 
 _NO_NUL = "^[^\\u0000]*$"
@@ -100,7 +100,8 @@ class _Schemas:
                 wanted.append(
                     ((number, "input"), "validation", adapter(kind, ignore_unknown=route.codec.ignores_unknown))
                 )
-            if (returned := route.operation.signature.returns) is not type(None):
+            returned = route.operation.signature.returns
+            if returned is not type(None) and not sends_itself(returned):
                 wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
         self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
         self.definitions = cast("dict[str, Any]", document.get("$defs", {}))
@@ -132,8 +133,10 @@ def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
             "default": {"description": "Refused", "content": problem},
         },
     }
-    output = schemas.get(number, "output", "serialization")
-    if output is None:
+    returned, output = route.operation.signature.returns, schemas.get(number, "output", "serialization")
+    if sends_itself(returned):
+        described["responses"][str(route.status)]["content"] = {returned.documented_as: {"schema": {"type": "string"}}}
+    elif output is None:
         described["responses"]["204"] = described["responses"].pop(str(route.status))
     else:
         described["responses"][str(route.status)]["content"] = {"application/json": {"schema": output}}

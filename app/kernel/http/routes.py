@@ -102,7 +102,7 @@ class _Endpoint:
         self._in_path = bool(input_names(kind) & set(path_parameters(route.path)))
         self._has_body = has_body(route, kind)
         self._media_type = route.codec.media_type.encode()
-        self._output = None if returned is type(None) else TypeAdapter[Any](returned)
+        self._output = None if returned is type(None) or sends_itself(returned) else TypeAdapter[Any](returned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._route.timeout_s:
@@ -133,14 +133,16 @@ class _Endpoint:
         except Denied:
             await self._denied(caller, route.operation.id)
             raise
-        if self._output is None:
-            await send({"type": "http.response.start", "status": 204, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            headers = [(b"cache-control", self._cache)]
-            if route.headers is not None:
-                headers += [(name.encode(), value.encode()) for name, value in route.headers(result).items()]
+        headers = [(b"cache-control", self._cache)]
+        if route.headers is not None:
+            headers += [(name.encode(), value.encode()) for name, value in route.headers(result).items()]
+        if self._output is not None:
             await respond(send, route.status, _JSON, route.codec.encode(self._output, result), headers)
+        elif result is not None:
+            await result.send(scope, receive, send, route.status, headers)
+        else:
+            await send({"type": "http.response.start", "status": 204, "headers": headers[1:]})
+            await send({"type": "http.response.body", "body": b""})
 
     async def _decode(self, decoder: Decoder[Any], scope: Scope, receive: Receive) -> Any:
         path: dict[str, str] = scope["path_params"]
@@ -168,6 +170,11 @@ def input_type(route: Route) -> Any:
 def input_names(kind: Any) -> set[str]:
     """Return the names of an input's fields as clients write them; those of an array are none."""
     return {name_outside(field.name) for field in fields(kind)} if is_dataclass(kind) else set()
+
+
+def sends_itself(returned: Any) -> bool:
+    """Return whether what is returned is a Result."""
+    return isinstance(returned, type) and hasattr(returned, "documented_as")
 
 
 def has_body(route: Route, kind: Any) -> bool:

@@ -23,7 +23,8 @@ class Logger:
         started, complete, example = time.perf_counter(), False, traces.exemplar()
 
         def record() -> None:
-            _record(scope, answer, time.perf_counter() - started, complete=complete, example=example)
+            took_s = (answer.streamed_at or time.perf_counter()) - started
+            _record(scope, answer, took_s, complete=complete, example=example)
 
         try:
             await self._app(scope, receive, send)

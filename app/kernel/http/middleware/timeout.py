@@ -22,11 +22,12 @@ class Timeout:
         answer, send = answering(scope, send)
         expired, deadlines = False, self._deadlines
 
-        def change(seconds: float) -> None:
+        def change(seconds: float | None) -> None:
             nonlocal deadlines
             deadlines.end(expire)
-            deadlines = self._of_routes.setdefault(seconds, Deadlines(seconds))
-            deadlines.begin(expire)
+            if seconds is not None:
+                deadlines = self._of_routes.setdefault(seconds, Deadlines(seconds))
+                deadlines.begin(expire)
 
         def expire() -> None:
             nonlocal expired
