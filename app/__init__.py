@@ -1,8 +1,20 @@
 """One code base, one command, many processes."""
 
+import os
 from pathlib import Path
 
-__version__ = "0.1.0"
+from app.kernel.product import NAME, VERSION
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds `app`, `migrations` and `settings`."""
+__version__ = VERSION
+
+_PACKAGE = Path(__file__).resolve().parent
+_BUNDLED = _PACKAGE / "_bundled"
+_INSTALLED = _BUNDLED.is_dir()
+_HOME = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+
+ROOT = _BUNDLED if _INSTALLED else _PACKAGE.parent
+"""The folder of `migrations` and `settings`: the checkout, or a part of the package where a wheel was installed."""
+
+# Path.expanduser raises without a home folder
+DATA = Path(os.path.expanduser(_HOME), NAME) if _INSTALLED else ROOT / ".local"  # noqa: PTH111
+"""The folder of the embedded database, made when it is used."""

@@ -1,6 +1,6 @@
-"""The `app` command: a table of names, resolved when asked for, and what becomes of errors.
+"""The command line: a table of names, resolved when asked for, and what becomes of errors.
 
-`app --help` is printed from the table, without loading Typer: importing it alone takes longer than the rest.
+`--help` is printed from the table, without loading Typer: importing it alone takes longer than the rest.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from app import __version__
+from app.kernel.product import NAME, VERSION
 from app.modules import modules
 from app.signals import heed_while_loading
 from app.streams import CannotWrite, open_streams
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 COMMANDS = {
-    "config": ("app.commands.config", "Show, explain and validate the settings."),
-    "db": ("app.commands.db", "Open a shell on the database."),
-    "health": ("app.commands.health", "Ask the local process whether it lives."),
-    "migrate": ("app.commands.migrate", "Create, apply and roll back migrations."),
+    "config": (".commands.config", "Show, explain and validate the settings."),
+    "db": (".commands.db", "Open a shell on the database."),
+    "health": (".commands.health", "Ask the local process whether it lives."),
+    "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
 }
 
-EXAMPLES = """\
-  app run-all-in-one                          everything, PostgreSQL embedded
-  app auth create-superuser --username root   the first account
-  app migrate status                          what is applied, what is pending
-  app config explain postgres.host            a setting, and where it comes from
-  app --install-completion                    complete commands with Tab"""
+EXAMPLES = f"""\
+  {NAME} run-all-in-one                          everything, PostgreSQL embedded
+  {NAME} auth create-superuser --username root   the first account
+  {NAME} migrate status                          what is applied, what is pending
+  {NAME} config explain postgres.host            a setting, and where it comes from
+  {NAME} --install-completion                    complete commands with Tab"""
 
 _OPTIONS = {
     "--version": "Show the version and exit.",
@@ -45,19 +45,19 @@ def table() -> dict[str, tuple[str, str]]:
     """Return every command: name to the module that has it and a line of help. Loads none of them."""
     from app.processes import PROCESSES
 
-    found = {name: ("app.commands.run", spec.help) for name, spec in PROCESSES.items()}
+    found = {name: (".commands.run", spec.help) for name, spec in PROCESSES.items()}
     for module in modules():
-        found |= {name: ("app.commands.group", summary) for name, summary in module.groups().items()}
+        found |= {name: (".commands.group", summary) for name, summary in module.groups().items()}
     return dict(sorted({**found, **COMMANDS}.items()))
 
 
 def root_help() -> str:
-    """Return the help of `app`."""
+    """Return the help of the command itself."""
     commands = {name: summary.strip().splitlines()[0] for name, (_, summary) in table().items()}
     processes = {name: summary for name, summary in commands.items() if name.startswith("run-")}
     others = {name: summary for name, summary in commands.items() if name not in processes}
     width = max(len(name) for name in [*commands, *_OPTIONS])
-    parts = ["Usage: app [OPTIONS] COMMAND [ARGS]...", "", "  One code base, one command, many processes.", ""]
+    parts = [f"Usage: {NAME} [OPTIONS] COMMAND [ARGS]...", "", "  One code base, one command, many processes.", ""]
     for title, rows in (("Processes", processes), ("Commands", others), ("Options", _OPTIONS)):
         parts += [f"{title}:", *(f"  {name:<{width}}  {summary}" for name, summary in rows.items()), ""]
     return "\n".join([*parts, "Examples:", EXAMPLES])
@@ -81,7 +81,7 @@ def command() -> "TyperGroup":
             name, stub, rest = super().resolve_command(ctx, args)
             if name is None or stub is None:
                 return name, stub, rest
-            real = get_command(import_module(names[name][0]).typer_app(name))
+            real = get_command(import_module(names[name][0], __package__).typer_app(name))
             real.name = name
             return name, real, rest
 
@@ -106,7 +106,7 @@ def command() -> "TyperGroup":
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"{__version__}\n")
+        sys.stdout.write(f"{VERSION}\n")
         sys.exit(0)
 
 
@@ -120,16 +120,16 @@ def main() -> NoReturn:
 
 
 def _run(arguments: list[str]) -> None:
-    if "_APP_COMPLETE" not in os.environ and arguments in _ROOT_HELP:
+    if f"_{NAME.upper()}_COMPLETE" not in os.environ and arguments in _ROOT_HELP:
         stream, status = (sys.stdout, 0) if arguments else (sys.stderr, 2)
         stream.write(root_help() + "\n")
         sys.exit(status)
     _show_version(arguments == ["--version"])
     if "--install-completion" in arguments and os.path.expanduser("~") == "~":  # noqa: PTH111 - which raises instead
-        sys.stderr.write("app: there is no home folder to install completion in; set HOME, or use --show-completion\n")
+        sys.stderr.write(f"{NAME}: there is no home folder for the completion; set HOME, or use --show-completion\n")
         sys.exit(1)
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    command().main(arguments, prog_name="app", color=False if plain else None)
+    command().main(arguments, prog_name=NAME, color=False if plain else None)
 
 
 def _translated(run: Callable[[], object]) -> int:
@@ -155,10 +155,10 @@ def _reported(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-        sys.stderr.write("app: an internal error; please report it with the lines above\n")
+        sys.stderr.write(f"{NAME}: an internal error; please report it with the lines above\n")
         return 70
     if status:
-        sys.stderr.write(f"app: {error}\n")
+        sys.stderr.write(f"{NAME}: {error}\n")
     return status
 
 

@@ -121,7 +121,7 @@ PROCESSES = _processes()
 
 def new_process(name: str, settings: "Settings") -> "Process":
     """Return a process that has opened nothing yet, with the providers of the kernel and of all modules."""
-    from app import ROOT
+    from app import DATA, ROOT
     from app.kernel.actions.compose import value
     from app.kernel.module import Catalogue
     from app.kernel.process import Process
@@ -130,7 +130,7 @@ def new_process(name: str, settings: "Settings") -> "Process":
     providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
     providers[Catalogue] = lambda _: value(Catalogue(permissions))
-    return Process(name, settings, ROOT, providers, migrates=name.startswith("run-"))
+    return Process(name, settings, ROOT, providers, migrates=name.startswith("run-"), data=DATA)
 
 
 def sections() -> "list[type[Section]]":

@@ -46,7 +46,7 @@ def tree() -> Iterator[Node]:
                 yield from below(Node((*node.path, name), found))
 
     for name, (module, _) in table().items():
-        yield from below(Node((name,), get_command(import_module(module).typer_app(name))))
+        yield from below(Node((name,), get_command(import_module(module, app.__name__).typer_app(name))))
 
 
 NODES = {" ".join(node.path): node for node in tree()}

@@ -8,6 +8,7 @@ import typer
 from app.kernel.cli import Json, group, print_json, print_table
 from app.kernel.config import environment_name
 from app.kernel.errors import NotFound
+from app.kernel.product import NAME
 from app.processes import load_settings, sections
 
 _app = group("Show, explain and validate the settings.")
@@ -58,7 +59,7 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
     if value is None:
         near = get_close_matches(key, values, 1)
         raise NotFound(
-            f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else "; see app config show")
+            f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else f"; see {NAME} config show")
         )
     variable = environment_name(key)
     facts: dict[str, object] = {

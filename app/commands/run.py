@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.kernel.cli import whole
+from app.kernel.product import NAME
 from app.processes import PROCESSES, Spec, load_settings, new_process
 from app.signals import end_at_once
 
@@ -33,7 +34,8 @@ def typer_app(name: str) -> typer.Typer:
     """Return the command of one process."""
     spec = PROCESSES[name]
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    summary = f"{spec.help}\n\n\b\nExamples:\n  app {name}\n  app {name} --port 9000\n  LOGGER_LEVEL=debug app {name}"
+    example = f"{NAME} {name}"
+    summary = f"{spec.help}\n\n\b\nExamples:\n  {example}\n  {example} --port 9000\n  LOGGER_LEVEL=debug {example}"
 
     def run(host: Host = None, port: Port = None, no_migrate: NoMigrate = False) -> None:
         _run(name, spec, _overrides(spec, host, port, no_migrate))

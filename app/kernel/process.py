@@ -63,11 +63,13 @@ class Process:
         providers: Mapping[type[Any], Provider[Any]] | None = None,
         *,
         migrates: bool = True,
+        data: Path | None = None,
     ) -> None:
         """A process that does not migrate warns of pending migrations, and goes on as far as it can."""
         self.name = name
         self.settings = settings
         self.root = root
+        self.data = data or root / ".local"
         self.providers: Mapping[type[Any], Provider[Any]] = providers or {}
         self.made: dict[type[Any], Any] = {}
         self.state: State = "starting"

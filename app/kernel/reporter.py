@@ -5,11 +5,11 @@ import os
 import socket
 from contextlib import suppress
 
-from app import __version__
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
 from app.kernel.identifiers import uuid7
 from app.kernel.process import Process, Service, pause
+from app.kernel.product import VERSION
 from app.kernel.registry import REPORT_EVERY_S, LiveProcess, Registry
 
 
@@ -20,7 +20,7 @@ async def reporter(p: Process) -> Service:
 
     def now() -> LiveProcess:
         services = list(p.services)
-        return LiveProcess(identifier, p.name, __version__, host, pid, p.state, services, p.started_at, p.started_at)
+        return LiveProcess(identifier, p.name, VERSION, host, pid, p.state, services, p.started_at, p.started_at)
 
     async def run(stop: asyncio.Event) -> None:
         stopping = False

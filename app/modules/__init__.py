@@ -11,4 +11,4 @@ MODULES = ("auth", "platform")
 
 def modules() -> "list[Module]":
     """Return the manifests, in the order above. Importing them loads nothing of what they name."""
-    return [import_module(f"app.modules.{name}").MODULE for name in MODULES]
+    return [import_module(f"{__name__}.{name}").MODULE for name in MODULES]

@@ -18,6 +18,7 @@ from app.kernel.errors import Invalid
 from app.kernel.operations import operator
 from app.kernel.pages import Page
 from app.kernel.process import Process
+from app.kernel.product import NAME
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def _help(feature: type[Any], action: Action) -> str:
     """Return the docstring of the method, then examples."""
     method = next(m for m in vars(feature).values() if getattr(m, "__declared__", None) is action)
     text = inspect.getdoc(method) or action.id
-    examples = "\n".join(f"  app {action.command} {example}".rstrip() for example in action.examples or ("",))
+    examples = "\n".join(f"  {NAME} {action.command} {example}".rstrip() for example in action.examples or ("",))
     return f"{text}\n\n\b\nExamples:\n{examples}"
 
 

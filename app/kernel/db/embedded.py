@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.kernel.db.libpq import forget_variables
 from app.kernel.errors import Unavailable
+from app.kernel.product import NAME
 
 _PROGRAM = Path(__file__).with_name("supervisor.py")
 _POLL_S = 0.02
@@ -152,7 +153,7 @@ class _Shared:
         while True:
             socket_dir = self.existing("socket", ".s.PGSQL.5432")
             if socket_dir and (version := await _database_ready(socket_dir)):
-                return EmbeddedServer(socket_dir, "app", "app", self.programs, version)
+                return EmbeddedServer(socket_dir, NAME, NAME, self.programs, version)
             self.supervise(create=True)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.1, 0.2)
@@ -236,15 +237,15 @@ class _Shared:
 async def _database_ready(socket_dir: str) -> int:
     """Return the server's version if it answers and the database exists, else 0; makes it, whoever comes first."""
     import psycopg
-    from psycopg import errors
+    from psycopg import errors, sql
 
     try:
         async with await psycopg.AsyncConnection.connect(
-            host=socket_dir, port=5432, user="app", dbname="postgres", autocommit=True, connect_timeout=5
+            host=socket_dir, port=5432, user=NAME, dbname="postgres", autocommit=True, connect_timeout=5
         ) as connection:
-            found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = 'app'")
+            found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (NAME,))
             if await found.fetchone() is None:
-                await connection.execute("CREATE DATABASE app")
+                await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
             return connection.info.server_version
     except (psycopg.OperationalError, errors.DuplicateDatabase, errors.UniqueViolation):
         return 0

@@ -27,6 +27,7 @@ from loguru import logger
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from app.kernel import product
 from app.kernel.config import PostgresSettings
 from app.kernel.db.connection import hang_up
 from app.kernel.db.refusals import READ_ONLY, refusal_of
@@ -175,7 +176,7 @@ class Migrator:
         count = f"{len(self.unknown)} applied migration{'s have' if len(self.unknown) > 1 else ' has'} no file here"
         return (
             f"{count}, the last is {self.unknown[-1]}: a newer release has migrated this database; this older one"
-            " goes on, see app migrate status"
+            f" goes on, see {product.NAME} migrate status"
         )
 
     def pending(self) -> list[Migration]:
@@ -430,7 +431,7 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
         yield
     except psycopg.Error as error:
         if pending and error.sqlstate in _MISSING:
-            raise Conflict("the schema of the database is older than this command; run: app migrate up") from error
+            raise Conflict(f"the schema of the database is outdated; run: {product.NAME} migrate up") from error
         raise
 
 
@@ -453,4 +454,4 @@ async def _migrate(migrator: Migrator, settings: PostgresSettings) -> None:
 
 def _behind(pending: Sequence[Migration]) -> str:
     count = f"{len(pending)} migration{'s are' if len(pending) > 1 else ' is'} pending"
-    return f"{count}, the first is {pending[0].id}; run: app migrate up"
+    return f"{count}, the first is {pending[0].id}; run: {product.NAME} migrate up"

@@ -86,7 +86,7 @@ async def server(p: Process) -> AsyncGenerator[Server]:
     }
     if not settings.host:
         try:
-            async with embedded_server(p.root / ".local" / "postgres") as embedded:
+            async with embedded_server(p.data / "postgres") as embedded:
                 where = {"host": embedded.socket_dir, "port": embedded.port, "user": embedded.user}
                 parameters = {**common, **where, "dbname": embedded.database}
                 yield Server("embedded", parameters, embedded.bin_dir, embedded.version)

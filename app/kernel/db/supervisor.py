@@ -1,4 +1,4 @@
-"""The process that starts, watches and stops the embedded PostgreSQL. Run as a file; it imports nothing of the app.
+"""The process that starts, watches and stops the embedded PostgreSQL. Run as a file; it imports nothing of ours.
 
 Arguments: the folder, the folder of the binaries, `create` or `existing` (whether it may make the data).
 Exit code 0: the work is done, or another supervisor is doing it. 1: the last line of `supervisor.log` says why not.
@@ -22,7 +22,10 @@ LOCK_WAIT_S = 0.5  # owners look at the lock by taking it for an instant
 RESTARTS, STABLE_S = 10, 5.0  # after kill -9 of the postmaster its children hold the shared memory for about a second
 STOP = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 LOG_BYTES = 5_000_000
-INITDB = "--username=app --auth=trust --encoding=UTF8 --no-locale --locale-provider=builtin --builtin-locale=C.UTF-8"
+NAME = Path(__file__).resolve().parents[2].name  # of the package, as app.kernel.product has it
+INITDB = (
+    f"--username={NAME} --auth=trust --encoding=UTF8 --no-locale --locale-provider=builtin --builtin-locale=C.UTF-8"
+)
 SETTINGS = ("--listen_addresses=", "--max_connections=200", "--timezone=UTC", "--log_timezone=UTC")
 ACCOUNTS = range(60578, 61184)  # ids that neither distributions nor systemd give away, and containers map
 SHORT, LASTING = Path("/tmp"), Path("/var/tmp")  # noqa: S108 - what we make there is checked to be ours
@@ -58,7 +61,7 @@ class Place(NamedTuple):
         inside = self.base / "run"
         if len(os.fsencode(inside / ".s.PGSQL.5432")) < 100:
             return inside
-        return SHORT / f"app-postgres-{digest(self.base)}-{self.account.uid}"
+        return SHORT / f"{NAME}-postgres-{digest(self.base)}-{self.account.uid}"
 
 
 class Child(subprocess.Popen[bytes]):
@@ -314,7 +317,7 @@ class Supervisor:
         """In the folder when a user of its own can get there, if need be with a capability; else in /var/tmp."""
         own = account_of(self.folder)
         visitors = Account(0, own.gid)
-        apart = LASTING / f"app-postgres-{digest(self.folder)}"
+        apart = LASTING / f"{NAME}-postgres-{digest(self.folder)}"
         known = self.note.exists() and f"data: {apart / 'data'}\n" in self.note.read_text()
         if not known or not (apart / "data").is_dir():
             private_folder(self.folder, visitors, 0o710)

@@ -15,9 +15,9 @@ import httpx2
 from loguru import logger
 from opentelemetry.trace import SpanKind, StatusCode
 
-from app import __version__
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
+from app.kernel.product import NAME, VERSION
 from app.kernel.telemetry import metrics, traces
 
 PHASES = httpx2.Timeout(connect=3, write=10, read=10, pool=2)
@@ -43,7 +43,7 @@ class HttpClient(httpx2.AsyncClient):
     def __init__(self, **options: Any) -> None:
         """Take the options of `httpx2.AsyncClient`; a test passes `transport`."""
         jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-        headers = {"user-agent": f"app/{__version__}", "accept-encoding": "identity"}
+        headers = {"user-agent": f"{NAME}/{VERSION}", "accept-encoding": "identity"}
         super().__init__(timeout=PHASES, limits=CONNECTIONS, cookies=jar, headers=headers, **options)
         self._hosts: set[str] = set()
 

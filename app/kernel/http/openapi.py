@@ -10,7 +10,6 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
-from app import __version__
 from app.kernel.decoding import TIME, adapter
 from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
@@ -19,6 +18,7 @@ from app.kernel.http.codecs import Form
 from app.kernel.http.problems import HttpProblem, title_of
 from app.kernel.http.routes import Route, has_body, input_type, path_parameters, sends_itself
 from app.kernel.operations import BasicAuth, BearerToken
+from app.kernel.product import VERSION
 
 _NO_NUL = "^[^\\u0000]*$"
 _SEGMENT = "^[^/\\u0000]*$"
@@ -53,7 +53,7 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, number, schemas)
     return {
         "openapi": "3.1.0",
-        "info": {"title": title, "version": __version__},
+        "info": {"title": title, "version": VERSION},
         "servers": [{"url": "/", "description": "Where this document was served"}],
         "paths": paths,
         "components": {

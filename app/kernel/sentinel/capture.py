@@ -7,11 +7,10 @@ import traceback
 from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from types import CodeType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from app import ROOT
+from app.kernel.product import NAME
 from app.kernel.sentinel import Group, Kind
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.redact import redacted, redacted_fields
@@ -26,7 +25,7 @@ _LINES_SHOWN = 20
 _LONGEST = 8000
 _FRAMES = 30
 _BELONGS_TO = ("request_id", "job_id")
-_APP = str(Path(ROOT, "app"))
+_OURS = f"{NAME}."
 
 
 class Capture:
@@ -138,18 +137,11 @@ def _frames(innermost: TracebackType | None) -> list[str]:
     """Return the frames of our own code, outermost first: file and function, since line numbers change."""
     found: list[str] = []
     while innermost is not None:
-        if frame := _frame(innermost.tb_frame.f_code):
-            found.append(frame)
+        module = str(innermost.tb_frame.f_globals.get("__name__"))
+        if module.startswith(_OURS):
+            found.append(f"{module}:{innermost.tb_frame.f_code.co_name}")
         innermost = innermost.tb_next
     return found[-_FRAMES:]
-
-
-@functools.lru_cache(4096)
-def _frame(code: CodeType) -> str:
-    """Return what a frame of this code is called; nothing if it is not ours."""
-    if not code.co_filename.startswith(_APP):
-        return ""
-    return f"{code.co_filename[len(_APP) - 3 : -3].replace('/', '.')}:{code.co_name}"
 
 
 @functools.lru_cache(1024)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app import __version__
 from app.kernel.config import SentinelSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import PoolUse, database
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service, pause
+from app.kernel.product import VERSION
 from app.kernel.queue import Queue
 from app.kernel.queue.postgres import PostgresQueue
 from app.kernel.sentinel.capture import Capture
@@ -120,7 +120,7 @@ class Sentinel:
         if not groups:
             return
         try:
-            await self.errors.store(self.db, self._teller, groups, self.process, __version__)
+            await self.errors.store(self.db, self._teller, groups, self.process, VERSION)
         except BaseException:
             self.capture.put_back(groups)
             raise
@@ -147,7 +147,7 @@ async def sentinel(p: Process) -> Service:
     """Return the service. From now on, what is logged as an error is captured."""
     settings = p.settings[SentinelSettings]
     host = f"{socket.gethostname()}:{os.getpid()}"
-    about = {"process": p.name, "host": host, "release": __version__, "environment": p.settings.environment}
+    about = {"process": p.name, "host": host, "release": VERSION, "environment": p.settings.environment}
     capture = Capture(about)
     logs.tell(capture)
     db = await p.use(database)

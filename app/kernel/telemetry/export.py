@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from app import __version__
 from app.kernel.config import Misconfigured, TelemetrySettings
 from app.kernel.process import Process, Service
+from app.kernel.product import NAME, VERSION
 from app.kernel.telemetry import metrics, traces
 from app.kernel.telemetry.spans import ExportedSpan
 
@@ -89,14 +89,14 @@ def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
     """Return the service that exports spans from now on. Raises Misconfigured when gRPC is wanted and not installed."""
     for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # one line for each lost span or batch
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    attributes = {"service.name": p.name, "service.version": __version__, "service.namespace": "app"}
+    attributes = {"service.name": p.name, "service.version": VERSION, "service.namespace": NAME}
     resource = _Resource(Resource.create(attributes).attributes)
     sending = _Bounded(_Counted(_otlp(settings)))
     # for spans that libraries make themselves, inside of ours
     provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource)
     provider.add_span_processor(sending)
     trace.set_tracer_provider(provider)
-    scope = InstrumentationScope("app", __version__)
+    scope = InstrumentationScope(NAME, VERSION)
     traces.switch_on(settings.trace_ratio, lambda span: sending.on_end(_readable(span, resource, scope)))
 
     async def run(stop: asyncio.Event) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 from uuid import UUID
 
+from app.kernel.product import NAME
+
 HIDDEN = "***"
 _NAMES = (
     "password",
@@ -25,12 +27,12 @@ _NAMES = (
 _LOOKS = re.compile(
     r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"
     r"|\brt_[A-Za-z0-9_-]{20,}"
-    r"|\bapp_[A-Za-z0-9_-]{20,}"
+    rf"|\b{NAME}_[A-Za-z0-9_-]{{20,}}"
     r"|(?<=://)[^\s/@\"']*:[^\s/@\"']+(?=@)"
     r"|(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
-_MARKS = ("eyJ", "rt_", "app_", "://", "earer ", "asic ", "EARER ", "ASIC ", "PRIVATE KEY")
+_MARKS = ("eyJ", "rt_", f"{NAME}_", "://", "earer ", "asic ", "EARER ", "ASIC ", "PRIVATE KEY")
 # name=value and "name": "value" inside of text
 _PAIRS = re.compile(
     "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"

@@ -10,7 +10,7 @@ def derive(master_secret: str, purpose: str) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    return HKDF(SHA256(), 32, None, f"app auth {purpose}".encode()).derive(master_secret.encode())
+    return HKDF(SHA256(), 32, None, f"auth {purpose}".encode()).derive(master_secret.encode())
 
 
 class Sealer:

@@ -1,4 +1,4 @@
-"""API keys of service accounts: `app_<id>_<secret><checksum>`."""
+"""API keys of service accounts: `NAME_<id>_<secret><checksum>`, after the name of the product."""
 
 import hashlib
 import os
@@ -9,9 +9,10 @@ from datetime import datetime
 from uuid import UUID
 
 from app.kernel.errors import Conflict, NotFound
+from app.kernel.product import NAME
 
-PREFIX = "app_"
-_FORM = re.compile(r"app_(?P<id>[0-9a-f]{32})_(?P<secret>[0-9a-f]{64})(?P<checksum>[0-9a-f]{8})")
+PREFIX = f"{NAME}_"
+_FORM = re.compile(rf"{PREFIX}(?P<id>[0-9a-f]{{32}})_(?P<secret>[0-9a-f]{{64}})(?P<checksum>[0-9a-f]{{8}})")
 
 
 class ApiKeyNotFound(NotFound):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.kernel.product import NAME
 from app.kernel.queue import Task
 from app.kernel.sentinel import Told
 
@@ -38,9 +39,9 @@ def texts(told: list[Told], environment: str) -> list[tuple[str, str]]:
     """Return titles and bodies: one for each group, or a single digest when many opened at once."""
     if len(told) <= ONE_BY_ONE:
         return [(f"[{environment}] {_opening(group)}", _about(group)) for group in told]
-    lines = [f"- {_opening(group)} ({group.since} times): app errors show {group.id}" for group in told[:_SHOWN]]
+    lines = [f"- {_opening(group)} ({group.since} times): {NAME} errors show {group.id}" for group in told[:_SHOWN]]
     if len(told) > _SHOWN:
-        lines.append(f"- and {len(told) - _SHOWN} more: app errors list")
+        lines.append(f"- and {len(told) - _SHOWN} more: {NAME} errors list")
     return [(f"[{environment}] {len(told)} groups of errors", "\n".join(lines))]
 
 
@@ -56,6 +57,6 @@ def _about(group: Told) -> str:
             f"{since}, first at {group.first_seen_at:%Y-%m-%d %H:%M:%S}Z",
             f"where: {group.culprit}",
             f"processes: {', '.join(group.processes)}",
-            f"more: app errors show {group.id}",
+            f"more: {NAME} errors show {group.id}",
         ]
     )
