@@ -126,7 +126,8 @@ def _run(arguments: list[str]) -> None:
         sys.exit(status)
     _show_version(arguments == ["--version"])
     if "--install-completion" in arguments and os.path.expanduser("~") == "~":  # noqa: PTH111 - which raises instead
-        sys.stderr.write(f"{NAME}: there is no home folder for the completion; set HOME, or use --show-completion\n")
+        reason = "there is no home folder to install completion in; set HOME, or use --show-completion"
+        sys.stderr.write(f"{NAME}: {reason}\n")
         sys.exit(1)
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     command().main(arguments, prog_name=NAME, color=False if plain else None)

@@ -431,7 +431,8 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
         yield
     except psycopg.Error as error:
         if pending and error.sqlstate in _MISSING:
-            raise Conflict(f"the schema of the database is outdated; run: {product.NAME} migrate up") from error
+            up = f"{product.NAME} migrate up"
+            raise Conflict(f"the schema of the database is older than this command; run: {up}") from error
         raise
 
 
