@@ -17,6 +17,7 @@ from typer.main import get_command
 
 import app
 from app.cli import EXAMPLES, command, main, root_help, table
+from app.processes import PROCESSES
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
 from tests.conftest import required
@@ -459,7 +460,7 @@ def test_bash_completes_commands_and_options(on_path: Project) -> None:
     """
     assert [line.split() for line in bash(on_path, script).split("\n")[:-1]] == [
         ["migrate"],
-        ["run-all-in-one", "run-auth-http"],
+        [name for name in sorted(PROCESSES) if name.startswith("run-a")],
         list(NODES["migrate"].command.commands),
         ["status"],
         ["--host", "--port", "--no-migrate", "--help"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.modules import MODULES, modules
 from app.processes import PROCESSES
 from tests.commands.database import migrated_database
 from tests.conftest import PostgresServer, TestDatabase
@@ -119,7 +120,7 @@ def test_help_and_version_load_no_infrastructure_and_only_manifests(cli: Project
         "app.streams",
         "app.processes",
         "app.modules",
-        *(f"app.modules.{module}" for module in ("auth", "platform")),
+        *(f"app.modules.{module}" for module in MODULES),
         "app.kernel",
         "app.kernel.module",
         "app.kernel.product",
@@ -167,18 +168,19 @@ def test_a_command_loads_what_it_needs_and_nothing_else(on_migrated: Project, na
 
 
 ALWAYS = {"psycopg", "hypercorn", "pydantic", "loguru", "uvloop"}
+APIS = [f"run-{module.name}-http" for module in modules() if module.process]
 NEEDED = {
+    **dict.fromkeys(APIS, ALWAYS | {"starlette", "joserfc"}),
     "run-all-in-one": ALWAYS | {"starlette", "apscheduler", "argon2", "joserfc"},
     "run-auth-http": ALWAYS | {"starlette", "argon2", "joserfc"},
-    "run-platform-http": ALWAYS | {"starlette", "joserfc"},
     "run-cron-manager": ALWAYS | {"apscheduler"},
     "run-event-consumer": ALWAYS,
 }
 NEVER = {"yoyo", "rich", "httpx2", "requests"}  # yoyo: only when something is pending
 REFUSED = {
+    **dict.fromkeys(APIS, NEVER | {"apscheduler", "argon2"}),
     "run-all-in-one": NEVER,
     "run-auth-http": NEVER | {"apscheduler"},
-    "run-platform-http": NEVER | {"apscheduler", "argon2"},
     "run-cron-manager": NEVER | {"starlette", "argon2", "joserfc"},
     "run-event-consumer": NEVER | {"starlette", "argon2", "joserfc", "apscheduler"},
 }

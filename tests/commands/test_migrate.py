@@ -10,6 +10,7 @@ import pytest
 
 from app.kernel.db.migrations import Migrator, read
 from app.kernel.db.server import Server
+from app.modules import MODULES
 from tests.conftest import TestDatabase
 from tests.support.project import Project
 
@@ -104,7 +105,11 @@ def test_create_makes_a_file_and_its_rollback_in_ascending_order(cli: Project, t
 
 @pytest.mark.parametrize(
     ("module", "description", "named"),
-    [("nowhere", "add_x", "kernel, auth, platform"), ("auth", "!!", "letter"), ("auth", "long " * 100, "longer")],
+    [
+        ("nowhere", "add_x", ", ".join(("kernel", *MODULES))),
+        ("auth", "!!", "letter"),
+        ("auth", "long " * 100, "longer"),
+    ],
 )
 def test_create_refuses_what_makes_no_name(
     cli: Project, tmp_path: Path, module: str, description: str, named: str
