@@ -17,6 +17,7 @@ from typer.main import get_command
 
 import app
 from app.cli import EXAMPLES, command, main, root_help, table
+from app.kernel.product import NAME
 from app.processes import PROCESSES
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
@@ -167,8 +168,8 @@ def test_the_version_is_that_of_the_package(
 
 def test_the_installed_script_is_this_command_line() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts.keys() == {"app"}
-    module, _, name = scripts["app"].partition(":")
+    assert scripts.keys() == {NAME}
+    module, _, name = scripts[NAME].partition(":")
     assert getattr(import_module(module), name) is main
 
 
