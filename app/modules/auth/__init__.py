@@ -1,6 +1,6 @@
 """Who may do what: actors, sessions, permissions."""
 
-from app.kernel.module import Module
+from app.kernel.module import Feature, Module
 
 MODULE = Module(
     package=__name__,
@@ -13,11 +13,16 @@ MODULE = Module(
         "auth:roles:write": "Create, change and delete roles; grant roles and permissions that one holds.",
         "auth:tokens:read": "Learn at /oauth/introspect whose any token is, and what it may do.",
     },
+    features=(
+        Feature("sessions:SessionAdministration"),
+        Feature("actors:ActorAdministration"),
+        Feature("roles:RoleAdministration"),
+        Feature("api_keys:ApiKeyAdministration"),
+    ),
     process="Serve the auth API.",
     settings="settings:AuthSettings",
     providers="providers:PROVIDERS",
-    schedules="jobs:SCHEDULES",
-    handlers="jobs:handlers",
+    schedules="sessions:SCHEDULES",
     routes="http:routes",
     commands={"auth": "Actors, passwords and keys."},
 )

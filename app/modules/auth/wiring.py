@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from app.kernel.actions.compose import make
 from app.kernel.audit import Audit
 from app.kernel.db.postgres import database
-from app.kernel.module import Catalogue
 from app.kernel.process import Process
 from app.kernel.queue.postgres import PostgresQueue
 from app.modules.auth.keyring import Keyring
@@ -17,7 +16,6 @@ from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.actors import PostgresActors
 from app.modules.auth.postgres.api_keys import PostgresApiKeys
 from app.modules.auth.postgres.limits import Limits
-from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.settings import AuthSettings
 from app.modules.auth.tokens import Tokens
@@ -26,54 +24,27 @@ if TYPE_CHECKING:
     from app.modules.auth.usecases.authenticate import Authenticate
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.confirm_totp import ConfirmTotp
-    from app.modules.auth.usecases.create_actor import CreateActor
-    from app.modules.auth.usecases.create_api_key import CreateApiKey
-    from app.modules.auth.usecases.create_role import CreateRole
     from app.modules.auth.usecases.create_superuser import CreateSuperuser
-    from app.modules.auth.usecases.delete_role import DeleteRole
-    from app.modules.auth.usecases.disable_actor import DisableActor
-    from app.modules.auth.usecases.enable_actor import EnableActor
-    from app.modules.auth.usecases.end_actor_session import EndActorSession
-    from app.modules.auth.usecases.end_actor_sessions import EndActorSessions
-    from app.modules.auth.usecases.end_my_session import EndMySession
-    from app.modules.auth.usecases.get_actor import GetActor
-    from app.modules.auth.usecases.get_actor_permissions import GetActorPermissions
-    from app.modules.auth.usecases.get_actor_roles import GetActorRoles
     from app.modules.auth.usecases.get_jwks import GetJwks
     from app.modules.auth.usecases.get_me import GetMe
-    from app.modules.auth.usecases.get_role import GetRole
-    from app.modules.auth.usecases.get_role_permissions import GetRolePermissions
-    from app.modules.auth.usecases.list_actor_sessions import ListActorSessions
-    from app.modules.auth.usecases.list_actors import ListActors
-    from app.modules.auth.usecases.list_api_keys import ListApiKeys
-    from app.modules.auth.usecases.list_my_sessions import ListMySessions
-    from app.modules.auth.usecases.list_permissions import ListPermissions
-    from app.modules.auth.usecases.list_roles import ListRoles
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
     from app.modules.auth.usecases.oauth_introspect import OAuthIntrospect
     from app.modules.auth.usecases.oauth_metadata import OAuthMetadata
     from app.modules.auth.usecases.oauth_revoke import OAuthRevoke
     from app.modules.auth.usecases.oauth_token import OAuthToken
-    from app.modules.auth.usecases.prune import Prune
     from app.modules.auth.usecases.refresh import Refresh
     from app.modules.auth.usecases.remove_totp import RemoveTotp
-    from app.modules.auth.usecases.rename_role import RenameRole
     from app.modules.auth.usecases.reset_password import ResetPassword
     from app.modules.auth.usecases.reset_second_factor import ResetSecondFactor
-    from app.modules.auth.usecases.revoke_api_key import RevokeApiKey
     from app.modules.auth.usecases.rotate_keys import RotateKeys
-    from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
-    from app.modules.auth.usecases.set_actor_roles import SetActorRoles
-    from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
     from app.modules.auth.usecases.start_totp import StartTotp
     from app.modules.auth.usecases.unlock import Unlock
-    from app.modules.auth.usecases.update_actor import UpdateActor
     from app.modules.auth.usecases.verify import Verify
 
 AUDIT, QUEUE = Audit(), PostgresQueue()
 ACTORS, SESSIONS, LIMITS = PostgresActors(), PostgresSessions(), Limits()
-ROLES, API_KEYS = PostgresRoles(), PostgresApiKeys()
+API_KEYS = PostgresApiKeys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +56,6 @@ class SignIn:
     logout: "Logout"
     get_me: "GetMe"
     change_password: "ChangePassword"
-    list_my_sessions: "ListMySessions"
-    end_my_session: "EndMySession"
     get_jwks: "GetJwks"
     verify: "Verify"
     start_totp: "StartTotp"
@@ -102,36 +71,6 @@ class OAuth:
     introspect: "OAuthIntrospect"
     revoke: "OAuthRevoke"
     metadata: "OAuthMetadata"
-
-
-@dataclass(frozen=True, slots=True)
-class Administration:
-    """The use cases of managing others."""
-
-    list_actors: "ListActors"
-    create_actor: "CreateActor"
-    get_actor: "GetActor"
-    update_actor: "UpdateActor"
-    disable_actor: "DisableActor"
-    enable_actor: "EnableActor"
-    list_actor_sessions: "ListActorSessions"
-    end_actor_session: "EndActorSession"
-    end_actor_sessions: "EndActorSessions"
-    get_actor_roles: "GetActorRoles"
-    set_actor_roles: "SetActorRoles"
-    get_actor_permissions: "GetActorPermissions"
-    set_actor_permissions: "SetActorPermissions"
-    list_roles: "ListRoles"
-    create_role: "CreateRole"
-    get_role: "GetRole"
-    rename_role: "RenameRole"
-    delete_role: "DeleteRole"
-    get_role_permissions: "GetRolePermissions"
-    set_role_permissions: "SetRolePermissions"
-    list_permissions: "ListPermissions"
-    create_api_key: "CreateApiKey"
-    list_api_keys: "ListApiKeys"
-    revoke_api_key: "RevokeApiKey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +105,8 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
     from app.modules.auth.second_factor import StoredSecondFactor
     from app.modules.auth.usecases.change_password import ChangePassword
     from app.modules.auth.usecases.confirm_totp import ConfirmTotp
-    from app.modules.auth.usecases.end_my_session import EndMySession
     from app.modules.auth.usecases.get_jwks import GetJwks
     from app.modules.auth.usecases.get_me import GetMe
-    from app.modules.auth.usecases.list_my_sessions import ListMySessions
     from app.modules.auth.usecases.login import Login
     from app.modules.auth.usecases.logout import Logout
     from app.modules.auth.usecases.reauthenticate import Reauthenticate
@@ -204,8 +141,6 @@ async def sign_in(p: Process) -> AsyncGenerator[SignIn]:
         logout=Logout(db, SESSIONS, issued, AUDIT),
         get_me=GetMe(),
         change_password=ChangePassword(db, ACTORS, SESSIONS, hashing, reauthenticate, AUDIT, QUEUE),
-        list_my_sessions=ListMySessions(db, SESSIONS),
-        end_my_session=EndMySession(db, SESSIONS, AUDIT),
         get_jwks=GetJwks(await make(p, Keyring)),
         verify=Verify(),
         start_totp=StartTotp(db, factors, SESSIONS, reauthenticate, AUDIT, settings.audience),
@@ -234,63 +169,6 @@ async def oauth(p: Process) -> AsyncGenerator[OAuth]:
         introspect=OAuthIntrospect(client, Authenticate(db, SESSIONS, API_KEYS, issued)),
         revoke=OAuthRevoke(db, client, SESSIONS, API_KEYS, issued, AUDIT),
         metadata=OAuthMetadata(settings.issuer),
-    )
-
-
-@asynccontextmanager
-async def administration(p: Process) -> AsyncGenerator[Administration]:
-    """Provide the use cases of managing others."""
-    from app.modules.auth.usecases.create_actor import CreateActor
-    from app.modules.auth.usecases.create_api_key import CreateApiKey
-    from app.modules.auth.usecases.create_role import CreateRole
-    from app.modules.auth.usecases.delete_role import DeleteRole
-    from app.modules.auth.usecases.disable_actor import DisableActor
-    from app.modules.auth.usecases.enable_actor import EnableActor
-    from app.modules.auth.usecases.end_actor_session import EndActorSession
-    from app.modules.auth.usecases.end_actor_sessions import EndActorSessions
-    from app.modules.auth.usecases.get_actor import GetActor
-    from app.modules.auth.usecases.get_actor_permissions import GetActorPermissions
-    from app.modules.auth.usecases.get_actor_roles import GetActorRoles
-    from app.modules.auth.usecases.get_role import GetRole
-    from app.modules.auth.usecases.get_role_permissions import GetRolePermissions
-    from app.modules.auth.usecases.list_actor_sessions import ListActorSessions
-    from app.modules.auth.usecases.list_actors import ListActors
-    from app.modules.auth.usecases.list_api_keys import ListApiKeys
-    from app.modules.auth.usecases.list_permissions import ListPermissions
-    from app.modules.auth.usecases.list_roles import ListRoles
-    from app.modules.auth.usecases.rename_role import RenameRole
-    from app.modules.auth.usecases.revoke_api_key import RevokeApiKey
-    from app.modules.auth.usecases.set_actor_permissions import SetActorPermissions
-    from app.modules.auth.usecases.set_actor_roles import SetActorRoles
-    from app.modules.auth.usecases.set_role_permissions import SetRolePermissions
-    from app.modules.auth.usecases.update_actor import UpdateActor
-
-    db, hashing, catalogue = await p.use(database), await make(p, Passwords), (await make(p, Catalogue)).permissions
-    yield Administration(
-        list_actors=ListActors(db, ACTORS),
-        create_actor=CreateActor(db, ACTORS, hashing, AUDIT, QUEUE),
-        get_actor=GetActor(db, ACTORS),
-        update_actor=UpdateActor(db, ACTORS, SESSIONS, ROLES, hashing, AUDIT, QUEUE),
-        disable_actor=DisableActor(db, ACTORS, SESSIONS, ROLES, AUDIT, QUEUE),
-        enable_actor=EnableActor(db, ACTORS, ROLES, AUDIT, QUEUE),
-        list_actor_sessions=ListActorSessions(db, ACTORS, SESSIONS),
-        end_actor_session=EndActorSession(db, ACTORS, SESSIONS, ROLES, AUDIT),
-        end_actor_sessions=EndActorSessions(db, ACTORS, SESSIONS, ROLES, AUDIT),
-        get_actor_roles=GetActorRoles(db, ACTORS, ROLES),
-        set_actor_roles=SetActorRoles(db, ACTORS, ROLES, AUDIT),
-        get_actor_permissions=GetActorPermissions(db, ACTORS, ROLES),
-        set_actor_permissions=SetActorPermissions(db, ACTORS, ROLES, AUDIT, catalogue),
-        list_roles=ListRoles(db, ROLES),
-        create_role=CreateRole(db, ROLES, AUDIT),
-        get_role=GetRole(db, ROLES),
-        rename_role=RenameRole(db, ROLES, AUDIT),
-        delete_role=DeleteRole(db, ROLES, AUDIT),
-        get_role_permissions=GetRolePermissions(db, ROLES),
-        set_role_permissions=SetRolePermissions(db, ROLES, AUDIT, catalogue),
-        list_permissions=ListPermissions(catalogue),
-        create_api_key=CreateApiKey(db, ACTORS, ROLES, API_KEYS, AUDIT, catalogue),
-        list_api_keys=ListApiKeys(db, ACTORS, API_KEYS),
-        revoke_api_key=RevokeApiKey(db, ACTORS, ROLES, API_KEYS, AUDIT),
     )
 
 
@@ -326,11 +204,3 @@ async def rotate_keys(p: Process) -> AsyncGenerator["RotateKeys"]:
 
     ttl_s = p.settings[AuthSettings].access_token_ttl
     yield RotateKeys(await p.use(database), await make(p, Keyring), AUDIT, ttl_s)
-
-
-@asynccontextmanager
-async def prune(p: Process) -> AsyncGenerator["Prune"]:
-    """Provide the use case of the nightly job."""
-    from app.modules.auth.usecases.prune import Prune
-
-    yield Prune(await p.use(database), SESSIONS, LIMITS)

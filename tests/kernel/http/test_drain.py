@@ -177,16 +177,21 @@ class Load:
             self.stopped = True
 
 
+_SLOW = """
+            if self.id == "auth.create_role":
+                import asyncio
+                await asyncio.sleep(1)
+"""
+
+
 @pytest.fixture
 def slow(project: Project, tmp_path: Path) -> Project:
     """The project, where making a role takes a second after it was committed."""
     copied = project.copy(tmp_path / "copy")
-    usecase = copied.root / "app/modules/auth/usecases/create_role.py"
-    text = usecase.read_text()
-    usecase.write_text(
-        text.replace("        return role", "        await __import__('asyncio').sleep(1)\n        return role")
-    )
-    assert usecase.read_text() != text
+    operation = copied.root / "app/kernel/actions/operation.py"
+    text = operation.read_text()
+    operation.write_text(text.replace("            return result\n", f"{_SLOW}            return result\n"))
+    assert operation.read_text() != text
     return copied
 
 

@@ -89,6 +89,12 @@ class ActorFilters:
     q: str | None = None
 
 
+def check_may_have_password(kind: ActorType) -> None:
+    """Raise Invalid for the type of actors that have API keys instead."""
+    if kind == "service_acc":
+        raise Invalid("a service account has no password", (("password", "a service account has none"),))
+
+
 def folded(text: str) -> str:
     """Return what different spellings of one text have in common (NFKC, case folded)."""
     return unicodedata.normalize("NFKC", text).casefold()

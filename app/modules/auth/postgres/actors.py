@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.auth.domain.actors import Actor, ActorFilters, folded
+from app.modules.auth.domain.actors import Actor, ActorFilters, ActorNotFound, folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,17 @@ class PostgresActors:
         given = {"after": after, "type": filters.type, "active": filters.is_active, "q": q, "limit": limit}
         return [Actor(*row) for row in await db.all(sql, given)]
 
-    async def get(self, db: Queries, actor_id: UUID) -> Actor | None:
-        """Return an actor."""
+    async def get(self, db: Queries, actor_id: UUID) -> Actor:
+        """Return an actor. Raises ActorNotFound."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
             WHERE id = %s
         """
         row = await db.one(sql, (actor_id,))
-        return None if row is None else Actor(*row)
+        if row is None:
+            raise ActorNotFound
+        return Actor(*row)
 
     async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
         """Store a new actor; return it, or None when the username is taken."""

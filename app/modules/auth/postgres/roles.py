@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.auth.domain.permissions import Role
+from app.modules.auth.domain.permissions import Role, RoleNotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,12 @@ class PostgresRoles:
         row = await db.one(sql, (role_id, name))
         return None if row is None else Role(*row)
 
-    async def get(self, db: Queries, role_id: UUID) -> Role | None:
-        """Return a role."""
+    async def get(self, db: Queries, role_id: UUID) -> Role:
+        """Return a role. Raises RoleNotFound."""
         row = await db.one("SELECT id, name, created_at, updated_at FROM auth.roles WHERE id = %s", (role_id,))
-        return None if row is None else Role(*row)
+        if row is None:
+            raise RoleNotFound
+        return Role(*row)
 
     async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
         """Return the roles; nobody else changes them or their permissions until the transaction ends."""
@@ -99,10 +101,18 @@ class PostgresRoles:
         """
         await tx.run(sql, {"id": actor_id, "roles": list(role_ids)})
 
-    async def direct(self, db: Queries, actor_id: UUID) -> frozenset[str]:
-        """Return the permissions granted to an actor directly."""
-        sql = "SELECT permission FROM auth.actor_permissions WHERE actor_id = %s"
-        return frozenset(permission for (permission,) in await db.all(sql, (actor_id,)))
+    async def held(self, db: Queries, actor_id: UUID) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the permissions that an actor holds by its roles, and directly."""
+        sql = """
+            SELECT ARRAY(
+                       SELECT p.permission
+                       FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
+                       WHERE r.actor_id = %(id)s
+                   ),
+                   ARRAY(SELECT permission FROM auth.actor_permissions WHERE actor_id = %(id)s)
+        """
+        [(of_roles, direct)] = await db.all(sql, {"id": actor_id})
+        return frozenset(of_roles), frozenset(direct)
 
     async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
         """Store other direct permissions of an actor."""

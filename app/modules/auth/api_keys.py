@@ -1,0 +1,109 @@
+"""API keys of service accounts."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+from annotated_types import Interval, Len
+
+from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
+from app.kernel.db import now
+from app.kernel.identifiers import uuid7
+from app.kernel.module import Catalogue
+from app.kernel.pages import Page
+from app.modules.auth.actors import ActorRef
+from app.modules.auth.domain.actors import ActorNotFound
+from app.modules.auth.domain.api_keys import ApiKey, ApiKeyNotFound, NoServiceAccount, new_secret
+from app.modules.auth.domain.permissions import InvalidPermission, Permissions, check_may_grant, checked_permissions
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.power import Power
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """A new key: whose it is, what it is for, what it may do at most, and for how long."""
+
+    id: Annotated[UUID, Doc("Id of the service account.")]
+    name: Annotated[str, Len(1, 64)]
+    permissions: Permissions
+    expires_in_days: Annotated[int, Interval(ge=1, le=3650)] = 365
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedApiKey:
+    """A new key with its secret, which is shown only this once."""
+
+    id: UUID
+    name: str
+    key: str = field(repr=False)
+    permissions: list[str]
+    expires_at: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRef:
+    """A key of an account."""
+
+    id: Annotated[UUID, Doc("Id of the service account.")]
+    key_id: Annotated[UUID, Doc("Id of the key.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyAdministration:
+    """See, create and revoke API keys."""
+
+    actors: PostgresActors
+    api_keys: PostgresApiKeys
+    power: Power
+    catalogue: Catalogue
+
+    @read(
+        "auth.list_api_keys",
+        GET="/auth/v1/actors/{id}/keys",
+        permission="auth:actors:read",
+        raises=(ActorNotFound,),
+    )
+    async def list(self, db: Database, actor: ActorRef) -> Page[ApiKey]:
+        """List the API keys of a service account, newest first, without their secrets."""
+        await self.actors.get(db, actor.id)
+        return Page(await self.api_keys.of_actor(db, actor.id))
+
+    @change(
+        "auth.create_api_key",
+        POST="/auth/v1/actors/{id}/keys",
+        permission="auth:actors:write",
+        raises=(ActorNotFound, NoServiceAccount, InvalidPermission),
+        status=201,
+    )
+    async def create(self, tx: Transaction, caller: Caller, new: NewApiKey, note: Note) -> CreatedApiKey:
+        """Create an API key of a service account with some of the account's permissions. Not safe to repeat.
+
+        The caller must hold what the key lists.
+        """
+        permissions = checked_permissions(new.permissions, self.catalogue.permissions)
+        check_may_grant(caller, permissions)
+        found = await self.power.over(tx, caller, new.id)
+        if found.actor.type != "service_acc":
+            raise NoServiceAccount
+        at = await now(tx)
+        key = ApiKey(uuid7(), new.name, sorted(permissions), at + timedelta(days=new.expires_in_days), None, at)
+        secret = new_secret(key.id)
+        await self.api_keys.add(tx, key, new.id, secret.secret_hash)
+        note.details |= {"key": str(key.id), "permissions": key.permissions}
+        return CreatedApiKey(key.id, key.name, secret.key, key.permissions, key.expires_at, key.created_at)
+
+    @change(
+        "auth.revoke_api_key",
+        DELETE="/auth/v1/actors/{id}/keys/{key_id}",
+        permission="auth:actors:write",
+        raises=(ActorNotFound, ApiKeyNotFound),
+    )
+    async def revoke(self, tx: Transaction, caller: Caller, key: ApiKeyRef, note: Note) -> None:
+        """Revoke an API key, at once and everywhere."""
+        await self.power.over(tx, caller, key.id)
+        if not await self.api_keys.remove(tx, key.id, key.key_id):
+            raise ApiKeyNotFound
+        note.details["key"] = str(key.key_id)

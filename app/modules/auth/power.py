@@ -1,0 +1,38 @@
+"""Power over others: nobody changes an actor who may do more than they may."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.kernel.db import Transaction
+from app.kernel.operations import Caller
+from app.modules.auth.domain.actors import Actor, ActorNotFound
+from app.modules.auth.domain.permissions import check_has_power_over
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.roles import PostgresRoles
+
+
+@dataclass(frozen=True, slots=True)
+class LockedActor:
+    """An actor that nobody else changes until the transaction ends."""
+
+    actor: Actor
+    is_last_superuser: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Locks the actor that is to be changed, for those who may change it."""
+
+    actors: PostgresActors
+    roles: PostgresRoles
+
+    async def over(self, tx: Transaction, caller: Caller, actor_id: UUID) -> LockedActor:
+        """Return the actor, locked. Raises ActorNotFound; Denied when it may do more than the caller."""
+        superusers = await self.actors.superusers(tx)  # before the actor: everybody locks in this order
+        found = await self.actors.lock(tx, actor_id)
+        if found is None:
+            raise ActorNotFound
+        actor = found[0]
+        of_roles, direct = await self.roles.held(tx, actor.id)
+        check_has_power_over(caller, of_roles | direct, is_superuser=actor.is_superuser)
+        return LockedActor(actor, superusers == frozenset({actor.id}))

@@ -1,0 +1,128 @@
+"""Sessions: seen and ended by administrators, and by those whose they are."""
+
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read, task
+from app.kernel.errors import NotFound
+from app.kernel.pages import Page
+from app.kernel.queue import Schedule, Task
+from app.modules.auth.actors import ActorRef
+from app.modules.auth.domain.actors import ActorNotFound
+from app.modules.auth.domain.sessions import LiveSession, SessionNotFound
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
+from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.power import Power
+
+PRUNE = Task[None]("auth.prune")
+SCHEDULES = (Schedule(PRUNE, cron="41 * * * *", overlap="skip"),)
+RETENTION_S = 7 * 86400.0
+
+
+class NoSuchSession(NotFound):
+    """There is no such session."""
+
+    code = "SESSION_NOT_FOUND"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRef:
+    """A session."""
+
+    id: Annotated[UUID, Doc("Id of the session.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSessionRef:
+    """A session of an actor."""
+
+    id: Annotated[UUID, Doc("Id of the actor.")]
+    session_id: Annotated[UUID, Doc("Id of the session.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """How many there were."""
+
+    deleted_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many sessions and counts were removed."""
+
+    sessions: int
+    limits: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionAdministration:
+    """See, end and remove sessions."""
+
+    actors: PostgresActors
+    sessions: PostgresSessions
+    limits: Limits
+    power: Power
+
+    @read("auth.list_my_sessions", GET="/auth/v1/me/sessions")
+    async def list_own(self, db: Database, caller: Caller) -> Page[LiveSession]:
+        """List the caller's live sessions, newest first."""
+        return Page(await self.sessions.live(db, _known(caller), caller.session_id))
+
+    @change("auth.end_my_session", DELETE="/auth/v1/me/sessions/{id}", raises=(NoSuchSession,))
+    async def end_own(self, tx: Transaction, caller: Caller, session: SessionRef) -> None:
+        """End one of the caller's sessions, at once and everywhere."""
+        if not await self.sessions.end(tx, session.id, _known(caller)):
+            raise NoSuchSession
+
+    @read(
+        "auth.list_actor_sessions",
+        GET="/auth/v1/actors/{id}/sessions",
+        permission="auth:actors:read",
+        raises=(ActorNotFound,),
+    )
+    async def list(self, db: Database, caller: Caller, actor: ActorRef) -> Page[LiveSession]:
+        """List the live sessions of an actor, newest first."""
+        await self.actors.get(db, actor.id)
+        return Page(await self.sessions.live(db, actor.id, caller.session_id))
+
+    @change(
+        "auth.end_actor_sessions",
+        DELETE="/auth/v1/actors/{id}/sessions",
+        permission="auth:actors:write",
+        raises=(ActorNotFound,),
+    )
+    async def end_all(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Deleted:
+        """End all sessions of an actor, at once and everywhere. Safe to repeat."""
+        await self.power.over(tx, caller, actor.id)
+        ended = note.details["sessions_ended"] = await self.sessions.end_all(tx, actor.id)
+        return Deleted(ended)
+
+    @change(
+        "auth.end_actor_session",
+        DELETE="/auth/v1/actors/{id}/sessions/{session_id}",
+        permission="auth:actors:write",
+        raises=(ActorNotFound, NoSuchSession),
+    )
+    async def end(self, tx: Transaction, caller: Caller, session: ActorSessionRef, note: Note) -> None:
+        """End one session of an actor, at once and everywhere."""
+        await self.power.over(tx, caller, session.id)
+        if not await self.sessions.end(tx, session.session_id, session.id):
+            raise NoSuchSession
+        note.details["session"] = str(session.session_id)
+
+    @task(PRUNE)
+    async def prune(self, db: Database) -> Pruned:
+        """Remove sessions a week after they ended or expired, and counts of failed sign-ins after their window.
+
+        Safe to repeat.
+        """
+        return Pruned(await self.sessions.prune(db, RETENTION_S), await self.limits.prune(db))
+
+
+def _known(caller: Caller) -> UUID:
+    if caller.actor_id is None:
+        raise SessionNotFound
+    return caller.actor_id
