@@ -47,18 +47,37 @@ class Module:
     handlers: str = ""
     routes: str = ""
     commands: Mapping[str, str] = field(default_factory=dict[str, str])
-    process: str = ""
-    """What its HTTP process, run-NAME-http, is for; empty when the module serves nothing."""
+    serves: bool = True
+    """False when no action of its features has a route, so that there is no run-NAME-http."""
 
     @property
     def name(self) -> str:
         """The name of the module."""
         return self.package.rpartition(".")[2]
 
+    @property
+    def process(self) -> str:
+        """What its HTTP process, run-NAME-http, is for; empty when there is none."""
+        return f"Serve the {self.name} API." if self.serves and (self.features or self.routes) else ""
+
     def load(self, where: str) -> Any:
-        """Import what `file:NAME` names."""
+        """Import what `file:NAME` names. Raises InvalidDeclaration for a file or a name that does not exist."""
         file, _, name = where.partition(":")
-        return getattr(import_module(f"{self.package}.{file}"), name)
+        path = f"{self.package}.{file}"
+        try:
+            found = import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name != path:
+                raise
+            raise self._names_nothing(where, f"there is no {file}.py") from None
+        if not hasattr(found, name):
+            raise self._names_nothing(where, f"{file}.py has no {name or 'name after the colon'}")
+        return getattr(found, name)
+
+    def _names_nothing(self, where: str, why: str) -> Exception:
+        from app.kernel.queue import InvalidDeclaration
+
+        return InvalidDeclaration(f"the manifest of the module {self.name} names {where!r}, but {why}")
 
     def feature_classes(self, group: str | None = None) -> Iterator[type[Any]]:
         """Import the features, or those whose commands form a group."""

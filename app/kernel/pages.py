@@ -20,7 +20,9 @@ Cursor = Annotated[
     str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("Where an earlier page said that the next one starts.")
 ]
 """Where a page starts: 16 bytes in base64url."""
-WorkCursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$")]
+WorkCursor = Annotated[
+    str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"), Doc("Where an earlier answer said that the work goes on.")
+]
 """Where work goes on, with two moments: 32 bytes in base64url."""
 
 

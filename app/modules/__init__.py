@@ -11,4 +11,17 @@ MODULES = ("auth", "platform")
 
 def modules() -> "list[Module]":
     """Return the manifests, in the order above. Importing them loads nothing of what they name."""
-    return [import_module(f"{__name__}.{name}").MODULE for name in MODULES]
+    return [_manifest(name) for name in MODULES]
+
+
+def _manifest(name: str) -> "Module":
+    package = f"{__name__}.{name}"
+    try:
+        return import_module(package).MODULE
+    except (ModuleNotFoundError, AttributeError) as error:
+        if error.name not in (package, "MODULE"):
+            raise
+        from app.kernel.queue import InvalidDeclaration
+
+        text = f"MODULES names {name!r}, but {name}/__init__.py has no MODULE = Module(...)"
+        raise InvalidDeclaration(text) from None

@@ -16,13 +16,13 @@ from app.kernel.config import Settings
 from app.kernel.db import Database
 from app.kernel.operations import operator
 from app.kernel.process import Process, Provider
-from app.kernel.queue import Handler, Subscriber
+from app.kernel.queue import Handler, InvalidDeclaration, Subscriber
 
 T = TypeVar("T")
 Providers = Mapping[type[Any], Provider[Any]]
 
 
-class MissingProvider(Exception):
+class MissingProvider(InvalidDeclaration):
     """Nothing makes a type that a class needs; the message names class, field and type."""
 
 

@@ -19,7 +19,6 @@ MODULE = Module(
         Feature("roles:RoleAdministration"),
         Feature("api_keys:ApiKeyAdministration"),
     ),
-    process="Serve the auth API.",
     settings="settings:AuthSettings",
     providers="providers:PROVIDERS",
     schedules="sessions:SCHEDULES",

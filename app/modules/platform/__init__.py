@@ -33,7 +33,6 @@ MODULE = Module(
         Feature("alerts:Alerts"),
         Feature("upkeep:PlatformUpkeep"),
     ),
-    process="Serve the platform API.",
     providers="providers:PROVIDERS",
     schedules="upkeep:SCHEDULES",
     commands={"queues": "", "dead-letters": "", "events": "", "errors": ""},

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 from annotated_types import Len
 
-from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, declared, read
+from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
 from app.kernel.actions.compose import MissingProvider, Providers, check, handlers, make, operations, value
 from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.config import load
@@ -155,18 +155,6 @@ async def test_every_schedule_has_what_runs_its_jobs(database: TestDatabase) -> 
         found += [handler for module in modules() for handler in await module.other_handlers(p)]
     scheduled = {schedule.task.name for module in modules() for schedule in module.scheduled()}
     assert scheduled <= {handler.task.name for handler in found if isinstance(handler, Handler)}
-
-
-def test_what_is_declared_fits_the_manifest() -> None:
-    ids: list[str] = []
-    for module, kind in FEATURES:
-        for _, action, _ in declared(kind):
-            ids.append(action.id)
-            assert action.id.startswith(f"{module.name}.")
-            permission, command = getattr(action, "permission", ""), getattr(action, "command", "")
-            assert not permission or permission in module.permissions
-            assert not command or command.split()[0] in module.groups()
-    assert len(set(ids)) == len(ids)
 
 
 async def test_openapi_says_what_an_action_raises_and_what_its_fields_mean(process: Process) -> None:

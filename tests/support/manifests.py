@@ -1,0 +1,142 @@
+"""What is wrong with the declarations of modules, each with its place: what a newcomer gets wrong first."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from app.cli import COMMANDS
+from app.kernel.actions import Action, Doc, Signature, Work, declared
+from app.kernel.actions.compose import MissingProvider, check
+from app.kernel.decoding import name_outside
+from app.kernel.module import Module
+from app.kernel.providers import PROVIDERS
+from app.kernel.queue import InvalidDeclaration
+
+PERMISSION = re.compile(r"[a-z_]+(:[a-z_]+){1,2}")
+
+
+def problems(modules: Iterable[Module], sections: Iterable[type[Any]], processes: Iterable[str]) -> list[str]:
+    """Return everything that is wrong with some modules, a line each."""
+    known = list(modules)
+    return [
+        *(line for module in known for line in _names(module)),
+        *(line for module in known for line in _loaded(module, lambda m: _declarations(m, known))),
+        *(line for module in known for line in _loaded(module, lambda m: _composition(m, known, list(sections)))),
+        *_duplicates(known, processes),
+    ]
+
+
+def _loaded(module: Module, checks: Callable[[Module], Iterator[str]]) -> Iterator[str]:
+    try:
+        yield from checks(module)
+    except InvalidDeclaration:  # _names says it
+        return
+
+
+def _names(module: Module) -> Iterator[str]:
+    """Check that each `file:NAME` names something."""
+    named = [feature.where for feature in module.features]
+    named += [module.settings, module.providers, module.schedules, module.handlers, module.routes]
+    named += ["cli:typer_app"] if module.commands else []
+    for where in filter(None, named):
+        try:
+            module.load(where)
+        except InvalidDeclaration as error:
+            yield str(error)
+
+
+def actions(module: Module) -> Iterator[tuple[str, Action, Signature, Any]]:
+    """Yield the place of each action, its declaration, its signature and its method."""
+    for kind in module.feature_classes():
+        for name, declaration, signature in declared(kind):
+            if isinstance(declaration, Action):
+                yield f"{kind.__module__}.{kind.__qualname__}.{name}", declaration, signature, getattr(kind, name)
+
+
+def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
+    ids = {action.id for other in known for _, action, _, _ in actions(other)}
+    for permission in module.permissions:
+        if not PERMISSION.fullmatch(permission) or not permission.startswith(f"{module.name}:"):
+            yield f"{module.package}: the permission {permission!r} is not {module.name}:<resource>:<action>"
+    for place, action, signature, method in actions(module):
+        if not action.id.startswith(f"{module.name}."):
+            yield f"{place}: the id {action.id!r} does not begin with {module.name!r} and a full stop"
+        if action.permission and action.permission not in module.permissions:
+            yield f"{place}: the permission {action.permission!r} is not among the permissions of {module.package}"
+        if action.command and (group := action.command.split()[0]) not in module.groups():
+            yield f"{place}: the command {action.command!r} is in no group of {module.package}: Feature(..., {group!r})"
+        if action.count and action.count not in ids:
+            yield f"{place}: count names {action.count!r}, which is no action"
+        if not inspect.getdoc(method):
+            yield f"{place}: it has no docstring, which is its summary in OpenAPI and its help"
+        given = signature.input if hasattr(signature.input, "__dataclass_fields__") else None
+        names = {name_outside(field.name) for field in fields(given)} if given else set()
+        for missing in {part[1:-1] for part in action.path.split("/") if part.startswith("{")} - names:
+            yield f"{place}: {{{missing}}} of the path is no field of its input"
+        if given and (action.path or action.command):
+            yield from (f"{place}: the field {name} of {given.__name__} has no Doc" for name in _undocumented(given))
+    has_routes = any(action.path for _, action, _, _ in actions(module)) or bool(module.routes)
+    if has_routes != bool(module.process):
+        yield f"{module.package}: say serves={has_routes}, as it has {'a' if has_routes else 'no'} route"
+
+
+def _undocumented(kind: Any) -> Iterator[str]:
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if not _has_doc(hint):
+            yield name
+
+
+def _has_doc(hint: Any) -> bool:
+    return (
+        isinstance(hint, Doc)
+        or any(map(_has_doc, get_args(hint)))
+        or any(isinstance(part, Doc) for part in getattr(hint, "__metadata__", ()))
+    )
+
+
+def _composition(module: Module, known: list[Module], sections: list[type[Any]]) -> Iterator[str]:
+    """Check that every feature can be made, and that every scheduled task is run."""
+    providers = {
+        kind: provider for found in (PROVIDERS, *(m.provided() for m in known)) for kind, provider in found.items()
+    }
+    for kind in module.feature_classes():
+        try:
+            check(kind, providers, sections)
+        except MissingProvider as error:
+            yield str(error)
+    if not module.handlers:
+        run = {work.task.name for _, work in works(module) if work.task}
+        for schedule in module.scheduled():
+            if schedule.task.name not in run:
+                yield f"{module.package}: no @task runs {schedule.task.name}, which {schedule.name} enqueues"
+
+
+def works(module: Module) -> Iterator[tuple[str, Work]]:
+    """Yield the place of each task's and subscriber's method, and its declaration."""
+    for kind in module.feature_classes():
+        for name, declaration, _ in declared(kind):
+            if isinstance(declaration, Work):
+                yield f"{kind.__module__}.{kind.__qualname__}.{name}", declaration
+
+
+def _duplicates(known: list[Module], processes: Iterable[str]) -> Iterator[str]:
+    """Check that names which must be unique are."""
+    taken: dict[tuple[str, str], str] = {("group", name): "app.cli" for name in COMMANDS}
+    taken |= {("group", name): "app.processes" for name in processes}
+    for module in known:
+        claims = [("group", name, module.package) for name in module.groups()]
+        try:
+            for place, action, _, _ in actions(module):
+                claims.append(("id", action.id, place))
+                if action.path:
+                    claims.append(("route", f"{action.method} {re.sub(r'{[^}]*}', '{}', action.path)}", place))
+                if action.command:
+                    claims.append(("command", action.command, place))
+            claims += [("task or subscriber", work.id, place) for place, work in works(module)]
+        except InvalidDeclaration:
+            continue
+        for what, name, place in claims:
+            if (other := taken.setdefault((what, name), place)) is not place:
+                yield f"{place}: the {what} {name!r} is taken by {other}"

@@ -1,0 +1,128 @@
+"""The declarations of all modules, and what is said of wrong ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from app.kernel.actions import Database, Doc, Transaction, change, read, task
+from app.kernel.module import Feature, Module
+from app.kernel.queue import InvalidDeclaration, Schedule, Task
+from app.modules import MODULES, modules
+from app.processes import PROCESSES, sections
+from tests.support.manifests import problems
+from tests.support.project import Project
+
+TASK = Task[None]("tests.forgotten")
+SCHEDULES = (Schedule(TASK, cron="* * * * *"),)
+
+
+def test_the_declarations_of_all_modules_are_right() -> None:
+    assert problems(modules(), sections(), PROCESSES) == []
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A thing."""
+
+    name: str
+    size: Annotated[int, Doc("Size of the thing.")] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A feature in which everything is wrong."""
+
+    port: int
+
+    @read("other.list", GET="/things/{id}", permission="tests:things:read", command="things list")
+    async def list(self, db: Database, ref: Ref) -> None:
+        """List."""
+
+    @change("tests.add", POST="/things", command="health")
+    async def add(self, tx: Transaction, ref: Ref) -> None: ...
+
+    @change("tests.add", POST="/things", count="tests.count")
+    async def again(self, tx: Transaction) -> None:
+        """Add."""
+
+    @task(Task[None]("tests.work"))
+    async def work(self) -> None:
+        """Work."""
+
+    @task(Task[None]("tests.work"))
+    async def more(self) -> None:
+        """Work."""
+
+
+def test_what_is_wrong_is_said_with_its_place() -> None:
+    module = Module(
+        "tests",
+        "Wrong.",
+        permissions={"other:things:read": "See."},
+        features=(Feature("test_manifests:Broken"), Feature("test_manifests:Brokn", "health", "Wrong.")),
+        settings="setings:Settings",
+        schedules="test_manifests:SCHEDULES",
+    )
+    right = Module(**{name: getattr(module, name) for name in ("package", "summary", "permissions", "schedules")},
+                   features=module.features[:1], commands={"run-auth-http": "Wrong."}, serves=False)  # fmt: skip
+    here = "tests.test_manifests.Broken"
+    assert [line for line in problems([module], [], []) if "names" in line] == [
+        "the manifest of the module tests names 'test_manifests:Brokn', but test_manifests.py has no Brokn",
+        "the manifest of the module tests names 'setings:Settings', but there is no setings.py",
+    ]
+    assert problems([right], [], PROCESSES) == [
+        "the manifest of the module tests names 'cli:typer_app', but there is no cli.py",
+        "tests: the permission 'other:things:read' is not tests:<resource>:<action>",
+        f"{here}.list: the id 'other.list' does not begin with 'tests' and a full stop",
+        f"{here}.list: the permission 'tests:things:read' is not among the permissions of tests",
+        f"{here}.list: the command 'things list' is in no group of tests: Feature(..., 'things')",
+        f"{here}.list: {{id}} of the path is no field of its input",
+        f"{here}.list: the field name of Ref has no Doc",
+        f"{here}.add: the command 'health' is in no group of tests: Feature(..., 'health')",
+        f"{here}.add: it has no docstring, which is its summary in OpenAPI and its help",
+        f"{here}.add: the field name of Ref has no Doc",
+        f"{here}.again: count names 'tests.count', which is no action",
+        "tests: say serves=True, as it has a route",
+        f"{here}.port needs int, which nothing provides",
+        "tests: no @task runs tests.forgotten, which tests.forgotten enqueues",
+        "tests: the group 'run-auth-http' is taken by app.processes",
+        f"{here}.again: the id 'tests.add' is taken by {here}.add",
+        f"{here}.again: the route 'POST /things' is taken by {here}.add",
+        f"{here}.more: the task or subscriber 'tests.work' is taken by {here}.work",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"platform"', '"platfrm"', "MODULES names 'platfrm', but platfrm/__init__.py has no MODULE = Module(...)"),
+        ('"platform"', '"platform", "kernel"', "MODULES names 'kernel', but kernel/__init__.py has no MODULE"),
+    ],
+)
+def test_a_name_in_modules_that_is_no_module_is_said_in_one_line(
+    cli: Project, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    copied = cli.copy(tmp_path / "copy")
+    path = copied.root / "app/modules/__init__.py"
+    path.write_text(path.read_text().replace(old, new))
+    done = copied.app("--help")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1)
+    assert said in done.stderr
+
+
+def test_a_file_of_a_manifest_that_fails_to_import_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "importing").mkdir()
+    (tmp_path / "importing/failing.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InvalidDeclaration, match=r"there is no nothing\.py"):
+        Module("importing", "").load("nothing:X")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        Module("importing", "").load("failing:X")
+
+
+def test_every_module_has_a_manifest_of_its_name() -> None:
+    assert [module.name for module in modules()] == list(MODULES)
