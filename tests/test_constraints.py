@@ -20,7 +20,7 @@ from app.kernel.queue.postgres import PostgresQueue
 from app.kernel.queue.queues import QueueAdmin
 from app.kernel.registry import LiveProcess, Registry
 from app.modules.auth.domain.actors import Actor, UsernameExists
-from app.modules.auth.domain.limits import Limit, Tally
+from app.modules.auth.domain.limits import Limit, Tally, Try
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
@@ -122,7 +122,10 @@ RACES: dict[str, list[Race]] = {
         ),
     ],
     "auth.limits_pkey": [
-        Race(*[lambda tx: Limits().reserve(tx, [Limit("k", 2)])] * 2, returns=[Tally(0, 2, 900)]),
+        Race(
+            *[lambda tx: Limits().reserve(tx, [Limit("k", 2)])] * 2,
+            returns=Try([Limit("k", 2)], {"k": Tally(0, 2, 900)}),
+        ),
         Race(*[lambda tx: Limits().reserve(tx, [Limit("k", 1)])] * 2, raises=RateLimited),
     ],
     "auth.sessions_api_key_id_fkey": [

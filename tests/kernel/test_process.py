@@ -431,7 +431,7 @@ def test_every_process_answers_the_operators_while_it_lives(project: Project) ->
 
 def test_a_loop_that_blocks_cannot_keep_the_process_alive(project: Project, tmp_path: Path) -> None:
     copied = project.copy(tmp_path / "copy")
-    usecase = copied.root / "app/modules/auth/usecases/logout.py"
+    usecase = copied.root / "app/modules/auth/sign_in.py"
     text = usecase.read_text()
     usecase.write_text(text.replace("claims = await", "import time; time.sleep(120)\n        claims = await"))
     assert usecase.read_text() != text
@@ -443,7 +443,7 @@ def test_a_loop_that_blocks_cannot_keep_the_process_alive(project: Project, tmp_
     time.sleep(0.2)  # two signals at the same instant are one
     running.signal(signal.SIGTERM)
     assert running.wait(20) == 130
-    assert 'logout.py", line' in running.errors.read_text(), "it does not say what blocked"
+    assert 'sign_in.py", line' in running.errors.read_text(), "it does not say what blocked"
 
 
 def test_logs_of_a_process_are_json_lines_with_process_and_request(project: Project) -> None:

@@ -68,10 +68,9 @@ def run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     for module, _ in table().values():
         import_module(module)
-    import app.modules.auth.wiring
-
     for manifest in modules():
         list(manifest.feature_classes())
+        manifest.provided()
     import app.processes  # noqa: F401
 
     gc.freeze()

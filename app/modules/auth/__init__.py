@@ -14,6 +14,11 @@ MODULE = Module(
         "auth:tokens:read": "Learn at /oauth/introspect whose any token is, and what it may do.",
     },
     features=(
+        Feature("sign_in:SignIn"),
+        Feature("sign_in:OwnPassword"),
+        Feature("second_factor:SecondFactor"),
+        Feature("oauth:OAuth"),
+        Feature("keys:SigningKeys"),
         Feature("sessions:SessionAdministration"),
         Feature("actors:ActorAdministration"),
         Feature("roles:RoleAdministration"),
@@ -22,6 +27,5 @@ MODULE = Module(
     settings="settings:AuthSettings",
     providers="providers:PROVIDERS",
     schedules="sessions:SCHEDULES",
-    routes="http:routes",
     commands={"auth": "Actors, passwords and keys."},
 )

@@ -13,10 +13,10 @@ from app.kernel.errors import Invalid, Refusal
 if TYPE_CHECKING:
     from app.kernel.process import Process
     from app.modules.auth.domain.keys import ListedKey
+    from app.modules.auth.keys import Rotated
     from app.modules.auth.usecases.create_superuser import Superuser
     from app.modules.auth.usecases.reset_password import Reset
     from app.modules.auth.usecases.reset_second_factor import WithoutSecondFactor
-    from app.modules.auth.usecases.rotate_keys import Rotated
 
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="Read the password from a file.")]
@@ -183,10 +183,10 @@ def rotate_keys(as_json: Json = False) -> None:
     """
 
     async def work(p: "Process") -> "Rotated":
-        from app.kernel.operations import operator
-        from app.modules.auth import wiring
+        from app.kernel.actions.compose import Operations, operations
+        from app.modules.auth.keys import SigningKeys
 
-        return await (await p.use(wiring.rotate_keys))(operator())
+        return await Operations(await operations(p, [SigningKeys]))("auth.rotate_keys")
 
     rotated = run_once("auth keys rotate", work)
     if as_json:

@@ -34,6 +34,7 @@ class Keyring:
         self._ahead_s = 0.0  # of the database's clock, before that of `time.monotonic`
         self._reload = Shared(self._load)
         self.refresh_mac = derive(master_secret, "refresh tokens")
+        self.marking_key = derive(master_secret, "failed passwords")
 
     async def open(self) -> None:
         """Load the keys, making a first one if there is none. Safe to repeat, and in many processes at once.

@@ -8,6 +8,7 @@ from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
+from app.modules.auth.authentication import Authentication
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
@@ -57,9 +58,7 @@ async def sealer(p: Process) -> AsyncGenerator[Sealer]:
 @asynccontextmanager
 async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
-    from app.modules.auth import wiring
-
-    yield await p.use(wiring.portal)
+    yield await make(p, Authentication)
 
 
 @asynccontextmanager

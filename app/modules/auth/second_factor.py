@@ -1,31 +1,155 @@
-"""Checks the second factor against what is stored."""
+"""The second factor: an authenticator app, and recovery codes.
 
-from dataclasses import dataclass
-from typing import Literal
-from uuid import UUID
+Each action decides itself what is committed: a wrong guess counts although it is refused.
+"""
 
-from app.kernel.db import Database
-from app.modules.auth.domain.second_factor import matching_step, recovery_hash
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Len
+
+from app.kernel.actions import Database, change
+from app.kernel.audit import Audit
+from app.kernel.errors import RateLimited
+from app.modules.auth.domain.limits import LOCKED_FROM, Limit, limit_of_name
+from app.modules.auth.domain.second_factor import (
+    RECOVERY_CODES,
+    InvalidOtp,
+    NoSecondFactor,
+    OtpRequired,
+    SecondFactorExists,
+    base32,
+    matching_step,
+    new_recovery_code,
+    new_secret,
+    otpauth_uri,
+    recovery_hash,
+)
+from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, SessionNotFound
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.second_factors import SecondFactors
+from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.proofs import Reauthenticate
+from app.modules.auth.settings import AuthSettings
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSecondFactor:
-    """An authenticator's one-time password, or a recovery code: each works once."""
+class Reauthentication:
+    """The caller's password, once more."""
 
-    db: Database
+    current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTotp:
+    """The secret for the authenticator app, as text and as the address of a QR code. Shown once."""
+
+    secret: str = field(repr=False)
+    otpauth_uri: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOtp:
+    """The first one-time password of the authenticator app."""
+
+    otp: Annotated[str, Len(6, 64)] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryCodes:
+    """Codes that work once each in place of the authenticator. Shown once."""
+
+    recovery_codes: list[str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FullReauthentication:
+    """The caller's password, and a one-time password or a recovery code."""
+
+    current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactor:
+    """Turn the second factor on and off."""
+
     factors: SecondFactors
+    sessions: PostgresSessions
+    reauthenticate: Reauthenticate
+    limits: Limits
+    audit: Audit
+    settings: AuthSettings
 
-    async def check(self, actor_id: UUID, otp: str | None) -> Literal["none", "required", "good", "bad"]:
-        """Return whether the actor has a second factor, and whether this is it; a good one is used up."""
-        found = await self.factors.get(self.db, actor_id)
-        if found is None or not found.is_confirmed:
-            return "none"
-        if otp is None:
-            return "required"
-        step = matching_step(found, otp)
-        if step is not None:
-            good = await self.factors.use_step(self.db, actor_id, step)
-        else:
-            good = await self.factors.use_recovery_code(self.db, actor_id, recovery_hash(otp))
-        return "good" if good else "bad"
+    @change(
+        "auth.start_totp",
+        POST="/auth/v1/me/totp",
+        raises=(InvalidCredentials, RateLimited, SecondFactorExists, SessionNotFound),
+    )
+    async def start(self, db: Database, caller: AuthenticatedCaller, given: Reauthentication) -> PendingTotp:
+        """Make a secret for an authenticator app; it counts once a first password of it was confirmed.
+
+        Return the secret. Safe to repeat until confirmed.
+
+        Raises InvalidCredentials, RateLimited, SecondFactorExists, SessionNotFound.
+        """
+        actor = await self.reauthenticate.by_password(db, caller, given.current_password)
+        secret = new_secret()
+        async with db.begin() as tx:
+            if not await self.factors.start(tx, actor.id, secret):
+                raise SecondFactorExists
+            await self.sessions.check_still_lives(tx, caller)
+            await self.audit.record(tx, caller, "auth.start_totp", target=actor.id)
+        return PendingTotp(base32(secret), otpauth_uri(secret, actor.username, self.settings.audience))
+
+    @change(
+        "auth.confirm_totp",
+        POST="/auth/v1/me/totp/confirm",
+        raises=(NoSecondFactor, InvalidOtp, RateLimited, SessionNotFound),
+    )
+    async def confirm(self, db: Database, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
+        """Turn on the second factor, with a one-time password that proves the app has the secret.
+
+        Return the recovery codes, and end the caller's other sessions. Not safe to repeat.
+
+        Raises NoSecondFactor, InvalidOtp, RateLimited, SessionNotFound.
+        """
+        actor = caller.actor
+        found = await self.factors.get(db, actor.id)
+        if found is None or found.is_confirmed:
+            raise NoSecondFactor
+        tried = await self.limits.reserve(db, [Limit(limit_of_name(actor.username, actor.id), LOCKED_FROM)])
+        step = matching_step(found, given.otp)
+        if step is None:
+            await self.limits.fail(db, tried)
+            await self.audit.refused(db, caller, "auth.confirm_totp", InvalidOtp.code)
+            raise InvalidOtp
+        await self.limits.give_back(db, tried)
+        codes = [new_recovery_code() for _ in range(RECOVERY_CODES)]
+        async with db.begin() as tx:
+            if not await self.factors.confirm(tx, actor.id, step, [recovery_hash(code) for code in codes]):
+                raise NoSecondFactor
+            await self.sessions.check_still_lives(tx, caller)
+            ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
+            await self.audit.record(tx, caller, "auth.confirm_totp", target=actor.id, sessions_ended=ended)
+        return RecoveryCodes(codes)
+
+    @change(
+        "auth.remove_totp",
+        DELETE="/auth/v1/me/totp",
+        raises=(InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor, SessionNotFound),
+    )
+    async def remove(self, db: Database, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
+        """Remove the caller's authenticator and recovery codes.
+
+        Remove it, and end the caller's other sessions.
+
+        Raises InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor, SessionNotFound.
+        """
+        actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
+        async with db.begin() as tx:
+            if not await self.factors.remove(tx, actor.id):
+                raise NoSecondFactor
+            await self.sessions.check_still_lives(tx, caller)
+            ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
+            await self.audit.record(tx, caller, "auth.remove_totp", target=actor.id, sessions_ended=ended)

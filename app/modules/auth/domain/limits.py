@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -22,12 +22,22 @@ SPRAY_WINDOW_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How many tries there may be under a key within a window. One that does not `count` is only compared."""
+    """How many tries there may be under a key within a window.
+
+    With `locks_from`, tries that are not decided yet do not pass that bound, as long as fewer have failed. With
+    `once_for`, tries for the same thing count once within the window.
+    """
 
     key: str
     most: int
     window_s: float = WINDOW_S
-    counts: bool = True
+    locks_from: int = 0
+    once_for: str = ""
+
+    @property
+    def noted_as(self) -> str:
+        """The key under which it is noted that a try for the same thing has counted."""
+        return f"{self.key}:{self.once_for}" if self.once_for else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +49,24 @@ class Tally:
     ends_in_s: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A reserved try: the limits under which it counts until it is decided, and their tallies with it, by key."""
+
+    limits: Sequence[Limit]
+    tallies: Mapping[str, Tally]
+
+
+ACTOR_KEY = "login:actor:"
+
+
 def limit_of_name(username: str, actor_id: UUID | None) -> str:
     """Return the key under which failures for a name are counted.
 
     Those for an actor are counted under its id: whoever may change its name could start anew with each.
     """
     if actor_id is not None:
-        return f"login:actor:{actor_id}"
+        return f"{ACTOR_KEY}{actor_id}"
     try:
         key = username_key(username)
     except InvalidUsername:
@@ -67,12 +88,12 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
-def check(limits: Sequence[Limit], tallies: Sequence[Tally]) -> None:
+def check(limits: Iterable[Limit], tallies: Mapping[str, Tally]) -> None:
     """Raise RateLimited when a limit is reached: until its window ends, or for a second while tries are pending."""
-    pairs = list(zip(limits, tallies, strict=True))
-    if ends_in_s := max((tally.ends_in_s for limit, tally in pairs if tally.failed >= limit.most), default=0):
+    found = [(limit, tallies[limit.key]) for limit in limits if limit.key in tallies]
+    if ends_in_s := max((tally.ends_in_s for limit, tally in found if tally.failed >= limit.most), default=0):
         raise RateLimited("too many failed tries; try again later", retry_after_s=ends_in_s)
-    if any(tally.failed + tally.pending >= limit.most for limit, tally in pairs):
+    if any(tally.failed + tally.pending >= limit.most for limit, tally in found):
         raise too_many_at_once()
 
 

@@ -4,17 +4,17 @@ import base64
 import hashlib
 import hmac
 import os
-import struct
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote
 
+from pyotp.totp import TOTP
+
 from app.kernel.errors import Conflict, Unauthenticated
 
 STEP_S = 30
 RECOVERY_CODES = 10
-_DIGITS = 6
 _SKEW = 1  # steps that a clock may be off
 
 
@@ -54,10 +54,7 @@ class Totp:
 
 def totp(secret: bytes, step: int) -> str:
     """Return the one-time password of a time step (RFC 6238, with RFC 4226's truncation of HMAC-SHA-1)."""
-    mac = hmac.digest(secret, struct.pack(">Q", step), "sha1")
-    offset = mac[-1] & 0xF
-    (value,) = struct.unpack(">I", mac[offset : offset + 4])
-    return str((value & 0x7FFF_FFFF) % 10**_DIGITS).zfill(_DIGITS)
+    return TOTP(base32(secret)).generate_otp(step)
 
 
 def as_meant(code: str) -> str:
@@ -89,8 +86,7 @@ def base32(secret: bytes) -> str:
 
 def otpauth_uri(secret: bytes, username: str, issuer: str) -> str:
     """Return the address that authenticator apps read from a QR code."""
-    label = quote(f"{issuer}:{username}", safe="")
-    return f"otpauth://totp/{label}?secret={base32(secret)}&issuer={quote(issuer, safe='')}"
+    return f"{TOTP(base32(secret)).provisioning_uri(name=f'{issuer}:{username}')}&issuer={quote(issuer, safe='')}"
 
 
 def new_recovery_code() -> str:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.kernel.errors import Unauthenticated
 from app.kernel.operations import Caller
-from app.modules.auth.domain.actors import Actor
+from app.modules.auth.domain.actors import SUPERUSER, Actor
 
 REFRESH_GRACE = timedelta(seconds=10)
 """How long the refresh token just before the current one gets the same successor: for an answer that was lost."""
@@ -106,9 +106,14 @@ class LiveSession:
 class AuthenticatedCaller(Caller):
     """A caller whose session lives, with the actor as it is now."""
 
-    actor: Actor | None = None
+    actor: Actor = field(kw_only=True)
     is_noted: bool = False
     """Whether it is noted that the actor was active within the last minute."""
+
+    @property
+    def held(self) -> list[str]:
+        """The permissions of the caller, sorted. A superuser's contain the one that implies all."""
+        return sorted(self.permissions | {SUPERUSER} if self.is_superuser else self.permissions)
 
 
 @dataclass(frozen=True, slots=True)

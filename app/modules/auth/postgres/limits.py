@@ -1,98 +1,131 @@
 """Tries in `auth.limits`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.kernel.db import Queries, Row
 from app.kernel.db.chunks import run_in_chunks
-from app.modules.auth.domain.limits import Limit, Tally, check, too_many_at_once
+from app.modules.auth.domain.limits import Limit, Tally, Try, check, too_many_at_once
+
+# in the order in which `reserve` locks: what was noted, then the limits by key
+GIVE_BACK = """
+    forgotten AS (
+        DELETE FROM auth.limits WHERE key = ANY(%(noted)s) RETURNING key
+    ), locked AS (
+        SELECT key FROM auth.limits
+        WHERE key = ANY(%(keys)s) AND (SELECT count(*) FROM forgotten) >= 0
+        ORDER BY key FOR UPDATE
+    ), given_back AS (
+        UPDATE auth.limits l SET
+            hits = greatest(CASE WHEN l.key = %(forgiven)s THEN l.pending ELSE l.hits END - 1, 0),
+            pending = greatest(l.pending - 1, 0)
+        FROM locked
+        WHERE l.key = locked.key
+    )
+"""
+"""Parts of a statement that give a try back; their parameters are those of `given_back`."""
+
+
+def given_back(limits: Iterable[Limit], *, forgiven: str = "") -> dict[str, Any]:
+    """Return the parameters of `GIVE_BACK` for the limits of a try. Under the forgiven key, failures go, too."""
+    found = list(limits)
+    noted = [limit.noted_as for limit in found if limit.noted_as]
+    return {"keys": [limit.key for limit in found], "noted": noted, "forgiven": forgiven}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Tries in `auth.limits`: one row a key, a fixed window from its first try; `hits` are failed and pending ones.
 
-    Rows are locked in the order of their keys.
+    Rows are locked in one order: what is noted for a limit that counts things once, then the limits by key.
     """
 
-    async def look(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
-        """Return the tries so far, in the order of the limits."""
+    async def look(self, db: Queries, limits: Sequence[Limit]) -> dict[str, Tally]:
+        """Return the tries so far, by key."""
         sql = """
-            SELECT l.key, l.hits - l.pending, l.pending,
-                   ceil(extract(epoch FROM l.started_at - now()) + asked.window_s)::int
-            FROM unnest(%s::text[], %s::float[]) AS asked (key, window_s) JOIN auth.limits l USING (key)
-            WHERE l.started_at >= now() - asked.window_s * interval '1 second'
+            SELECT key, hits - pending, pending, ceil(extract(epoch FROM started_at - now()) + window_s)::int
+            FROM auth.limits
+            WHERE key = ANY(%s) AND started_at >= now() - window_s * interval '1 second'
         """
-        return _tallies(limits, await db.all(sql, ([x.key for x in limits], [x.window_s for x in limits])))
+        return tallies(await db.all(sql, ([limit.key for limit in limits],)))
 
-    async def reserve(self, db: Queries, limits: Sequence[Limit]) -> list[Tally]:
-        """Count a pending try under each key; return the tries with it, in the order of the limits.
+    async def reserve(self, db: Queries, limits: Sequence[Limit]) -> Try:
+        """Count a pending try under each key. One statement, in no transaction.
 
         Raises RateLimited, having counted nothing, when one of the limits is reached. `fail` or `give_back`
         follows; a try that is left pending, because its process died, counts as failed until the window ends.
         """
         # a window begins with the first try that counts
         sql = """
-            INSERT INTO auth.limits AS l (key, hits, pending, most, window_s)
-            SELECT key, weight, weight, most, window_s
-            FROM unnest(%s::text[], %s::int[], %s::int[], %s::float[]) AS asked (key, weight, most, window_s)
-            ORDER BY key
-            ON CONFLICT (key) DO UPDATE SET
-                hits = CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second' THEN 0 ELSE l.hits END
-                       + excluded.hits,
-                pending = CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second'
-                               THEN 0 ELSE l.pending END + excluded.pending,
-                started_at = CASE WHEN l.hits = 0 OR l.started_at < now() - excluded.window_s * interval '1 second'
-                                  THEN now() ELSE l.started_at END,
-                most = excluded.most,
-                window_s = excluded.window_s
-            WHERE l.hits < excluded.most OR l.started_at < now() - excluded.window_s * interval '1 second'
-            RETURNING key, hits - pending, pending,
-                      ceil(extract(epoch FROM started_at - now()) + window_s)::int
+            WITH asked AS (
+                SELECT * FROM unnest(%(keys)s::text[], %(most)s::int[], %(locks)s::int[], %(windows)s::real[],
+                                     %(noted)s::text[])
+                    AS asked (key, most, locks_from, window_s, noted_as)
+            ), noted AS (
+                INSERT INTO auth.limits AS l (key, hits, window_s)
+                SELECT noted_as, 1, window_s FROM asked WHERE noted_as <> ''
+                ON CONFLICT (key) DO UPDATE SET started_at = now()
+                WHERE l.started_at < now() - excluded.window_s * interval '1 second'
+                RETURNING key
+            ), weighed AS (
+                SELECT key, most, window_s,
+                       (noted_as = '' OR noted_as IN (SELECT noted.key FROM noted))::int AS weight
+                FROM asked
+            ), reserved AS (
+                INSERT INTO auth.limits AS l (key, hits, pending, most, window_s)
+                SELECT key, weight, weight, most, window_s FROM weighed ORDER BY key
+                ON CONFLICT (key) DO UPDATE SET
+                    hits = excluded.hits + CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second'
+                                                THEN 0 ELSE l.hits END,
+                    pending = excluded.pending
+                        + CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second'
+                               THEN 0 ELSE l.pending END,
+                    started_at = CASE WHEN l.hits = 0 OR l.started_at < now() - excluded.window_s * interval '1 second'
+                                      THEN now() ELSE l.started_at END,
+                    most = excluded.most,
+                    window_s = excluded.window_s
+                WHERE l.started_at < now() - excluded.window_s * interval '1 second'
+                   OR l.hits < (SELECT CASE WHEN l.hits - l.pending < a.locks_from THEN a.locks_from ELSE a.most END
+                                FROM asked a WHERE a.key = l.key)
+                RETURNING key, hits - pending AS failed, pending,
+                          ceil(extract(epoch FROM started_at - now()) + window_s)::int AS ends_in_s
+            )
+            SELECT key, failed, pending, ends_in_s, weight = 1 FROM weighed LEFT JOIN reserved USING (key)
         """
-        asked = (
-            [limit.key for limit in limits],
-            [int(limit.counts) for limit in limits],
-            [limit.most for limit in limits],
-            [limit.window_s for limit in limits],
-        )
-        rows = await db.all(sql, asked)
-        if len(rows) < len(limits):
-            reserved = {row[0] for row in rows}
-            await self.give_back(db, [limit for limit in limits if limit.key in reserved])
+        asked = {
+            "keys": [limit.key for limit in limits],
+            "most": [limit.most for limit in limits],
+            "locks": [limit.locks_from for limit in limits],
+            "windows": [limit.window_s for limit in limits],
+            "noted": [limit.noted_as for limit in limits],
+        }
+        rows = {row[0]: row[1:] for row in await db.all(sql, asked)}
+        counted = [limit for limit in limits if rows[limit.key][-1]]
+        refused = [limit.key for limit in limits if rows[limit.key][0] is None]
+        if refused:
+            undone = given_back(counted)
+            undone["keys"] = [key for key in undone["keys"] if key not in refused]
+            await self._give_back(db, undone)
             check(limits, await self.look(db, limits))
             raise too_many_at_once()
-        return _tallies(limits, rows)
+        return Try(counted, tallies([(key, *row[:-1]) for key, row in rows.items()]))
 
-    async def fail(self, db: Queries, limits: Sequence[Limit]) -> None:
-        """Turn pending tries into failures."""
+    async def fail(self, db: Queries, tried: Try) -> None:
+        """Turn a pending try into a failure."""
         sql = """
             INSERT INTO auth.limits AS l (key, hits, window_s)
             SELECT key, 1, window_s FROM unnest(%s::text[], %s::float[]) AS asked (key, window_s) ORDER BY key
             ON CONFLICT (key) DO UPDATE SET hits = greatest(l.hits, 1), pending = greatest(l.pending - 1, 0)
         """
-        counted = [limit for limit in limits if limit.counts]
-        await db.run(sql, ([limit.key for limit in counted], [limit.window_s for limit in counted]))
+        await db.run(sql, ([limit.key for limit in tried.limits], [limit.window_s for limit in tried.limits]))
 
-    async def give_back(self, db: Queries, limits: Sequence[Limit], *, forgiven: str = "") -> None:
-        """Forget pending tries: they were right, or were not evaluated. Under a forgiven key, failures too."""
-        sql = """
-            UPDATE auth.limits l SET
-                hits = greatest(CASE WHEN l.key = %s THEN l.pending ELSE l.hits END - 1, 0),
-                pending = greatest(l.pending - 1, 0)
-            FROM (SELECT key FROM auth.limits WHERE key = ANY(%s) ORDER BY key FOR UPDATE) AS locked
-            WHERE l.key = locked.key
-        """
-        await db.run(sql, (forgiven, [limit.key for limit in limits if limit.counts]))
+    async def give_back(self, db: Queries, tried: Try) -> None:
+        """Forget a pending try: it was right, or was not evaluated."""
+        await self._give_back(db, given_back(tried.limits))
 
-    async def is_new(self, db: Queries, key: str, window_s: float) -> bool:
-        """Note a key; return whether it was not noted within its window."""
-        sql = """
-            INSERT INTO auth.limits AS l (key, hits, window_s) VALUES (%s, 1, %s)
-            ON CONFLICT (key) DO UPDATE SET started_at = now()
-            WHERE l.started_at < now() - excluded.window_s * interval '1 second'
-        """
-        return await db.run(sql, (key, window_s)) == 1
+    async def _give_back(self, db: Queries, given: dict[str, Any]) -> None:
+        await db.run("WITH " + GIVE_BACK + "SELECT", given)
 
     async def forget(self, db: Queries, key: str) -> bool:
         """Start anew; return whether there was something to forget."""
@@ -112,6 +145,6 @@ class Limits:
 _NOTHING: tuple[Row | None, Row] = (None, (None,))
 
 
-def _tallies(limits: Sequence[Limit], rows: Sequence[Row]) -> list[Tally]:
-    found = {row[0]: Tally(row[1], row[2], max(1, row[3])) for row in rows}
-    return [found.get(limit.key, Tally()) for limit in limits]
+def tallies(rows: Iterable[Sequence[Any]]) -> dict[str, Tally]:
+    """Return tallies by key, of rows that begin with key, failures, pending tries and seconds left."""
+    return {key: Tally(failed, pending, max(1, ends_in_s)) for key, failed, pending, ends_in_s in rows}

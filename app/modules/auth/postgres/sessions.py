@@ -89,7 +89,9 @@ class PostgresSessions:
         if scope is not None:  # a superuser's client may do only what its scope lists
             held = frozenset(scope) if actor.is_superuser else held.intersection(scope)
         is_superuser = actor.is_superuser and scope is None
-        return AuthenticatedCaller(actor.id, claims.session_id, held, is_superuser, origin, actor, row[-1])
+        return AuthenticatedCaller(
+            actor.id, claims.session_id, held, is_superuser, origin, actor=actor, is_noted=row[-1]
+        )
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
         """Note that the actor is active; to the minute, so that reading does not write every time."""
@@ -140,20 +142,6 @@ class PostgresSessions:
             WHERE actor_id = %s AND id IS DISTINCT FROM %s AND ended_at IS NULL
         """
         return await db.run(sql, (actor_id, but))
-
-    async def end_least_used(self, tx: Transaction, actor_id: UUID, keep: int) -> None:
-        """End all but so many of the live sessions, the least used first; the actor must be locked."""
-        sql = """
-            UPDATE auth.sessions SET ended_at = now()
-            WHERE id IN (
-                SELECT id FROM auth.sessions
-                WHERE actor_id = %s AND ended_at IS NULL
-                  AND idle_expires_at > now() AND expires_at > now()
-                ORDER BY rotated_at DESC, id DESC
-                OFFSET %s
-            )
-        """
-        await tx.run(sql, (actor_id, keep))
 
     async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
         """Return the live sessions of an actor, newest first; at most a hundred."""

@@ -1,4 +1,4 @@
-"""Turn an access token or an API key into who asks."""
+"""Who holds an access token or an API key: part of every request, and the portal for other modules."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,21 @@ from app.modules.auth.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Authenticate:
-    """Find who holds a token, and what they may do at this moment. Part of every request, so no operation."""
+class Authentication:
+    """Find who holds a token, and what they may do at this moment."""
 
     db: Database
     sessions: PostgresSessions
     api_keys: PostgresApiKeys
     tokens: Tokens
 
-    async def __call__(self, token: str, origin: Origin) -> AuthenticatedCaller:
+    async def authenticate(self, token: str, origin: Origin) -> AuthenticatedCaller:
         """Return the caller. Raises InvalidToken, TokenExpired, SessionNotFound. Safe to repeat."""
         if token.startswith(PREFIX):
             return await self._by_key(token, origin)
         claims = await self.tokens.claims(token)
         caller = await self.sessions.caller(self.db, claims, origin)
-        if caller is None or caller.actor is None:
+        if caller is None:
             raise SessionNotFound
         if not caller.is_noted:
             await self.sessions.touch(self.db, caller.actor.id)
@@ -35,7 +35,7 @@ class Authenticate:
     async def _by_key(self, token: str, origin: Origin) -> AuthenticatedCaller:
         key = parsed(token)
         caller = None if key is None else await self.api_keys.caller(self.db, *key, origin)
-        if key is None or caller is None or caller.actor is None:
+        if key is None or caller is None:
             raise InvalidToken("the API key is not valid")
         if not caller.is_noted:
             await self.api_keys.touch(self.db, key[0])

@@ -1,0 +1,59 @@
+"""Signing keys: published for those who verify access tokens themselves, listed and rotated by operators."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from app.kernel.actions import Note, Transaction, change, read
+from app.kernel.db import now
+from app.kernel.pages import Page
+from app.modules.auth.domain.keys import ListedKey
+from app.modules.auth.keyring import Keyring
+from app.modules.auth.settings import AuthSettings
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """A JWK Set (RFC 7517, section 5)."""
+
+    keys: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """The new signing key, and the keys that were forgotten because no token of theirs is valid any more."""
+
+    kid: str
+    forgotten: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """See and rotate the signing keys."""
+
+    keyring: Keyring
+    settings: AuthSettings
+
+    @read("auth.get_jwks", GET="/.well-known/jwks.json", public=True, cache_s=300)
+    async def jwks(self) -> KeySet:
+        """Publish the public keys, for those who verify access tokens themselves. Safe to repeat."""
+        return KeySet(await self.keyring.public())
+
+    @read("auth.list_keys")
+    async def list(self) -> Page[ListedKey]:
+        """List the signing keys, newest first.
+
+        The newest one signs, the others verify until their tokens have expired.
+        """
+        return Page(await self.keyring.listed())
+
+    @change("auth.rotate_keys")
+    async def rotate(self, tx: Transaction, note: Note) -> Rotated:
+        """Sign with a new key. Running processes follow within half a minute; tokens of the former key stay valid.
+
+        Return the new key. Not safe to repeat: each makes one.
+        """
+        overlap = timedelta(seconds=self.settings.access_token_ttl + 60)
+        kid, forgotten = await self.keyring.rotate(tx, await now(tx) - overlap)
+        note.target, note.details["forgotten"] = kid, forgotten
+        return Rotated(kid, forgotten)

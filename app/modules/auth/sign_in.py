@@ -1,0 +1,343 @@
+"""Signing in and out, and what is one's own: the session, the permissions, the password.
+
+Most actions take the database, and decide themselves what is committed: a refusal counts, is recorded or ends a
+session, and hashing a password takes too long to hold a connection meanwhile.
+"""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Annotated
+from uuid import UUID
+
+from annotated_types import Len
+from loguru import logger
+
+from app.kernel.actions import BearerToken, Caller, Database, Transaction, change, read
+from app.kernel.audit import Audit
+from app.kernel.errors import Denied, RateLimited
+from app.kernel.identifiers import uuid7
+from app.kernel.queue import Queue
+from app.modules.auth.domain.actors import Actor, ActorType, InvalidUsername, Password, WeakPassword, username_key
+from app.modules.auth.domain.limits import (
+    LOCKED_FROM,
+    REFUSED_FROM,
+    REFUSED_FROM_ADDRESS,
+    SPRAY_WINDOW_S,
+    SPRAYED_FROM,
+    Limit,
+    Try,
+    check,
+    limit_of_name,
+    limit_of_password,
+    undone_unless_decided,
+)
+from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired
+from app.modules.auth.domain.sessions import (
+    MOST_SESSIONS,
+    AuthenticatedCaller,
+    InvalidCredentials,
+    InvalidRefreshToken,
+    InvalidToken,
+    RefreshTokenExpired,
+    RefreshTokenReused,
+    Session,
+    SessionNotFound,
+    SessionTokens,
+    StoredSession,
+)
+from app.modules.auth.keyring import Keyring
+from app.modules.auth.passwords import Passwords
+from app.modules.auth.portal import PasswordChanged, SessionStarted
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
+from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sign_ins import Account, SignIns
+from app.modules.auth.proofs import Reauthenticate, SecondFactorCheck
+from app.modules.auth.settings import AuthSettings
+from app.modules.auth.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What proves who somebody is."""
+
+    username: Annotated[str, Len(1, 256)]
+    password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """Who signed in, and their new session."""
+
+    actor: Actor
+    session: SessionTokens
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """A refresh token as it was issued."""
+
+    refresh_token: Annotated[str, Len(1, 512)] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """The caller, as others see them."""
+
+    actor: Actor
+    session_id: UUID | None
+    permissions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class NewPassword:
+    """The present password, the one to come, and a one-time password if there is a second factor."""
+
+    current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    new_password: Password = field(repr=False)
+    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """The permission that the request needs; none: a live session is enough."""
+
+    permission: Annotated[str, Len(1, 128)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Who asks, as far as the service behind the proxy needs to know."""
+
+    actor_id: UUID
+    actor_type: ActorType
+    permissions: list[str]
+
+
+def _identity(verified: Verified) -> dict[str, str]:
+    return {
+        "x-auth-actor-id": str(verified.actor_id),
+        "x-auth-actor-type": verified.actor_type,
+        "x-auth-permissions": ",".join(verified.permissions),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """Sign in and out."""
+
+    sign_ins: SignIns
+    actors: PostgresActors
+    sessions: PostgresSessions
+    passwords: Passwords
+    second_factor: SecondFactorCheck
+    keyring: Keyring
+    tokens: Tokens
+    limits: Limits
+    audit: Audit
+    queue: Queue
+    settings: AuthSettings
+
+    @change("auth.login", POST="/auth/v1/login", public=True, raises=(RateLimited, OtpRequired, InvalidCredentials))
+    async def login(self, db: Database, caller: Caller, credentials: Credentials) -> LoggedIn:
+        """Start a session for whoever knows the password.
+
+        Within 15 minutes, ten failures lock a name: even the right password is answered as a wrong one. Thirty failures
+        for a name, or a hundred from an address, are answered RATE_LIMITED before anything is computed; so is, for an
+        hour, a password that has failed for twenty names. A try counts before its password is looked at.
+
+        Return the actor and tokens of a new session. Safe to repeat: each call is a session of its own.
+
+        Raises RateLimited; OtpRequired when the password is right and a second factor is needed; InvalidCredentials,
+        the same after the same time for a wrong password and an unknown, disabled or locked name.
+        """
+        account, limits = await self._find(db, caller, credentials)
+        new_hash = None
+        async with self.passwords.turn(caller.origin.limited) as hashing:
+            tried = await self.limits.reserve(db, limits)
+            async with self._undone_unless_decided(db, tried):
+                fits = await hashing.verify(credentials.password, account.password_hash if account else None)
+                is_locked = tried.tallies[limits[0].key].failed >= LOCKED_FROM
+                verified = account if fits and not is_locked and account and account.actor.signs_in else None
+                if verified and verified.password_hash and self.passwords.is_outdated(verified.password_hash):
+                    new_hash = await hashing.hash(credentials.password)
+        if verified and verified.has_second_factor:
+            async with self._undone_unless_decided(db, tried):
+                second = await self.second_factor(db, verified.actor.id, credentials.otp)
+            if second == "required":
+                await self.limits.give_back(db, tried)
+                raise OtpRequired
+            verified = None if second == "bad" else replace(verified, has_second_factor=second == "good")
+        if verified:
+            async with self._undone_unless_decided(db, tried):
+                if started := await self._start(db, caller, verified, new_hash, tried):
+                    return started
+        await self._failed(db, caller, account, tried)
+        raise InvalidCredentials
+
+    async def _find(self, db: Database, caller: Caller, given: Credentials) -> tuple[Account | None, list[Limit]]:
+        """Return whose name it is, and the limits of a try; raise RateLimited at once, without waiting for a turn."""
+        try:
+            key = username_key(given.username)
+        except InvalidUsername:
+            key = ""  # nobody has it; but look, so that it takes as long
+        by_address = Limit(f"login:address:{caller.origin.limited}", REFUSED_FROM_ADDRESS)
+        by_password = Limit(limit_of_password(self.keyring.marking_key, given.password), SPRAYED_FROM, SPRAY_WINDOW_S)
+        keys = [limit_of_name(given.username, None), by_address.key, by_password.key]
+        account, tallies = await self.sign_ins.find(db, key, keys)
+        by_name = limit_of_name(given.username, account.actor.id if account else None)
+        limits = [
+            Limit(by_name, REFUSED_FROM, locks_from=LOCKED_FROM),
+            by_address,
+            replace(by_password, once_for=by_name),
+        ]
+        check(limits, tallies)
+        return account, limits
+
+    def _undone_unless_decided(self, db: Database, tried: Try) -> AbstractAsyncContextManager[None]:
+        return undone_unless_decided(lambda: self.limits.give_back(db, tried))
+
+    async def _failed(self, db: Database, caller: Caller, account: Account | None, tried: Try) -> None:
+        await self.limits.fail(db, tried)
+        asked = replace(caller, actor_id=account.actor.id if account else None)
+        await self.audit.refused(db, asked, "auth.login", InvalidCredentials.code)
+        by_password = [tried.tallies[limit.key] for limit in tried.limits if limit.once_for]
+        if any(tally.failed + tally.pending == SPRAYED_FROM for tally in by_password):
+            logger.error("password spraying: one password has failed for {} names within an hour", SPRAYED_FROM)
+            await self.audit.refused(db, caller, "auth.password_spraying", RateLimited.code)
+
+    async def _start(
+        self, db: Database, caller: Caller, verified: Account, new_hash: str | None, tried: Try
+    ) -> LoggedIn | None:
+        """Return the session; None when what was verified has changed since."""
+        actor, settings = verified.actor, self.settings
+        await self.keyring.signing()  # it may have to be read, which needs a connection beside the transaction's
+        async with db.begin() as tx:
+            session = await self.sign_ins.start(
+                tx, verified, uuid7(), caller.origin, settings.session_idle, settings.session_lifetime
+            )
+            if session is None:
+                return None
+            if new_hash is not None:
+                await self.actors.set_password(tx, actor.id, new_hash)
+            by_name = limit_of_name(actor.username, actor.id)
+            await self.sign_ins.settle(tx, actor.id, MOST_SESSIONS, tried, forgiven=by_name)
+            signed_in = replace(caller, actor_id=actor.id, session_id=session.id)
+            await self.audit.record(tx, signed_in, "auth.login", target=actor.id)
+            await self.queue.publish(tx, SessionStarted(actor.id, session.id))
+            tokens = await self.tokens.issue(session, session.rotated_at)
+        return LoggedIn(replace(actor, last_active_at=session.rotated_at), tokens)
+
+    @change(
+        "auth.refresh",
+        POST="/auth/v1/refresh",
+        public=True,
+        raises=(InvalidRefreshToken, RefreshTokenExpired, RefreshTokenReused),
+    )
+    async def refresh(self, db: Database, caller: Caller, given: RefreshToken) -> SessionTokens:
+        """Rotate a session's refresh token (RFC 9700, section 4.14.2).
+
+        The current token is exchanged. The one just before it, within a few seconds, gets the same successor again: its
+        answer was lost. Anything older was stolen or is being replayed, and ends the session.
+
+        Return the session with new tokens.
+
+        Raises InvalidRefreshToken, RefreshTokenExpired; RefreshTokenReused after having ended the session. Safe to
+        repeat within the grace.
+        """
+        session_id, counter = self.tokens.refresh_claims(given.refresh_token)
+        refusal: InvalidRefreshToken | RefreshTokenExpired | RefreshTokenReused
+        await self.keyring.signing()
+        async with db.begin() as tx:
+            session = await self.sessions.lock(tx, session_id)
+            match session.verdict(counter) if session else "unknown":
+                case "rotate" if session:
+                    return await self.tokens.issue(await self._rotated(tx, session), session.now)
+                case "repeat" if session:
+                    return await self.tokens.issue(session, session.now)
+                case "reused" if session:
+                    await self.sessions.end(tx, session.id, session.actor_id)
+                    asked = replace(caller, actor_id=session.actor_id, session_id=session.id)
+                    await self.audit.record(tx, asked, "auth.refresh", outcome=RefreshTokenReused.code)
+                    refusal = RefreshTokenReused()
+                case "expired":
+                    refusal = RefreshTokenExpired()
+                case _:
+                    refusal = InvalidRefreshToken()
+        # raised only now, so that ending the session is committed although the request fails
+        raise refusal
+
+    async def _rotated(self, tx: Transaction, session: StoredSession) -> Session:
+        now = session.now
+        idle_expires_at = min(now + timedelta(seconds=self.settings.session_idle), session.expires_at)
+        rotated = replace(
+            session, refresh_counter=session.refresh_counter + 1, rotated_at=now, idle_expires_at=idle_expires_at
+        )
+        await self.sessions.rotate(tx, rotated)
+        return rotated
+
+    @change("auth.logout", POST="/auth/v1/logout", public=True, raises=(InvalidToken,))
+    async def logout(self, db: Database, caller: Caller, token: BearerToken) -> None:
+        """End the session of an access token.
+
+        End it at once and in every process. Raises InvalidToken. Safe to repeat, also after expiry.
+        """
+        claims = await self.tokens.claims(token, allow_expired=True)
+        asked = replace(caller, actor_id=claims.actor_id, session_id=claims.session_id)
+        async with db.begin() as tx:
+            if await self.sessions.end(tx, claims.session_id, claims.actor_id):
+                await self.audit.record(tx, asked, "auth.logout")
+
+    @read("auth.get_me", GET="/auth/v1/me")
+    async def me(self, caller: AuthenticatedCaller) -> Me:
+        """Show callers who they are and what they may do.
+
+        Return the caller as authenticated for this request. Safe to repeat.
+        """
+        return Me(caller.actor, caller.session_id, caller.held)
+
+    @read("auth.verify", GET="/auth/v1/verify", headers=_identity, raises=(Denied,))
+    async def verify(self, caller: AuthenticatedCaller, required: Requirement) -> Verified:
+        """Tell a reverse proxy whether to let a request through, and on whose behalf it is.
+
+        Return who asks. Raises Denied without the permission. Safe to repeat.
+        """
+        if required.permission is not None and not caller.may(required.permission):
+            raise Denied(f"this needs the permission {required.permission}")
+        return Verified(caller.actor.id, caller.actor.type, caller.held)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPassword:
+    """Change one's password."""
+
+    actors: PostgresActors
+    sessions: PostgresSessions
+    passwords: Passwords
+    reauthenticate: Reauthenticate
+    audit: Audit
+    queue: Queue
+
+    @change(
+        "auth.change_password",
+        PUT="/auth/v1/me/password",
+        raises=(WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited, SessionNotFound),
+    )
+    async def change_password(self, db: Database, caller: AuthenticatedCaller, given: NewPassword) -> None:
+        """Set another password for the caller, who proves to be the one who signed in.
+
+        Store it, and end the caller's other sessions.
+
+        Raises WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited, SessionNotFound.
+        """
+        actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
+        normal = self.passwords.checked(given.new_password, actor.username, "new_password")
+        password_hash = await self.passwords.hash(normal, caller.origin.limited)
+        async with db.begin() as tx:
+            await self.actors.set_password(tx, actor.id, password_hash)
+            await self.sessions.check_still_lives(tx, caller)
+            ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
+            await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
+            await self.queue.publish(tx, PasswordChanged(actor.id))
