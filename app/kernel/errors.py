@@ -1,4 +1,4 @@
-"""Six kinds of refusal. A module subclasses one with a `code`; adapters translate the kind, once, at the edge."""
+"""Six kinds of refusal. A module subclasses one with a `code` and a `title`; adapters translate the kind, once."""
 
 from typing import ClassVar
 
@@ -6,18 +6,18 @@ from typing import ClassVar
 class Refusal(Exception):
     """The request was understood and will not be carried out.
 
-    `code` is what programs compare; the docstring's first line is the title people read; `str(error)` is the detail.
+    `code` is what programs compare, `title` what people read, and `str(error)` the detail. Both are declared together.
     """
 
     code: ClassVar[str] = "REFUSED"
+    title: ClassVar[str] = "The request was refused"
 
-    @classmethod
-    def title(cls) -> str:
-        """The first line of the docstring, without its full stop."""
-        return (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".")
+    def __init_subclass__(cls) -> None:
+        if ("code" in vars(cls)) != ("title" in vars(cls)):
+            raise TypeError(f"{cls.__qualname__}: declare code and title")
 
     def __str__(self) -> str:
-        return super().__str__() or self.title()
+        return super().__str__() or self.title
 
 
 class Invalid(Refusal):
@@ -27,6 +27,7 @@ class Invalid(Refusal):
     """
 
     code = "INVALID_INPUT"
+    title = "The input is invalid"
 
     def __init__(self, detail: str = "", fields: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(detail)
@@ -34,36 +35,41 @@ class Invalid(Refusal):
 
 
 class Unauthenticated(Refusal):
-    """Who is asking is not known."""
+    """The caller is not known."""
 
     code = "INVALID_TOKEN"
+    title = "Authentication failed"
 
 
 class Denied(Refusal):
-    """Who is asking may not do this."""
+    """The caller may not do this."""
 
     code = "PERMISSION_DENIED"
+    title = "Permission denied"
 
 
 class NotFound(Refusal):
-    """There is no such thing."""
+    """What is named does not exist."""
 
     code = "NOT_FOUND"
+    title = "Not found"
 
 
 class Conflict(Refusal):
-    """The present state does not allow it."""
+    """The current state does not allow it."""
 
     code = "CONFLICT"
+    title = "The current state does not allow this"
 
 
 class Unavailable(Refusal):
-    """Something this depends on is not available; the same request may succeed later.
+    """A dependency is unavailable; the same request may succeed later.
 
     `retry_after_s` is when to try again, in whole seconds.
     """
 
     code = "NOT_READY"
+    title = "A dependency is unavailable; try again later"
 
     def __init__(self, detail: str = "", retry_after_s: int = 1) -> None:
         super().__init__(detail)
@@ -71,6 +77,7 @@ class Unavailable(Refusal):
 
 
 class RateLimited(Unavailable):
-    """There were too many attempts."""
+    """There were too many attempts in a period of time."""
 
     code = "RATE_LIMITED"
+    title = "Too many attempts"

@@ -171,6 +171,8 @@ class Project:
                 process.popen.send_signal(signal.SIGCONT)
                 process.popen.kill()
             process.popen.wait(10)
+        said = "".join(process.output.read_text() for process in self.running)
+        assert "which it does not declare" not in said, "an action raised a refusal that is not among its `raises`"
 
 
 def add_feature(project: Project, where: str, source: str, provided: str = "") -> None:

@@ -1,8 +1,9 @@
 """Actions of built features, as every adapter runs them: span, permission, transaction, audit record."""
 
 import inspect
+import re
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -112,12 +113,20 @@ class Classic:
         self.id = str(getattr(kind, "operation_id", path))
         self.signature = Signature.of(kind.__call__)
         self.description = f"{inspect.getdoc(kind)}\n\n{inspect.getdoc(kind.__call__)}"
+        self.raises = tuple(_named_in(self.description.partition("Raises ")[2], Refusal))
         self._bind = binder(self.signature)
         self._usecase = usecase
 
     async def __call__(self, call: Call, given: Any = None) -> Any:
         """Run it."""
         return await self._usecase(*self._bind(None, None, call.token, call.basic, call.caller, given))
+
+
+def _named_in(text: str, kind: type[Refusal]) -> Iterator[type[Refusal]]:
+    for narrower in kind.__subclasses__():
+        if re.search(rf"\b{narrower.__name__}\b", text):
+            yield narrower
+        yield from _named_in(text, narrower)
 
 
 def _named(target: object) -> str | None:

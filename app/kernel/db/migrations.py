@@ -57,12 +57,14 @@ class MigrationFailed(Refusal):
     """A migration failed; nothing of it was recorded."""
 
     code = "MIGRATION_FAILED"
+    title = "A migration failed; nothing of it was recorded"
 
 
 class BadMigration(Invalid):
     """A migration file cannot be used."""
 
     code = "BAD_MIGRATION"
+    title = "A migration file cannot be used"
 
 
 @dataclass(frozen=True, slots=True)

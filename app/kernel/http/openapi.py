@@ -2,21 +2,19 @@
 
 import html
 import json
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from app.kernel.decoding import TIME, adapter
-from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
 from app.kernel.http.problems import HttpProblem, title_of
-from app.kernel.http.routes import Route, has_body, input_type, path_parameters, sends_itself
+from app.kernel.http.routes import Route, has_body, input_type, path_parameters, refusals, sends_itself
 from app.kernel.operations import BasicAuth, BearerToken
 from app.kernel.product import VERSION
 
@@ -161,33 +159,18 @@ def _security(route: Route) -> list[dict[str, list[str]]]:
 
 
 def _refusals(route: Route) -> dict[str, str]:
-    """Return the statuses of refusals and why: what the edge refuses, and what the operation says that it raises."""
-    takes = route.operation.signature.takes
-    edge, kinds = {400, 504}, set[type[Refusal]]({Unavailable, *route.raises})
+    """Return the statuses of refusals and why: those of HTTP itself, and those of the operation."""
+    edge = {400, 504}
     if path_parameters(route.path):
         edge.add(404)
-    if not route.public or takes(BearerToken) or takes(BasicAuth):
-        kinds.add(Unauthenticated)
-    if route.permission:
-        kinds.add(Denied)
-    if (taken := input_type(route)) is not None:
-        kinds.add(Invalid)
-        if has_body(route, taken):
-            edge |= {408, 413, 415}
-    _, _, raised = route.operation.description.partition("Raises ")
-    kinds |= {kind for kind in _every(Refusal) if re.search(rf"\b{kind.__name__}\b", raised)}
+    if has_body(route, input_type(route)):
+        edge |= {408, 413, 415}
     why: defaultdict[int, set[str]] = defaultdict(set)
     for status in edge:
         why[status].add(title_of(status))
-    for kind in kinds:
-        why[route.codec.status_of(kind)].add(f"{kind.title()}: `{kind.code}`")
+    for kind in refusals(route):
+        why[route.codec.status_of(kind)].add(f"{kind.title}: `{kind.code}`")
     return {str(status): "; ".join(sorted(reasons)) for status, reasons in sorted(why.items())}
-
-
-def _every(kind: type[Refusal]) -> Iterator[type[Refusal]]:
-    for narrower in kind.__subclasses__():
-        yield narrower
-        yield from _every(narrower)
 
 
 def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -
         headers += error.headers
     else:
         status = status_of(type(error))
-        code, title, detail = error.code, error.title(), str(error)
+        code, title, detail = error.code, error.title, str(error)
         if isinstance(error, Unavailable):
             headers.append((b"retry-after", str(error.retry_after_s).encode()))
         if isinstance(error, Unauthenticated):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
+from loguru import logger
 from pydantic import TypeAdapter
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
@@ -13,7 +14,7 @@ from app.kernel.actions.operation import ActionOperation, Call, Classic, Operati
 from app.kernel.audit import DenialLog
 from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, name_outside
-from app.kernel.errors import Denied, Refusal
+from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import TIMEOUT, App, Receive, Scope, Send, respond
 from app.kernel.http.authenticators import Authenticator, Bearer, basic_auth, bearer_token
 from app.kernel.http.body import check_media_type, read_body
@@ -59,7 +60,9 @@ class Route:
 
     def __post_init__(self) -> None:
         if not hasattr(self.operation, "signature"):
-            object.__setattr__(self, "operation", Classic(self.operation, self.path))
+            classic = Classic(self.operation, self.path)
+            object.__setattr__(self, "operation", classic)
+            object.__setattr__(self, "raises", classic.raises)
 
 
 def routes_of(operations: Iterable[ActionOperation]) -> list[Route]:
@@ -101,6 +104,7 @@ class _Endpoint:
         self._input = None if kind is None else Decoder[Any](kind, ignore_unknown=route.codec.ignores_unknown)
         self._in_path = bool(input_names(kind) & set(path_parameters(route.path)))
         self._has_body = has_body(route, kind)
+        self._codes = {kind.code for kind in refusals(route)}
         self._media_type = route.codec.media_type.encode()
         self._output = None if returned is type(None) or sends_itself(returned) else TypeAdapter[Any](returned)
 
@@ -129,7 +133,7 @@ class _Endpoint:
             token = bearer_token(scope) if self._takes(BearerToken) else BearerToken("")
             basic = basic_auth(scope) if self._takes(BasicAuth) else BasicAuth()
             given = None if self._input is None else await self._decode(self._input, scope, receive)
-            result = await route.operation(Call(caller, token, basic), given)
+            result = await self._perform(Call(caller, token, basic), given)
         except Denied:
             await self._denied(caller, route.operation.id)
             raise
@@ -143,6 +147,14 @@ class _Endpoint:
         else:
             await send({"type": "http.response.start", "status": 204, "headers": headers[1:]})
             await send({"type": "http.response.body", "body": b""})
+
+    async def _perform(self, call: Call, given: Any) -> Any:
+        try:
+            return await self._route.operation(call, given)
+        except Refusal as refusal:
+            if refusal.code not in self._codes:
+                logger.warning("{} raised {}, which it does not declare", self._route.operation.id, refusal.code)
+            raise
 
     async def _decode(self, decoder: Decoder[Any], scope: Scope, receive: Receive) -> Any:
         path: dict[str, str] = scope["path_params"]
@@ -175,6 +187,19 @@ def input_names(kind: Any) -> set[str]:
 def sends_itself(returned: Any) -> bool:
     """Return whether what is returned is a Result."""
     return isinstance(returned, type) and hasattr(returned, "documented_as")
+
+
+def refusals(route: Route) -> set[type[Refusal]]:
+    """Return the refusals that callers of a route must expect: those of every request like it, and those declared."""
+    takes = route.operation.signature.takes
+    found: set[type[Refusal]] = {Unavailable, *route.raises}
+    if not route.public or takes(BearerToken) or takes(BasicAuth):
+        found.add(Unauthenticated)
+    if route.permission:
+        found.add(Denied)
+    if route.operation.signature.input is not None:
+        found.add(Invalid)
+    return found
 
 
 def has_body(route: Route, kind: Any) -> bool:

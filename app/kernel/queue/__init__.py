@@ -167,6 +167,7 @@ class JobExists(Conflict):
     """There is a job of this unique key already."""
 
     code = "JOB_EXISTS"
+    title = "There is a job of this unique key already"
 
 
 class Queue(Protocol):

@@ -84,6 +84,7 @@ class QueueNotFound(NotFound):
     """There is no such queue."""
 
     code = "QUEUE_NOT_FOUND"
+    title = "There is no such queue"
 
 
 async def register_queues(db: Queries, names: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ class ErrorNotFound(NotFound):
     """There is no such captured error."""
 
     code = "ERROR_NOT_FOUND"
+    title = "There is no such captured error"
 
 
 @dataclass(frozen=True, slots=True)

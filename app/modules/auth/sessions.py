@@ -25,6 +25,7 @@ class NoSuchSession(NotFound):
     """There is no such session."""
 
     code = "SESSION_NOT_FOUND"
+    title = "There is no such session"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Taken(Conflict):
     """The name is taken."""
 
     code = "NAME_TAKEN"
+    title = "The name is taken"
 
 
 @dataclass(frozen=True, slots=True)

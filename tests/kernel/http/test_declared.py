@@ -8,11 +8,12 @@ from uuid import UUID
 
 import httpx
 import pytest
+from loguru import logger
 
 from app.kernel.actions import BasicAuth, Caller, change, read
 from app.kernel.actions.compose import operations, value
 from app.kernel.config import HttpServerSettings, load
-from app.kernel.errors import Invalid, Refusal, Unauthenticated
+from app.kernel.errors import Invalid, NotFound, Refusal, Unauthenticated
 from app.kernel.http.asgi import Scope, header
 from app.kernel.http.codecs import Form, Response
 from app.kernel.http.middleware import stack
@@ -72,6 +73,25 @@ class Renamed:
     name: str
 
 
+class Gone(NotFound):
+    """The thing is gone."""
+
+    code = "GONE"
+    title = "The thing is gone"
+
+
+class Moved(NotFound):
+    """The thing has moved."""
+
+    code = "MOVED"
+    title = "The thing has moved"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    id: str
+
+
 def _tag(result: Renamed) -> dict[str, str]:
     return {"etag": f'"{result.name}"'}
 
@@ -86,6 +106,11 @@ class Console:
         if given.name == "bad":
             raise Invalid("no")
         return Renamed(caller.actor_id, given.name)
+
+    @read("console.find", GET="/console/things/{id}", public=True, raises=(Gone,))
+    async def find(self, ref: Ref) -> str:
+        """Find a thing."""
+        raise Gone if ref.id == "gone" else Moved
 
     @read("console.style", GET="/console/style", public=True, cache_s=60)
     async def style(self, basic: BasicAuth) -> str:
@@ -144,3 +169,24 @@ async def test_openapi_names_the_authenticators_scheme(routes: tuple[Process, li
     described = document["paths"]["/console/things/{id}"]["post"]
     assert described["security"] == [{"session": []}]
     assert list(described["requestBody"]["content"]) == ["application/x-www-form-urlencoded"]
+
+
+async def test_a_refusal_that_is_not_declared_is_logged(routes: tuple[Process, list[Route]]) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    try:
+        async with client(routes) as http:
+            answer = await http.get("/console/things/gone")
+            assert (answer.status_code, answer.json()["code"], answer.json()["title"]) == (404, "GONE", Gone.title)
+            assert [line for line in lines if "declare" in line] == []
+            assert (await http.get("/console/things/moved")).json()["code"] == "MOVED"
+            assert [line for line in lines if "declare" in line] == [
+                "console.find raised MOVED, which it does not declare\n"
+            ]
+    finally:
+        logger.remove(sink)
+
+
+def test_a_refusal_has_a_code_and_a_title_or_neither() -> None:
+    with pytest.raises(TypeError, match="declare code and title"):
+        type("Half", (NotFound,), {"code": "HALF"})

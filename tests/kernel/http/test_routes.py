@@ -307,7 +307,7 @@ async def test_each_kind_of_refusal_has_its_status(
     async with client() as http:
         answer = await http.get("/refuse")
     assert answer.status_code == status
-    assert answer.json()["title"] == type(refusal).title()
+    assert answer.json()["title"] == type(refusal).title
     assert header is None or answer.headers[header[0]] == header[1]
 
 

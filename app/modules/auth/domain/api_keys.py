@@ -19,12 +19,14 @@ class ApiKeyNotFound(NotFound):
     """There is no such API key."""
 
     code = "API_KEY_NOT_FOUND"
+    title = "There is no such API key"
 
 
 class NoServiceAccount(Conflict):
     """Only service accounts have API keys."""
 
     code = "NO_SERVICE_ACCOUNT"
+    title = "Only service accounts have API keys"
 
 
 @dataclass(frozen=True, slots=True)

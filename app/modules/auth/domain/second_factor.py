@@ -22,24 +22,28 @@ class OtpRequired(Unauthenticated):
     """A one-time password is needed."""
 
     code = "OTP_REQUIRED"
+    title = "A one-time password is needed"
 
 
 class InvalidOtp(Unauthenticated):
     """The one-time password is wrong or was used before."""
 
     code = "INVALID_CREDENTIALS"
+    title = "The one-time password is wrong or was used before"
 
 
 class SecondFactorExists(Conflict):
     """There is a second factor already; remove it first."""
 
     code = "SECOND_FACTOR_EXISTS"
+    title = "There is a second factor already; remove it first"
 
 
 class NoSecondFactor(Conflict):
     """There is no second factor to confirm or remove."""
 
     code = "NO_SECOND_FACTOR"
+    title = "There is no second factor to confirm or remove"
 
 
 @dataclass(frozen=True, slots=True)
