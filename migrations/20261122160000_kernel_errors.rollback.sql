@@ -1,2 +1,0 @@
-DROP TABLE kernel.watch;
-DROP TABLE kernel.errors;

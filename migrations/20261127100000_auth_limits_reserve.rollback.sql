@@ -1,1 +1,0 @@
-ALTER TABLE auth.limits DROP COLUMN pending, DROP COLUMN most, DROP COLUMN window_s;

@@ -1,1 +1,0 @@
-DO $$ BEGIN END $$; -- what was removed does not come back

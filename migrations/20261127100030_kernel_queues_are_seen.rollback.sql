@@ -1,1 +1,0 @@
-ALTER TABLE kernel.queues DROP COLUMN seen_at;
