@@ -160,6 +160,7 @@ def _reported(error: Exception) -> int:
         return 70
     if status:
         sys.stderr.write(f"{NAME}: {error}\n")
+        sys.stderr.writelines(f"hint: {note}\n" for note in getattr(error, "__notes__", ()))
     return status
 
 

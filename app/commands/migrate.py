@@ -12,6 +12,7 @@ from app.modules import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from app.kernel.db.migrations import Migrator
     from app.kernel.process import Process
@@ -53,9 +54,9 @@ def create(
     Examples:
       app migrate create auth add_user_roles
     """
-    from app.kernel.db import migrations
+    from app.kernel.db import migration_files
 
-    for path in migrations.create(_FOLDER, module, description, ("kernel", *MODULES)):
+    for path in migration_files.create(_FOLDER, module, description, ("kernel", *MODULES)):
         typer.echo(path.relative_to(ROOT))
 
 
@@ -76,25 +77,32 @@ def up(as_json: Json = False) -> None:
 
 @_app.command()
 def down(
+    module: Annotated[str, typer.Option("--module", help="Roll back all migrations of this module.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, without running it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     no_input: Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Roll back the newest applied migration. It may drop tables with what is in them.
+    """Roll back the newest applied migration, or all migrations of a module. This may drop tables and their rows.
 
     \b
     Examples:
       app migrate down
       app migrate down --yes
+      app migrate down --module orders --dry-run
     """
+    if dry_run:
+        _print_sql([(m.id, m.rollback) for m in _with_migrator(lambda migrator: migrator.last(module))], as_json)
+        return
     if not yes:
         if no_input or not can_ask():
             raise typer.BadParameter("this may drop data; say --yes to do it", param_hint="--yes")
-        confirm("This may drop tables with what is in them. Roll back the newest migration?")
-    undone = _with_migrator(lambda migrator: migrator.down(_tell))
+        what = f"all migrations of {module}" if module else "the newest migration"
+        confirm(f"This may drop tables with what is in them. Roll back {what}?")
+    undone: list[str] = _with_migrator(lambda migrator: migrator.down(_tell, module))
     if as_json:
-        print_json({"rolled_back": undone})
-    elif undone is None:
+        print_json({"rolled_back": undone if module else next(iter(undone), None)})
+    elif not undone:
         typer.echo("nothing to roll back")
 
 
@@ -123,11 +131,15 @@ def plan(as_json: Json = False) -> None:
       app migrate plan
     """
     pending = _with_migrator(lambda migrator: migrator.pending())
+    _print_sql([(m.id, m.path) for m in pending], as_json, nothing="nothing to apply")
+
+
+def _print_sql(files: "list[tuple[str, Path]]", as_json: bool, nothing: str = "nothing to roll back") -> None:
+    """Print the files in the order in which they would run."""
+    found = [(name, path, path.read_text(encoding="utf-8")) for name, path in files]
     if as_json:
-        items = [{"id": m.id, "sql": m.path.read_text(encoding="utf-8")} for m in pending]
-        print_json({"items": items})
-    elif not pending:
-        typer.echo("nothing to apply")
-    else:
-        for migration in pending:
-            typer.echo(f"-- {migration.path.name}\n{migration.path.read_text(encoding='utf-8')}")
+        print_json({"items": [{"id": name, "sql": text} for name, _, text in found]})
+    elif not found:
+        typer.echo(nothing)
+    for _, path, text in [] if as_json else found:
+        typer.echo(f"-- {path.name}\n{text}")

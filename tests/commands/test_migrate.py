@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from app.kernel.db.migrations import Migrator, read
+from app.kernel.db.migration_files import read
+from app.kernel.db.migrations import Migrator
 from app.kernel.db.server import Server
 from app.modules import MODULES
+from app.processes import PROCESSES
 from tests.conftest import TestDatabase
 from tests.support.project import Project
 
@@ -87,6 +89,64 @@ def test_down_without_a_terminal_wants_yes_and_changes_nothing(copy: Project, op
     assert done.returncode == 2
     assert "--yes" in done.stderr
     assert {item["state"] for item in printed(copy, "status")["items"]} == {"applied"}
+
+
+def test_down_of_a_module_shows_what_it_would_run_then_rolls_back_that_module_only(
+    copy: Project, database: TestDatabase
+) -> None:
+    add(copy, "CREATE SCHEMA orders;\n", "DROP SCHEMA orders;\n", name="20270101000000_orders_init")
+    add(copy, "CREATE TABLE orders.orders (n int);\n", "DROP TABLE orders.orders;\n", name="20270102000000_orders_more")
+    add(copy, "CREATE TABLE later (n int);\n", "DROP TABLE later;\n", name="20270103000000_auth_later")
+    assert copy.app("migrate", "up").returncode == 0
+    shown = copy.app("migrate", "down", "--module", "orders", "--dry-run")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == (
+        "-- 20270102000000_orders_more.rollback.sql\nDROP TABLE orders.orders;\n\n"
+        "-- 20270101000000_orders_init.rollback.sql\nDROP SCHEMA orders;\n\n"
+    )
+    assert [item["id"] for item in printed(copy, "down", "--dry-run")["items"]] == [LATER.replace("0101", "0103")]
+    assert copy.app("migrate", "down", "--module", "orders").returncode == 2
+    assert {item["state"] for item in printed(copy, "status")["items"]} == {"applied"}
+    done = printed(copy, "down", "--module", "orders", "--yes")
+    assert done == {"rolled_back": ["20270102000000_orders_more", "20270101000000_orders_init"]}
+    pending = [item["id"] for item in printed(copy, "status")["items"] if item["state"] == "pending"]
+    assert pending == ["20270101000000_orders_init", "20270102000000_orders_more"]
+    assert database.all("SELECT to_regnamespace('orders') IS NULL, to_regclass('later') IS NULL") == [(True, False)]
+    again = copy.app("migrate", "down", "--module", "orders", "--yes")
+    assert (again.returncode, again.stdout) == (0, "nothing to roll back\n")
+    unknown = copy.app("migrate", "down", "--module", "ordes", "--yes")
+    assert (unknown.returncode, unknown.stdout) == (67, "")
+    assert "app: there are no migrations of 'ordes'; modules with migrations: auth, kernel, orders" in unknown.stderr
+
+
+BEFORE_THE_SQUASH = """
+    CREATE TABLE _migrations (migration_id varchar(255), applied_at_utc timestamp);
+    INSERT INTO _migrations VALUES ('20261122110000_kernel_init_processes_and_queue', now())
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("migrate", name) for name in ("up", "status", "plan")),
+        ("migrate", "down", "--yes"),
+        ("jobs", "list"),
+        *((name, "--port", "0") for name in PROCESSES),
+    ],
+    ids=" ".join,
+)
+def test_a_database_of_before_the_squash_is_refused_with_what_to_do(
+    project: Project, database: TestDatabase, command: tuple[str, ...]
+) -> None:
+    database.run(BEFORE_THE_SQUASH)
+    done = project.app(*command)
+    assert (done.returncode, done.stdout) == (78, "")
+    refusal, hint = done.stderr.splitlines()
+    assert refusal.startswith("app: this database was made before the migrations were squashed")
+    assert hint.startswith("hint: name an empty database in POSTGRES_DB")
+    assert hint.endswith("app migrate up")
+    tables = "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind = 'r'"
+    assert database.all(tables + " AND nspname !~ '^pg_|^information_schema$'") == [("_migrations",)]
 
 
 def test_create_makes_a_file_and_its_rollback_in_ascending_order(cli: Project, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """Migrations: yoyo applies SQL files, each with its record and checksum in one transaction.
 
-A file is `{yyyymmddHHMMSS}_{module}_{description}.sql` with a `.rollback.sql` beside it. The lock is an advisory lock
-on the connection that migrates, so a killed migrator blocks nobody. Who waits polls: a blocked `pg_advisory_lock`
-would itself make CREATE INDEX CONCURRENTLY wait. That statement needs `-- transactional: false` and a file of its own;
-what an interrupted one left is dropped before it runs again.
+The lock is an advisory lock on the connection that migrates, so a killed migrator blocks nobody. Other processes poll
+it: a blocked `pg_advisory_lock` would itself make CREATE INDEX CONCURRENTLY wait. That statement needs
+`-- transactional: false` and a file of its own; an invalid index that an interrupted one left is dropped before it runs
+again.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import re
 import socket
 import sys
@@ -20,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from loguru import logger
@@ -28,22 +27,23 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel import product
-from app.kernel.config import PostgresSettings
+from app.kernel.config import Misconfigured, PostgresSettings
 from app.kernel.db.connection import hang_up
+from app.kernel.db.migration_files import NAME, BadMigration, Migration, read
 from app.kernel.db.refusals import READ_ONLY, refusal_of
 from app.kernel.db.server import Server, server
-from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
+from app.kernel.errors import Conflict, NotFound, Refusal, Unavailable
 from app.kernel.process import Process
 
-NAME = re.compile(r"(?P<timestamp>\d{14})_(?P<module>[a-z][a-z0-9]*)_(?P<description>[a-z0-9]+(?:_[a-z0-9]+)*)")
 TABLE = "_migrations"
+_CHECKSUMS = "_migration_checksums"
 _LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
 _WAIT_S = 3600.0
 _POLL_S = 0.1
 _STOP_S = 4.0
 _AGAIN_S = 1.0
-_LONGEST_NAME = 100
 _MISSING = ("42P01", "42703", "42883", "3F000")  # SQLSTATE of a missing table, column, function or schema
+_DEPENDED_ON = "2BP01"
 _BUILDS_INDEX = re.compile(
     r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>[\w$]+|\"[^\"]+\")"
     r"\s+ON\s+(?:ONLY\s+)?(?P<table>[\w$.\"]+)",
@@ -60,23 +60,6 @@ class MigrationFailed(Refusal):
     title = "A migration failed; nothing of it was recorded"
 
 
-class BadMigration(Invalid):
-    """A migration file cannot be used."""
-
-    code = "BAD_MIGRATION"
-    title = "A migration file cannot be used"
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """A file in the folder of migrations."""
-
-    id: str
-    module: str
-    path: Path
-    sha256: str
-
-
 @dataclass(frozen=True, slots=True)
 class Status:
     """One migration in files and database. `unknown` is applied, but has no file here: a newer release applied it."""
@@ -84,41 +67,6 @@ class Status:
     id: str
     state: State
     applied_at: datetime | None
-
-
-def read(folder: Path) -> list[Migration]:
-    """Return the migrations of a folder, in order. Raises BadMigration for a bad name or a missing rollback."""
-    found: list[Migration] = []
-    for path in sorted(folder.glob("*.sql")):
-        if path.name.endswith(".rollback.sql"):
-            continue
-        match = NAME.fullmatch(path.stem)
-        if match is None:
-            raise BadMigration(f"{path.name}: the name must be {{yyyymmddHHMMSS}}_{{module}}_{{description}}.sql")
-        if not path.with_suffix(".rollback.sql").is_file():
-            raise BadMigration(f"{path.name}: {path.stem}.rollback.sql is missing beside it")
-        text = path.read_bytes().replace(b"\r\n", b"\n")
-        found.append(Migration(path.stem, match["module"], path, hashlib.sha256(text).hexdigest()))
-    return found
-
-
-def create(folder: Path, module: str, description: str, modules: Sequence[str]) -> tuple[Path, Path]:
-    """Make an empty migration and its rollback; return both paths. Raises Invalid for a name that does not fit."""
-    words = re.sub(r"[^a-z0-9]+", "_", description.lower()).strip("_")
-    if module not in modules:
-        raise Invalid(f"unknown module {module!r}; one of {', '.join(modules)}")
-    if not words:
-        raise Invalid("the description needs a letter or a digit, such as: add_user_roles")
-    if len(words) > _LONGEST_NAME:
-        raise Invalid(f"the description is longer than {_LONGEST_NAME} characters; the rest belongs into the file")
-    newest = max((int(migration.id[:14]) for migration in read(folder)), default=0)
-    # after the newest, whatever the clock says: two in one second, or one from a clock ahead, would have no order
-    moment = max(int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), newest + 1)
-    up = folder / f"{moment}_{module}_{words}.sql"
-    down = up.with_suffix(".rollback.sql")
-    up.write_text(f"-- {module}: {' '.join(description.split())}\n", encoding="utf-8")
-    down.write_text(f"-- undoes {up.name}\n", encoding="utf-8")
-    return up, down
 
 
 class Migrator:
@@ -141,23 +89,11 @@ class Migrator:
             return self._status(connection)
 
     def _status(self, connection: psycopg.Connection[Any]) -> list[Status]:
-        tables = {
-            name
-            for (name,) in connection.execute(
-                "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
-                " AND table_name IN ('_migrations', '_migration_checksums')"
-            )
-        }
-        applied: dict[str, datetime] = {}
-        checksums: dict[str, str] = {}
-        if "_migrations" in tables:
-            applied = {
-                name: when.replace(tzinfo=UTC)
-                for name, when in connection.execute("SELECT migration_id, applied_at_utc FROM _migrations")
-            }
-        if "_migration_checksums" in tables:
-            checksums = dict(connection.execute("SELECT migration_id, sha256 FROM _migration_checksums").fetchall())
+        applied = _recorded(connection, TABLE, "SELECT migration_id, applied_at_utc FROM _migrations")
+        checksums = _recorded(connection, _CHECKSUMS, "SELECT migration_id, sha256 FROM _migration_checksums")
         files = {migration.id: migration for migration in read(self._folder)}
+        if applied and files and (first := min(applied)) < min(files) and first not in files:
+            raise _squashed(first)
         found: list[Status] = []
         for name in sorted(files.keys() | applied.keys()):
             state: State = "applied"
@@ -167,7 +103,7 @@ class Migrator:
                 state = "unknown"
             elif checksums.get(name, files[name].sha256) != files[name].sha256:
                 state = "edited"
-            found.append(Status(name, state, applied.get(name)))
+            found.append(Status(name, state, applied[name].replace(tzinfo=UTC) if name in applied else None))
         self.unknown = [s.id for s in found if s.state == "unknown"]
         return found
 
@@ -193,9 +129,7 @@ class Migrator:
         wanted = {s.id for s in status if s.state == "pending"}
         pending = [migration for migration in read(self._folder) if migration.id in wanted]
         for migration in pending:
-            lines = migration.path.read_bytes().splitlines()
-            if all(not line.strip() or line.lstrip().startswith(b"--") for line in lines):
-                raise BadMigration(f"{migration.path.name} has no statement yet; write it, or remove it")
+            migration.require_statement()
         return pending
 
     def up(self, report: Callable[[str], None]) -> list[str]:
@@ -213,19 +147,42 @@ class Migrator:
                 report(f"applied {migration.id} in {time.monotonic() - started:.2f} s")
             return [migration.id for migration in todo]
 
-    def down(self, report: Callable[[str], None]) -> str | None:
-        """Roll back the newest applied migration; return its id, or None when there is none. Raises as `up` does."""
+    def last(self, module: str = "") -> list[Migration]:
+        """Return what `down` would roll back, in its order. Raises as `down` does."""
+        return self._last(self.status(), module)
+
+    def _last(self, status: Sequence[Status], module: str) -> list[Migration]:
+        applied = {s.id: match["module"] for s in status if s.applied_at and (match := NAME.fullmatch(s.id))}
+        files = {migration.id: migration for migration in read(self._folder)}
+        modules = {*applied.values(), *(migration.module for migration in files.values())}
+        if module and module not in modules:
+            raise NotFound(
+                f"there are no migrations of {module!r}; modules with migrations: {', '.join(sorted(modules))}"
+            )
+        if module == "kernel" and (others := sorted({*applied.values()} - {"kernel"})):
+            raise Conflict(f"every module uses the tables of the kernel; roll back {', '.join(others)} first")
+        wanted = sorted((name for name, owner in applied.items() if module in ("", owner)), reverse=True)
+        wanted = wanted if module else wanted[:1]
+        if gone := [name for name in wanted if name not in files]:
+            raise BadMigration(f"{gone[0]} has no file here; roll back with the release that applied it")
+        return [files[name] for name in wanted]
+
+    def down(self, report: Callable[[str], None], module: str = "") -> list[str]:
+        """Roll back the newest applied migration, or all of a module, newest first; return the ids.
+
+        All or none, unless one of them is not transactional. Raises as `up` does; NotFound for an unknown module,
+        Conflict when another schema depends on what would be dropped.
+        """
+        self.last(module)  # before the lock, which makes tables
         with self._locked(report) as backend:
-            applied = [s for s in self._status(backend.connection) if s.applied_at is not None]
-            if not applied:
-                return None
-            newest = max(applied, key=lambda status: status.id)
-            files = {migration.id: migration for migration in read(self._folder)}
-            if newest.id not in files:
-                raise BadMigration(f"{newest.id} has no file here; roll back with the release that applied it")
-            self._step(backend, files[newest.id], "rollback")
-            report(f"rolled back {newest.id}")
-            return newest.id
+            todo = self._last(self._status(backend.connection), module)
+            is_atomic = all(_load(migration, self._folder).use_transactions for migration in todo)
+            with backend.transaction() if is_atomic else contextlib.nullcontext():
+                for migration in todo:
+                    self._step(backend, migration, "rollback")
+            for migration in todo:
+                report(f"rolled back {migration.id}")
+            return [migration.id for migration in todo]
 
     def stop(self) -> None:
         """Give up: stop waiting, begin no other migration, cancel the statement that runs. Safe to repeat."""
@@ -320,6 +277,11 @@ class Migrator:
             reason = " ".join(str(error).split())
             if isinstance(refusal_of(error), Unavailable):
                 raise Unavailable(f"{migration.path.name}: {direction} was interrupted: {reason}; try again") from error
+            if direction == "rollback" and error.sqlstate == _DEPENDED_ON:
+                detail = " ".join((error.diag.message_detail or reason).split())
+                raise Conflict(
+                    f"{migration.module} cannot be rolled back, roll back first what uses it: {detail}"
+                ) from error
             raise MigrationFailed(f"{migration.path.name}: {direction} failed: {reason}") from error
 
     def _log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, object]:
@@ -359,6 +321,21 @@ class Migrator:
         else:
             backend.unmark_one(step, log=False)
             backend.connection.execute("DELETE FROM _migration_checksums WHERE migration_id = %s", (migration.id,))
+
+
+def _recorded(connection: psycopg.Connection[Any], table: str, rows: LiteralString) -> dict[str, Any]:
+    """Return what a table of ours records of each applied migration; nothing when it does not exist."""
+    if connection.execute("SELECT to_regclass(%s) IS NULL", (table,)).fetchall() == [(True,)]:
+        return {}
+    return dict(connection.execute(rows).fetchall())
+
+
+def _squashed(first: str) -> Misconfigured:
+    """Return the refusal of a database whose oldest migration is older than all files here."""
+    error = Misconfigured(f"this database was made before the migrations were squashed, by {first}; use an empty one")
+    empty = "name an empty database in POSTGRES_DB, or delete .local/postgres if the server is embedded"
+    error.add_note(f"{empty}; then run: {product.NAME} migrate up")
+    return error
 
 
 def _load(migration: Migration, folder: Path) -> Any:

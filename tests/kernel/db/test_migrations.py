@@ -16,9 +16,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.kernel.db.migrations import NAME, BadMigration, MigrationFailed, Migrator, create, in_thread, read
+from app.kernel.db.migration_files import NAME, BadMigration, create, read
+from app.kernel.db.migrations import MigrationFailed, Migrator, in_thread
 from app.kernel.db.server import Server
-from app.kernel.errors import Unavailable
+from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.modules import MODULES
 from app.processes import PROCESSES
 from tests.conftest import TestDatabase
@@ -129,6 +130,34 @@ def test_the_migrations_of_this_repository_keep_to_the_rules() -> None:
     assert files == {*ups, *(name.replace(".sql", ".rollback.sql") for name in ups)}
     timestamps = [name[:14] for name in ups]
     assert len(set(timestamps)) == len(timestamps)
+    rollbacks = [path for path in folder.glob("*.rollback.sql") if re.search(r"DROP [^;]*CASCADE", path.read_text())]
+    assert rollbacks == [], "a rollback must fail while another module's schema depends on what it drops"
+
+
+UNDOCUMENTED = """
+    WITH owned AS (SELECT oid, nspname FROM pg_namespace WHERE nspname !~ '^pg_|^information_schema$|^public$')
+    SELECT nspname FROM owned WHERE obj_description(oid, 'pg_namespace') IS NULL
+    UNION ALL
+    SELECT nspname || '.' || relname FROM owned JOIN pg_class c ON relnamespace = owned.oid
+    WHERE relkind IN ('r', 'p', 'v', 'm') AND c.relname !~ '_[0-9]{8}$' AND obj_description(c.oid, 'pg_class') IS NULL
+    UNION ALL
+    SELECT nspname || '.' || relname || '.' || attname FROM owned JOIN pg_class c ON relnamespace = owned.oid
+    JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+    WHERE relkind IN ('r', 'p', 'v', 'm') AND NOT relispartition AND col_description(c.oid, attnum) IS NULL
+    UNION ALL
+    SELECT p.oid::regprocedure::text FROM owned JOIN pg_proc p ON pronamespace = owned.oid
+    WHERE obj_description(p.oid, 'pg_proc') IS NULL
+    UNION ALL
+    SELECT nspname || '.' || typname FROM owned JOIN pg_type t ON typnamespace = owned.oid
+    WHERE typtype IN ('e', 'd') AND obj_description(t.oid, 'pg_type') IS NULL
+"""
+
+
+def test_every_schema_table_column_function_and_type_has_a_comment(database: TestDatabase) -> None:
+    Schema(ROOT / "migrations", database).up()
+    assert database.all(UNDOCUMENTED) == []
+    database.run("CREATE TABLE kernel.bare (n int); CREATE TYPE kernel.kind AS ENUM ('a')")
+    assert {name for (name,) in database.all(UNDOCUMENTED)} == {"kernel.bare", "kernel.bare.n", "kernel.kind"}
 
 
 def test_rolling_back_all_of_the_migrations_of_this_repository_leaves_nothing_behind(database: TestDatabase) -> None:
@@ -138,10 +167,10 @@ def test_rolling_back_all_of_the_migrations_of_this_repository_leaves_nothing_be
     assert ids == [migration.id for migration in read(schema.folder)]
     full = objects(database)
     told: list[str] = []
-    undone = [schema.migrator().down(told.append) for _ in ids]
+    undone = [name for _ in ids for name in schema.migrator().down(told.append)]
     assert undone == ids[::-1]
     assert told == [f"rolled back {name}" for name in undone]
-    assert schema.migrator().down(told.append) is None
+    assert schema.migrator().down(told.append) == []
     left = {row for row in objects(database) - before if not row[2].startswith(BOOKKEEPING)}
     assert left == set()
     assert set(schema.states().values()) == {"pending"}
@@ -250,6 +279,68 @@ def test_creating_makes_ascending_names_even_within_one_second_and_when_another_
     assert up.name > "20991231235959_auth_from_the_future.sql"
     assert down.name == up.name.replace(".sql", ".rollback.sql")
     assert len(read(tmp_path)) == 5
+
+
+# Modules
+
+
+def shop(schema: Schema) -> list[str]:
+    """Apply migrations of two modules, one of them in between; return the ids of orders."""
+    schema.write(
+        "20260101000000_orders_one",
+        "CREATE SCHEMA orders; CREATE TABLE orders.orders (id int PRIMARY KEY)",
+        "DROP TABLE orders.orders; DROP SCHEMA orders",
+    )
+    schema.write("20260102000000_billing_one", "CREATE SCHEMA billing", "DROP SCHEMA billing")
+    schema.write("20260103000000_orders_two", "CREATE TABLE orders.lines (n int)", "DROP TABLE orders.lines")
+    schema.up()
+    return ["20260101000000_orders_one", "20260103000000_orders_two"]
+
+
+def test_a_module_is_rolled_back_alone_and_as_a_whole(schema: Schema) -> None:
+    one, two = shop(schema)
+    told: list[str] = []
+    assert [migration.id for migration in schema.migrator().last("orders")] == [two, one]
+    assert schema.migrator().down(told.append, "orders") == [two, one]
+    assert told == [f"rolled back {two}", f"rolled back {one}"]
+    assert schema.states() == {one: "pending", "20260102000000_billing_one": "applied", two: "pending"}
+    assert schema.database.all("SELECT to_regnamespace('orders'), to_regnamespace('billing')") == [(None, "billing")]
+    assert schema.migrator().down(told.append, "orders") == []
+    with pytest.raises(NotFound, match="no migrations of 'ordes'; modules with migrations: billing, orders"):
+        schema.migrator().down(told.append, "ordes")
+
+
+def test_a_module_that_another_schema_depends_on_is_not_rolled_back_not_even_in_part(schema: Schema) -> None:
+    ids = shop(schema)
+    schema.database.run("CREATE TABLE billing.invoices (order_id int REFERENCES orders.orders)")
+    told: list[str] = []
+    with pytest.raises(Conflict, match=r"orders .* on table billing\.invoices depends on table orders\.orders"):
+        schema.migrator().down(told.append, "orders")
+    assert told == []
+    assert {schema.states()[name] for name in ids} == {"applied"}
+    assert schema.database.all("SELECT count(*) FROM orders.lines") == [(0,)]
+    schema.database.run("DROP TABLE billing.invoices")
+    assert schema.migrator().down(told.append, "orders") == ids[::-1]
+
+
+def test_a_module_with_an_index_that_was_built_concurrently_is_rolled_back(schema: Schema) -> None:
+    ids = shop(schema)
+    schema.write(
+        "20260104000000_orders_index",
+        "-- transactional: false\nCREATE INDEX CONCURRENTLY IF NOT EXISTS lines_n ON orders.lines (n);\n",
+        "-- transactional: false\nDROP INDEX CONCURRENTLY IF EXISTS orders.lines_n;\n",
+    )
+    schema.up()
+    assert schema.migrator().down(lambda _: None, "orders") == ["20260104000000_orders_index", *ids[::-1]]
+
+
+def test_the_kernel_is_rolled_back_after_all_modules(schema: Schema) -> None:
+    schema.write("20260101000000_kernel_one", "CREATE TABLE one (n int)", "DROP TABLE one")
+    shop(schema)
+    with pytest.raises(Conflict, match="roll back billing, orders first"):
+        schema.migrator().down(lambda _: None, "kernel")
+    for module in ("orders", "billing", "kernel"):
+        assert schema.migrator().down(lambda _: None, module) != []
 
 
 # Failures

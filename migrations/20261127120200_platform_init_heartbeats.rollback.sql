@@ -1,0 +1,2 @@
+DROP TABLE platform.heartbeats;
+DROP SCHEMA platform;
