@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ import httpx
 import psycopg
 import pytest
 
+from app.kernel.config import load
+from app.kernel.process import Process
+from app.processes import new_process, sections
 from tests.support.leaks import WATCH, watched
 from tests.support.project import ROOT, Project, Running
 
@@ -183,6 +186,14 @@ def project(cli: Project, database: TestDatabase) -> Project:
     """The project on an empty database."""
     cli.env |= database.env
     return cli
+
+
+@pytest.fixture
+async def process(database: TestDatabase) -> AsyncIterator[Process]:
+    """A process in the loop of the test, with what all modules provide, on a database with the current schema."""
+    settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
+    async with new_process("run-test", settings).opened() as opened:
+        yield opened
 
 
 def log_in(project: Project, process: Running) -> httpx.Client:

@@ -7,10 +7,11 @@ from typing import Annotated
 import pytest
 
 from app.kernel.actions import Database, Doc, Transaction, change, read, task
+from app.kernel.config import Settings
 from app.kernel.module import Feature, Module
 from app.kernel.queue import InvalidDeclaration, Schedule, Task
 from app.modules import MODULES, modules
-from app.processes import PROCESSES, sections
+from app.processes import PROCESSES, new_process, sections
 from tests.support.manifests import problems
 from tests.support.project import Project
 
@@ -19,7 +20,8 @@ SCHEDULES = (Schedule(TASK, cron="* * * * *"),)
 
 
 def test_the_declarations_of_all_modules_are_right() -> None:
-    assert problems(modules(), sections(), PROCESSES) == []
+    providers = new_process("check", Settings("test")).providers
+    assert problems(modules(), providers, sections(), PROCESSES) == []
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ def test_what_is_wrong_is_said_with_its_place() -> None:
     right = Module(**{name: getattr(module, name) for name in ("package", "summary", "permissions", "schedules")},
                    features=module.features[:1], commands={"run-auth-http": "Wrong."}, serves=False)  # fmt: skip
     here = "tests.test_manifests.Broken"
-    assert [line for line in problems([module], [], []) if "names" in line] == [
+    assert [line for line in problems([module], {}, [], []) if "names" in line] == [
         "the manifest of the module tests names 'test_manifests:Brokn', but test_manifests.py has no Brokn",
         "the manifest of the module tests names 'setings:Settings', but there is no setings.py",
     ]
-    assert problems([right], [], PROCESSES) == [
+    assert problems([right], {}, [], PROCESSES) == [
         "the manifest of the module tests names 'cli:typer_app', but there is no cli.py",
         "tests: the permission 'other:things:read' is not tests:<resource>:<action>",
         f"{here}.list: the id 'other.list' does not begin with 'tests' and a full stop",

@@ -8,22 +8,23 @@ from typing import Any, get_args, get_type_hints
 
 from app.cli import COMMANDS
 from app.kernel.actions import Action, Doc, Signature, Work, declared
-from app.kernel.actions.compose import MissingProvider, check
+from app.kernel.actions.compose import MissingProvider, Providers, check
 from app.kernel.decoding import name_outside
 from app.kernel.module import Module
-from app.kernel.providers import PROVIDERS
 from app.kernel.queue import InvalidDeclaration
 
 PERMISSION = re.compile(r"[a-z_]+(:[a-z_]+){1,2}")
 
 
-def problems(modules: Iterable[Module], sections: Iterable[type[Any]], processes: Iterable[str]) -> list[str]:
+def problems(
+    modules: Iterable[Module], providers: Providers, sections: Iterable[type[Any]], processes: Iterable[str]
+) -> list[str]:
     """Return everything that is wrong with some modules, a line each."""
     known = list(modules)
     return [
         *(line for module in known for line in _names(module)),
         *(line for module in known for line in _loaded(module, lambda m: _declarations(m, known))),
-        *(line for module in known for line in _loaded(module, lambda m: _composition(m, known, list(sections)))),
+        *(line for module in known for line in _loaded(module, lambda m: _composition(m, providers, list(sections)))),
         *_duplicates(known, processes),
     ]
 
@@ -96,11 +97,8 @@ def _has_doc(hint: Any) -> bool:
     )
 
 
-def _composition(module: Module, known: list[Module], sections: list[type[Any]]) -> Iterator[str]:
+def _composition(module: Module, providers: Providers, sections: list[type[Any]]) -> Iterator[str]:
     """Check that every feature can be made, and that every scheduled task is run."""
-    providers = {
-        kind: provider for found in (PROVIDERS, *(m.provided() for m in known)) for kind, provider in found.items()
-    }
     for kind in module.feature_classes():
         try:
             check(kind, providers, sections)

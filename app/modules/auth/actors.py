@@ -58,11 +58,11 @@ class ActorRef:
 class NewActor:
     """A new actor. A service account has no password; it uses API keys."""
 
-    type: ActorType
+    type: Annotated[ActorType, Doc("Type of the actor.")]
     username: Username
     password: Password | None = field(default=None, repr=False)
-    is_active: bool = True
-    is_superuser: bool = False
+    is_active: Annotated[bool, Doc("Whether the actor can sign in.")] = True
+    is_superuser: Annotated[bool, Doc("Whether the actor holds every permission.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,11 @@ class ActorChange:
     """What to change; what is absent stays."""
 
     id: Annotated[UUID, Doc("Id of the actor.")]
-    type: ActorType | None = None
+    type: Annotated[ActorType | None, Doc("Type of the actor.")] = None
     username: Username | None = None
     password: Password | None = field(default=None, repr=False)
-    is_active: bool | None = None
-    is_superuser: bool | None = None
+    is_active: Annotated[bool | None, Doc("Whether the actor can sign in.")] = None
+    is_superuser: Annotated[bool | None, Doc("Whether the actor holds every permission.")] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ class NewApiKey:
     """A new key: whose it is, what it is for, what it may do at most, and for how long."""
 
     id: Annotated[UUID, Doc("Id of the service account.")]
-    name: Annotated[str, Len(1, 64)]
+    name: Annotated[str, Len(1, 64), Doc("What the key is for.")]
     permissions: Permissions
-    expires_in_days: Annotated[int, Interval(ge=1, le=3650)] = 365
+    expires_in_days: Annotated[int, Interval(ge=1, le=3650), Doc("Days until the key expires.")] = 365
 
 
 @dataclass(frozen=True, slots=True)

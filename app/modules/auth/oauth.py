@@ -10,7 +10,7 @@ from uuid import UUID
 
 from annotated_types import Len
 
-from app.kernel.actions import BasicAuth, Caller, Database, change, read
+from app.kernel.actions import BasicAuth, Caller, Database, Doc, change, read
 from app.kernel.audit import Audit
 from app.kernel.db import now
 from app.kernel.errors import RateLimited, Unauthenticated
@@ -55,11 +55,11 @@ _METHODS = ["client_secret_basic", "client_secret_post"]
 class TokenRequest:
     """What the token endpoint understands; other parameters are ignored, as the standard demands."""
 
-    grant_type: Annotated[str, Len(0, 64)] = ""
-    scope: Annotated[str, Len(0, 4096)] = ""
-    client_id: Annotated[str, Len(0, 256)] = ""
-    client_secret: Annotated[str, Len(0, 256)] = field(default="", repr=False)
-    refresh_token: Annotated[str, Len(0, 512)] = field(default="", repr=False)
+    grant_type: Annotated[str, Len(0, 64), Doc("client_credentials or refresh_token.")] = ""
+    scope: Annotated[str, Len(0, 4096), Doc("Permissions, separated by spaces.")] = ""
+    client_id: Annotated[str, Len(0, 256), Doc("Client id, unless in the Authorization header.")] = ""
+    client_secret: Annotated[str, Len(0, 256), Doc("Client secret, likewise optional.")] = field(default="", repr=False)
+    refresh_token: Annotated[str, Len(0, 512), Doc("Refresh token to exchange.")] = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class TokenResponse:
 class TokenInQuestion:
     """The token that is asked about or to be revoked."""
 
-    token: Annotated[str, Len(1, 4096)] = field(repr=False)
-    client_id: Annotated[str, Len(0, 256)] = ""
-    client_secret: Annotated[str, Len(0, 256)] = field(default="", repr=False)
+    token: Annotated[str, Len(1, 4096), Doc("Access token, refresh token or API key.")] = field(repr=False)
+    client_id: Annotated[str, Len(0, 256), Doc("Client id, unless in the Authorization header.")] = ""
+    client_secret: Annotated[str, Len(0, 256), Doc("Client secret, likewise optional.")] = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

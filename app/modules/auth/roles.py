@@ -80,7 +80,7 @@ class ActorRolesWanted:
     """The roles that an actor is to have, in place of those it has."""
 
     id: Annotated[UUID, Doc("Id of the actor.")]
-    role_ids: Annotated[list[UUID], Len(0, 100)]
+    role_ids: Annotated[list[UUID], Len(0, 100), Doc("Ids of the roles.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Len
 
-from app.kernel.actions import Database, change
+from app.kernel.actions import Database, Doc, change
 from app.kernel.audit import Audit
 from app.kernel.errors import RateLimited
 from app.modules.auth.domain.limits import LOCKED_FROM, Limit, limit_of_name
@@ -37,7 +37,7 @@ from app.modules.auth.settings import AuthSettings
 class Reauthentication:
     """The caller's password, once more."""
 
-    current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class PendingTotp:
 class FirstOtp:
     """The first one-time password of the authenticator app."""
 
-    otp: Annotated[str, Len(6, 64)] = field(repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password of the authenticator app.")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class RecoveryCodes:
 class FullReauthentication:
     """The caller's password, and a one-time password or a recovery code."""
 
-    current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
-    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
+    current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.")] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from uuid import UUID
 from annotated_types import Len
 from loguru import logger
 
-from app.kernel.actions import BearerToken, Caller, Database, Transaction, change, read
+from app.kernel.actions import BearerToken, Caller, Database, Doc, Transaction, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.identifiers import uuid7
@@ -62,9 +62,9 @@ from app.modules.auth.tokens import Tokens
 class Credentials:
     """What proves who somebody is."""
 
-    username: Annotated[str, Len(1, 256)]
-    password: Annotated[str, Len(1, 1024)] = field(repr=False)
-    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
+    username: Annotated[str, Len(1, 256), Doc("Username, in any case.")]
+    password: Annotated[str, Len(1, 1024), Doc("Password.")] = field(repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.")] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class LoggedIn:
 class RefreshToken:
     """A refresh token as it was issued."""
 
-    refresh_token: Annotated[str, Len(1, 512)] = field(repr=False)
+    refresh_token: Annotated[str, Len(1, 512), Doc("Refresh token of the session.")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +95,16 @@ class Me:
 class NewPassword:
     """The present password, the one to come, and a one-time password if there is a second factor."""
 
-    current_password: Annotated[str, Len(1, 1024)] = field(repr=False)
+    current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
     new_password: Password = field(repr=False)
-    otp: Annotated[str, Len(6, 64)] | None = field(default=None, repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.")] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """The permission that the request needs; none: a live session is enough."""
 
-    permission: Annotated[str, Len(1, 128)] | None = None
+    permission: Annotated[str, Len(1, 128), Doc("Permission that the caller must hold.")] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from uuid import UUID
 from annotated_types import Len
 
 from app.kernel.errors import Conflict, Invalid, NotFound
-from app.kernel.fields import Rule
+from app.kernel.fields import Doc, Rule
 
 ActorType = Literal["user", "admin", "service_acc"]
 
@@ -19,9 +19,14 @@ SUPERUSER = "auth:superuser"
 
 _USERNAME_LENGTH = range(3, 65)
 _PASSWORD_LENGTH = range(8, 257)
-Username = Annotated[str, Len(1, 256), Rule(r"^[^\x00-*,/:-?\[-^`{-\x7f]*$", min_length=3, max_length=64)]
+Username = Annotated[
+    str,
+    Len(1, 256),
+    Rule(r"^[^\x00-*,/:-?\[-^`{-\x7f]*$", min_length=3, max_length=64),
+    Doc("Username, unique in any case."),
+]
 """A username to be; of ASCII only letters, digits and . _ - @ + can be in it."""
-Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256)]
+Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc("New password.")]
 """A password to be."""
 
 

@@ -10,12 +10,12 @@ from uuid import UUID
 from annotated_types import Len
 
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound
-from app.kernel.fields import Rule
+from app.kernel.fields import Doc, Rule
 from app.kernel.operations import Caller
 from app.modules.auth.domain.actors import SUPERUSER
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
-Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0, 1000)]
+Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0, 1000), Doc("Permissions.")]
 """Permissions to be granted."""
 
 

@@ -1,0 +1,53 @@
+"""Orders in `orders.orders`."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.modules.orders.domain import Order, State
+
+from app.kernel.db import Queries, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresOrders:
+    """Orders in `orders.orders`."""
+
+    async def add(self, tx: Transaction, order_id: UUID, item: str, quantity: int, limit: int) -> Order | None:
+        """Store a new order; return it, or None when `limit` orders are open already.
+
+        Concurrent calls may each find room for one more.
+        """
+        sql = """
+            INSERT INTO orders.orders (id, item, quantity)
+            SELECT %s, %s, %s WHERE (SELECT count(*) FROM orders.orders WHERE state = 'placed') < %s
+            RETURNING id, item, quantity, state, created_at
+        """
+        row = await tx.one(sql, (order_id, item, quantity, limit))
+        return None if row is None else Order(*row)
+
+    async def page(self, db: Queries, state: State | None, limit: int, after: UUID | None) -> list[Order]:
+        """Return orders, newest first, those after one."""
+        sql = """
+            SELECT id, item, quantity, state, created_at FROM orders.orders
+            WHERE (%(state)s::text IS NULL OR state = %(state)s) AND (%(after)s::uuid IS NULL OR id < %(after)s)
+            ORDER BY id DESC LIMIT %(limit)s
+        """
+        return [Order(*row) for row in await db.all(sql, {"state": state, "after": after, "limit": limit})]
+
+    async def locked(self, tx: Transaction, order_id: UUID) -> Order | None:
+        """Return an order, which nobody else changes until the transaction ends."""
+        sql = "SELECT id, item, quantity, state, created_at FROM orders.orders WHERE id = %s FOR UPDATE"
+        row = await tx.one(sql, (order_id,))
+        return None if row is None else Order(*row)
+
+    async def set_state(self, tx: Transaction, order_id: UUID, state: State) -> None:
+        """Change the state of an order."""
+        await tx.run("UPDATE orders.orders SET state = %s WHERE id = %s", (state, order_id))
+
+    async def delete_cancelled(self, db: Queries, retention_s: float) -> int:
+        """Delete orders that were cancelled and placed more than so many seconds ago; return how many."""
+        sql = """
+            DELETE FROM orders.orders
+            WHERE state = 'cancelled' AND created_at < now() - make_interval(secs => %s)
+        """
+        return await db.run(sql, (retention_s,))

@@ -1,0 +1,49 @@
+"""Orders on a real database, in this process."""
+
+from dataclasses import replace
+
+import pytest
+from app.modules.orders.domain import OrderNotFound, OrderPacked, TooManyOrders
+from app.modules.orders.orders import NewOrder, OrderRef, Orders, OrdersWanted
+from app.modules.orders.settings import OrdersSettings
+
+from app.kernel.actions import Database, Note
+from app.kernel.actions.compose import make
+from app.kernel.process import Process
+from tests.conftest import TestDatabase
+
+
+async def test_an_order_that_was_packed_is_not_cancelled(process: Process) -> None:
+    db, orders = await make(process, Database), await make(process, Orders)
+    async with db.begin() as tx:
+        order = await orders.place(tx, NewOrder("tea"), Note())
+        await orders.pack(tx, OrderRef(order.id))
+        with pytest.raises(OrderPacked):
+            await orders.cancel(tx, OrderRef(order.id), Note())
+
+
+async def test_a_cancelled_order_is_not_packed(process: Process) -> None:
+    db, orders = await make(process, Database), await make(process, Orders)
+    async with db.begin() as tx:
+        order = await orders.place(tx, NewOrder("tea"), Note())
+        await orders.cancel(tx, OrderRef(order.id), Note())
+        await orders.pack(tx, OrderRef(order.id))
+    assert [found.state for found in (await orders.list(db, OrdersWanted())).items] == ["cancelled"]
+
+
+async def test_no_more_orders_are_open_than_the_settings_allow(process: Process, database: TestDatabase) -> None:
+    # in place of what the settings say
+    process.made[OrdersSettings] = replace(process.settings[OrdersSettings], max_open=1)
+    db, orders = await make(process, Database), await make(process, Orders)
+    async with db.begin() as tx:
+        await orders.place(tx, NewOrder("tea"), Note())
+        with pytest.raises(TooManyOrders):
+            await orders.place(tx, NewOrder("coffee"), Note())
+    assert database.all("SELECT type FROM kernel.events") == [("orders.order_placed",)]
+
+
+async def test_an_unknown_order_cannot_be_cancelled(process: Process) -> None:
+    db, orders = await make(process, Database), await make(process, Orders)
+    async with db.begin() as tx:
+        with pytest.raises(OrderNotFound):
+            await orders.cancel(tx, OrderRef(process.id), Note())
