@@ -107,4 +107,4 @@ class Module:
 
     def groups(self) -> dict[str, str]:
         """Return the groups of commands, each with what it is for."""
-        return {**self.commands, **{f.group: f.summary for f in self.features if f.group}}
+        return {**self.commands, **{f.group: f.summary for f in self.features if f.summary}}

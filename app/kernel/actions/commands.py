@@ -13,6 +13,7 @@ from app.kernel.actions import Action, Doc, Signature, declared
 from app.kernel.actions.columns import Columns
 from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.cli import can_ask, confirm, moment, print_details, print_json, print_page
+from app.kernel.cli import group as new_group
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid
 from app.kernel.operations import operator
@@ -32,12 +33,18 @@ class RunOnce(Protocol):
 
 
 def add_commands(group: typer.Typer, name: str, features: Iterable[type[Any]], run_once: RunOnce) -> None:
-    """Add to a group the commands that some features declare for it."""
+    """Add to a group the commands that some features declare for it, and a group for each word between."""
+    groups = {name: group}
     for feature in features:
         for _, action, signature in declared(feature):
             if isinstance(action, Action) and action.command.split()[:1] == [name]:
-                verb = action.command.removeprefix(name).strip()
-                group.command(verb, help=_help(feature, action))(_function(feature, action, signature, run_once))
+                within, _, verb = action.command.rpartition(" ")
+                if within not in groups:
+                    groups[within] = new_group(inspect.getdoc(feature) or "")
+                    group.add_typer(groups[within], name=within.removeprefix(f"{name} "))
+                groups[within].command(verb, help=_help(feature, action))(
+                    _function(feature, action, signature, run_once)
+                )
 
 
 def _help(feature: type[Any], action: Action) -> str:

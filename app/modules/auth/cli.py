@@ -1,23 +1,19 @@
-"""Commands of auth."""
+"""Commands of auth that do not fit a declaration: they ask for a password."""
 
 import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.commands.once import run_once
-from app.kernel.cli import Json, can_ask, group, print_json, print_table
+from app.kernel.cli import Json, can_ask, group, print_json
 from app.kernel.errors import Invalid, Refusal
 
 if TYPE_CHECKING:
     from app.kernel.process import Process
-    from app.modules.auth.domain.keys import ListedKey
-    from app.modules.auth.keys import Rotated
-    from app.modules.auth.usecases.create_superuser import Superuser
-    from app.modules.auth.usecases.reset_password import Reset
-    from app.modules.auth.usecases.reset_second_factor import WithoutSecondFactor
 
+Username = Annotated[str, typer.Option(help="Username of the actor.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="Read the password from a file.")]
 NoInput = Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")]
@@ -28,17 +24,13 @@ _app = group("Actors, passwords and keys.")
 
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
+    """Return the group."""
     return _app
-
-
-@_app.callback()
-def _group() -> None:
-    """Actors, passwords and keys."""
 
 
 @_app.command()
 def create_superuser(
-    username: Annotated[str, typer.Option(help="Name to sign in with.")],
+    username: Username,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
     no_input: NoInput = False,
@@ -52,26 +44,12 @@ def create_superuser(
       app auth create-superuser --username root --password-file /run/secrets/root
       pwgen -s 24 1 | app auth create-superuser --username root --password-stdin
     """
-    password = _password(password_stdin, password_file, no_input)
-
-    async def work(p: "Process") -> "Superuser":
-        from app.kernel.operations import operator
-        from app.modules.auth import wiring
-
-        return await (await p.use(wiring.recovery)).create_superuser(operator(), username, password)
-
-    made = run_once("auth create-superuser", work)
-    if as_json:
-        print_json(made)
-    elif made.created:
-        typer.echo(f"created the superuser {made.username} ({made.id})")
-    else:
-        typer.echo(f"the superuser {made.username} exists already ({made.id}); nothing was changed")
+    _run("auth.create_superuser", username, _password(password_stdin, password_file, no_input), as_json)
 
 
 @_app.command()
 def reset_password(
-    username: Annotated[str, typer.Option(help="Whose password.")],
+    username: Username,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
     no_input: NoInput = False,
@@ -83,116 +61,21 @@ def reset_password(
     Examples:
       app auth reset-password --username root
     """
-    password = _password(password_stdin, password_file, no_input)
-
-    async def work(p: "Process") -> "Reset":
-        from app.kernel.operations import operator
-        from app.modules.auth import wiring
-
-        return await (await p.use(wiring.recovery)).reset_password(operator(), username, password)
-
-    done = run_once("auth reset-password", work)
-    if as_json:
-        print_json(done)
-    else:
-        typer.echo(f"{done.username} has a new password; {done.sessions_ended} sessions ended")
+    _run("auth.reset_password", username, _password(password_stdin, password_file, no_input), as_json)
 
 
-@_app.command()
-def reset_second_factor(
-    username: Annotated[str, typer.Option(help="Whose second factor.")], as_json: Json = False
-) -> None:
-    """Remove the second factor of an actor who has lost it. Ends all of its sessions; the password stays.
-
-    Make sure who asks: afterwards the password alone is enough.
-
-    \b
-    Examples:
-      app auth reset-second-factor --username ann
-    """
-
-    async def work(p: "Process") -> "WithoutSecondFactor":
-        from app.kernel.operations import operator
-        from app.modules.auth import wiring
-
-        return await (await p.use(wiring.reset_second_factor))(operator(), username)
-
-    done = run_once("auth reset-second-factor", work)
-    if as_json:
-        print_json(done)
-    else:
-        typer.echo(f"{done.username} has no second factor any more; {done.sessions_ended} sessions ended")
-
-
-@_app.command()
-def unlock(username: Annotated[str, typer.Option(help="Whose name is locked.")], as_json: Json = False) -> None:
-    """Lift the lock that failed sign-ins have put on a name. Safe to repeat.
-
-    \b
-    Examples:
-      app auth unlock --username root
-    """
-
-    async def work(p: "Process") -> bool:
-        from app.kernel.operations import operator
-        from app.modules.auth import wiring
-
-        return await (await p.use(wiring.recovery)).unlock(operator(), username)
-
-    unlocked = run_once("auth unlock", work)
-    if as_json:
-        print_json({"username": username, "unlocked": unlocked})
-    else:
-        typer.echo(f"{username} can sign in again" if unlocked else f"{username} was not locked")
-
-
-_keys = group("Signing keys.")
-_app.add_typer(_keys, name="keys")
-
-
-@_keys.command("list")
-def list_keys(as_json: Json = False) -> None:
-    """List the signing keys, newest first. The newest one signs, the others verify until their tokens have expired.
-
-    \b
-    Examples:
-      app auth keys list
-    """
-
-    async def work(p: "Process") -> "list[ListedKey]":
-        from app.kernel.actions.compose import make
-        from app.modules.auth.keyring import Keyring
-
-        return await (await make(p, Keyring)).listed()
-
-    found = run_once("auth keys list", work)
-    if as_json:
-        print_json({"items": found})
-    else:
-        rows = [(k.kid, k.algorithm, f"{k.created_at:%Y-%m-%d %H:%M:%S}Z", "yes" if k.signs else "") for k in found]
-        print_table(("key", "algorithm", "created at", "signs"), rows)
-
-
-@_keys.command("rotate")
-def rotate_keys(as_json: Json = False) -> None:
-    """Sign with a new key. Running processes follow within half a minute; tokens of the former key stay valid.
-
-    \b
-    Examples:
-      app auth keys rotate
-    """
-
-    async def work(p: "Process") -> "Rotated":
+def _run(action: str, username: str, password: str, as_json: bool) -> None:
+    async def work(p: "Process") -> Any:
         from app.kernel.actions.compose import Operations, operations
-        from app.modules.auth.keys import SigningKeys
+        from app.modules.auth.recovery import Credentials, Recovery
 
-        return await Operations(await operations(p, [SigningKeys]))("auth.rotate_keys")
+        return await Operations(await operations(p, [Recovery]))(action, Credentials(username, password))
 
-    rotated = run_once("auth keys rotate", work)
+    done = run_once(action.replace(".", " ").replace("_", "-"), work)
     if as_json:
-        print_json(rotated)
+        print_json(done)
     else:
-        typer.echo(f"the new key {rotated.kid} signs; {len(rotated.forgotten)} old keys were forgotten")
+        typer.echo(str(done))
 
 
 def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:

@@ -26,6 +26,9 @@ class Rotated:
     kid: str
     forgotten: list[str]
 
+    def __str__(self) -> str:
+        return f"the new key {self.kid} signs; {len(self.forgotten)} old keys were forgotten"
+
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
@@ -39,7 +42,7 @@ class SigningKeys:
         """Publish the public keys, for those who verify access tokens themselves. Safe to repeat."""
         return KeySet(await self.keyring.public())
 
-    @read("auth.list_keys")
+    @read("auth.list_keys", command="auth keys list")
     async def list(self) -> Page[ListedKey]:
         """List the signing keys, newest first.
 
@@ -47,11 +50,11 @@ class SigningKeys:
         """
         return Page(await self.keyring.listed())
 
-    @change("auth.rotate_keys")
+    @change("auth.rotate_keys", command="auth keys rotate")
     async def rotate(self, tx: Transaction, note: Note) -> Rotated:
         """Sign with a new key. Running processes follow within half a minute; tokens of the former key stay valid.
 
-        Return the new key. Not safe to repeat: each makes one.
+        Not safe to repeat: each run makes a new key.
         """
         overlap = timedelta(seconds=self.settings.access_token_ttl + 60)
         kid, forgotten = await self.keyring.rotate(tx, await now(tx) - overlap)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
+
+from app.kernel.actions.columns import Column, Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +15,10 @@ class ListedKey:
     algorithm: str
     created_at: datetime
     signs: bool
+
+    columns: ClassVar[Columns] = (
+        Column("key", "kid"),
+        Column("algorithm"),
+        Column("created at"),
+        Column("signs", lambda key: "yes" if key.signs else ""),
+    )

@@ -1,0 +1,160 @@
+"""Recovery: what operators do at a terminal for those who cannot sign in."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+from uuid import UUID
+
+from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change
+from app.kernel.audit import Audit
+from app.kernel.errors import Invalid
+from app.kernel.identifiers import uuid7
+from app.kernel.queue import Queue
+from app.modules.auth.domain.actors import Actor, ActorNotFound, UsernameExists, username_key
+from app.modules.auth.domain.limits import limit_of_name
+from app.modules.auth.domain.second_factor import NoSecondFactor
+from app.modules.auth.passwords import Passwords
+from app.modules.auth.portal import ActorCreated, PasswordChanged
+from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.limits import Limits
+from app.modules.auth.postgres.second_factors import SecondFactors
+from app.modules.auth.postgres.sessions import PostgresSessions
+
+
+@dataclass(frozen=True, slots=True)
+class NamedActor:
+    """An actor, by its name."""
+
+    username: Annotated[str, Doc("Username of the actor.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A username, and the password that it is to have."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Superuser:
+    """The superuser, and whether this call created it."""
+
+    id: UUID
+    username: str
+    created: bool
+
+    def __str__(self) -> str:
+        if self.created:
+            return f"created the superuser {self.username} ({self.id})"
+        return f"the superuser {self.username} exists already ({self.id}); nothing was changed"
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordReset:
+    """Whose password was reset, and how many sessions that ended."""
+
+    username: str
+    sessions_ended: int
+
+    def __str__(self) -> str:
+        return f"{self.username} has a new password; {self.sessions_ended} sessions ended"
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactorReset:
+    """Whose second factor was removed, and how many sessions that ended."""
+
+    username: str
+    sessions_ended: int
+
+    def __str__(self) -> str:
+        return f"{self.username} has no second factor any more; {self.sessions_ended} sessions ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """Whether there was a lock to lift."""
+
+    username: str
+    unlocked: bool
+
+    def __str__(self) -> str:
+        return f"{self.username} can sign in again" if self.unlocked else f"{self.username} was not locked"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Let operators create a superuser, and let people in again."""
+
+    actors: PostgresActors
+    sessions: PostgresSessions
+    second_factors: SecondFactors
+    limits: Limits
+    passwords: Passwords
+    queue: Queue
+    audit: Audit
+
+    @change("auth.create_superuser")
+    async def create_superuser(self, db: Database, caller: Caller, new: Credentials) -> Superuser:
+        """Create an active superuser who signs in with a password.
+
+        Safe to repeat and to run many times at once: one is created, and its password stays. Raises InvalidUsername,
+        WeakPassword; UsernameExists when the name belongs to an actor who is no superuser.
+        """
+        key = username_key(new.username)
+        password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
+        actor_id = uuid7()
+        async with db.begin() as tx:  # begun when the password is hashed: it holds a connection
+            if await self.actors.add_superuser(tx, actor_id, new.username, key, password_hash):
+                await self.audit.record(tx, caller, "auth.create_superuser", target=actor_id)
+                await self.queue.publish(tx, ActorCreated(actor_id, "admin", new.username))
+                return Superuser(actor_id, new.username, created=True)
+            found = await self.actors.by_username(tx, key)
+        if found is None or not found[0].is_superuser:
+            raise UsernameExists(f"the username {new.username} belongs to an actor who is no superuser; choose another")
+        return Superuser(found[0].id, found[0].username, created=False)
+
+    @change("auth.reset_password")
+    async def reset_password(self, db: Database, caller: Caller, new: Credentials) -> PasswordReset:
+        """Set a new password for an actor, end its sessions, and lift the lock of its name.
+
+        Safe to repeat. Raises ActorNotFound, WeakPassword; Invalid for a service account.
+        """
+        username_key(new.username)
+        password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
+        async with db.begin() as tx:  # begun when the password is hashed: it holds a connection
+            actor = await self._named(tx, new.username)
+            if actor.type == "service_acc":
+                raise Invalid(f"{actor.username} is a service account: it has API keys and no password")
+            await self.actors.set_password(tx, actor.id, password_hash)
+            ended = await self.sessions.end_all(tx, actor.id)
+            await self.limits.forget(tx, limit_of_name(new.username, actor.id))
+            await self.audit.record(tx, caller, "auth.reset_password", target=actor.id, sessions_ended=ended)
+            await self.queue.publish(tx, PasswordChanged(actor.id))
+        return PasswordReset(actor.username, ended)
+
+    @change("auth.reset_second_factor", command="auth reset-second-factor", examples=("--username ann",))
+    async def reset_second_factor(self, tx: Transaction, lost: NamedActor, note: Note) -> SecondFactorReset:
+        """Remove the second factor of an actor who has lost it. Ends all of its sessions; the password stays.
+
+        Make sure who asks: afterwards the password alone is enough.
+        """
+        actor = await self._named(tx, lost.username)
+        if not await self.second_factors.remove(tx, actor.id):
+            raise NoSecondFactor(f"{actor.username} has no second factor")
+        ended = await self.sessions.end_all(tx, actor.id)
+        note.target, note.details["sessions_ended"] = actor.id, ended
+        return SecondFactorReset(actor.username, ended)
+
+    @change("auth.unlock", command="auth unlock", examples=("--username root",))
+    async def unlock(self, tx: Transaction, locked: NamedActor, note: Note) -> Unlocked:
+        """Lift the lock that failed sign-ins have put on a name. Safe to repeat."""
+        actor = await self._named(tx, locked.username)
+        note.target = actor.id
+        return Unlocked(locked.username, await self.limits.forget(tx, limit_of_name(locked.username, actor.id)))
+
+    async def _named(self, tx: Transaction, username: str) -> Actor:
+        found = await self.actors.by_username(tx, username_key(username))
+        if found is None:
+            raise ActorNotFound(f"there is no actor {username}")
+        return found[0]
