@@ -64,6 +64,10 @@ migrate-up: install
 migrate-down: install
     {{python}} -m app migrate down
 
+# rename a clone: package, command, distribution and documents: just rename acme
+rename name: install
+    {{python}} .ci/rename.py "$1"
+
 # measure against the peers, in an environment of their own
 bench *names="startup http auth telemetry":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench

@@ -25,11 +25,11 @@ COMMANDS = {
 }
 
 EXAMPLES = f"""\
-  {NAME} run-all-in-one                          everything, PostgreSQL embedded
+  {NAME} run-all-in-one                          everything in one process
   {NAME} auth create-superuser --username root   the first account
-  {NAME} migrate status                          what is applied, what is pending
-  {NAME} config explain postgres.host            a setting, and where it comes from
-  {NAME} --install-completion                    complete commands with Tab"""
+  {NAME} migrate status                          the state of the schema
+  {NAME} config explain postgres.host            a setting and its source
+  {NAME} --install-completion                    completion with Tab"""
 
 _OPTIONS = {
     "--version": "Show the version and exit.",

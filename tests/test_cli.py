@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 from typer.main import get_command
 
-import app
 from app.cli import EXAMPLES, command, main, root_help, table
-from app.kernel.product import NAME
+from app.kernel.product import NAME, VERSION
 from app.processes import PROCESSES
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
@@ -48,7 +47,7 @@ def tree() -> Iterator[Node]:
                 yield from below(Node((*node.path, name), found))
 
     for name, (module, _) in table().items():
-        yield from below(Node((name,), get_command(import_module(module, app.__name__).typer_app(name))))
+        yield from below(Node((name,), get_command(import_module(module, NAME).typer_app(name))))
 
 
 NODES = {" ".join(node.path): node for node in tree()}
@@ -163,7 +162,7 @@ def test_help_as_a_process_is_on_stdout_without_arguments_on_stderr(cli: Project
 def test_the_version_is_that_of_the_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str]
 ) -> None:
-    assert run_here(capsys, monkeypatch, *args) == (0, f"{app.__version__}\n", "")
+    assert run_here(capsys, monkeypatch, *args) == (0, f"{VERSION}\n", "")
 
 
 def test_the_installed_script_is_this_command_line() -> None:
