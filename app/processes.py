@@ -6,12 +6,14 @@ Reading this table loads nothing; each service imports what it needs when its pr
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from app.modules import modules
 
 if TYPE_CHECKING:
     from app.kernel.config import Section, Settings
+    from app.kernel.errors import Constraints
     from app.kernel.module import Module
     from app.kernel.process import Process, Service
 
@@ -130,7 +132,13 @@ def new_process(name: str, settings: "Settings") -> "Process":
     providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
     providers[Catalogue] = lambda _: value(Catalogue(permissions))
-    return Process(name, settings, ROOT, providers, migrates=name.startswith("run-"), data=DATA)
+    migrates = name.startswith("run-")
+    return Process(name, settings, ROOT, providers, migrates=migrates, data=DATA, constraints=constraints())
+
+
+def constraints() -> "Constraints":
+    """Return what it means when a constraint is violated. Each refusal is imported when it is needed."""
+    return {name: partial(module.load, kind) for module in modules() for name, kind in module.constraints.items()}
 
 
 def sections() -> "list[type[Section]]":

@@ -12,7 +12,7 @@ import pytest
 
 from app.kernel.audit import Audit
 from app.kernel.db import Queries
-from app.kernel.errors import RateLimited
+from app.kernel.errors import RateLimited, Refusal
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Origin
 from app.kernel.queue import JobExists, Task
@@ -31,6 +31,7 @@ from app.modules.auth.postgres.roles import PostgresRoles
 from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import PostgresSessions
 from app.modules.auth.sealing import Sealer
+from app.processes import constraints
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -184,6 +185,12 @@ def test_every_unique_constraint_and_foreign_key_is_raced_for_or_cannot_be(bench
     existing = {name for (name,) in bench.test.all(UNIQUE)}
     assert existing == RACES.keys() | CANNOT.keys()
     assert not RACES.keys() & CANNOT.keys()
+
+
+def test_every_constraint_in_a_manifest_exists_and_names_a_refusal(bench: Bench) -> None:  # noqa: F811
+    existing = {name for (name,) in bench.test.all(UNIQUE)}
+    assert constraints().keys() <= existing
+    assert all(issubclass(load(), Refusal) for load in constraints().values())
 
 
 async def waits(bench: Bench, second: "asyncio.Task[Any]") -> None:  # noqa: F811

@@ -1,5 +1,6 @@
 """Six kinds of refusal. A module subclasses one with a `code` and a `title`; adapters translate the kind, once."""
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 
@@ -81,3 +82,7 @@ class RateLimited(Unavailable):
 
     code = "RATE_LIMITED"
     title = "Too many attempts"
+
+
+Constraints = Mapping[str, Callable[[], type[Refusal]]]
+"""What the violation of `schema.constraint` is refused with, whoever loses a race for it."""

@@ -47,6 +47,8 @@ class Module:
     handlers: str = ""
     routes: str = ""
     commands: Mapping[str, str] = field(default_factory=dict[str, str])
+    constraints: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the loser of a race is told: `schema.constraint` to the refusal, as `file:Class`."""
     serves: bool = True
     """False when no action of its features has a route, so that there is no run-NAME-http."""
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from loguru import logger
 
 from app.kernel.config import ProcessSettings, Settings
-from app.kernel.errors import Unavailable
+from app.kernel.errors import Constraints, Unavailable
 from app.kernel.text import said
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Process:
         *,
         migrates: bool = True,
         data: Path | None = None,
+        constraints: Constraints | None = None,
     ) -> None:
         """A process that does not migrate warns of pending migrations, and goes on as far as it can."""
         self.name = name
@@ -77,6 +78,7 @@ class Process:
         self.services: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
         self.migrates = migrates
+        self.constraints: Constraints = constraints or {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
         self._stack = AsyncExitStack()

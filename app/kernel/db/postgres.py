@@ -20,7 +20,7 @@ from app.kernel.db.pool import Pool, PoolUse
 from app.kernel.db.refusals import DISK_FULL, READ_ONLY, refusal_of
 from app.kernel.db.server import server
 from app.kernel.deadlines import Deadlines
-from app.kernel.errors import Invalid, Unavailable
+from app.kernel.errors import Constraints, Invalid, Unavailable
 from app.kernel.process import Process
 from app.kernel.shared import Shared
 from app.kernel.telemetry import metrics
@@ -56,8 +56,9 @@ _WRITE = """
 class _Queries:
     """Statements on one connection. The server cancels what takes too long; if it does not, we hang up."""
 
-    def __init__(self, connection: Connection, deadlines: Deadlines) -> None:
+    def __init__(self, connection: Connection, deadlines: Deadlines, constraints: Constraints) -> None:
         self._connection = connection
+        self._constraints = constraints
         self._deadlines = deadlines
         self._ended = False
         self.outdated = False
@@ -103,7 +104,7 @@ class _Queries:
             self.outdated = True
             raise Unavailable("the schema has just changed") from error
         except (psycopg.Error, UnicodeEncodeError) as error:
-            if (refusal := refusal_of(error)) is None:
+            if (refusal := refusal_of(error, self._constraints)) is None:
                 raise
             if isinstance(refusal, Invalid):
                 logger.warning("the database refused what a check should have: {}", refusal)
@@ -136,8 +137,9 @@ class _Queries:
 class PostgresDatabase:
     """A pool of connections to one database."""
 
-    def __init__(self, pool: Pool[Connection], wait_s: float, statement_s: float) -> None:
+    def __init__(self, pool: Pool[Connection], wait_s: float, statement_s: float, constraints: Constraints) -> None:
         self._pool = pool
+        self._constraints = constraints
         self._wait_s = wait_s
         self._deadlines = Deadlines(statement_s + _FROZEN_S)
         self._probing = Deadlines(_PROBE_S)
@@ -147,7 +149,7 @@ class PostgresDatabase:
     @asynccontextmanager
     async def _connection(self, *, urgent: bool = False) -> AsyncGenerator[_Queries]:
         connection = await self._alive(urgent)
-        queries = _Queries(connection, self._deadlines)
+        queries = _Queries(connection, self._deadlines, self._constraints)
         try:
             yield queries
         finally:
@@ -169,7 +171,7 @@ class PostgresDatabase:
             if time.monotonic() - connection.idle_since < _TRUSTED_S and not connection.is_readable():
                 return connection
             deadline = deadline or time.monotonic() + self._wait_s
-            queries = _Queries(connection, self._probing)
+            queries = _Queries(connection, self._probing, self._constraints)
             try:
                 await queries.run("SELECT 1")
             except (Unavailable, psycopg.Error):
@@ -281,7 +283,7 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     )
     level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # a command says itself what is wrong
     pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue, level=level)
-    opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout)
+    opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout, p.constraints)
     p.checks["database"] = opened.check
     forget = metrics.before_scrape(lambda: metrics.connections(*opened.pool_use()))
     try:

@@ -4,11 +4,9 @@ Decided by SQLSTATE, never by psycopg's classes (which call a value that is too 
 nor by text, which comes in the language of the server.
 """
 
-from collections.abc import Mapping
-
 import psycopg
 
-from app.kernel.errors import Invalid, Refusal, Unavailable
+from app.kernel.errors import Constraints, Invalid, Refusal, Unavailable
 
 READ_ONLY, DISK_FULL = "25006", "53100"
 _BUSY = "the database is busy with a conflicting change"
@@ -58,19 +56,11 @@ _INVALID = {
     "54001": "a value is nested too deeply for the database",
 }
 
-_CONSTRAINTS: dict[str, type[Refusal]] = {}
+_NONE: Constraints = {}
 
 
-def constraints(refusals: Mapping[str, type[Refusal]]) -> None:
-    """Say what it means when `schema.constraint` is violated, whoever loses a race for it. Safe to repeat.
-
-    A package of repositories says it for its tables. A violation of any other constraint is a mistake of ours.
-    """
-    _CONSTRAINTS.update(refusals)
-
-
-def refusal_of(error: BaseException) -> Refusal | None:
-    """Return what a failed statement is refused with; None for a mistake of ours."""
+def refusal_of(error: BaseException, constraints: Constraints = _NONE) -> Refusal | None:
+    """Return what a failed statement is refused with; None for a mistake of ours, as for any other constraint."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return _noticed_by_the_client(error)
     state = error.sqlstate
@@ -78,8 +68,8 @@ def refusal_of(error: BaseException) -> Refusal | None:
         return Unavailable(reason, retry_after_s=1 if reason in (_BUSY, _SLOW) else 2)
     if reason := _INVALID.get(state):
         return Invalid(f"{reason} (SQLSTATE {state})")
-    violated = _CONSTRAINTS.get(f"{error.diag.schema_name}.{error.diag.constraint_name}")
-    return violated() if violated else None
+    load = constraints.get(f"{error.diag.schema_name}.{error.diag.constraint_name}")
+    return load()() if load else None
 
 
 def _noticed_by_the_client(error: BaseException) -> Refusal | None:

@@ -29,4 +29,9 @@ MODULE = Module(
     providers="providers:PROVIDERS",
     schedules="sessions:SCHEDULES",
     commands={"auth": "Actors, passwords and keys."},
+    constraints={
+        "auth.actors_username_key_key": "domain.actors:UsernameExists",
+        "auth.roles_name_key": "domain.permissions:RoleNameExists",
+        "auth.sessions_api_key_id_fkey": "domain.oauth:InvalidClient",  # the key was revoked meanwhile
+    },
 )

@@ -17,7 +17,7 @@ from app.kernel.queue import Handler, Subscriber, Task
 from app.kernel.queue.consumer import Consumer
 from app.kernel.queue.postgres import PostgresQueue
 from app.kernel.queue.subscriptions import Subscriptions
-from app.processes import sections
+from app.processes import constraints, sections
 from tests.conftest import TestDatabase
 from tests.support.project import ROOT
 
@@ -93,7 +93,7 @@ class Running:
 @pytest.fixture
 async def bench(database: TestDatabase) -> AsyncIterator[Bench]:
     settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
-    async with Process("test", settings, ROOT).opened() as p:
+    async with Process("test", settings, ROOT, constraints=constraints()).opened() as p:
         db = await p.use(provider)
         conninfo = (await p.use(server)).conninfo()
         yield Bench(database, db, conninfo, settings[QueueSettings], PostgresQueue())
