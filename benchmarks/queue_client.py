@@ -13,13 +13,14 @@ import uvloop
 from app import ROOT
 from app.kernel.db.postgres import PostgresDatabase, database
 from app.kernel.process import Process
+from app.kernel.queue.enqueue import Queue
 from app.kernel.queue.leases import ANY_RANK, Leases
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.transport.postgres import PostgresEvents
 from app.processes import load_settings
 from benchmarks.queue_worker import NOTHING, Happened, Sent
 from benchmarks.tally import Tally, moments
 
-QUEUE = PostgresQueue()
+QUEUE = Queue(PostgresEvents())
 
 
 async def fill(db: PostgresDatabase, count: int) -> None:

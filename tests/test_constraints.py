@@ -16,8 +16,9 @@ from app.kernel.errors import RateLimited, Refusal
 from app.kernel.identifiers import uuid7
 from app.kernel.operations import Caller, Origin
 from app.kernel.queue import JobExists, Task
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.enqueue import Queue
 from app.kernel.queue.queues import QueueAdmin
+from app.kernel.queue.transport.postgres import PostgresEvents
 from app.kernel.registry import LiveProcess, Registry
 from app.modules.auth.domain.actors import Actor, UsernameExists
 from app.modules.auth.domain.limits import Limit, Tally, Try
@@ -55,7 +56,7 @@ def actor(actor_id: UUID, username: str) -> Actor:
 
 
 def task(unique_key: str, on_conflict: Any) -> Callable[[Queries], Awaitable[Any]]:
-    return lambda tx: PostgresQueue().enqueue(tx, Task("t"), unique_key=unique_key, on_conflict=on_conflict)
+    return lambda tx: Queue(PostgresEvents()).enqueue(tx, Task("t"), unique_key=unique_key, on_conflict=on_conflict)
 
 
 def process(db: Any) -> Awaitable[Any]:

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from app.kernel.actions.compose import Providers
 from app.kernel.db import Database
 from app.kernel.process import Process
-from app.kernel.queue import Queue
 from app.kernel.queue.queues import QueueAdmin
+from app.kernel.queue.transport import EventTransport
 from app.kernel.registry import Registry
 from app.kernel.sentinel import Errors
 
@@ -21,11 +21,11 @@ async def database(p: Process) -> AsyncGenerator[Database]:
 
 
 @asynccontextmanager
-async def queue(p: Process) -> AsyncGenerator[Queue]:  # noqa: ARG001 - it needs nothing
-    """Provide the queue."""
-    from app.kernel.queue.postgres import PostgresQueue
+async def events(p: Process) -> AsyncGenerator[EventTransport]:  # noqa: ARG001 - PostgreSQL needs nothing
+    """Provide the transport of events."""
+    from app.kernel.queue.transport.postgres import PostgresEvents
 
-    yield PostgresQueue()
+    yield PostgresEvents()
 
 
 @asynccontextmanager
@@ -53,7 +53,7 @@ async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
 
 PROVIDERS: Providers = {
     Database: database,
-    Queue: queue,
+    EventTransport: events,
     Errors: errors,
     Registry: registry,
     QueueAdmin: queue_admin,

@@ -12,7 +12,8 @@ from app.kernel.db import Database
 from app.kernel.db.postgres import database as provider
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.postgres import PostgresEvents
 from app.processes import sections
 from tests.chaos.deployment import Deployment
 from tests.chaos.module.jobs import GROUP, LIMITED, NARROW, PLAIN, TX, Happened, Work
@@ -38,7 +39,7 @@ class Load:
     confirmed: dict[str, set[tuple[str, int]]] = field(default_factory=lambda: defaultdict(set))
     maybe: dict[str, set[tuple[str, int]]] = field(default_factory=lambda: defaultdict(set))
     refused: int = 0
-    _queue: PostgresQueue = field(default_factory=PostgresQueue)
+    _queue: Queue = field(default_factory=lambda: Queue(PostgresEvents()))
     _last: Counter[str] = field(default_factory=Counter)
 
     async def run(self, db: Database, stop: asyncio.Event) -> None:

@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from app.kernel.queue import Task
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.postgres import PostgresEvents
 from tests.chaos.deployment import CONSUMER, Deployment
 from tests.chaos.load import database_of
 from tests.chaos.module.jobs import GATED, GATED_TX, Work
@@ -20,7 +21,7 @@ async def begun(deployment: Deployment, task: Task[Work], **env: str) -> Running
     worker = deployment.start(CONSUMER, **LONG_LEASE, **env)
     worker.ready(60)
     async with database_of(deployment) as db:
-        await PostgresQueue().enqueue(db, task, Work(1))
+        await Queue(PostgresEvents()).enqueue(db, task, Work(1))
     eventually(lambda: [run for run in deployment.runs() if run.kind == task.name])
     return worker
 

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.postgres import PostgresEvents
 from tests.chaos.deployment import CONSUMER, Deployment
 from tests.chaos.load import database_of
 from tests.chaos.module.jobs import GROUP, LIMIT, LIMITED, NARROW, Work
@@ -21,7 +22,7 @@ async def test_killed_workers_change_neither_the_order_of_groups_nor_limits(depl
     others = [deployment.start(CONSUMER) for _ in range(WORKERS - 1)]
     for other in others:
         other.ready(60)
-    queue = PostgresQueue()
+    queue = Queue(PostgresEvents())
     async with database_of(deployment) as db, db.begin() as tx:
         for number in range(GROUP_COUNT):
             for key in "abcdefgh":

@@ -1,27 +1,46 @@
-"""Jobs, events, schedules: what modules declare. Importing it loads neither driver nor scheduler."""
+"""Jobs, events, schedules: what modules declare, and its bounds. Importing it loads neither driver nor scheduler."""
 
 import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
-from uuid import UUID
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
-from app.kernel.db import Queries
 from app.kernel.errors import Conflict
 from app.kernel.queue.crontab import Crontab
-from app.kernel.queue.limits import LONGEST_RETRY_S, misfit
 from app.kernel.text import misnamed
 
 P = TypeVar("P")
 Operation = Callable[..., Awaitable[Any]]
-OnConflict = Literal["keep", "replace", "refuse"]
 Mode = Literal["at_least_once", "tx"]
 """How an operation is run.
 
 `at_least_once`: it is given the payload; when its worker dies it runs again. `tx`: it is given a transaction and the
 payload, and what it writes commits together with the completion of the job: exactly once.
 """
+
+
+LONGEST_DELAY_S: Final = 3650 * 86400.0
+"""How far from now, in the future or in the past, a job may be due."""
+_LONGEST_RETRY_S: Final = 30 * 86400.0
+
+_WHOLE: Final = ("max_attempts", "concurrency", "priority", "every_s")
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "max_attempts": (1, 1000),
+    "timeout_s": (0.001, 7 * 86400),
+    "concurrency": (1, 1_000_000),
+    "priority": (-1000, 1000),
+    "delay_s": (0, LONGEST_DELAY_S),
+    "every_s": (1, 366 * 86400),
+}
+
+
+def out_of_range(option: str, value: object) -> str:
+    """Return what is wrong with the value of an option; an empty text when it is within its range."""
+    least, most = _RANGES[option]
+    whole = option in _WHOLE
+    if isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most:
+        return ""
+    return f"{option} must be {'a whole number, ' if whole else ''}{least:.15g} to {most:.15g}"
 
 
 class RetryAfter(Exception):
@@ -39,7 +58,7 @@ class RetryAfter(Exception):
         """For how long the job rests."""
         given: Any = self.seconds  # whatever it is
         if isinstance(given, int) or (isinstance(given, float) and math.isfinite(given)):
-            return float(min(max(given, 0), LONGEST_RETRY_S))
+            return float(min(max(given, 0), _LONGEST_RETRY_S))
         return None
 
 
@@ -158,7 +177,7 @@ class Schedule:
 
 def _check(about: str, declared: object, names: Iterable[str], numbers: Iterable[str]) -> None:
     found = [misnamed(option, getattr(declared, option)) for option in names]
-    found += [misfit(option, getattr(declared, option)) for option in numbers]
+    found += [out_of_range(option, getattr(declared, option)) for option in numbers]
     if said := "; ".join(filter(None, found)):
         raise InvalidDeclaration(f"{about}: {said}")
 
@@ -168,53 +187,3 @@ class JobExists(Conflict):
 
     code = "JOB_EXISTS"
     title = "There is a job of this unique key already"
-
-
-class Queue(Protocol):
-    """Enqueues jobs and publishes events.
-
-    Each method takes part in the transaction it is given: nothing happens unless that commits. Given the database
-    instead, it happens at once.
-    """
-
-    async def enqueue(
-        self,
-        db: Queries,
-        task: Task[Any],
-        payload: object = None,
-        *,
-        delay_s: float = 0,
-        at: datetime | None = None,
-        priority: int = 0,
-        unique_key: str | None = None,
-        on_conflict: OnConflict = "keep",
-        group_key: str | None = None,
-        concurrency_key: str | None = None,
-        max_attempts: int | None = None,
-        timeout_s: float | None = None,
-    ) -> UUID:
-        """Enqueue a job; return its id. Raises Invalid for a payload or an option that does not fit.
-
-        It runs after `delay_s` seconds or not before `at`. A point of `priority` (-1000 to 1000) outweighs ten seconds
-        of waiting. Of one `unique_key` there is at most one unfinished job of the task: on a conflict it is kept and
-        its id returned, or replaced, or JobExists is raised; so it is when the job to replace is running. Jobs of one
-        `group_key` run one at a time in the order of enqueueing, also when they are retried. Of one `concurrency_key`,
-        at most as many as the task says run at once. A job has one of the two. Safe to repeat with a `unique_key`.
-        """
-        ...
-
-    async def enqueue_many(
-        self, db: Queries, task: Task[Any], payloads: Iterable[object], *, delay_s: float = 0, priority: int = 0
-    ) -> int:
-        """Enqueue a job for each payload; return how many. Raises Invalid for one that does not fit.
-
-        Many are copied (COPY), 10,000 at a time, so a million takes seconds; give a transaction to have all or none.
-        """
-        ...
-
-    async def publish(self, db: Queries, *events: Event) -> None:
-        """Append events to the log and enqueue a job of each for each of its subscribers, in one statement.
-
-        Raises Invalid for an event whose fields do not fit.
-        """
-        ...

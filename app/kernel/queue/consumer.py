@@ -17,6 +17,7 @@ from typing import Any
 
 from loguru import logger
 
+from app.kernel.actions.compose import make
 from app.kernel.config import QueueSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import database
@@ -31,7 +32,7 @@ from app.kernel.queue.leases import KILLED, Job, Leases
 from app.kernel.queue.listener import Listener
 from app.kernel.queue.queues import register_queues
 from app.kernel.queue.runner import FromTheFuture, Runner, Unreadable
-from app.kernel.queue.subscriptions import Subscriptions
+from app.kernel.queue.transport import EventTransport
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.redact import redacted
 from app.kernel.telemetry.traces import exemplar, resumed
@@ -61,6 +62,7 @@ class Consumer:
         conninfo: str,
         handlers: Sequence[Handler | Subscriber],
         settings: QueueSettings,
+        events: EventTransport,
         worker: str = "",
     ) -> None:
         self._db = db
@@ -72,7 +74,8 @@ class Consumer:
             for handler in handlers
         }
         self.handled = sorted({h.queue if isinstance(h, Subscriber) else h.task.queue for h in handlers})
-        self._subscriptions = Subscriptions([h for h in handlers if isinstance(h, Subscriber)])
+        self._subscribers = [h for h in handlers if isinstance(h, Subscriber)]
+        self._events = events
         self._settings = settings
         self._concurrency = settings.concurrency
         self._leases = Leases(worker or f"{socket.gethostname()}:{os.getpid()}", settings.lease)
@@ -92,7 +95,7 @@ class Consumer:
 
     async def register(self) -> None:
         """Store the subscriptions, so that events are kept for them from now on, and the queues. Safe to repeat."""
-        await self._subscriptions.register(self._db)
+        await self._events.subscribe(self._db, self._subscribers)
         await register_queues(self._db, self.handled)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -516,7 +519,7 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Serv
     """Return the consumer as a service, its subscriptions registered."""
     db = await p.use(database)
     found = await p.use(server)
-    worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings])
+    worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings], await make(p, EventTransport))
     for queue in worker.unhandled():
         near = get_close_matches(queue, worker.handled, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; they use {', '.join(worker.handled)}"

@@ -23,6 +23,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service, pause
 from app.kernel.queue import Schedule
 from app.kernel.queue.crontab import Crontab
+from app.kernel.queue.enqueue import KEEP_UNFINISHED, insert_jobs
 from app.kernel.telemetry import metrics
 
 _CATCH_UP = 1000  # ticks looked at for one schedule, and jobs enqueued, in one transaction
@@ -70,16 +71,26 @@ FOR UPDATE SKIP LOCKED
 
 _UNFINISHED = "SELECT count(*) FROM kernel.jobs WHERE schedule = %s AND task = %s"
 
-_ENQUEUE = """
-INSERT INTO kernel.jobs
-    (id, queue, task, unique_key, rank, max_attempts, timeout_s, schedule, turn_key, in_order)
-SELECT kernel.uuid7(), queue, task, key, kernel.job_rank(now(), 0), max_attempts, timeout_s, schedule,
-    CASE WHEN waits THEN 'schedule/' || schedule END, waits
-FROM unnest(%(queues)s::text[], %(tasks)s::text[], %(keys)s::text[], %(attempts)s::integer[], %(timeouts)s::real[],
-        %(schedules)s::text[], %(waits)s::boolean[])
-    AS given (queue, task, key, max_attempts, timeout_s, schedule, waits)
-ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL DO NOTHING
-"""
+_ENQUEUE = insert_jobs(
+    given="""
+    given AS (
+        SELECT * FROM unnest(%(queues)s::text[], %(tasks)s::text[], %(keys)s::text[], %(attempts)s::integer[],
+                %(timeouts)s::real[], %(schedules)s::text[], %(waits)s::boolean[])
+            AS tick (queue, task, key, max_attempts, timeout_s, schedule, waits)
+    ),
+    """,
+    rows="given",
+    queue="queue",
+    task="task",
+    max_attempts="max_attempts",
+    timeout_s="timeout_s",
+    unique_key="key",
+    turn_key="CASE WHEN waits THEN 'schedule/' || schedule END",
+    in_order="waits",
+    schedule="schedule",
+    trace_context="NULL",
+    on_conflict=KEEP_UNFINISHED,
+)
 
 _ADVANCE = """
 UPDATE kernel.schedules s
@@ -89,8 +100,6 @@ FROM unnest(%(names)s::text[], %(nexts)s::timestamptz[], %(lasts)s::timestamptz[
     %(skipped)s::integer[]) AS given (name, next, last, fired, skipped)
 WHERE s.name = given.name
 """
-
-_NOTIFY = "SELECT pg_notify('kernel_jobs', 'q' || queue) FROM unnest(%s::text[]) AS q (queue)"
 
 _NEXT = """
 SELECT extract(epoch FROM min(next_fire_at) - now())::float8 FROM kernel.schedules
@@ -199,7 +208,6 @@ class CronManager:
                 "waits": [s.overlap == "wait" for s, _ in jobs],
             },
         )
-        await tx.run(_NOTIFY, (list({s.task.queue for s, _ in jobs}),))
 
 
 def upcoming(schedule: Schedule, after: datetime) -> Iterator[datetime]:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, LiteralString
 from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
+from app.kernel.queue.enqueue import KEEP_UNFINISHED, insert_jobs
 from app.kernel.queue.jobs import Failure, failures, trace_id
 
 _PAGE = """
@@ -33,48 +34,58 @@ _GET = """
 """
 
 _ONE = """
-    WITH chosen AS (SELECT id FROM kernel.dead_letters WHERE id = %(id)s FOR UPDATE)
+    chosen AS (SELECT id FROM kernel.dead_letters WHERE id = %(id)s FOR UPDATE),
 """
 _SOME = """
-    WITH chosen AS (
+    chosen AS (
         SELECT id FROM kernel.dead_letters
         WHERE (%(after)s::uuid IS NULL OR id > %(after)s)
           AND (%(queue)s::text IS NULL OR queue = %(queue)s)
           AND (%(task)s::text IS NULL OR task = %(task)s)
           AND (%(died_before)s::timestamptz IS NULL OR died_at < %(died_before)s)
         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    )
-"""
-# the last one of its turn now, as it was given up; errors stay for whoever looks at it again
-_REVIVE = """
-    , revived AS (
-        INSERT INTO kernel.jobs
-            (id, queue, task, payload, priority, rank, max_attempts, timeout_s, unique_key, turn_key, turn_limit,
-             in_order, schedule, event_id, event_version, trace_context, errors, created_at)
-        SELECT id, queue, task, payload, priority, kernel.job_rank(now(), priority), max_attempts, timeout_s,
-            unique_key, turn_key, turn_limit, in_order, schedule, event_id, event_version, trace_context, errors,
-            created_at
-        FROM kernel.dead_letters WHERE id IN (SELECT id FROM chosen)
-        ORDER BY id
-        ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL DO NOTHING
-        RETURNING id, queue
-    ), gone AS (
-        DELETE FROM kernel.dead_letters WHERE id IN (SELECT id FROM revived) RETURNING id
-    ), told AS (
-        SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM revived) q
-    )
+    ),
 """
 _PURGE = """
-    , gone AS (
-        DELETE FROM kernel.dead_letters WHERE id IN (SELECT id FROM chosen) RETURNING id
-    ), told AS (
-        SELECT
-    )
-"""
-_DONE = """
+    gone AS (DELETE FROM kernel.dead_letters WHERE id IN (SELECT id FROM chosen) RETURNING id)
     SELECT (SELECT count(*) FROM chosen), (SELECT count(*) FROM gone),
-        (SELECT id FROM chosen ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM told)
+        (SELECT id FROM chosen ORDER BY id DESC LIMIT 1)
 """
+
+
+def _revive(chosen: LiteralString) -> LiteralString:
+    # the last one of its turn now, as it was given up; errors stay for whoever looks at it again
+    return insert_jobs(
+        given=chosen,
+        rows="kernel.dead_letters WHERE id IN (SELECT id FROM chosen) ORDER BY id",
+        id="id",
+        queue="queue",
+        task="task",
+        payload="payload",
+        priority="priority",
+        max_attempts="max_attempts",
+        timeout_s="timeout_s",
+        unique_key="unique_key",
+        turn_key="turn_key",
+        turn_limit="turn_limit",
+        in_order="in_order",
+        schedule="schedule",
+        event_id="event_id",
+        event_version="event_version",
+        trace_context="trace_context",
+        errors="errors",
+        created_at="created_at",
+        on_conflict=KEEP_UNFINISHED,
+        then="""
+        , gone AS (DELETE FROM kernel.dead_letters WHERE id IN (SELECT id FROM added) RETURNING id)
+        SELECT (SELECT count(*) FROM chosen), (SELECT count(*) FROM gone),
+            (SELECT id FROM chosen ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM notified)
+        """,
+    )
+
+
+_REVIVE_ONE, _REVIVE_SOME = _revive(_ONE), _revive(_SOME)
+_PURGE_ONE, _PURGE_SOME = "WITH" + _ONE + _PURGE, "WITH" + _SOME + _PURGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,21 +172,21 @@ class DeadLetterAdmin:
 
     async def revive(self, tx: Transaction, letter_id: UUID) -> Chunk:
         """Make it a ready job again, with all attempts before it, unless an unfinished job has its unique key."""
-        return _chunk(await tx.one(_ONE + _REVIVE + _DONE, {"id": letter_id}), 1)
+        return _chunk(await tx.one(_REVIVE_ONE, {"id": letter_id}), 1)
 
     async def revive_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:
         """Revive those that fit, by id, those after one. What somebody else is changing is left out."""
         given = {**_given(filters), "limit": limit, "after": after}
-        return _chunk(await tx.one(_SOME + _REVIVE + _DONE, given), limit)
+        return _chunk(await tx.one(_REVIVE_SOME, given), limit)
 
     async def purge(self, tx: Transaction, letter_id: UUID) -> Chunk:
         """Remove it for good."""
-        return _chunk(await tx.one(_ONE + _PURGE + _DONE, {"id": letter_id}), 1)
+        return _chunk(await tx.one(_PURGE_ONE, {"id": letter_id}), 1)
 
     async def purge_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:
         """Remove those that fit for good, by id, those after one. What somebody else is changing is left out."""
         given = {**_given(filters), "limit": limit, "after": after}
-        return _chunk(await tx.one(_SOME + _PURGE + _DONE, given), limit)
+        return _chunk(await tx.one(_PURGE_SOME, given), limit)
 
 
 def _given(filters: DeadLetterFilters) -> dict[str, Any]:
@@ -183,5 +194,5 @@ def _given(filters: DeadLetterFilters) -> dict[str, Any]:
 
 
 def _chunk(row: tuple[Any, ...] | None, limit: int) -> Chunk:
-    seen, changed, last, _ = row or (0, 0, None, 0)
+    seen, changed, last = row[:3] if row else (0, 0, None)
     return Chunk(seen, changed, last if seen == limit else None)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction, now
+from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.queue.jobs import trace_id
 from app.kernel.telemetry.traces import current_context
 
@@ -30,31 +31,35 @@ _COUNT = """
       AND (%(after)s::uuid IS NULL OR (published_at, id) > (%(from)s, %(after)s))
 """
 
-_REPLAY = """
-    WITH chosen AS (
+_REPLAY = insert_jobs(
+    given="""
+    chosen AS (
         SELECT e.id, e.version, e.payload, e.published_at, s.subscriber, s.queue, s.max_attempts, s.timeout_s,
             s.in_order
         FROM kernel.subscriptions s JOIN kernel.events e ON e.type = s.event_type
         WHERE s.subscriber = %(subscriber)s AND e.published_at >= %(from)s AND e.published_at < %(to)s
           AND (%(after)s::uuid IS NULL OR (e.published_at, e.id) > (%(from)s, %(after)s))
         ORDER BY e.published_at, e.id LIMIT %(limit)s
-    ), added AS (
-        INSERT INTO kernel.jobs
-            (id, queue, task, payload, priority, rank, max_attempts, timeout_s, turn_key, in_order, event_id,
-             event_version, trace_context)
-        SELECT kernel.uuid7(), queue, subscriber, payload, %(priority)s, kernel.job_rank(now(), %(priority)s),
-            max_attempts, timeout_s, CASE WHEN in_order THEN 'subscriber/' || subscriber END, in_order, id, version,
-            %(trace)s
-        FROM chosen ORDER BY published_at, id
-        RETURNING queue
-    ), told AS (
-        SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM added) q
     ), last AS (
         SELECT published_at, id FROM chosen ORDER BY published_at DESC, id DESC LIMIT 1
-    )
+    ),
+    """,
+    rows="chosen ORDER BY published_at, chosen.id",
+    queue="queue",
+    task="subscriber",
+    payload="payload",
+    priority="%(priority)s",
+    max_attempts="max_attempts",
+    timeout_s="timeout_s",
+    turn_key="CASE WHEN in_order THEN 'subscriber/' || subscriber END",
+    in_order="in_order",
+    event_id="chosen.id",
+    event_version="version",
+    then="""
     SELECT (SELECT count(*) FROM added), (SELECT published_at FROM last), (SELECT id FROM last),
-        (SELECT count(*) FROM told)
-"""
+        (SELECT count(*) FROM notified)
+    """,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from uuid import UUID
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.identifiers import uuid7
+from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.telemetry.traces import current_context
 
 _ALL = """
@@ -31,17 +32,18 @@ _UNFINISHED = """
     WHERE s.name = %s LIMIT 1
 """
 
-_ENQUEUE = """
-    WITH added AS (
-        INSERT INTO kernel.jobs
-            (id, queue, task, unique_key, rank, max_attempts, timeout_s, schedule, turn_key, in_order, trace_context)
-        SELECT %(id)s, queue, task, name || '@manual-' || %(id)s::text, kernel.job_rank(now(), 0), max_attempts,
-            timeout_s, name, CASE WHEN overlap = 'wait' THEN 'schedule/' || name END, overlap = 'wait', %(trace)s
-        FROM kernel.schedules WHERE name = %(name)s
-        RETURNING queue
-    )
-    SELECT pg_notify('kernel_jobs', 'q' || queue) FROM added
-"""
+_ENQUEUE = insert_jobs(
+    rows="kernel.schedules WHERE name = %(name)s",
+    id="%(id)s",
+    queue="queue",
+    task="task",
+    max_attempts="max_attempts",
+    timeout_s="timeout_s",
+    unique_key="name || '@manual-' || %(id)s::text",
+    turn_key="CASE WHEN overlap = 'wait' THEN 'schedule/' || name END",
+    in_order="overlap = 'wait'",
+    schedule="name",
+)
 
 _PAUSE = "UPDATE kernel.schedules SET paused_at = coalesce(paused_at, now()) WHERE name = %s RETURNING paused_at"
 

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from app.kernel.db import Database, Queries, Transaction
-from app.kernel.queue import Queue
+from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY, ErrorNotFound, Group, StoredError, Told
 
 _NOTIFY_DELAY_S = 3.0  # for others that open at the same time: they are told in one message

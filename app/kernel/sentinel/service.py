@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.kernel.actions.compose import make
 from app.kernel.config import SentinelSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import PoolUse, database
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service, pause
 from app.kernel.product import VERSION
-from app.kernel.queue import Queue
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import PostgresErrors
 from app.kernel.telemetry import logs
@@ -152,5 +152,5 @@ async def sentinel(p: Process) -> Service:
     logs.tell(capture)
     db = await p.use(database)
     errors, pool = PostgresErrors(settings.cooldown), PoolWatch(db.pool_use)
-    watching = Sentinel(capture, db, PostgresQueue(), errors, settings, p.name, pool)
+    watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool)
     return Service("sentinel", watching.run, outlives=True)

@@ -12,7 +12,7 @@ from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
-from app.kernel.queue import Queue
+from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import (
     Actor,
     ActorAlreadyDisabled,

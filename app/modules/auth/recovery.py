@@ -8,7 +8,7 @@ from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
-from app.kernel.queue import Queue
+from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import Actor, ActorNotFound, UsernameExists, username_key
 from app.modules.auth.domain.limits import limit_of_name
 from app.modules.auth.domain.second_factor import NoSecondFactor

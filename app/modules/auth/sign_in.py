@@ -17,7 +17,7 @@ from app.kernel.actions import BearerToken, Caller, Database, Doc, Transaction, 
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.identifiers import uuid7
-from app.kernel.queue import Queue
+from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import Actor, ActorType, InvalidUsername, Password, WeakPassword, username_key
 from app.modules.auth.domain.limits import (
     LOCKED_FROM,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from app.kernel.actions import Transaction, change, task
 from app.kernel.config import Settings
 from app.kernel.errors import NotFound, Unavailable
-from app.kernel.queue import NeverRetry, Queue
+from app.kernel.queue import NeverRetry
+from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY, Errors
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message, Recipients, texts
 

@@ -15,8 +15,8 @@ from app.kernel.db.server import server
 from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber, Task
 from app.kernel.queue.consumer import Consumer
-from app.kernel.queue.postgres import PostgresQueue
-from app.kernel.queue.subscriptions import Subscriptions
+from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.postgres import PostgresEvents
 from app.processes import constraints, sections
 from tests.conftest import TestDatabase
 from tests.support.project import ROOT
@@ -40,7 +40,7 @@ class Bench:
     db: PostgresDatabase
     conninfo: str
     settings: QueueSettings
-    queue: PostgresQueue
+    queue: Queue
 
     @asynccontextmanager
     async def consuming(
@@ -50,8 +50,8 @@ class Bench:
         if not isinstance(handlers, list):
             handlers = [Handler(GREET, handlers)]
         settings = replace(self.settings, **{"poll_interval": 0.05, **changes})
-        await Subscriptions([h for h in handlers if isinstance(h, Subscriber)]).register(self.db)
-        consumer = Consumer(self.db, self.conninfo, handlers, settings, worker)
+        await self.queue.events.subscribe(self.db, [h for h in handlers if isinstance(h, Subscriber)])
+        consumer = Consumer(self.db, self.conninfo, handlers, settings, self.queue.events, worker)
         stop = asyncio.Event()
         running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
         try:
@@ -96,4 +96,4 @@ async def bench(database: TestDatabase) -> AsyncIterator[Bench]:
     async with Process("test", settings, ROOT, constraints=constraints()).opened() as p:
         db = await p.use(provider)
         conninfo = (await p.use(server)).conninfo()
-        yield Bench(database, db, conninfo, settings[QueueSettings], PostgresQueue())
+        yield Bench(database, db, conninfo, settings[QueueSettings], Queue(PostgresEvents()))

@@ -13,8 +13,9 @@ from hypothesis.strategies import characters, sampled_from, text
 from app.kernel.errors import Invalid
 from app.kernel.queue import InvalidDeclaration, Subscriber, Task
 from app.kernel.queue.codec import encode
+from app.kernel.queue.enqueue import Queue
 from app.kernel.queue.jobs import JobAdmin, JobFilters
-from app.kernel.queue.postgres import PostgresQueue
+from app.kernel.queue.transport.postgres import PostgresEvents
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 NO_DATABASE: Any = None
@@ -47,7 +48,7 @@ async def nothing(_: object) -> None:
 )
 async def test_an_option_that_does_not_fit_is_refused(options: dict, says: str) -> None:
     with pytest.raises(Invalid, match=says):
-        await PostgresQueue().enqueue(NO_DATABASE, GREET, Greeting("you"), **options)
+        await Queue(PostgresEvents()).enqueue(NO_DATABASE, GREET, Greeting("you"), **options)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,13 @@ async def test_an_option_that_does_not_fit_is_refused(options: dict, says: str) 
 )
 async def test_a_payload_that_cannot_be_stored_is_refused(name: str, says: str) -> None:
     with pytest.raises(Invalid, match=says):
-        await PostgresQueue().enqueue(NO_DATABASE, GREET, Greeting(name))
+        await Queue(PostgresEvents()).enqueue(NO_DATABASE, GREET, Greeting(name))
 
 
 @pytest.mark.parametrize("options", [{"delay_s": 1e12}, {"delay_s": math.nan}, {"priority": 10**6}])
 async def test_an_option_that_does_not_fit_is_refused_for_many_jobs_too(options: dict) -> None:
     with pytest.raises(Invalid, match=f"{next(iter(options))} must be"):
-        await PostgresQueue().enqueue_many(NO_DATABASE, GREET, [Greeting("you")], **options)
+        await Queue(PostgresEvents()).enqueue_many(NO_DATABASE, GREET, [Greeting("you")], **options)
 
 
 async def test_the_furthest_options_are_stored_and_can_be_read(bench: Bench) -> None:

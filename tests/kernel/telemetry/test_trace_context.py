@@ -252,7 +252,8 @@ from typing import Annotated
 from annotated_types import Interval
 
 from app.kernel.actions import Database, Transaction, change, read, task
-from app.kernel.queue import Queue, Task
+from app.kernel.queue import Task
+from app.kernel.queue.enqueue import Queue
 from app.modules.platform.rates import Rates
 
 LATER = Task[None]("platform.ask_later")

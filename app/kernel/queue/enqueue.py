@@ -1,10 +1,10 @@
-"""The way into the queue: SQL that enqueues jobs and publishes events."""
+"""The way into the queue, and the one place that knows how a job is inserted."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, LiteralString
 from uuid import UUID
 
 from opentelemetry.trace import SpanKind
@@ -12,85 +12,151 @@ from opentelemetry.trace import SpanKind
 from app.kernel.db import Queries
 from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
-from app.kernel.queue import Event, JobExists, OnConflict, Task
+from app.kernel.queue import LONGEST_DELAY_S, Event, JobExists, Task, out_of_range
 from app.kernel.queue.codec import encode, version_of
-from app.kernel.queue.limits import LONGEST_DELAY_S, misfit
+from app.kernel.queue.transport import EventTransport, PublishedEvent
 from app.kernel.telemetry.traces import current_context, span
+
+OnConflict = Literal["keep", "replace", "refuse"]
 
 _COPY_FROM = 1000  # fewer are inserted, which also respects unique keys
 _KEY_BYTES = 1024  # with the longest names, an entry of an index must stay below a third of a page: 2704 bytes
 
-_INSERT = """
-    WITH wanted AS (
-        SELECT coalesce(%(at)s::timestamptz, now() + %(delay_s)s::float8 * interval '1 second') AS run_at
-    ), added AS (
-        INSERT INTO kernel.jobs
-            (id, queue, task, payload, state, priority, run_at, rank, max_attempts, timeout_s,
-             unique_key, turn_key, turn_limit, in_order, trace_context)
-        SELECT %(id)s, %(queue)s, %(task)s, %(payload)s::jsonb,
-            CASE WHEN run_at <= now() THEN 'ready' ELSE 'scheduled' END, %(priority)s, run_at,
-            kernel.job_rank(run_at, %(priority)s), %(max_attempts)s, %(timeout_s)s,
-            %(unique_key)s, %(turn_key)s, %(turn_limit)s, %(in_order)s, %(trace)s
-        FROM wanted
-"""
-_KEEP = """
-        ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL DO NOTHING
-"""
-_REPLACE = """
-        ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL DO UPDATE
+_DISTINCT_KEYS: LiteralString = "ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL "
+KEEP_UNFINISHED: LiteralString = _DISTINCT_KEYS + "DO NOTHING"
+_REPLACE: LiteralString = (
+    _DISTINCT_KEYS
+    + """DO UPDATE
         SET payload = excluded.payload, priority = excluded.priority, run_at = excluded.run_at, rank = excluded.rank,
             state = CASE WHEN jobs.state = 'waiting' THEN 'waiting' ELSE excluded.state END
         WHERE jobs.state <> 'leased'
-"""
-_NOTIFY = """
-        RETURNING id, queue, state
-    )
-    SELECT id, CASE WHEN state = 'ready' THEN pg_notify('kernel_jobs', 'q' || queue)::text END FROM added
-"""
+    """
+)
 
-_INSERT_MANY = """
-    WITH added AS (
-        INSERT INTO kernel.jobs
-            (id, queue, task, payload, state, priority, run_at, rank, max_attempts, timeout_s, trace_context)
-        SELECT given.id, %(queue)s, %(task)s, given.payload::jsonb,
-            CASE WHEN %(delay_s)s::float8 > 0 THEN 'scheduled' ELSE 'ready' END, %(priority)s, run_at,
-            kernel.job_rank(run_at, %(priority)s), %(max_attempts)s, %(timeout_s)s, %(trace)s
-        FROM unnest(%(ids)s::uuid[], %(payloads)s::text[]) AS given (id, payload),
-            (SELECT now() + %(delay_s)s::float8 * interval '1 second') AS t (run_at)
+
+def insert_jobs(
+    *,
+    given: LiteralString = "",
+    rows: LiteralString,
+    queue: LiteralString,
+    task: LiteralString,
+    max_attempts: LiteralString,
+    timeout_s: LiteralString,
+    id: LiteralString = "kernel.uuid7()",  # noqa: A002 - the name of the column
+    payload: LiteralString = "NULL",
+    priority: LiteralString = "0",
+    run_at: LiteralString = "now()",
+    unique_key: LiteralString = "NULL",
+    turn_key: LiteralString = "NULL",
+    turn_limit: LiteralString = "1",
+    in_order: LiteralString = "false",
+    schedule: LiteralString = "NULL",
+    event_id: LiteralString = "NULL",
+    event_version: LiteralString = "NULL",
+    trace_context: LiteralString = "%(trace)s",
+    errors: LiteralString = "NULL",
+    created_at: LiteralString = "now()",
+    on_conflict: LiteralString = "",
+    then: LiteralString = "SELECT count(*) FROM notified",
+) -> LiteralString:
+    """Return a statement that inserts a job for each of some rows; every job but a copied one is inserted by it.
+
+    `given` are tables for its WITH clause, `rows` is what follows FROM, and the columns are expressions over that.
+    `then` can read `added`, with id, queue and state; it must read `notified`, which notifies the workers.
+    """
+    columns = (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key, turn_limit)
+    more = (in_order, schedule, event_id, event_version, trace_context, errors, created_at)
+    return " ".join(
+        (
+            "WITH",
+            given,
+            """
+            added AS (
+                INSERT INTO kernel.jobs
+                    (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key,
+                     turn_limit, in_order, schedule, event_id, event_version, trace_context, errors, created_at,
+                     state, rank)
+                SELECT
+            """,
+            ", ".join(columns + more),
+            ", CASE WHEN",
+            run_at,
+            "<= now() THEN 'ready' ELSE 'scheduled' END, kernel.job_rank(",
+            run_at,
+            ",",
+            priority,
+            ") FROM",
+            rows,
+            on_conflict,
+            """
+                RETURNING id, queue, state
+            ), notified AS (
+                SELECT pg_notify('kernel_jobs', 'q' || queue)
+                FROM (SELECT DISTINCT queue FROM added WHERE state = 'ready') q
+            )
+            """,
+            then,
+        )
     )
-    SELECT CASE WHEN %(delay_s)s::float8 <= 0 THEN pg_notify('kernel_jobs', 'q' || %(queue)s)::text END
-"""
+
+
+def _insert_one(on_conflict: LiteralString = "") -> LiteralString:
+    return insert_jobs(
+        rows="(SELECT coalesce(%(at)s::timestamptz, now() + %(delay_s)s::float8 * interval '1 second') AS run_at) t",
+        id="%(id)s",
+        queue="%(queue)s",
+        task="%(task)s",
+        payload="%(payload)s::jsonb",
+        priority="%(priority)s",
+        run_at="run_at",
+        max_attempts="%(max_attempts)s",
+        timeout_s="%(timeout_s)s",
+        unique_key="%(unique_key)s",
+        turn_key="%(turn_key)s",
+        turn_limit="%(turn_limit)s",
+        in_order="%(in_order)s",
+        on_conflict=on_conflict,
+        then="SELECT id FROM added LEFT JOIN notified ON true",
+    )
+
+
+_INSERT_ONE = _insert_one()
+_INSERT_UNIQUE: dict[str, LiteralString] = {"keep": _insert_one(KEEP_UNFINISHED), "replace": _insert_one(_REPLACE)}
+_INSERT_UNIQUE["refuse"] = _INSERT_UNIQUE["keep"]
+
+_INSERT_MANY = insert_jobs(
+    given="""
+    given AS (
+        SELECT id, payload, now() + %(delay_s)s::float8 * interval '1 second' AS run_at
+        FROM unnest(%(ids)s::uuid[], %(payloads)s::text[]) AS job (id, payload)
+    ),
+    """,
+    rows="given",
+    id="id",
+    queue="%(queue)s",
+    task="%(task)s",
+    payload="payload::jsonb",
+    priority="%(priority)s",
+    run_at="run_at",
+    max_attempts="%(max_attempts)s",
+    timeout_s="%(timeout_s)s",
+)
 
 _COPY = """
     COPY kernel.jobs (id, queue, task, payload, state, priority, run_at, rank, max_attempts, timeout_s, trace_context)
     FROM STDIN
 """
 
-_PUBLISH = """
-    WITH given AS (
-        SELECT * FROM unnest(%(ids)s::uuid[], %(types)s::text[], %(versions)s::integer[], %(payloads)s::text[])
-            WITH ORDINALITY AS e (id, type, version, payload, place)
-    ), logged AS (
-        INSERT INTO kernel.events (id, type, version, payload, trace_context)
-        SELECT id, type, version, payload::jsonb, %(trace)s FROM given
-    ), delivered AS (
-        INSERT INTO kernel.jobs
-            (id, queue, task, payload, rank, max_attempts, timeout_s, turn_key, in_order, event_id, event_version,
-             trace_context)
-        SELECT kernel.uuid7(), s.queue, s.subscriber, given.payload::jsonb, kernel.job_rank(now(), 0), s.max_attempts,
-            s.timeout_s, CASE WHEN s.in_order THEN 'subscriber/' || s.subscriber END, s.in_order, given.id,
-            given.version, %(trace)s
-        FROM given JOIN kernel.subscriptions s ON s.event_type = given.type
-        ORDER BY given.place
-        RETURNING queue
-    )
-    SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM delivered) q
-"""
-
 
 @dataclass(frozen=True, slots=True)
-class PostgresQueue:
-    """The queue in the tables of `kernel`."""
+class Queue:
+    """Enqueues jobs and publishes events.
+
+    Each method takes part in the transaction it is given: nothing happens unless that commits. Given the database
+    instead, it happens at once.
+    """
+
+    events: EventTransport
 
     async def enqueue(
         self,
@@ -108,9 +174,17 @@ class PostgresQueue:
         max_attempts: int | None = None,
         timeout_s: float | None = None,
     ) -> UUID:
+        """Enqueue a job; return its id. Raises Invalid for a payload or an option that does not fit.
+
+        It runs after `delay_s` seconds or not before `at`. A point of `priority` (-1000 to 1000) outweighs ten seconds
+        of waiting. Of one `unique_key` there is at most one unfinished job of the task: on a conflict it is kept and
+        its id returned, or replaced, or JobExists is raised; so it is when the job to replace is running. Jobs of one
+        `group_key` run one at a time in the order of enqueueing, also when they are retried. Of one `concurrency_key`,
+        at most as many as the task says run at once. A job has one of the two. Safe to repeat with a `unique_key`.
+        """
         if group_key is not None and concurrency_key is not None:
             raise Invalid("a job has a group_key or a concurrency_key, not both: a group runs one at a time anyway")
-        if on_conflict not in ("keep", "replace", "refuse"):
+        if on_conflict not in _INSERT_UNIQUE:
             raise Invalid("on_conflict must be keep, replace or refuse")
         max_attempts = task.max_attempts if max_attempts is None else max_attempts
         timeout_s = task.timeout_s if timeout_s is None else timeout_s
@@ -146,12 +220,12 @@ class PostgresQueue:
             wanted["trace"] = current_context()
             if unique_key is not None:
                 return await self._unique(db, wanted, on_conflict)
-            await db.run(_INSERT + _NOTIFY, wanted)
+            await db.run(_INSERT_ONE, wanted)
             return job_id
 
     async def _unique(self, db: Queries, wanted: dict[str, Any], on_conflict: str) -> UUID:
         for _ in range(3):  # the one that was in the way may finish between the two statements
-            row = await db.one(_INSERT + (_REPLACE if on_conflict == "replace" else _KEEP) + _NOTIFY, wanted)
+            row = await db.one(_INSERT_UNIQUE[on_conflict], wanted)
             if row is not None:
                 return row[0]
             found = await db.one(
@@ -166,6 +240,10 @@ class PostgresQueue:
     async def enqueue_many(
         self, db: Queries, task: Task[Any], payloads: Iterable[object], *, delay_s: float = 0, priority: int = 0
     ) -> int:
+        """Enqueue a job for each payload; return how many. Raises Invalid for one that does not fit.
+
+        Many are copied (COPY), 10,000 at a time, so a million takes seconds; give a transaction to have all or none.
+        """
         _check_ranges(delay_s=delay_s, priority=priority)
         left = iter(payloads)
         constant: dict[str, Any] = {"queue": task.queue, "task": task.name, "delay_s": delay_s, "priority": priority}
@@ -203,15 +281,17 @@ class PostgresQueue:
             await db.run("SELECT pg_notify('kernel_jobs', 'q' || %(queue)s)", job)
 
     async def publish(self, db: Queries, *events: Event) -> None:
-        types = [event.event_type for event in events]
-        given: dict[str, Any] = {
-            "ids": sorted(uuid7() for _ in events),  # so that the log keeps their order
-            "types": types,
-            "versions": [version_of(event) for event in events],
-            "payloads": [encode(type(event), event) for event in events],
-        }
-        with span(f"publish {' '.join(sorted(set(types)))}", SpanKind.PRODUCER):
-            await db.run(_PUBLISH, {**given, "trace": current_context()})
+        """Append events to the log, and deliver each to each of its subscribers.
+
+        Raises Invalid for an event whose fields do not fit.
+        """
+        ids = sorted(uuid7() for _ in events)  # so that the log keeps their order
+        published = [
+            PublishedEvent(id_, event.event_type, version_of(event), encode(type(event), event))
+            for id_, event in zip(ids, events, strict=True)
+        ]
+        with span(f"publish {' '.join(sorted({event.type for event in published}))}", SpanKind.PRODUCER):
+            await self.events.publish(db, published)
 
 
 def _payload(task: Task[Any], payload: object) -> str | None:
@@ -224,7 +304,7 @@ def _payload(task: Task[Any], payload: object) -> str | None:
 
 def _check_ranges(**options: object) -> None:
     for option, value in options.items():
-        if said := misfit(option, value):
+        if said := out_of_range(option, value):
             raise Invalid(said)
 
 
