@@ -4,8 +4,8 @@ Integers are decimal digits, truth values `true` and `false`, times RFC 3339 wit
 characters. Nothing is trimmed, rounded or guessed. In JSON an integer may be written as 5.0, as JSON Schema has it.
 """
 
-from dataclasses import fields, is_dataclass
-from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+from dataclasses import is_dataclass
+from typing import Any, Generic, NewType, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
@@ -27,21 +27,22 @@ _WRITTEN = {
     "uuid": (_UUID, "must be a UUID, such as 01a20304-51b9-712d-b52c-fd40df0b43e3"),
 }
 _TEXT_IN_JSON = frozenset({"date", "datetime", "uuid"})
+_MADE_OF_JSON = frozenset({"dataclass", "decimal", "enum", "frozenset", "set", "tuple"})
 _EXACT_FLOATS = 2**53
 
 
 class Decoder(Generic[T]):
-    """Makes inputs of one type: a dataclass, or a list."""
+    """Makes inputs of one type: a dataclass, or a list. Unknown fields are refused, unless told to ignore them."""
 
     def __init__(self, kind: Any, *, ignore_unknown: bool = False) -> None:
         core = adapter(kind, ignore_unknown=ignore_unknown).core_schema
-        self._json = SchemaValidator(_strict(core, text=False))
-        self._text = SchemaValidator(_strict(core, text=True))
+        self._json = SchemaValidator(_written(core, text=False))
+        self._text = SchemaValidator(_written(core, text=True))
 
-    def json(self, body: bytes) -> T:
-        """Return the input that a JSON text stands for. Raises Invalid."""
+    def json(self, value: Any) -> T:
+        """Return the input that a parsed JSON text stands for. Raises Invalid."""
         try:
-            return self._json.validate_json(body)
+            return self._json.validate_python(value)
         except ValidationError as error:
             raise _refused(error) from None
 
@@ -54,29 +55,15 @@ class Decoder(Generic[T]):
 
 
 def adapter(kind: Any, *, ignore_unknown: bool = False) -> TypeAdapter[Any]:
-    """Return what knows the schema of an input type. Its dataclasses take no fields but their own, unless told so."""
+    """Return what knows the schema of an input type and of the dataclasses that it is made of."""
     config: ConfigDict = {
         "extra": "ignore" if ignore_unknown else "forbid",
         "strict": True,
         "alias_generator": name_outside,
     }
-    found: set[Any] = set()
-    _collect(kind, found)
-    for inner in found:
-        inner.__pydantic_config__ = config
-    return TypeAdapter[Any](kind) if isinstance(kind, type) else TypeAdapter[Any](kind, config={"strict": True})
-
-
-def _collect(kind: Any, found: set[Any]) -> None:
-    """Add the dataclasses that a type is made of; one may be a part of itself."""
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        for part in get_args(kind):
-            _collect(part, found)
-    elif kind not in found:
-        found.add(kind)
-        hints = get_type_hints(kind, include_extras=True)
-        for field in fields(kind):
-            _collect(hints[field.name], found)
+    # pydantic takes no configuration beside a dataclass, but beside another name of it; what is inside inherits it
+    named: Any = NewType("Input", kind) if is_dataclass(kind) else kind  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+    return TypeAdapter[Any](named, config=config)
 
 
 def name_outside(field: str) -> str:
@@ -84,25 +71,32 @@ def name_outside(field: str) -> str:
     return field.removesuffix("_")
 
 
-def _strict(schema: Any, *, text: bool) -> Any:
-    """Return a schema of pydantic's in which each value must be written as it should be."""
+def _written(schema: Any, *, text: bool) -> Any:
+    """Return a schema of pydantic's in which each value must be written as it should be, in texts or in JSON."""
     if isinstance(schema, list):
-        return [_strict(part, text=text) for part in cast("list[Any]", schema)]
+        return [_written(part, text=text) for part in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
         return schema
     found = {
-        key: value if key in {"default", "expected", "metadata"} else _strict(value, text=text)
+        key: value if key in {"default", "expected", "metadata"} else _written(value, text=text)
         for key, value in cast("dict[str, Any]", schema).items()
     }
     kind = found.get("type")
+    if not isinstance(kind, str):
+        return found
     if kind == "int" and not text:
         return {"type": "function-before", "function": {"type": "no-info", "function": _integer}, "schema": found}
-    if not isinstance(kind, str) or kind not in (_WRITTEN if text else _TEXT_IN_JSON):
-        return found
-    pattern, message = _WRITTEN[kind]
-    written = {"type": "str", "strict": True, "pattern": pattern}
-    checked = {"type": "custom-error", "schema": written, "custom_error_type": kind, "custom_error_message": message}
-    return {"type": "chain", "steps": [checked, {**found, "strict": False}]}
+    if kind in (_WRITTEN if text else _TEXT_IN_JSON):
+        pattern, message = _WRITTEN[kind]
+        written = {"type": "str", "strict": True, "pattern": pattern}
+        checked = {
+            "type": "custom-error",
+            "schema": written,
+            "custom_error_type": kind,
+            "custom_error_message": message,
+        }
+        return {"type": "chain", "steps": [checked, {**found, "strict": False}]}
+    return {**found, "strict": False} if kind in _MADE_OF_JSON else found
 
 
 def _integer(value: Any) -> Any:

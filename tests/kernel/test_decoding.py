@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -52,7 +53,7 @@ def from_text(**values: str) -> Wanted:
 
 
 def from_json(**values: Any) -> Wanted:
-    return DECODER.json(json.dumps(values).encode())
+    return DECODER.json(json.loads(json.dumps(values)))
 
 
 def refused(read: Any, **values: Any) -> list[tuple[str, str]]:
@@ -206,17 +207,17 @@ def test_what_is_written_as_documented_is_taken() -> None:
             assert found - moment == timedelta()
     assert from_text(limit="-5", ratio="-0.25", all="true", id=ID.upper()) == Wanted(-5, -0.25, True, id=UUID(ID))
     assert from_json(limit=5.0, ratio=2, part={"name": "x", "count": 2.0}) == Wanted(5, 2.0, part=Part("x", 2))
-    assert DECODER.json(b'{"limit": 1e2, "ids": ["%b"]}' % ID.encode()) == Wanted(100, ids=[UUID(ID)])
+    assert DECODER.json(json.loads(f'{{"limit": 1e2, "ids": ["{ID}"]}}')) == Wanted(100, ids=[UUID(ID)])
     assert type(from_json(limit=5.0).limit) is int
 
 
 def test_an_array_is_taken_with_its_bounds_and_its_items_are_as_strict() -> None:
-    assert LIST.json(b'[{"name": "x"}, {"name": "y", "count": 2}]') == [Part("x"), Part("y", 2)]
+    assert LIST.json(json.loads('[{"name": "x"}, {"name": "y", "count": 2}]')) == [Part("x"), Part("y", 2)]
     for wrong in (b"[]", b'[{"name": "x"}, {"name": "x"}, {"name": "x"}]', b'{"name": "x"}', b"5", b'[{"name": 5}]'):
         with pytest.raises(Invalid):
-            LIST.json(wrong)
+            LIST.json(json.loads(wrong))
     with pytest.raises(Invalid) as caught:
-        LIST.json(b'[{"name": "x", "more": 1}]')
+        LIST.json(json.loads('[{"name": "x", "more": 1}]'))
     assert [name for name, _ in caught.value.fields] == ["0.more"]
 
 
@@ -225,9 +226,9 @@ MOMENTS = st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.t
 
 def test_an_input_may_be_a_part_of_itself_and_is_as_strict_there() -> None:
     calls = Decoder[list[Call]](list[Call])
-    assert calls.json(b'[{"url": "a", "arguments": [{"url": "b"}]}]') == [Call("a", [Call("b")])]
+    assert calls.json(json.loads('[{"url": "a", "arguments": [{"url": "b"}]}]')) == [Call("a", [Call("b")])]
     with pytest.raises(Invalid) as caught:
-        calls.json(b'[{"url": "a", "arguments": [{"url": "b", "more": 1}]}]')
+        calls.json(json.loads('[{"url": "a", "arguments": [{"url": "b", "more": 1}]}]'))
     assert [name for name, _ in caught.value.fields] == ["0.arguments.0.more"]
 
 
@@ -256,3 +257,42 @@ def test_text_is_an_integer_only_as_python_writes_it(text: str) -> None:
         assert from_text(limit=text).limit == int(text)
     else:
         refused(from_text, limit=text)
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    colour: Colour
+    points: tuple[tuple[int, float], ...] = ()
+    names: frozenset[str] = frozenset()
+    part: Part | Call | None = None
+
+
+def test_what_json_writes_in_another_type_is_as_strict() -> None:
+    shapes = Decoder[Shapes](Shapes)
+    given = {"colour": "red", "points": [[1, 2], [3.0, 0.5]], "names": ["a"], "part": {"url": "u"}}
+    assert shapes.json(given) == Shapes(Colour.RED, ((1, 2.0), (3, 0.5)), frozenset({"a"}), Call("u"))
+    for field_, wrong in [
+        ("colour", "blue"),
+        ("points", [["1", 2]]),
+        ("points", [[1, True]]),
+        ("points", {"1": 2}),
+        ("names", [1]),
+        ("names", "a"),
+        ("part", {"url": "u", "more": 1}),
+    ]:
+        (error, *_) = refused(lambda **values: shapes.json({**given, **values}), **{field_: wrong})
+        assert error[0].split(".")[0] == field_, wrong
+
+
+def test_an_input_class_stays_as_it_is() -> None:
+    @dataclass(frozen=True)
+    class Plain:
+        part: Part
+
+    before = [dict(vars(kind)) for kind in (Plain, Part)]
+    Decoder[Plain](Plain)
+    assert [dict(vars(kind)) for kind in (Plain, Part)] == before

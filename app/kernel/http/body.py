@@ -64,8 +64,8 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: 
         raise HttpProblem(408, f"the body did not arrive within {timeout_s:g} s", CLOSE) from None
 
 
-def check_json(body: bytes) -> None:
-    """Raise HttpProblem 400 unless the body is JSON that cannot be misread."""
+def parse_json(body: bytes) -> Any:
+    """Return the value of a body. Raises HttpProblem 400 unless it is JSON that cannot be misread."""
     try:
         text = body.decode()
         _check_depth(body)
@@ -75,6 +75,7 @@ def check_json(body: bytes) -> None:
             plain.encode()
             if "\\u0000" in plain.replace("\\\\", ""):
                 raise ValueError("NUL is not allowed")
+        return value
     except UnicodeDecodeError:
         raise _malformed("it is not UTF-8") from None
     except UnicodeEncodeError:

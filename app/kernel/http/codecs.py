@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl
-
-from pydantic_core import from_json, to_json
 
 from app.kernel.errors import Invalid, Refusal
 from app.kernel.http.asgi import Headers
-from app.kernel.http.body import check_json
+from app.kernel.http.body import parse_json
 from app.kernel.http.problems import HttpProblem, status_of
 
 if TYPE_CHECKING:
@@ -43,8 +41,12 @@ class Codec:
 
     def decode(self, decoder: "Decoder[Any]", body: bytes, path: Mapping[str, str]) -> Any:
         """Return the input that a body and the path's parameters stand for. Raises Invalid, HttpProblem."""
-        check_json(body)
-        return decoder.json(_merged(body, path) if path else body)
+        value = parse_json(body)
+        if path:
+            if not isinstance(value, dict) or value.keys() & path.keys():
+                raise Invalid("the body must be an object without what the path already says")
+            value = {**cast("dict[str, Any]", value), **path}
+        return decoder.json(value)
 
     def encode(self, output: "TypeAdapter[Any]", result: Any) -> bytes:
         """Return a result as the body of a response."""
@@ -90,10 +92,3 @@ def merged_text(encoded: bytes, path: Mapping[str, str]) -> dict[str, str]:
     if duplicates := sorted(found.keys() & path.keys()):
         raise Invalid("the path says this already", tuple((name, "is in the path") for name in duplicates))
     return {**found, **path}
-
-
-def _merged(body: bytes, path: Mapping[str, str]) -> bytes:
-    value = from_json(body)
-    if not isinstance(value, dict) or value.keys() & path.keys():
-        raise Invalid("the body must be an object without what the path already says")
-    return to_json({**value, **path})

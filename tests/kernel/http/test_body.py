@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kernel.http.body import check_json
+from app.kernel.http.body import parse_json
 from app.kernel.http.problems import HttpProblem
 from tests.support.project import Project
 
@@ -56,7 +56,7 @@ def deep(levels: int) -> bytes:
 )
 def test_json_that_could_be_misread_is_malformed(body: bytes) -> None:
     with pytest.raises(HttpProblem) as caught:
-        check_json(body)
+        parse_json(body)
     assert caught.value.status == 400
 
 
@@ -79,7 +79,7 @@ def test_json_that_could_be_misread_is_malformed(body: bytes) -> None:
     ],
 )
 def test_json_that_everybody_reads_alike_is_accepted(body: bytes) -> None:
-    check_json(body)
+    parse_json(body)
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
@@ -93,13 +93,13 @@ VALUES = st.recursive(
 
 @given(VALUES, st.booleans())
 def test_every_proper_value_is_accepted(value: object, ascii_only: bool) -> None:
-    check_json(json.dumps(value, ensure_ascii=ascii_only).encode())
+    parse_json(json.dumps(value, ensure_ascii=ascii_only).encode())
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_either_accepted_by_others_too_or_malformed(body: bytes) -> None:
     with suppress(HttpProblem):
-        check_json(body)
+        parse_json(body)
         json.loads(body.decode())
 
 
