@@ -35,7 +35,6 @@ def http(*served: "Module") -> "ServiceFactory":
             from app.kernel.http.routes import api, routes_of
 
             routes = routes_of(await operations_of(p, [kind for module in served for kind in module.feature_classes()]))
-            routes += [route for module in served for route in await module.other_routes(p)]
             documented = Documentation(
                 await api(p, routes), routes, f"{' and '.join(module.name for module in served)} API"
             )
@@ -67,7 +66,7 @@ async def consumer(p: "Process") -> "Service":
     from app.kernel.queue.consumer import consumer
 
     found = await handlers(p, [kind for module in modules() for kind in module.feature_classes()])
-    return await consumer(p, found + [handler for module in modules() for handler in await module.other_handlers(p)])
+    return await consumer(p, found)
 
 
 async def reporter(p: "Process") -> "Service":

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.kernel.config import Section
-    from app.kernel.http.routes import Route
-    from app.kernel.process import Process, Provider
-    from app.kernel.queue import Handler, Schedule, Subscriber
+    from app.kernel.process import Provider
+    from app.kernel.queue import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Module:
 
     `settings` is a section, `providers` a mapping of types to what provides them, `schedules` a sequence. What does not
     fit a declaration is written by hand: `commands` says which groups of commands `cli.py` adds to, and what those are
-    for that no feature has; `routes` and `handlers` are functions that are given the process.
+    for that no feature has.
     """
 
     package: str
@@ -44,8 +43,6 @@ class Module:
     settings: str = ""
     providers: str = ""
     schedules: str = ""
-    handlers: str = ""
-    routes: str = ""
     commands: Mapping[str, str] = field(default_factory=dict[str, str])
     constraints: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the loser of a race is told: `schema.constraint` to the refusal, as `file:Class`."""
@@ -60,7 +57,7 @@ class Module:
     @property
     def process(self) -> str:
         """What its HTTP process, run-NAME-http, is for; empty when there is none."""
-        return f"Serve the {self.name} API." if self.serves and (self.features or self.routes) else ""
+        return f"Serve the {self.name} API." if self.serves and self.features else ""
 
     def load(self, where: str) -> Any:
         """Import what `file:NAME` names. Raises InvalidDeclaration for a file or a name that does not exist."""
@@ -98,14 +95,6 @@ class Module:
     def scheduled(self) -> "tuple[Schedule, ...]":
         """Import the schedules."""
         return tuple(self.load(self.schedules)) if self.schedules else ()
-
-    async def other_routes(self, p: "Process") -> "list[Route]":
-        """Return the routes that are written by hand."""
-        return await self.load(self.routes)(p) if self.routes else []
-
-    async def other_handlers(self, p: "Process") -> "list[Handler | Subscriber]":
-        """Return the handlers and subscribers that are written by hand."""
-        return await self.load(self.handlers)(p) if self.handlers else []
 
     def groups(self) -> dict[str, str]:
         """Return the groups of commands, each with what it is for."""

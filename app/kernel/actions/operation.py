@@ -1,12 +1,11 @@
 """Actions of built features, as every adapter runs them: span, permission, transaction, audit record."""
 
 import inspect
-import re
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
 from loguru import logger
 
@@ -52,19 +51,6 @@ class Call:
     basic: BasicAuth = _NO_NAME
 
 
-class Operation(Protocol):
-    """What adapters run: it is told who calls, and given the input."""
-
-    id: str
-    signature: Signature
-    description: str
-    """Its first line is the summary."""
-
-    async def __call__(self, call: Call, given: Any = None) -> Any:
-        """Run it. Returns what it returns; raises what it raises."""
-        ...
-
-
 class ActionOperation:
     """One action of a feature, with what it needs to run."""
 
@@ -105,30 +91,6 @@ def binder(signature: Signature) -> Callable[..., list[Any]]:
     return lambda *there: [there[place] for place in places]
 
 
-class Classic:
-    """A use case in a class of its own, as an operation; `path` is its id when it says none."""
-
-    def __init__(self, usecase: Any, path: str) -> None:
-        kind = cast("Any", type(usecase))
-        self.id = str(getattr(kind, "operation_id", path))
-        self.signature = Signature.of(kind.__call__)
-        self.description = f"{inspect.getdoc(kind)}\n\n{inspect.getdoc(kind.__call__)}"
-        self.raises = tuple(_named_in(self.description.partition("Raises ")[2], Refusal))
-        self._bind = binder(self.signature)
-        self._usecase = usecase
-
-    async def __call__(self, call: Call, given: Any = None) -> Any:
-        """Run it."""
-        return await self._usecase(*self._bind(None, None, call.token, call.basic, call.caller, given))
-
-
-def _named_in(text: str, kind: type[Refusal]) -> Iterator[type[Refusal]]:
-    for narrower in kind.__subclasses__():
-        if re.search(rf"\b{narrower.__name__}\b", text):
-            yield narrower
-        yield from _named_in(text, narrower)
-
-
 def _named(target: object) -> str | None:
     return None if target is None else str(target)
 
@@ -137,6 +99,3 @@ def _target(path: str, given: Any) -> Any:
     """Return to whom something is done: what the first parameter of the path names."""
     _, _, rest = path.partition("{")
     return getattr(given, rest.partition("}")[0], None) if rest else None
-
-
-__all__ = ["Call", "Operation", "timed"]

@@ -10,7 +10,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
 from app.kernel.actions.compose import make
-from app.kernel.actions.operation import ActionOperation, Call, Classic, Operation
+from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.audit import DenialLog
 from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, name_outside
@@ -47,7 +47,7 @@ class Route:
 
     method: str
     path: str
-    operation: Operation | Any
+    operation: ActionOperation
     permission: str = ""
     public: bool = False
     raises: tuple[type[Refusal], ...] = ()
@@ -57,12 +57,6 @@ class Route:
     headers: Callable[[Any], Mapping[str, str]] | None = None
     cache_s: int = 0
     timeout_s: float = 0
-
-    def __post_init__(self) -> None:
-        if not hasattr(self.operation, "signature"):
-            classic = Classic(self.operation, self.path)
-            object.__setattr__(self, "operation", classic)
-            object.__setattr__(self, "raises", classic.raises)
 
 
 def routes_of(operations: Iterable[ActionOperation]) -> list[Route]:

@@ -7,15 +7,16 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, LiteralString
 
-from app.kernel.db import Database, Queries, Transaction
+from app.kernel.actions import Database, Transaction, subscriber, task
+from app.kernel.db import Queries
 from app.kernel.process import Process
-from app.kernel.queue import Handler, Schedule, Subscriber, Task
+from app.kernel.queue import Schedule, Task
 
 LIMIT = 2
 SCHEDULE_COUNT = 50
@@ -62,8 +63,11 @@ async def _leave_effect(db: Queries, kind: str, number: int, key: str = "") -> N
     await db.run(_EFFECT, {"kind": kind, "key": key, "number": number, "worker": os.getpid()})
 
 
-class _Journal:
+class Journal:
+    """What a worker has begun and ended; beside it the gate, at which jobs wait while it exists."""
+
     def __init__(self, folder: Path) -> None:
+        self._gate = folder / "gate"
         self._file = os.open(folder / f"{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def _write(self, *entry: object) -> None:
@@ -79,74 +83,80 @@ class _Journal:
         finally:
             self._write(time.monotonic(), ended, kind, key, number)
 
-
-@dataclass(frozen=True, slots=True)
-class _Handlers:
-    db: Database
-    journal: _Journal
-    gate: Path
-
-    def at_least_once(self, task: Task[Work]) -> Handler:
-        """Takes its time, then leaves its effect."""
-
-        async def operation(work: Work) -> None:
-            with self.journal.run(task.name, work.number, work.key):
-                await asyncio.sleep(work.for_ms / 1000)
-                await _leave_effect(self.db, task.name, work.number, work.key)
-
-        return Handler(task, operation)
-
-    def tx(self, task: Task[Work]) -> Handler:
-        """Leaves its effect, then takes its time: what it saw is of its beginning."""
-
-        async def operation(tx: Transaction, work: Work) -> None:
-            with self.journal.run(task.name, work.number, work.key):
-                await _leave_effect(tx, task.name, work.number, work.key)
-                await asyncio.sleep(work.for_ms / 1000)
-
-        return Handler(task, operation, "tx")
-
     async def wait_at_gate(self) -> None:
-        while self.gate.exists():
+        while self._gate.exists():
             await asyncio.sleep(0.01)
 
-    async def gated(self, work: Work) -> None:
-        with self.journal.run(GATED.name, work.number):
-            await self.wait_at_gate()
-            await _leave_effect(self.db, GATED.name, work.number)
 
+@asynccontextmanager
+async def journal(p: Process) -> AsyncGenerator[Journal]:
+    """Provide the journal of this worker."""
+    yield Journal(Path(os.environ["CHAOS_JOURNAL"]))
+
+
+PROVIDERS = {Journal: journal}
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """Handlers that keep account of themselves."""
+
+    journal: Journal
+
+    @task(PLAIN)
+    async def plain(self, db: Database, work: Work) -> None:
+        await self._at_least_once(db, PLAIN.name, work)
+
+    @task(LIMITED)
+    async def limited(self, db: Database, work: Work) -> None:
+        await self._at_least_once(db, LIMITED.name, work)
+
+    @task(NARROW)
+    async def narrow(self, db: Database, work: Work) -> None:
+        await self._at_least_once(db, NARROW.name, work)
+
+    @task(TX)
+    async def tx(self, tx: Transaction, work: Work) -> None:
+        await self._once(tx, TX.name, work)
+
+    @task(GROUP)
+    async def group(self, tx: Transaction, work: Work) -> None:
+        await self._once(tx, GROUP.name, work)
+
+    @task(GATED)
+    async def gated(self, db: Database, work: Work) -> None:
+        with self.journal.run(GATED.name, work.number):
+            await self.journal.wait_at_gate()
+            await _leave_effect(db, GATED.name, work.number)
+
+    @task(GATED_TX)
     async def gated_tx(self, tx: Transaction, work: Work) -> None:
         with self.journal.run(GATED_TX.name, work.number):
             await _leave_effect(tx, GATED_TX.name, work.number)
-            await self.wait_at_gate()
+            await self.journal.wait_at_gate()
 
+    @task(TICK)
     async def tick(self, tx: Transaction) -> None:
         await _leave_effect(tx, TICK.name, 0)
 
-    async def told(self, event: Happened) -> None:
+    @subscriber("chaos.told", Happened, max_attempts=1000)
+    async def told(self, db: Database, event: Happened) -> None:
         with self.journal.run("chaos.told", event.number):
-            await _leave_effect(self.db, "chaos.told", event.number)
+            await _leave_effect(db, "chaos.told", event.number)
 
+    @subscriber("chaos.told_in_order", Happened, max_attempts=1000, in_order=True)
     async def told_in_order(self, tx: Transaction, event: Happened) -> None:
         with self.journal.run("chaos.told_in_order", event.number):
             await _leave_effect(tx, "chaos.told_in_order", event.number)
 
+    async def _at_least_once(self, db: Database, kind: str, work: Work) -> None:
+        """Take the time, then leave the effect."""
+        with self.journal.run(kind, work.number, work.key):
+            await asyncio.sleep(work.for_ms / 1000)
+            await _leave_effect(db, kind, work.number, work.key)
 
-async def handlers(p: Process) -> list[Handler | Subscriber]:
-    """Return what consumers run."""
-    from app.kernel.db.postgres import database
-
-    folder = Path(os.environ["CHAOS_JOURNAL"])
-    h = _Handlers(await p.use(database), _Journal(folder), folder / "gate")
-    return [
-        h.at_least_once(PLAIN),
-        h.tx(TX),
-        h.tx(GROUP),
-        h.at_least_once(LIMITED),
-        h.at_least_once(NARROW),
-        Handler(GATED, h.gated),
-        Handler(GATED_TX, h.gated_tx, "tx"),
-        Handler(TICK, h.tick, "tx"),
-        Subscriber("chaos.told", Happened, h.told, max_attempts=1000),
-        Subscriber("chaos.told_in_order", Happened, h.told_in_order, "tx", max_attempts=1000, in_order=True),
-    ]
+    async def _once(self, tx: Transaction, kind: str, work: Work) -> None:
+        """Leave the effect, then take the time: what it saw is of its beginning."""
+        with self.journal.run(kind, work.number, work.key):
+            await _leave_effect(tx, kind, work.number, work.key)
+            await asyncio.sleep(work.for_ms / 1000)

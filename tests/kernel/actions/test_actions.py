@@ -153,7 +153,6 @@ async def test_every_schedule_has_what_runs_its_jobs(database: TestDatabase) -> 
     settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
     async with new_process("test", settings).opened() as p:
         found = await handlers(p, [kind for _, kind in FEATURES])
-        found += [handler for module in modules() for handler in await module.other_handlers(p)]
     scheduled = {schedule.task.name for module in modules() for schedule in module.scheduled()}
     assert scheduled <= {handler.task.name for handler in found if isinstance(handler, Handler)}
 

@@ -6,20 +6,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
 import pytest
 from annotated_types import Len
 
+from app.kernel.actions import Action, Signature
+from app.kernel.actions.operation import ActionOperation
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
 from app.kernel.http.middleware import stack
 from app.kernel.http.openapi import openapi, page
-from app.kernel.http.routes import Route, router
+from app.kernel.http.routes import Route, router, routes_of
 from app.kernel.operations import BearerToken, Caller, Origin
 from app.processes import sections
 from tests.support.project import ROOT
@@ -128,6 +130,14 @@ async def authenticate(token: str, origin: Origin) -> Caller:
     return Caller(permissions=frozenset({"x:y:read"}))
 
 
+def route(method: str, path: str, body: Any, **declared: Any) -> Route:
+    """A route of an action that does just this; its id is its path."""
+    action = Action(path, method != "GET", method, path, **declared)
+    run = body.__call__
+    [made] = routes_of([ActionOperation(action, run, Signature.of(run), db=None, audit=None)])
+    return made
+
+
 AUTHENTICATORS = {Bearer: Bearer(authenticate)}
 
 
@@ -142,18 +152,18 @@ async def note_denied(caller: Caller, operation_id: str) -> None:
 async def client(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
     settings = replace(SETTINGS, **changes)
     routes = [
-        Route("POST", "/greet", Greet(), public=True),
-        Route("GET", "/greet", Greet(), public=True),
-        Route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
-        Route("DELETE", "/things/{id}", RenameIt(), permission="x:y:write"),
-        Route("POST", "/whisper", Whisper(), public=True),
-        Route("GET", "/things/{id}", Find()),
-        Route("POST", "/count", Count(), public=True),
-        Route("POST", "/count-all", CountTuple(), public=True),
-        Route("GET", "/refuse", Refuse(), public=True),
-        Route("GET", "/fail", Fail(), public=True),
-        Route("GET", "/sleep", Sleep(), public=True),
-        Route("GET", "/nap", Sleep(), public=True, timeout_s=0.05),
+        route("POST", "/greet", Greet(), public=True),
+        route("GET", "/greet", Greet(), public=True),
+        route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
+        route("DELETE", "/things/{id}", RenameIt(), permission="x:y:write"),
+        route("POST", "/whisper", Whisper(), public=True),
+        route("GET", "/things/{id}", Find()),
+        route("POST", "/count", Count(), public=True),
+        route("POST", "/count-all", CountTuple(), public=True),
+        route("GET", "/refuse", Refuse(), public=True),
+        route("GET", "/fail", Fail(), public=True),
+        route("GET", "/sleep", Sleep(), public=True),
+        route("GET", "/nap", Sleep(), public=True, timeout_s=0.05),
     ]
     app = stack(router(routes, AUTHENTICATORS, note_denied, settings), settings)
     transport = httpx.ASGITransport(app=app)
@@ -264,7 +274,7 @@ async def test_a_body_may_be_an_array() -> None:
         assert (await http.post("/count-all", json={})).status_code == 422
         wrong = await http.post("/count", json=[{"sku": "a"}, {"sku": ""}])
     assert [error["field"] for error in wrong.json()["errors"]] == ["1.sku"]
-    operation = openapi([Route("POST", "/count", Count(), public=True)], "test")["paths"]["/count"]["post"]
+    operation = openapi([route("POST", "/count", Count(), public=True)], "test")["paths"]["/count"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert (schema["type"], schema["minItems"], schema["maxItems"]) == ("array", 1, 3)
     assert schema["items"] == {"$ref": "#/components/schemas/Item"}
@@ -274,11 +284,11 @@ async def test_a_body_may_be_an_array() -> None:
 @pytest.mark.parametrize(
     ("route", "message"),
     [
-        (partial(Route, "GET", "/count", Count()), "an array can only be the whole input"),
-        (partial(Route, "POST", "/count", Count(), codec=Form()), "an array can only be the whole input"),
-        (partial(Route, "POST", "/count/{id}", Count()), "an array can only be the whole input"),
-        (partial(Route, "POST", "/count", CountText()), "text must be a dataclass or a list"),
-        (partial(Route, "POST", "/count", CountBoth()), "there can be only one input"),
+        (partial(route, "GET", "/count", Count()), "an array can only be the whole input"),
+        (partial(route, "POST", "/count", Count(), codec=Form()), "an array can only be the whole input"),
+        (partial(route, "POST", "/count/{id}", Count()), "an array can only be the whole input"),
+        (partial(route, "POST", "/count", CountText()), "text must be a dataclass or a list"),
+        (partial(route, "POST", "/count", CountBoth()), "there can be only one input"),
     ],
 )
 def test_an_input_that_cannot_be_served_is_refused_when_it_is_declared(
@@ -376,10 +386,10 @@ async def test_the_callers_trace_is_continued_and_a_broken_one_is_not() -> None:
 
 async def test_the_openapi_document_says_what_is_served() -> None:
     routes = [
-        Route("POST", "/greet", Greet(), public=True),
-        Route("GET", "/greet", Greet(), public=True),
-        Route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
-        Route("POST", "/whisper", Whisper(), public=True),
+        route("POST", "/greet", Greet(), public=True),
+        route("GET", "/greet", Greet(), public=True),
+        route("PATCH", "/things/{id}", RenameIt(), permission="x:y:read"),
+        route("POST", "/whisper", Whisper(), public=True),
     ]
     document = openapi(routes, "test")
     post, get = document["paths"]["/greet"]["post"], document["paths"]["/greet"]["get"]
