@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 
 from app.kernel.audit import Audit
+from app.kernel.callers import Caller, Origin
 from app.kernel.db import Queries
 from app.kernel.errors import RateLimited, Refusal
 from app.kernel.identifiers import uuid7
-from app.kernel.operations import Caller, Origin
 from app.kernel.queue import JobExists, Task
 from app.kernel.queue.enqueue import Queue
 from app.kernel.queue.queues import QueueAdmin

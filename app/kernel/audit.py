@@ -8,10 +8,10 @@ from uuid import UUID
 
 from opentelemetry import trace
 
+from app.kernel.callers import Caller
 from app.kernel.db import Database, Queries
 from app.kernel.errors import Denied
 from app.kernel.identifiers import uuid7
-from app.kernel.operations import Caller
 from app.kernel.text import storable, storable_tree
 
 _ADD = """

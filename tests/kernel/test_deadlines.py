@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.kernel.deadlines import Deadlines
+from app.kernel.concurrency import Deadlines
 
 
 async def test_what_takes_too_long_is_called_back_once_and_what_ends_in_time_is_not() -> None:

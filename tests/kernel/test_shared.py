@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.kernel.shared import Shared
+from app.kernel.concurrency import Shared
 
 
 async def test_many_share_one_failure_instead_of_failing_one_after_the_other() -> None:

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from app.kernel.concurrency import Turns
 from app.kernel.errors import RateLimited, Unavailable
-from app.kernel.turns import Turns
 
 
 class Work:

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
+from app.kernel.callers import BasicAuth, BearerToken, Caller
 from app.kernel.db import Database, Transaction
 from app.kernel.errors import Refusal
 from app.kernel.fields import Doc
 from app.kernel.http.authenticators import Authenticator, Bearer
 from app.kernel.http.codecs import JSON, Codec
-from app.kernel.operations import BasicAuth, BearerToken, Caller
 from app.kernel.queue import Event, Task
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])

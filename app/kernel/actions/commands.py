@@ -12,12 +12,12 @@ import typer
 from app.kernel.actions import Action, Doc, Signature, declared
 from app.kernel.actions.columns import Columns
 from app.kernel.actions.operation import ActionOperation, Call
+from app.kernel.callers import operator
 from app.kernel.cli import can_ask, confirm, moment, print_details, print_json, print_page
 from app.kernel.cli import group as new_group
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid
-from app.kernel.operations import operator
-from app.kernel.pages import Page
+from app.kernel.paging import Page
 from app.kernel.process import Process
 from app.kernel.product import NAME
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast, get_type_hints
 from app.kernel.actions import Action, Signature, Work, declared
 from app.kernel.actions.operation import ActionOperation, Call, timed
 from app.kernel.audit import Audit
+from app.kernel.callers import operator
 from app.kernel.config import Settings
 from app.kernel.db import Database
-from app.kernel.operations import operator
 from app.kernel.process import Process, Provider
 from app.kernel.queue import Handler, InvalidDeclaration, Subscriber
 

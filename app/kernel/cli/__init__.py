@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from app.kernel.actions.columns import Columns
-    from app.kernel.pages import Page
+    from app.kernel.paging import Page
 
 T = TypeVar("T")
 _WHOLE = re.compile("0|[1-9][0-9]{0,18}", re.ASCII)

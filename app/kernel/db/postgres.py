@@ -12,6 +12,7 @@ from loguru import logger
 from opentelemetry.trace import SpanKind
 from psycopg.pq import TransactionStatus
 
+from app.kernel.concurrency import Deadlines, Shared
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Parameters, Row, Transaction
 from app.kernel.db.connection import Connection
@@ -19,10 +20,8 @@ from app.kernel.db.migrations import migrated
 from app.kernel.db.pool import Pool, PoolUse
 from app.kernel.db.refusals import DISK_FULL, READ_ONLY, refusal_of
 from app.kernel.db.server import server
-from app.kernel.deadlines import Deadlines
 from app.kernel.errors import Constraints, Invalid, Unavailable
 from app.kernel.process import Process
-from app.kernel.shared import Shared
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.traces import span
 

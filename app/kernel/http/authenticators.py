@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 from urllib.parse import unquote_plus
 
+from app.kernel.callers import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.errors import Unauthenticated
 from app.kernel.http.asgi import Scope, header
-from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
 
 
 class Authenticate(Protocol):

@@ -9,13 +9,13 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
+from app.kernel.callers import BasicAuth, BearerToken
 from app.kernel.decoding import TIME, adapter
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
 from app.kernel.http.problems import HttpProblem, title_of
 from app.kernel.http.routes import Route, has_body, input_type, path_parameters, refusals, sends_itself
-from app.kernel.operations import BasicAuth, BearerToken
 from app.kernel.product import VERSION
 
 _NO_NUL = "^[^\\u0000]*$"

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from app.kernel.addresses import Network, canonical, network, parsed
+from app.kernel.callers import Origin
 from app.kernel.http.asgi import Scope, header
-from app.kernel.operations import Origin
 
 _LONGEST_USER_AGENT = 256
 _MOST_HOPS = 32

@@ -12,6 +12,7 @@ from starlette.routing import Router
 from app.kernel.actions.compose import make
 from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.audit import DenialLog
+from app.kernel.callers import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
@@ -20,7 +21,6 @@ from app.kernel.http.authenticators import Authenticator, Bearer, basic_auth, be
 from app.kernel.http.body import check_media_type, read_body
 from app.kernel.http.codecs import JSON, Codec, Form, merged_text
 from app.kernel.http.problems import HttpProblem
-from app.kernel.operations import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.process import Process
 from app.kernel.telemetry import logs
 

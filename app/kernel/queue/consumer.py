@@ -18,11 +18,11 @@ from typing import Any
 from loguru import logger
 
 from app.kernel.actions.compose import make
+from app.kernel.concurrency import Deadlines
 from app.kernel.config import QueueSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import database
 from app.kernel.db.server import server
-from app.kernel.deadlines import Deadlines
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, Service
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Subscriber

@@ -11,7 +11,7 @@ from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change,
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.identifiers import uuid7
-from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import (
     Actor,

@@ -11,7 +11,7 @@ from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change,
 from app.kernel.db import now
 from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
-from app.kernel.pages import Page
+from app.kernel.paging import Page
 from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
 from app.modules.auth.domain.api_keys import ApiKey, ApiKeyNotFound, NoServiceAccount, new_secret

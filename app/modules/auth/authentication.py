@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from app.kernel.callers import Origin
 from app.kernel.db import Database
-from app.kernel.operations import Origin
 from app.modules.auth.domain.api_keys import PREFIX, parsed
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound
 from app.modules.auth.postgres.api_keys import PostgresApiKeys

@@ -4,10 +4,10 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from app.kernel.concurrency import Shared
 from app.kernel.config import Misconfigured
 from app.kernel.db import Database, Transaction
 from app.kernel.identifiers import uuid7
-from app.kernel.shared import Shared
 from app.modules.auth.domain.keys import ListedKey
 from app.modules.auth.postgres.signing_keys import SigningKeys
 from app.modules.auth.sealing import Sealer, derive

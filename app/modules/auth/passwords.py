@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import TypeVar
 
-from app.kernel.turns import Turns
+from app.kernel.concurrency import Turns
 from app.modules.auth.domain.actors import WeakPassword, check_without_words, checked_password
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 from uuid import UUID
 
-from app.kernel.operations import Caller, Origin
+from app.kernel.callers import Caller, Origin
 
 
 class Portal(Protocol):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.kernel.callers import Caller
 from app.kernel.db import Transaction
-from app.kernel.operations import Caller
 from app.modules.auth.domain.actors import Actor, ActorNotFound
 from app.modules.auth.domain.permissions import check_has_power_over
 from app.modules.auth.postgres.actors import PostgresActors

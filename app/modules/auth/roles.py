@@ -10,7 +10,7 @@ from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change,
 from app.kernel.db import Queries
 from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
-from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorNotFound
 from app.modules.auth.domain.permissions import (

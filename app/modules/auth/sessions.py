@@ -6,7 +6,7 @@ from uuid import UUID
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read, task
 from app.kernel.errors import NotFound
-from app.kernel.pages import Page
+from app.kernel.paging import Page
 from app.kernel.queue import Schedule, Task
 from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import ActorNotFound

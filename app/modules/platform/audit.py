@@ -8,7 +8,7 @@ from annotated_types import Len
 
 from app.kernel.actions import Database, Doc, read
 from app.kernel.audit import Audit, Entry, EntryFilters
-from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 
 
 @dataclass(frozen=True, slots=True)

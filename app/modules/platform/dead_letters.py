@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.errors import Invalid
-from app.kernel.pages import Cursor, Limit, Page, after, mark, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, mark, next_cursor
 from app.kernel.queue import JobExists
 from app.kernel.queue.dead_letters import DeadLetterAdmin, DeadLetterDetails, DeadLetterFilters, ListedDeadLetter
 from app.modules.platform.domain.queue import DeadLetterNotFound, check_zone

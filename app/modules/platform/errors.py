@@ -7,7 +7,7 @@ from uuid import UUID
 from annotated_types import Interval
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
-from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.sentinel import ErrorNotFound, Errors, Kind, State, StoredError
 
 _YEAR_S = 365 * 86400.0

@@ -9,7 +9,7 @@ from annotated_types import Len
 from app.kernel.actions import Caller, Database, Doc, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
-from app.kernel.pages import Cursor, Limit, Page, WorkCursor, after, mark, marked, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, WorkCursor, after, mark, marked, next_cursor
 from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, Stretch
 from app.modules.platform.domain.queue import SubscriberNotFound, check_zone
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from annotated_types import Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
-from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue.jobs import JobAdmin, JobDetails, JobFilters, JobState, ListedJob
 from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
 

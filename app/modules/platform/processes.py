@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from app.kernel.actions import read
-from app.kernel.pages import Page
+from app.kernel.paging import Page
 from app.kernel.registry import LiveProcess, Registry
 
 

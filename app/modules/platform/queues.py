@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Interval, Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
-from app.kernel.pages import Page
+from app.kernel.paging import Page
 from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
 
 QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.")]

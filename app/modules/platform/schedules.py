@@ -8,7 +8,7 @@ from uuid import UUID
 from annotated_types import Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
-from app.kernel.pages import Page
+from app.kernel.paging import Page
 from app.kernel.queue.schedules import ListedSchedule, LockedSchedule, ScheduleAdmin
 from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
 

@@ -12,7 +12,7 @@ from app.modules.orders.settings import OrdersSettings
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read, subscriber, task
 from app.kernel.identifiers import uuid7
-from app.kernel.pages import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue import Schedule, Task
 from app.kernel.queue.enqueue import Queue
 

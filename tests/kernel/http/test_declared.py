@@ -12,6 +12,7 @@ from loguru import logger
 
 from app.kernel.actions import BasicAuth, Caller, change, read
 from app.kernel.actions.compose import operations, value
+from app.kernel.callers import Origin
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.errors import Invalid, NotFound, Refusal, Unauthenticated
 from app.kernel.http.asgi import Scope, header
@@ -20,7 +21,6 @@ from app.kernel.http.middleware import stack
 from app.kernel.http.openapi import openapi
 from app.kernel.http.problems import HttpProblem
 from app.kernel.http.routes import Route, api, routes_of
-from app.kernel.operations import Origin
 from app.kernel.process import Process
 from app.kernel.providers import PROVIDERS
 from app.processes import sections

@@ -15,6 +15,7 @@ from annotated_types import Len
 
 from app.kernel.actions import Action, Signature
 from app.kernel.actions.operation import ActionOperation
+from app.kernel.callers import BearerToken, Caller, Origin
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.authenticators import Bearer
@@ -22,7 +23,6 @@ from app.kernel.http.codecs import Form
 from app.kernel.http.middleware import stack
 from app.kernel.http.openapi import openapi, page
 from app.kernel.http.routes import Route, router, routes_of
-from app.kernel.operations import BearerToken, Caller, Origin
 from app.processes import sections
 from tests.support.project import ROOT
 

@@ -92,7 +92,7 @@ def failing(message: str) -> None:
 
 
 def fail(message: str = "no", **context: Any) -> None:
-    from app.kernel.pages import after
+    from app.kernel.paging import after
 
     try:
         after("not a cursor")  # something of ours is in the stack
@@ -187,7 +187,7 @@ async def test_a_sample_says_what_was_going_on_without_secrets(watch: Watch) -> 
     assert sample["operation"] == "auth.login"
     assert (sample["process"], sample["host"], sample["release"]) == ("test", "h:1", "1")
     assert [line.split(" ", 1)[1] for line in sample["lines"]] == ["first password=***", "oops token=***"]
-    assert "app.kernel.pages" not in sample["message"]
+    assert "app.kernel.paging" not in sample["message"]
     assert "in after" in sample["stack"]
     assert "hunter2" not in str(sample)
     assert "abcdefgh" not in str(sample)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from app.kernel.audit import Audit
+from app.kernel.callers import Caller, Origin
 from app.kernel.config import LoggerSettings
-from app.kernel.operations import Caller, Origin
 from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import PostgresErrors
 from app.kernel.telemetry import logs

@@ -8,10 +8,10 @@ import pytest
 
 from app.kernel.actions.compose import operations
 from app.kernel.actions.operation import Call
+from app.kernel.callers import Caller, Origin
 from app.kernel.config import load
 from app.kernel.db import postgres
 from app.kernel.identifiers import uuid7
-from app.kernel.operations import Caller, Origin
 from app.kernel.process import Process
 from app.modules.auth.domain.sessions import InvalidCredentials
 from app.modules.auth.passwords import Passwords

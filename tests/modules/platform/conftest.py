@@ -9,8 +9,8 @@ import pytest
 
 from app.kernel.actions.compose import operations
 from app.kernel.actions.operation import ActionOperation, Call
+from app.kernel.callers import Caller, Origin
 from app.kernel.config import load
-from app.kernel.operations import Caller, Origin
 from app.modules import modules
 from app.processes import new_process, sections
 from tests.conftest import TestDatabase

@@ -5,7 +5,7 @@ from typing import cast
 
 from loguru import logger
 
-from app.kernel.deadlines import Deadlines
+from app.kernel.concurrency import Deadlines
 from app.kernel.http.asgi import TIMEOUT, App, Receive, Scope, Send, answering
 from app.kernel.http.problems import HttpProblem, send_problem
 

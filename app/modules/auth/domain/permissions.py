@@ -9,9 +9,9 @@ from uuid import UUID
 
 from annotated_types import Len
 
+from app.kernel.callers import Caller
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound
 from app.kernel.fields import Doc, Rule
-from app.kernel.operations import Caller
 from app.modules.auth.domain.actors import SUPERUSER
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
+from app.kernel.callers import Caller
 from app.kernel.errors import Unauthenticated
-from app.kernel.operations import Caller
 from app.modules.auth.domain.actors import SUPERUSER, Actor
 
 REFRESH_GRACE = timedelta(seconds=10)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.kernel.callers import Origin
 from app.kernel.db import Queries, Transaction
-from app.kernel.operations import Origin
 from app.modules.auth.domain.actors import Actor
 from app.modules.auth.domain.api_keys import ApiKey
 from app.modules.auth.domain.sessions import AuthenticatedCaller

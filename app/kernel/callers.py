@@ -1,4 +1,4 @@
-"""Who asks for something to be done, from where, and what they sent to prove it."""
+"""Who calls, from where, and what they sent to prove it."""
 
 import os
 import pwd

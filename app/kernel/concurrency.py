@@ -1,13 +1,69 @@
-"""Shares something scarce fairly: those who wait are served in turns, group by group."""
+"""Deadlines, work that is shared, and fair turns at something scarce."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from app.kernel.errors import RateLimited, Unavailable
 
 _AGAIN_S = 5
+
+
+class Deadlines:
+    """Deadlines that are all the same time after their beginning, so one timer of the loop does for all of them."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._pending: dict[Callable[[], None], float] = {}  # in the order of expiring
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, expire: Callable[[], None]) -> None:
+        """Call `expire` once when the time is over, unless it ends before."""
+        loop = asyncio.get_running_loop()
+        at = self._pending[expire] = loop.time() + self.seconds
+        if self._timer is None:
+            self._timer = loop.call_at(at, self._look, loop)
+
+    def end(self, expire: Callable[[], None]) -> None:
+        """Do not call it any more. Safe to repeat."""
+        self._pending.pop(expire, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while self._pending:
+                expire, at = next(iter(self._pending.items()))
+                if at > loop.time():
+                    break
+                del self._pending[expire]
+                expire()
+        finally:
+            first = next(iter(self._pending.values()), None)
+            self._timer = None if first is None else loop.call_at(first, self._look, loop)
+
+
+class Shared:
+    """Does one thing at a time: whoever asks while it is under way gets its result, or its error, too.
+
+    With a lock each would begin anew after the one before has failed, and a queue of them wait for many timeouts.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+        self._running: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        """Wait until it is done. It goes on when whoever asked is cancelled."""
+        if self._running is None:
+            self._running = asyncio.ensure_future(self._work())
+            self._running.add_done_callback(self._ended)
+        await asyncio.shield(self._running)
+
+    def _ended(self, running: "asyncio.Task[None]") -> None:
+        self._running = None
+        if not running.cancelled():
+            running.exception()  # nobody may be left to hear of it
 
 
 class Turns:
