@@ -25,12 +25,12 @@ from app.modules.auth.domain.limits import Limit, Tally, Try
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
-from app.modules.auth.postgres.actors import PostgresActors
-from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.actors import Actors
+from app.modules.auth.postgres.api_keys import ApiKeys
 from app.modules.auth.postgres.limits import Limits
-from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.roles import Roles
 from app.modules.auth.postgres.second_factors import SecondFactors
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.sealing import Sealer
 from app.processes import constraints
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
@@ -65,7 +65,7 @@ def process(db: Any) -> Awaitable[Any]:
 
 async def new_session(tx: Any) -> None:
     session = Session(uuid7(), A, 0, NOW, NOW + timedelta(days=1), NOW + timedelta(days=1))
-    await PostgresSessions().start(tx, session, Origin(), scope=[], api_key_id=C)
+    await Sessions().start(tx, session, Origin(), scope=[], api_key_id=C)
 
 
 Write = Callable[[Any], Awaitable[Any]]
@@ -81,7 +81,7 @@ class Race:
     returns: Any = ...
 
 
-actors, roles = PostgresActors(), PostgresRoles()
+actors, roles = Actors(), Roles()
 factors = SecondFactors(Sealer("not a secret", "test"))
 RACES: dict[str, list[Race]] = {
     "auth.actors_username_key_key": [
@@ -131,7 +131,7 @@ RACES: dict[str, list[Race]] = {
         Race(*[lambda tx: Limits().reserve(tx, [Limit("k", 1)])] * 2, raises=RateLimited),
     ],
     "auth.sessions_api_key_id_fkey": [
-        Race(lambda tx: PostgresApiKeys().remove(tx, A, C), new_session, raises=InvalidClient)
+        Race(lambda tx: ApiKeys().remove(tx, A, C), new_session, raises=InvalidClient)
     ],
     "kernel.audit_refusals": [Race(*[lambda tx: Audit().refused(tx, Caller(), "a", "B")] * 2)],
     "kernel.jobs_unique_key": [

@@ -9,7 +9,7 @@ from app.kernel.config import KeepSettings
 from app.kernel.errors import Unavailable
 from app.kernel.upkeep import Upkeep
 from app.modules.auth.postgres.limits import Limits
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 from tests.kernel.queue.conftest import Bench, bench
 
 __all__ = ["bench"]
@@ -104,7 +104,7 @@ async def test_sessions_and_counts_that_are_over_are_removed(bench: Bench) -> No
         "INSERT INTO auth.limits (key, hits, started_at, window_s)"
         " VALUES ('old', 1, now() - interval '1 hour', 900), ('new', 1, now(), 900)"
     )
-    assert await PostgresSessions().prune(bench.db, 7 * 86400) == 3
+    assert await Sessions().prune(bench.db, 7 * 86400) == 3
     assert await Limits().prune(bench.db) == 1
     assert await bench.rows("SELECT user_agent FROM auth.sessions ORDER BY 1") == [("just ended",), ("live",)]
     assert await bench.rows("SELECT key FROM auth.limits") == [("new",)]

@@ -23,7 +23,7 @@ MODULE = Module(
         Feature("roles:RoleAdministration"),
         Feature("api_keys:ApiKeyAdministration"),
         Feature("recovery:Recovery", "auth"),
-        Feature("keys:SigningKeys", "auth"),
+        Feature("keys:KeyAdministration", "auth"),
     ),
     settings="settings:AuthSettings",
     providers="providers:PROVIDERS",

@@ -31,8 +31,8 @@ from app.modules.auth.domain.actors import (
 from app.modules.auth.domain.permissions import check_has_power_over
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import ActorCreated, ActorDisabled, ActorEnabled, PasswordChanged
-from app.modules.auth.postgres.actors import PostgresActors
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.actors import Actors
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.power import LockedActor, Power
 
 
@@ -89,8 +89,8 @@ class Disabled:
 class ActorAdministration:
     """See, create, change, disable and enable actors."""
 
-    actors: PostgresActors
-    sessions: PostgresSessions
+    actors: Actors
+    sessions: Sessions
     power: Power
     passwords: Passwords
     queue: Queue

@@ -16,8 +16,8 @@ from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
 from app.modules.auth.domain.api_keys import ApiKey, ApiKeyNotFound, NoServiceAccount, new_secret
 from app.modules.auth.domain.permissions import InvalidPermission, Permissions, check_may_grant, checked_permissions
-from app.modules.auth.postgres.actors import PostgresActors
-from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.actors import Actors
+from app.modules.auth.postgres.api_keys import ApiKeys
 from app.modules.auth.power import Power
 
 
@@ -55,8 +55,8 @@ class ApiKeyRef:
 class ApiKeyAdministration:
     """See, create and revoke API keys."""
 
-    actors: PostgresActors
-    api_keys: PostgresApiKeys
+    actors: Actors
+    api_keys: ApiKeys
     power: Power
     catalogue: Catalogue
 

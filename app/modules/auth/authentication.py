@@ -6,8 +6,8 @@ from app.kernel.callers import Origin
 from app.kernel.db import Database
 from app.modules.auth.domain.api_keys import PREFIX, parsed
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound
-from app.modules.auth.postgres.api_keys import PostgresApiKeys
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.api_keys import ApiKeys
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.tokens import Tokens
 
 
@@ -16,8 +16,8 @@ class Authentication:
     """Find who holds a token, and what they may do at this moment."""
 
     db: Database
-    sessions: PostgresSessions
-    api_keys: PostgresApiKeys
+    sessions: Sessions
+    api_keys: ApiKeys
     tokens: Tokens
 
     async def authenticate(self, token: str, origin: Origin) -> AuthenticatedCaller:

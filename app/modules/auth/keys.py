@@ -31,7 +31,7 @@ class Rotated:
 
 
 @dataclass(frozen=True, slots=True)
-class SigningKeys:
+class KeyAdministration:
     """See and rotate the signing keys."""
 
     keyring: Keyring

@@ -40,9 +40,9 @@ from app.modules.auth.domain.sessions import (
     RefreshTokenReused,
     Session,
 )
-from app.modules.auth.postgres.api_keys import PostgresApiKeys
+from app.modules.auth.postgres.api_keys import ApiKeys
 from app.modules.auth.postgres.limits import Limits
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.settings import AuthSettings
 from app.modules.auth.sign_in import RefreshToken, SignIn
 from app.modules.auth.tokens import Tokens
@@ -121,7 +121,7 @@ class OAuthClients:
     The client id is the account's id or username, the client secret one of its API keys.
     """
 
-    api_keys: PostgresApiKeys
+    api_keys: ApiKeys
     limits: Limits
     audit: Audit
 
@@ -153,8 +153,8 @@ class OAuth:
     clients: OAuthClients
     authentication: Authentication
     sign_in: SignIn
-    sessions: PostgresSessions
-    api_keys: PostgresApiKeys
+    sessions: Sessions
+    api_keys: ApiKeys
     tokens: Tokens
     audit: Audit
     settings: AuthSettings

@@ -7,8 +7,8 @@ from app.kernel.callers import Caller
 from app.kernel.db import Transaction
 from app.modules.auth.domain.actors import Actor, ActorNotFound
 from app.modules.auth.domain.permissions import check_has_power_over
-from app.modules.auth.postgres.actors import PostgresActors
-from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.actors import Actors
+from app.modules.auth.postgres.roles import Roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class LockedActor:
 class Power:
     """Locks the actor that is to be changed, for those who may change it."""
 
-    actors: PostgresActors
-    roles: PostgresRoles
+    actors: Actors
+    roles: Roles
 
     async def over(self, tx: Transaction, caller: Caller, actor_id: UUID) -> LockedActor:
         """Return the actor, locked. Raises ActorNotFound; Denied when it may do more than the caller."""

@@ -11,7 +11,7 @@ from app.modules.auth.domain.limits import LOCKED_FROM, Limit, Try, check, limit
 from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, matching_step, recovery_hash
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials
 from app.modules.auth.passwords import Passwords
-from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.second_factors import SecondFactors
 
@@ -43,7 +43,7 @@ class SecondFactorCheck:
 class Reauthenticate:
     """The caller's password, before what protects the account is changed; tries count like those of signing in."""
 
-    actors: PostgresActors
+    actors: Actors
     passwords: Passwords
     second_factor: SecondFactorCheck
     limits: Limits

@@ -14,10 +14,10 @@ from app.modules.auth.domain.limits import limit_of_name
 from app.modules.auth.domain.second_factor import NoSecondFactor
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import ActorCreated, PasswordChanged
-from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.second_factors import SecondFactors
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class Unlocked:
 class Recovery:
     """Let operators create a superuser, and let people in again."""
 
-    actors: PostgresActors
-    sessions: PostgresSessions
+    actors: Actors
+    sessions: Sessions
     second_factors: SecondFactors
     limits: Limits
     passwords: Passwords

@@ -23,8 +23,8 @@ from app.modules.auth.domain.permissions import (
     check_may_grant,
     checked_permissions,
 )
-from app.modules.auth.postgres.actors import PostgresActors
-from app.modules.auth.postgres.roles import PostgresRoles
+from app.modules.auth.postgres.actors import Actors
+from app.modules.auth.postgres.roles import Roles
 from app.modules.auth.power import Power
 
 RoleName = Annotated[str, Len(1, 64), Doc("Name of the role.")]
@@ -112,8 +112,8 @@ class Permission:
 class RoleAdministration:
     """See, create, change and delete roles, and grant what they are made of."""
 
-    actors: PostgresActors
-    roles: PostgresRoles
+    actors: Actors
+    roles: Roles
     power: Power
     catalogue: Catalogue
 

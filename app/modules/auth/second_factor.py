@@ -28,7 +28,7 @@ from app.modules.auth.domain.second_factor import (
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, SessionNotFound
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.second_factors import SecondFactors
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.proofs import Reauthenticate
 from app.modules.auth.settings import AuthSettings
 
@@ -75,7 +75,7 @@ class SecondFactor:
     """Turn the second factor on and off."""
 
     factors: SecondFactors
-    sessions: PostgresSessions
+    sessions: Sessions
     reauthenticate: Reauthenticate
     limits: Limits
     audit: Audit

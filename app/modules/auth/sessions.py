@@ -11,9 +11,9 @@ from app.kernel.queue import Schedule, Task
 from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
 from app.modules.auth.domain.sessions import LiveSession, SessionNotFound
-from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.power import Power
 
 PRUNE = Task[None]("auth.prune")
@@ -62,8 +62,8 @@ class Pruned:
 class SessionAdministration:
     """See, end and remove sessions."""
 
-    actors: PostgresActors
-    sessions: PostgresSessions
+    actors: Actors
+    sessions: Sessions
     limits: Limits
     power: Power
 

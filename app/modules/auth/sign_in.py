@@ -49,9 +49,9 @@ from app.modules.auth.domain.sessions import (
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import PasswordChanged, SessionStarted
-from app.modules.auth.postgres.actors import PostgresActors
+from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
-from app.modules.auth.postgres.sessions import PostgresSessions
+from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.postgres.sign_ins import Account, SignIns
 from app.modules.auth.proofs import Reauthenticate, SecondFactorCheck
 from app.modules.auth.settings import AuthSettings
@@ -129,8 +129,8 @@ class SignIn:
     """Sign in and out."""
 
     sign_ins: SignIns
-    actors: PostgresActors
-    sessions: PostgresSessions
+    actors: Actors
+    sessions: Sessions
     passwords: Passwords
     second_factor: SecondFactorCheck
     keyring: Keyring
@@ -313,8 +313,8 @@ class SignIn:
 class OwnPassword:
     """Change one's password."""
 
-    actors: PostgresActors
-    sessions: PostgresSessions
+    actors: Actors
+    sessions: Sessions
     passwords: Passwords
     reauthenticate: Reauthenticate
     audit: Audit

@@ -8,7 +8,7 @@ from app.modules.auth.domain.actors import Actor, ActorFilters, ActorNotFound, f
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresActors:
+class Actors:
     """Actors in `auth.actors`."""
 
     async def add_superuser(

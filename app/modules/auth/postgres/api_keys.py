@@ -11,7 +11,7 @@ from app.modules.auth.domain.sessions import AuthenticatedCaller
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresApiKeys:
+class ApiKeys:
     """API keys in `auth.api_keys`."""
 
     async def add(self, tx: Transaction, key: ApiKey, actor_id: UUID, secret_hash: bytes) -> None:

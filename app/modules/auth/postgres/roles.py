@@ -9,7 +9,7 @@ from app.modules.auth.domain.permissions import Role, RoleNotFound
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresRoles:
+class Roles:
     """Roles in `auth.roles`, and who has what."""
 
     async def page(self, db: Queries, limit: int, after: UUID | None) -> list[Role]:

@@ -18,7 +18,7 @@ from app.modules.auth.domain.sessions import (
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresSessions:
+class Sessions:
     """Sessions in `auth.sessions`."""
 
     async def start(
