@@ -81,8 +81,8 @@ class ModulePurity(ForbiddenContract):
     source_modules = fields.SetField(subfield=fields.ModuleExpressionField(), required=False)
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
-        options = dict(self.contract_options)
-        parts = set(options.pop("parts"))
+        parts: set[str] = set(self.parts)
+        options = {name: value for name, value in self.contract_options.items() if name != "parts"}
         options["source_modules"] = [
             f"{module.package}.{name}"
             for module in modules()

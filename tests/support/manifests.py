@@ -39,7 +39,7 @@ def _loaded(module: Module, checks: Callable[[Module], Iterator[str]]) -> Iterat
 def _names(module: Module) -> Iterator[str]:
     """Check that each `file:NAME` names something."""
     named = [feature.where for feature in module.features]
-    named += [module.settings, module.providers, module.schedules, module.handlers, module.routes]
+    named += [module.settings, module.providers, module.schedules, *module.constraints.values()]
     named += ["cli:typer_app"] if module.commands else []
     for where in filter(None, named):
         try:
@@ -78,7 +78,7 @@ def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
             yield f"{place}: {{{missing}}} of the path is no field of its input"
         if given and (action.path or action.command):
             yield from (f"{place}: the field {name} of {given.__name__} has no Doc" for name in _undocumented(given))
-    has_routes = any(action.path for _, action, _, _ in actions(module)) or bool(module.routes)
+    has_routes = any(action.path for _, action, _, _ in actions(module))
     if has_routes != bool(module.process):
         yield f"{module.package}: say serves={has_routes}, as it has {'a' if has_routes else 'no'} route"
 
@@ -104,11 +104,10 @@ def _composition(module: Module, providers: Providers, sections: list[type[Any]]
             check(kind, providers, sections)
         except MissingProvider as error:
             yield str(error)
-    if not module.handlers:
-        run = {work.task.name for _, work in works(module) if work.task}
-        for schedule in module.scheduled():
-            if schedule.task.name not in run:
-                yield f"{module.package}: no @task runs {schedule.task.name}, which {schedule.name} enqueues"
+    run = {work.task.name for _, work in works(module) if work.task}
+    for schedule in module.scheduled():
+        if schedule.task.name not in run:
+            yield f"{module.package}: no @task runs {schedule.task.name}, which {schedule.name} enqueues"
 
 
 def works(module: Module) -> Iterator[tuple[str, Work]]:

@@ -5,16 +5,16 @@ from typing import Annotated
 from uuid import UUID
 
 from annotated_types import Interval, Len
-from app.modules.orders.domain import Order, OrderNotFound, OrderPacked, State, TooManyOrders
-from app.modules.orders.portal import OrderPlaced
-from app.modules.orders.postgres import PostgresOrders
-from app.modules.orders.settings import OrdersSettings
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read, subscriber, task
 from app.kernel.identifiers import uuid7
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue import Schedule, Task
 from app.kernel.queue.enqueue import Queue
+from app.modules.orders.domain import Order, OrderNotFound, OrderPacked, State, TooManyOrders
+from app.modules.orders.portal import OrderPlaced
+from app.modules.orders.postgres import PostgresOrders
+from app.modules.orders.settings import OrdersSettings
 
 
 @dataclass(frozen=True, slots=True)

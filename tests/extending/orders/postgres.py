@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.modules.orders.domain import Order, State
-
 from app.kernel.db import Queries, Transaction
+from app.modules.orders.domain import Order, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from app.modules.orders.domain import OrderNotFound, OrderPacked, TooManyOrders
-from app.modules.orders.orders import NewOrder, OrderRef, Orders, OrdersWanted
-from app.modules.orders.settings import OrdersSettings
 
 from app.kernel.actions import Database, Note
 from app.kernel.actions.compose import make
+from app.kernel.identifiers import uuid7
 from app.kernel.process import Process
+from app.modules.orders.domain import OrderNotFound, OrderPacked, TooManyOrders
+from app.modules.orders.orders import NewOrder, OrderRef, Orders, OrdersWanted
+from app.modules.orders.settings import OrdersSettings
 from tests.conftest import TestDatabase
 
 
@@ -46,4 +47,4 @@ async def test_an_unknown_order_cannot_be_cancelled(process: Process) -> None:
     db, orders = await make(process, Database), await make(process, Orders)
     async with db.begin() as tx:
         with pytest.raises(OrderNotFound):
-            await orders.cancel(tx, OrderRef(process.id), Note())
+            await orders.cancel(tx, OrderRef(uuid7()), Note())
