@@ -3,7 +3,7 @@
 Reading this table loads nothing; each service imports what it needs when its process starts.
 """
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -127,10 +127,12 @@ def new_process(name: str, settings: "Settings") -> "Process":
     from app.kernel.module import Catalogue
     from app.kernel.process import Process
     from app.kernel.providers import PROVIDERS
+    from app.kernel.queue.jobs import DeclaredTasks
 
     providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
     providers[Catalogue] = lambda _: value(Catalogue(permissions))
+    providers[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names())))
     migrates = name.startswith("run-")
     return Process(name, settings, ROOT, providers, migrates=migrates, data=DATA, constraints=constraints())
 
@@ -138,6 +140,14 @@ def new_process(name: str, settings: "Settings") -> "Process":
 def constraints() -> "Constraints":
     """Return what it means when a constraint is violated. Each refusal is imported when it is needed."""
     return {name: partial(module.load, kind) for module in modules() for name, kind in module.constraints.items()}
+
+
+def _task_names() -> "Iterator[str]":
+    """Yield the tasks and subscribers of all features; imports them."""
+    from app.kernel.actions import Work, declared
+
+    for kind in (kind for module in modules() for kind in module.feature_classes()):
+        yield from (work.id for _, work, _ in declared(kind) if isinstance(work, Work))
 
 
 def sections() -> "list[type[Section]]":

@@ -202,7 +202,7 @@ def test_the_installed_script_is_this_command_line() -> None:
         ("schedules trigger " + "x" * 129, "Invalid value for 'NAME': must have at most 128 characters"),
         ("queues limit default", "give either a number or --none"),
         ("queues limit default 2 --none", "give either a number or --none"),
-        ("queues limit default 0", "Invalid value for 'concurrency'"),
+        ("queues limit default 0", "Invalid value for 'CONCURRENCY'"),
         *(
             (f"{line} {number}", "must be an integer ")
             for number in ("5.0", "1_000", "+5", "\u0665", "0x10", "010", "1e3", "9" * 30)

@@ -5,8 +5,8 @@ from typing import Annotated, cast
 
 import typer
 
-from app.kernel.cli import Json, group, print_json, print_table
-from app.kernel.config import environment_name
+from app.kernel.cli import Json, group, print_json
+from app.kernel.config import Value, duration, environment_name
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.processes import load_settings, sections
@@ -18,12 +18,15 @@ def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every na
     return _app
 
 
-def _written(value: object) -> str:
-    """Return a value as it would stand in the environment. The only fractions are durations."""
+def _written(setting: Value) -> str:
+    """Return a value as it would be written in the environment."""
+    value = setting.value
     if isinstance(value, tuple | list):
         return ",".join(str(item) for item in cast("Sequence[object]", value))
+    if setting.is_duration and isinstance(value, float):
+        return duration(value)
     if isinstance(value, float):
-        return f"{value:.12g}s"
+        return f"{value:.12g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -41,7 +44,9 @@ def show(as_json: Json = False) -> None:
         values = {v.key: {"value": v.value, "source": v.source} for v in settings.values()}
         print_json({"environment": settings.environment, "settings": values})
     else:
-        print_table(("key", "value", "source"), [(v.key, _written(v.value), v.source) for v in settings.values()])
+        from app.kernel.cli.tables import print_table
+
+        print_table(("key", "value", "source"), [(v.key, _written(v), v.source) for v in settings.values()])
 
 
 @_app.command()
@@ -73,7 +78,9 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
     if as_json:
         print_json(facts)
     else:
-        print_table(("", ""), (facts | {"value": _written(value.value)}).items())
+        from app.kernel.cli.tables import print_table
+
+        print_table(("", ""), (facts | {"value": _written(value)}).items())
 
 
 @_app.command()

@@ -7,7 +7,7 @@ import typer
 
 from app import ROOT
 from app.commands.once import run_once
-from app.kernel.cli import Json, can_ask, confirm, group, print_json, print_table
+from app.kernel.cli import Json, can_ask, confirm, group, print_json
 from app.modules import MODULES
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ def status(as_json: Json = False) -> None:
     if as_json:
         print_json({"items": [{"id": s.id, "state": s.state, "applied_at": s.applied_at} for s in found]})
     else:
-        shown = [(s.id, s.state, f"{s.applied_at:%Y-%m-%d %H:%M:%S}Z" if s.applied_at else "") for s in found]
-        print_table(("migration", "state", "applied at"), shown)
+        from app.kernel.cli.tables import print_table, shown
+
+        print_table(("migration", "state", "applied at"), [(s.id, s.state, shown(s.applied_at)) for s in found])
 
 
 @_app.command()

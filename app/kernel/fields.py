@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, LiteralString
 
 Schema = dict[str, Any]
 
@@ -41,6 +41,39 @@ class Doc:
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Schema]) -> Schema:
         """Return the JSON schema with the description in it."""
         return {**handler(core), "description": self.text}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a field is given on the command line, where its name and type do not say it.
+
+    `form` is how a person writes it: seconds as a `duration` such as 7d, a time as an `age` such as 7d. A flag that is
+    not given is `default`; on a terminal, `note` says then what is not shown. `none` is what null means, for a number
+    that must be given and may be null: --none.
+    """
+
+    name: str = ""
+    form: Literal["", "duration", "age"] = ""
+    is_argument: bool = False
+    default: bool | None = None
+    note: str = ""
+    none: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IdOf:
+    """The field identifies a row of these tables: on the command line, a part of it that is unique will do."""
+
+    what: str
+    tables: tuple[LiteralString, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NameOf:
+    """The field names something. `known` has `names(db)`, to tell a name that nothing has from an empty list."""
+
+    what: str
+    known: type[Any]
 
 
 def _camel(name: str) -> str:

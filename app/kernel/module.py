@@ -20,7 +20,10 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A feature class of a module as `file:Class`; the group that its commands form, if any, and what that is for."""
+    """A feature class of a module as `file:Class`; the group that its commands belong to, if any.
+
+    One of the features of a group says what the group is for.
+    """
 
     where: str
     group: str = ""

@@ -1,12 +1,14 @@
 """Text from outside: what can be logged, encoded and stored. The one place that decides it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from typing import Any, cast
 
 _LONGEST = 8000
 _DEEPEST = 20
 _LONGEST_NAME = 128
+_FEW = 8
 
 
 def storable(text: str) -> str:
@@ -52,3 +54,10 @@ def misnamed(option: str, value: object) -> str:
     if isinstance(value, str) and value.strip() == value and 0 < len(value) <= _LONGEST_NAME and value.isprintable():
         return ""
     return f"{option} must have 1 to {_LONGEST_NAME} printable characters, without spaces around them"
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Return what to add to the message about a name that does not exist: the nearest one, or all when they are few."""
+    if near := get_close_matches(name, known, 1):
+        return f"; did you mean {near[0]}?"
+    return f", but {', '.join(sorted(known))}" if 0 < len(known) <= _FEW else ""

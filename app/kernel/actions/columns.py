@@ -7,11 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `of` is the field that it shows (that of its heading, unless said), or a function of the row, which
-    may return several values."""
+    """A column.
+
+    `of` is the field that it shows (that of its heading, unless said), or a function of the row, which may return
+    several values. An `extra` column is left out where there is no room for it; the words of a state have colours.
+    """
 
     heading: str
     of: str | Callable[[Any], object] = ""
+    extra: bool = False
+    is_state: bool = False
 
     def value(self, row: object) -> object:
         """Return what the column shows of a row."""

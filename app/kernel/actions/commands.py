@@ -1,27 +1,36 @@
 """Commands from actions: what stands in the path is an argument, the rest are options; validated as over HTTP."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import MISSING, Field, fields
-from datetime import datetime
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from string import Formatter
+from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_type_hints
+from uuid import UUID
 
 import typer
 
-from app.kernel.actions import Action, Doc, Signature, declared
-from app.kernel.actions.columns import Columns
-from app.kernel.actions.operation import ActionOperation, Call
-from app.kernel.callers import operator
-from app.kernel.cli import can_ask, confirm, moment, print_details, print_json, print_page
+from app.kernel.actions import Action, Database, Signature, declared
+from app.kernel.actions.compose import Operations, make, operations
+from app.kernel.actions.parameters import Parameter
+from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print_json, progress
 from app.kernel.cli import group as new_group
 from app.kernel.decoding import Decoder, name_outside
-from app.kernel.errors import Invalid
+from app.kernel.errors import Invalid, NotFound
+from app.kernel.fields import IdOf
 from app.kernel.paging import Page
 from app.kernel.process import Process
 from app.kernel.product import NAME
+from app.kernel.text import suggestion
 
 T = TypeVar("T")
+_SHOWN = 5
+_FLAGS = {
+    "as_json": ("--json", "Print JSON."),
+    "yes": ("--yes", "Do not ask."),
+    "no_input": ("--no-input", "Never ask; fail instead."),
+    "dry_run": ("--dry-run", "Only say how many there are; change nothing."),
+}
 
 
 class RunOnce(Protocol):
@@ -32,156 +41,294 @@ class RunOnce(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Declared:
+    """An action of a feature that is a command, and its parameters there."""
+
+    feature: type[Any]
+    method: str
+    action: Action
+    signature: Signature
+    parameters: list[Parameter]
+
+    @property
+    def noun(self) -> str:
+        """What the command is about: the name of its group."""
+        return self.action.command.split()[-2].replace("-", " ")
+
+
+@dataclass(frozen=True)
+class _Input:
+    """The input of an action; `parts` are identifiers of which only a part was given."""
+
+    given: Any
+    parts: dict[str, str]
+
+
 def add_commands(group: typer.Typer, name: str, features: Iterable[type[Any]], run_once: RunOnce) -> None:
-    """Add to a group the commands that some features declare for it, and a group for each word between."""
-    groups = {name: group}
+    """Add to a group the commands that some features declare for it, and a group for each word between.
+
+    Two actions may be one command: one for a single thing, its argument, and one for those that options choose.
+    """
+    found: dict[str, list[_Declared]] = {}
     for feature in features:
-        for _, action, signature in declared(feature):
+        for method, action, signature in declared(feature):
             if isinstance(action, Action) and action.command.split()[:1] == [name]:
-                within, _, verb = action.command.rpartition(" ")
-                if within not in groups:
-                    groups[within] = new_group(inspect.getdoc(feature) or "")
-                    group.add_typer(groups[within], name=within.removeprefix(f"{name} "))
-                groups[within].command(verb, help=_help(feature, action))(
-                    _function(feature, action, signature, run_once)
-                )
+                parameters = _parameters(action, signature)
+                found.setdefault(action.command, []).append(_Declared(feature, method, action, signature, parameters))
+    groups = {name: group}
+    for command, actions in found.items():
+        within, _, verb = command.rpartition(" ")
+        if within not in groups:
+            groups[within] = new_group(inspect.getdoc(actions[0].feature) or "")
+            group.add_typer(groups[within], name=within.removeprefix(f"{name} "))
+        actions.sort(key=lambda each: bool(each.action.count))
+        groups[within].command(verb, help=_help(actions))(_function(actions, run_once))
 
 
-def _help(feature: type[Any], action: Action) -> str:
-    """Return the docstring of the method, then examples."""
-    method = next(m for m in vars(feature).values() if getattr(m, "__declared__", None) is action)
-    text = inspect.getdoc(method) or action.id
-    examples = "\n".join(f"  {NAME} {action.command} {example}".rstrip() for example in action.examples or ("",))
-    return f"{text}\n\n\b\nExamples:\n{examples}"
+def _parameters(action: Action, signature: Signature) -> list[Parameter]:
+    if signature.input is None:
+        return []
+    hints = get_type_hints(signature.input, include_extras=True)
+    in_path = [part[1:-1] for part in action.path.split("/") if part.startswith("{")]
+    return [Parameter.of(item, hints[item.name], item.name in in_path) for item in fields(signature.input)]
 
 
-def _function(feature: type[Any], action: Action, signature: Signature, run_once: RunOnce) -> Callable[..., None]:
-    def command(*, as_json: bool, yes: bool = False, no_input: bool = False, **options: Any) -> None:
-        given = decoded(signature.input, options, _in_path(action)) if signature.input is not None else None
-        if action.confirm and not yes:
-            if no_input or not can_ask():
-                raise typer.BadParameter("this cannot be undone; say --yes to do it", param_hint="--yes")
-            confirm(action.confirm.format_map(options))
+def _help(actions: list[_Declared]) -> str:
+    """Return the docstring of the method, that of a second action in one line, and examples."""
+    texts = [inspect.getdoc(getattr(each.feature, each.method)) or each.action.id for each in actions]
+    text = "\n\n".join([texts[0], *(more.partition("\n")[0] for more in texts[1:])])
+    examples = [example for each in actions for example in each.action.examples] or [""]
+    lines = [f"  {NAME} {actions[0].action.command} {example}".rstrip() for example in examples]
+    return "\n".join([text, "", "\b", "Examples:", *lines])
 
-        async def work(p: Process) -> Any:
-            from app.kernel.actions.compose import operations
 
-            found: list[ActionOperation] = await operations(p, [feature])
-            return await next(o for o in found if o.id == action.id)(Call(operator()), given)
+def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None]:
+    def command(
+        *, as_json: bool, yes: bool = False, no_input: bool = False, dry_run: bool = False, **options: Any
+    ) -> None:
+        chosen = _chosen(actions, options)
+        action, wanted = chosen.action, _read(chosen, options)
+        if dry_run and not action.count:
+            raise typer.BadParameter("this changes one thing; --dry-run counts what options choose")
+        asks = bool(action.confirm) and not yes and not dry_run
+        if asks and (no_input or not can_ask()):
+            raise typer.BadParameter("this cannot be undone; say --yes to do it", param_hint="--yes")
+        if asks or dry_run:
+            wanted, count = run_once(action.command, lambda p: _prepared(p, chosen, wanted))
+            if dry_run:
+                return _show_count(chosen.noun, count, as_json=as_json)
+            confirm(action.confirm.format_map({**_named(wanted.given), "count": count}))
+        given, result = run_once(action.command, lambda p: _done(p, chosen, wanted))
+        _show(chosen, given, result, as_json=as_json)
+        return None
 
-        _show(action, signature, run_once(action.command, work), options, as_json=as_json)
-
-    command.__signature__ = inspect.Signature([*_parameters(action, signature), *_common(action)])  # pyright: ignore[reportFunctionMemberAccess]
+    flags = {
+        name: Annotated[bool, typer.Option(*_FLAGS[name][:1], help=_FLAGS[name][1])]
+        for name in ("as_json", *(("yes", "no_input") if any(each.action.confirm for each in actions) else ()))
+        + (("dry_run",) if any(each.action.count for each in actions) else ())
+    }
+    is_choice = len(actions) > 1
+    parameters = {p.name: p.declared(is_optional=is_choice) for each in actions for p in each.parameters}
+    parameters |= {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in flags.items()
+    }
+    none = {n.name: n for each in actions for p in each.parameters for n in p.none()}
+    command.__signature__ = inspect.Signature([*(parameters | none).values()])  # pyright: ignore[reportFunctionMemberAccess]
     command.__annotations__ = {}
     return command
 
 
-def _show(action: Action, signature: Signature, result: Any, options: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json({**options, "done": True} if result is None else result)
-    elif result is None:
-        typer.echo(action.message.format_map(options) or "done")
-    elif isinstance(result, Page):
-        page = cast("Page[Any]", result)
-        print_page(page, _columns(signature.returns))
-    elif type(result).__str__ is not object.__str__:
-        typer.echo(str(result))
-    else:
-        print_details(result)
+def _chosen(actions: list[_Declared], options: dict[str, Any]) -> _Declared:
+    """Return the action that is meant. Raises BadParameter when not exactly one of them is."""
+    if len(actions) == 1:
+        return actions[0]
+    one, many = actions
+    [argument] = [p for p in one.parameters if p.is_argument]
+    filters = [p for p in many.parameters if p.name not in ("all", "cursor")]
+    named, filtered = options[argument.name] is not None, any(options[p.name] is not None for p in filters)
+    if [named, filtered, bool(options["all"])].count(True) != 1:
+        *first, last = [f"--{p.option}" for p in filters]
+        known = f"{', '.join(first)} or {last}" if first else last
+        raise typer.BadParameter(f"give one {argument.option}, or {known}, or --all", param_hint=argument.hint)
+    return one if named else many
 
 
-def _columns(returns: Any) -> Columns:
-    """Return the columns of what is listed."""
-    [row] = get_args(returns)
-    return row.columns
-
-
-def _parameters(action: Action, signature: Signature) -> list[inspect.Parameter]:
-    if signature.input is None:
-        return []
-    hints = get_type_hints(signature.input, include_extras=True)
-    return [_parameter(item, hints[item.name], item.name in _in_path(action)) for item in fields(signature.input)]
-
-
-def _in_path(action: Action) -> list[str]:
-    return [part[1:-1] for part in action.path.split("/") if part.startswith("{")]
-
-
-def _parameter(item: "Field[Any]", hint: Any, is_argument: bool) -> inspect.Parameter:
-    text, choices, is_flag = _about(hint)
-    required = item.default is MISSING and item.default_factory is MISSING
-    name = name_outside(item.name).replace("_", "-")
-    default = inspect.Parameter.empty if required else (item.default if is_flag else None)
-    if choices:
-        text = f"{text} One of {', '.join(choices)}."
-    if not required and not is_flag and item.default not in (None, MISSING):
-        text = f"{text} {item.default} unless given."
-    kind: Any = bool if is_flag else (str if required else str | None)
-    metavar = None if is_flag else "TIME" if _is_time(hint) else "TEXT"
-    parser = _time if _is_time(hint) else None
-    shown: Any = (
-        typer.Argument(help=text, metavar=name.upper(), show_default=False)
-        if is_argument
-        else typer.Option(f"--{name}", help=text, metavar=metavar, parser=parser, show_default=False)
-    )
-    return inspect.Parameter(
-        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
-    )
-
-
-def _about(hint: Any) -> tuple[str, tuple[str, ...], bool]:
-    """Return what a field means, the words that it may be, and whether it is a flag."""
-    text, choices, is_flag = "", (), hint is bool
-    for part in get_args(hint) if get_origin(hint) is Annotated else (hint,):
-        if isinstance(part, Doc):
-            text = part.text
-        elif get_origin(part) is Literal:
-            choices = get_args(part)
-        elif get_origin(part) in (Annotated, Union, UnionType):
-            for inner in get_args(part):
-                if inner is not NoneType:
-                    inner_text, inner_choices, inner_flag = _about(inner)
-                    text, choices, is_flag = text or inner_text, choices or inner_choices, is_flag or inner_flag
-        elif part is bool:
-            is_flag = True
-    return text, choices, is_flag
-
-
-def _time(text: str) -> str:
-    """Read a time, or a day, as a person writes it; return it as clients do."""
-    return moment(text).isoformat()
-
-
-def _is_time(hint: Any) -> bool:
-    return hint is datetime or any(_is_time(part) for part in get_args(hint))
-
-
-def _common(action: Action) -> list[inspect.Parameter]:
-    flags = [("as_json", "--json", "Print JSON.")]
-    if action.confirm:
-        flags += [("yes", "--yes", "Do not ask."), ("no_input", "--no-input", "Never ask; fail instead.")]
-    return [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=False,
-            annotation=Annotated[bool, typer.Option(option, help=text)],
-        )
-        for name, option, text in flags
-    ]
-
-
-def decoded(kind: Any, options: dict[str, Any], in_path: Sequence[str] = ()) -> Any:
+def _read(chosen: _Declared, options: dict[str, Any]) -> _Input:
     """Return the input that some options make. Raises BadParameter, which names the first that is wrong."""
-    given = {name_outside(name): value for name, value in options.items() if value is not None}
+    if chosen.signature.input is None:
+        return _Input(None, {})
+    texts: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    for parameter in chosen.parameters:
+        text = parameter.text(options)
+        if text is not None and parameter.is_part(text):
+            parts[parameter.name], text = text, str(UUID(int=0))
+        if text is not None:
+            texts[name_outside(parameter.name)] = text
     try:
-        return Decoder[Any](kind).text({name: _WORDS.get(value) or str(value) for name, value in given.items()})
+        given = Decoder[Any](chosen.signature.input).text(texts)
     except Invalid as refusal:
         name, message = refusal.fields[0] if refusal.fields else ("", str(refusal))
-        shown = name.upper() if name in in_path else f"--{name.replace('_', '-')}"
-        raise typer.BadParameter(message, param_hint=f"'{shown}'" if name else None) from None
+        wrong = next((p for p in chosen.parameters if name_outside(p.name) == name), None)
+        if wrong and wrong.id_of:
+            message = f"{message}, or at least 4 of its first or last characters"
+        raise typer.BadParameter(message, param_hint=f"'{wrong.hint}'" if wrong else None) from None
+    none = {p.name: None for p in chosen.parameters if p.is_none(options)}
+    return _Input(replace(given, **none) if none else given, parts)
 
 
-_WORDS = {True: "true", False: "false"}
+async def _prepared(p: Process, chosen: _Declared, wanted: _Input) -> tuple[_Input, int]:
+    """Return the input with whole identifiers, and how many rows it chooses."""
+    given = await _with_whole_ids(p, chosen, wanted)
+    if not chosen.action.count:
+        return _Input(given, {}), 1
+    count: int = await Operations(await operations(p, [chosen.feature]))(chosen.action.count, given)
+    if not count:
+        await _check_names(p, chosen, given)
+    return _Input(given, {}), count
 
-__all__ = ["RunOnce", "add_commands", "decoded"]
+
+async def _done(p: Process, chosen: _Declared, wanted: _Input) -> tuple[Any, Any]:
+    """Run the action; return its input and result. Raises NotFound when a name is unknown and nothing was found."""
+    run, given = Operations(await operations(p, [chosen.feature])), await _with_whole_ids(p, chosen, wanted)
+    if chosen.action.count:
+        result = await _in_parts(run, chosen, given)
+        is_empty = not any(_counts(result).values())
+    else:
+        result = await run(chosen.action.id, given)
+        is_empty = getattr(result, "items", None) == []
+    if is_empty:
+        await _check_names(p, chosen, given)
+    return given, result
+
+
+async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:
+    whole = {
+        parameter.name: await _whole_id(await make(p, Database), parameter.id_of, wanted.parts[parameter.name])
+        for parameter in chosen.parameters
+        if parameter.id_of is not None and parameter.name in wanted.parts
+    }
+    return replace(wanted.given, **whole) if whole else wanted.given
+
+
+async def _whole_id(db: Database, of: IdOf, part: str) -> UUID:
+    """Return the identifier that begins or ends with some characters. Raises NotFound, and Invalid when several do."""
+    digits = part.replace("-", "").lower()
+    begin = str(UUID(digits.ljust(32, "0")))[: len(digits) + sum(len(digits) > at for at in (8, 12, 16, 20))]
+    end = str(UUID(digits.rjust(32, "0")))[-len(digits) - sum(len(digits) > at for at in (12, 16, 20, 24)) :]
+    found: list[UUID] = []
+    for table in of.tables:
+        sql = "SELECT id FROM " + table + " WHERE id::text LIKE %s OR id::text LIKE %s LIMIT 6"  # noqa: S608 - literals
+        found += [key for (key,) in await db.all(sql, (f"{begin}%", f"%{end}"))]
+    if not found:
+        raise NotFound(f"no {of.what} has an id that begins or ends with {part}")
+    if len(found) > 1:
+        some = ", ".join(map(str, found[:_SHOWN])) + (", and more" if len(found) > _SHOWN else "")
+        raise Invalid(f"{part} is a part of several ids: {some}; give more characters")
+    return found[0]
+
+
+async def _check_names(p: Process, chosen: _Declared, given: Any) -> None:
+    """Raise NotFound, with the name that is nearest, when an option names what does not exist."""
+    for parameter in chosen.parameters:
+        name = getattr(given, parameter.name, None)
+        if parameter.name_of is None or name is None:
+            continue
+        known: list[str] = await (await make(p, parameter.name_of.known)).names(await make(p, Database))
+        if known and name not in known:
+            raise NotFound(f"there is no {parameter.name_of.what} {name}{suggestion(name, known)}")
+
+
+async def _in_parts(run: Operations, chosen: _Declared, given: Any) -> Any:
+    """Run an action until it has nothing more to do; return its last result with all counts added up.
+
+    Shows progress on a terminal; when interrupted, says how far it came.
+    """
+    action, done = chosen.action, dict[str, int]()
+    total = await run(action.count, given) if can_show_progress() else None
+    last: Any = None
+
+    def step(cursor: str | None) -> Awaitable[Any]:
+        return run(action.id, replace(given, cursor=cursor))
+
+    with progress(chosen.noun, total) as advance:
+        try:
+            async for last in in_chunks(step, given.cursor):
+                for name, count in _counts(last).items():
+                    done[name] = done.get(name, 0) + count
+                    advance(count)
+        except BaseException:
+            if last is not None:
+                sys.stderr.write(f"{_stopped(chosen.noun, sum(done.values()), last)}\n")
+            raise
+    return replace(last, **done)
+
+
+def _stopped(noun: str, count: int, last: Any) -> str:
+    if last.next_cursor is None:
+        return f"stopped after {count} {noun}, which were all"
+    at = f", at {last.next_from.isoformat()}" if getattr(last, "next_from", None) else ""
+    return f"stopped after {count} {noun}{at}; go on with --cursor {last.next_cursor}"
+
+
+def _counts(result: Any) -> dict[str, int]:
+    return {name: value for name, value in _named(result).items() if name.endswith("_count")}
+
+
+def _named(record: Any) -> dict[str, Any]:
+    """Return the fields of a record by the names that clients have for them; nothing for none."""
+    items = fields(record) if is_dataclass(record) else ()
+    return {name_outside(item.name): getattr(record, item.name) for item in items}
+
+
+def _show_count(noun: str, count: int, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"dry_run": True, "count": count})
+    else:
+        typer.echo(f"{count} {noun} would be changed; nothing was done")
+
+
+def _show(chosen: _Declared, given: Any, result: Any, *, as_json: bool) -> None:
+    action, words = chosen.action, {**_named(given), **_named(result)}
+    if as_json:
+        print_json(_for_programs(action, given, result))
+    elif isinstance(result, Page):
+        _show_page(chosen, given, cast("Page[Any]", result))
+    elif result is not None and type(result).__str__ is not object.__str__:
+        typer.echo(str(result))
+    elif result is None or action.message:
+        typer.echo(action.message.format_map(words) or "done")
+    else:
+        from app.kernel.cli.tables import print_details
+
+        print_details(result)
+    if isinstance(result, Page) and any(getattr(row, "failed", False) for row in cast("Page[Any]", result).items):
+        raise typer.Exit(1)
+
+
+def _for_programs(action: Action, given: Any, result: Any) -> Any:
+    """Return what --json prints: the result; what was asked for when there is none; counts of work in parts."""
+    if action.count:
+        words = [name for _, name, _, _ in Formatter().parse(action.message) if name]
+        return {**{name: value for name, value in _named(given).items() if name in words}, **_counts(result)}
+    return {**_named(given), "done": True} if result is None else result
+
+
+def _show_page(chosen: _Declared, given: Any, page: Page[Any]) -> None:
+    from app.kernel.cli.tables import print_page
+
+    [row] = get_args(chosen.signature.returns)
+    print_page(page, row.columns)
+    notes = [note for p in chosen.parameters if (note := p.note(given))]
+    if not page.items:
+        is_filtered = any(p.is_filter(given) for p in chosen.parameters)
+        found = f"no {chosen.noun} match these options" if is_filtered else f"no {chosen.noun}"
+        more = [chosen.action.empty] if chosen.action.empty and not is_filtered else []
+        sys.stderr.write("; ".join([found, *more, *notes]) + "\n")
+    elif sys.stdout.isatty():
+        sys.stderr.writelines(f"{note}\n" for note in notes)
+
+
+__all__ = ["RunOnce", "add_commands"]

@@ -1,23 +1,20 @@
-"""What commands share: a Typer group, tables for people or JSON for programs, questions, progress."""
+"""What commands share: groups, parameters, JSON, questions, progress. Tables are in `tables`, which loads rich."""
 
 import asyncio
 import json
 import os
 import re
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    from app.kernel.actions.columns import Columns
-    from app.kernel.paging import Page
-
-T = TypeVar("T")
 _WHOLE = re.compile("0|[1-9][0-9]{0,18}", re.ASCII)
+_SENTENCE = re.compile(r"(?<=\.)\s")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -34,15 +31,23 @@ def whole(least: int, most: int) -> Callable[[str | int], int]:
     return parse
 
 
-Most = Annotated[
-    int, typer.Option("--limit", parser=whole(1, 1000), metavar="NUMBER", help="Maximum number of rows, up to 1000.")
-]
-Cursor = Annotated[str | None, typer.Option(help="Go on where an earlier call stopped.")]
+class _Group(TyperGroup):
+    """A group whose help shows the whole first sentence of each command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        texts = {
+            name: " ".join((command.help or "").partition("\n\n")[0].split()) for name, command in self._named(ctx)
+        }
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SENTENCE.split(text)[0]) for name, text in texts.items()])
+
+    def _named(self, ctx: Any) -> list[tuple[str, Any]]:
+        return [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
 
 
 def group(summary: str) -> typer.Typer:
     """Return a group of commands."""
-    return typer.Typer(help=summary, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+    return typer.Typer(cls=_Group, help=summary, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 
 
 def print_json(value: object) -> None:
@@ -70,84 +75,6 @@ def confirm(question: str) -> None:
         raise Refusal("not confirmed; nothing was changed")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows on stdout: a table on a terminal, aligned plain text elsewhere, never cut to a width there.
-
-    Columns without names have no heading.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console() if sys.stdout.isatty() else Console(width=10_000, color_system=None)
-    plain = "NO_COLOR" in os.environ  # rich leaves out the colours, but not the bold type
-    heading = "" if plain else "bold"
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style=heading, show_header=any(columns))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_harmless(str(cell))) for cell in row))
-    if sys.stdout.isatty():
-        console.print(table)
-        return
-    with console.capture() as captured:
-        console.print(table)
-    sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
-
-
-def _harmless(text: str) -> str:
-    """Keep a terminal from obeying what somebody else has written, such as the message of an error."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def print_page(page: "Page[Any]", columns: "Columns") -> None:
-    """Print a part of a list; when there may be more, say on stderr how to get it."""
-    rows = [[_cell(column.value(item)) for column in columns] for item in page.items]
-    print_table([column.heading for column in columns], rows)
-    if page.next_cursor is not None:
-        sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, datetime):
-        return shown(value)
-    if isinstance(value, tuple):
-        return " ".join(str(_cell(part)) for part in cast("tuple[object, ...]", value)).strip()
-    return " ".join(value.split()) if isinstance(value, str) else value
-
-
-def print_details(found: Any) -> None:
-    """Print a record as a table of names and values; the lists of records that it holds, as tables below."""
-    rows: dict[str, object] = {}
-    below: list[list[dict[str, Any]]] = []
-    for name, value in _fields(found).items():
-        listed = [_fields(item) for item in cast("list[Any]", value)] if isinstance(value, list) else []
-        if any(listed):
-            below.append(listed)
-        elif inner := _fields(value):
-            rows |= {f"{name} {key}": _cell(part) for key, part in inner.items()}
-        elif isinstance(value, dict | list):
-            rows[name] = json.dumps(value, indent=2, ensure_ascii=False, default=str) if value else ""
-        else:
-            rows[name] = shown(value) if isinstance(value, datetime) else value
-    print_table(("", ""), [(name.replace("_", " "), value) for name, value in rows.items() if value not in (None, "")])
-    for records in below:
-        sys.stdout.write("\n")
-        print_table(list(records[0]), [[_cell(value) for value in record.values()] for record in records])
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass; of anything else, none."""
-    return {name: getattr(record, name) for name in getattr(record, "__dataclass_fields__", ())}
-
-
-def shown(moment: datetime | None) -> str:
-    """Return a moment for people, in UTC; nothing for none."""
-    return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""
-
-
 def moment(text: str) -> datetime:
     """Return a moment of RFC 3339, or a day; in UTC unless it says otherwise. For a parameter's parser."""
     try:
@@ -155,13 +82,6 @@ def moment(text: str) -> datetime:
     except ValueError:
         raise typer.BadParameter("expected a time such as 2026-11-22T10:00:00Z, or a day such as 2026-11-22") from None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-
-
-def stored_name(text: str) -> str:
-    """Return the name of something that is stored. For a parameter's parser."""
-    if not 0 < len(text) <= 128 or not text.isprintable():
-        raise typer.BadParameter("expected a name of 1 to 128 printable characters")
-    return text
 
 
 def seconds(*, least_s: float = 0, most_days: int = 36_500) -> Callable[[str], float]:

@@ -32,6 +32,7 @@ from app.kernel.config.settings import (
     Value,
     current_environment,
     describe,
+    duration,
     environment_name,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "Value",
     "current_environment",
     "describe",
+    "duration",
     "environment_name",
     "load",
 ]

@@ -6,15 +6,15 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
-from pydantic import BeforeValidator, SecretStr
+from pydantic import SecretStr
 
-from app.kernel.config.sections import IS_KEY, MAY_BE_EMPTY, Section
+from app.kernel.config.sections import DURATION_FORM, IS_KEY, MAY_BE_EMPTY, Section
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
 DEFAULT_ENVIRONMENT: Environment = "local"
-_UNITS = (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001))
+_UNITS = (("d", 86400.0), ("h", 3600.0), ("m", 60.0))
 UNSAFE: tuple[Environment, ...] = ("local", "test")
 """Where nothing has to be secret, and a server may be embedded."""
 
@@ -51,6 +51,7 @@ class Value:
     source: str
     description: str
     secret: bool
+    is_duration: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Settings:
                 self.sources.get(key, "settings/default.yaml"),
                 description,
                 isinstance(getattr(section, name), SecretStr),
+                DURATION_FORM in getattr(hints(kind)[name], "__metadata__", ()),
             )
             for kind, section in self.sections.items()
             for name, description in describe(kind).items()
@@ -109,18 +111,19 @@ def describe(kind: type[Section]) -> dict[str, str]:
 def range_of(kind: type[Section], name: str) -> str:
     """Return the range of a number or a duration, as people write it: `1s to 3650d`."""
     found: list[Any] = []
-    duration = False
+    is_duration = False
     for item in getattr(hints(kind)[name], "__metadata__", ()):
         found += getattr(item, "metadata", ())
-        duration = duration or isinstance(item, BeforeValidator)
+        is_duration = is_duration or item is DURATION_FORM
     least = max(limit for item in found if (limit := getattr(item, "ge", None)) is not None)
     most = min(limit for item in found if (limit := getattr(item, "le", None)) is not None)
-    return " to ".join(_duration(limit) if duration else f"{limit:.15g}" for limit in (least, most))
+    return " to ".join(duration(limit) if is_duration else f"{limit:.15g}" for limit in (least, most))
 
 
-def _duration(seconds: float) -> str:
-    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), ("s", 1.0))
-    return f"{seconds / size:.15g}{unit}"
+def duration(seconds: float) -> str:
+    """Return a duration as settings have it, in the largest unit that leaves no fraction: `90s`, `12h`, `400d`."""
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds and seconds % size == 0), ("s", 1.0))
+    return f"{seconds / size:.12g}{unit}"
 
 
 def is_secret(kind: type[Section], name: str) -> bool:

@@ -114,8 +114,8 @@ class ListedDeadLetter:
     columns: ClassVar[Columns] = (
         Column("dead letter", "id"),
         Column("task"),
-        Column("queue"),
-        Column("attempts", "attempt"),
+        Column("queue", extra=True),
+        Column("attempts", "attempt", extra=True),
         Column("died at"),
         Column("reason"),
     )

@@ -84,9 +84,9 @@ class ListedEvent:
     columns: ClassVar[Columns] = (
         Column("event", "id"),
         Column("type"),
-        Column("version"),
+        Column("version", extra=True),
         Column("published at"),
-        Column("trace", "trace_id"),
+        Column("trace", "trace_id", extra=True),
     )
 
 

@@ -31,6 +31,7 @@ _PAGE = """
           AND (%(task)s::text IS NULL OR task = %(task)s)
           AND (%(state)s::text IS NULL OR outcome = %(state)s)
           AND coalesce(%(state)s::text, 'done') IN ('done', 'cancelled')
+          AND (%(recurring)s::bool OR schedule IS NULL OR outcome <> 'done')
         ORDER BY id DESC LIMIT %(limit)s)
     ) found
     ORDER BY id DESC LIMIT %(limit)s
@@ -51,6 +52,11 @@ _ENDED = """
     SELECT outcome FROM kernel.finished_jobs WHERE id = %(id)s
     UNION ALL
     SELECT 'dead' FROM kernel.dead_letters WHERE id = %(id)s
+"""
+
+_TASKS = """
+    SELECT task FROM kernel.jobs UNION SELECT task FROM kernel.finished_jobs UNION SELECT task FROM kernel.dead_letters
+    UNION SELECT task FROM kernel.schedules UNION SELECT subscriber FROM kernel.subscriptions
 """
 
 _HASTEN = """
@@ -93,6 +99,8 @@ class JobFilters:
     queue: str | None = None
     task: str | None = None
     state: JobState | None = None
+    recurring: bool = True
+    """Whether done jobs of schedules fit, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +122,12 @@ class ListedJob:
     columns: ClassVar[Columns] = (
         Column("job", "id"),
         Column("task"),
-        Column("queue"),
-        Column("state"),
+        Column("queue", extra=True),
+        Column("state", is_state=True),
         Column(
-            "attempts", lambda job: job.attempt if job.max_attempts is None else f"{job.attempt}/{job.max_attempts}"
+            "attempts",
+            lambda job: job.attempt if job.max_attempts is None else f"{job.attempt}/{job.max_attempts}",
+            extra=True,
         ),
         Column("due or ended", lambda job: job.finished_at or job.run_at),
     )
@@ -164,7 +174,7 @@ class JobAdmin:
 
     async def page(self, db: Queries, filters: JobFilters, limit: int, after: UUID | None) -> list[ListedJob]:
         """Return jobs that fit, newest first, those after one."""
-        given = {"queue": filters.queue, "task": filters.task, "state": filters.state}
+        given = {"queue": filters.queue, "task": filters.task, "state": filters.state, "recurring": filters.recurring}
         return [ListedJob(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
 
     async def get(self, db: Queries, job_id: UUID) -> JobDetails | None:
@@ -204,6 +214,24 @@ class JobAdmin:
         """Ask the worker of a running job to cancel it; return since when that is asked."""
         row = await tx.one(_ASK_TO_CANCEL, {"id": job_id})
         return row[0] if row else None
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredTasks:
+    """The tasks and subscribers that this release runs."""
+
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNames:
+    """What is known as a task: by this release, by schedules and subscriptions, and by any job that is kept."""
+
+    declared: DeclaredTasks
+
+    async def names(self, db: Queries) -> list[str]:
+        """Return the names."""
+        return sorted(self.declared.names.union(name for (name,) in await db.all(_TASKS)))
 
 
 def failures(errors: list[dict[str, Any]] | None) -> list[Failure]:

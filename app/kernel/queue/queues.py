@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from typing import ClassVar
 
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import NotFound
+from app.kernel.text import suggestion
 
 _ALL = """
     WITH j AS (
@@ -67,6 +67,7 @@ _USED = """
 
 _NAMES = """
     SELECT name FROM kernel.queues UNION SELECT queue FROM kernel.subscriptions UNION SELECT queue FROM kernel.schedules
+    UNION SELECT queue FROM kernel.jobs UNION SELECT queue FROM kernel.dead_letters
     UNION SELECT * FROM unnest(%s::text[]) LIMIT 1000
 """
 
@@ -110,12 +111,14 @@ class ListedQueue:
     columns: ClassVar[Columns] = (
         Column("queue", "name"),
         Column("ready"),
-        Column("oldest", lambda queue: "" if queue.oldest_ready_s is None else f"{queue.oldest_ready_s:.0f} s"),
-        Column("scheduled"),
-        Column("waiting"),
+        Column(
+            "oldest", lambda queue: "" if queue.oldest_ready_s is None else f"{queue.oldest_ready_s:.0f} s", extra=True
+        ),
+        Column("scheduled", extra=True),
+        Column("waiting", extra=True),
         Column("leased"),
         Column("dead"),
-        Column("limit", "concurrency"),
+        Column("limit", "concurrency", extra=True),
         Column("paused at"),
     )
 
@@ -145,6 +148,10 @@ class QueueAdmin:
         """Return every queue, by name."""
         return [ListedQueue(*row) for row in await db.all(_ALL, (list(self.known),))]
 
+    async def names(self, db: Queries) -> list[str]:
+        """Return the names of queues that consumers, subscribers, schedules, jobs or settings know."""
+        return [known for (known,) in await db.all(_NAMES, (list(self.known),))]
+
     async def pause(self, tx: Transaction, name: str) -> QueueStatus:
         """Start no more of its jobs; those that run go on. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
@@ -172,9 +179,7 @@ class QueueAdmin:
         row = await tx.one(_USED, {"name": name, "known": list(self.known)})
         used, stored = row or (False, False)
         if not used and not stored:
-            names = [known for (known,) in await tx.all(_NAMES, (list(self.known),))]
-            near = get_close_matches(name, names, 1)
-            raise QueueNotFound(f"there is no queue {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise QueueNotFound(f"there is no queue {name}{suggestion(name, await self.names(tx))}")
         return bool(used)
 
 

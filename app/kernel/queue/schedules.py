@@ -70,11 +70,11 @@ class ListedSchedule:
 
     columns: ClassVar[Columns] = (
         Column("schedule", "name"),
-        Column("rhythm", "spec"),
-        Column("next", lambda s: ("paused", s.paused_at) if s.paused_at else s.next_fire_at),
-        Column("fired", "fired_count"),
-        Column("skipped", "skipped_count"),
-        Column("last job", lambda s: (s.last_outcome, s.last_finished_at)),
+        Column("rhythm", "spec", extra=True),
+        Column("next", lambda s: ("paused", s.paused_at) if s.paused_at else s.next_fire_at, is_state=True),
+        Column("fired", "fired_count", extra=True),
+        Column("skipped", "skipped_count", extra=True),
+        Column("last job", lambda s: (s.last_outcome, s.last_finished_at), is_state=True),
     )
 
 

@@ -67,9 +67,9 @@ class StoredError:
 
     columns: ClassVar[Columns] = (
         Column("id"),
-        Column("state"),
-        Column("kind"),
-        Column("count"),
+        Column("state", is_state=True),
+        Column("kind", extra=True),
+        Column("count", extra=True),
         Column("last seen", "last_seen_at"),
         Column("what", "title"),
     )

@@ -30,10 +30,9 @@ MODULE = Module(
         Feature("schedules:Schedules", "schedules", "See, trigger, pause and resume schedules."),
         Feature("events:Events", "events", "See the events that were published, and replay them."),
         Feature("errors:CapturedErrors", "errors", "See, resolve and mute captured errors."),
-        Feature("alerts:Alerts"),
+        Feature("alerts:Alerts", "errors"),
         Feature("upkeep:PlatformUpkeep"),
     ),
     providers="providers:PROVIDERS",
     schedules="upkeep:SCHEDULES",
-    commands={"queues": "", "dead-letters": "", "events": "", "errors": ""},
 )

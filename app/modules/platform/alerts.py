@@ -1,10 +1,13 @@
 """Alerts: notifying people of captured errors."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from app.kernel.actions import Transaction, change, task
-from app.kernel.config import Settings
+from app.kernel.actions.columns import Column, Columns
+from app.kernel.config import Misconfigured, Settings
 from app.kernel.errors import NotFound, Unavailable
+from app.kernel.paging import Page
 from app.kernel.queue import NeverRetry
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY, Errors
@@ -17,6 +20,16 @@ class Tried:
 
     recipient: str
     problem: str
+
+    columns: ClassVar[Columns] = (
+        Column("recipient"),
+        Column("result", lambda tried: tried.problem or "accepted", is_state=True),
+    )
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not accept the message."""
+        return bool(self.problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +64,16 @@ class Alerts:
         except NotFound as error:
             raise NeverRetry(str(error)) from None
 
-    @change("platform.try_recipients")
-    async def attempt(self) -> list[Tried]:
-        """Send a message to everybody who is notified of errors; return how it went. Each call sends once more.
+    @change("platform.try_recipients", command="errors notify-test")
+    async def attempt(self) -> Page[Tried]:
+        """Send a test message to everybody who is notified of errors (sentinel.notify_urls). Not safe to repeat.
 
-        Raises NotFound when there is nobody.
+        Raises Misconfigured when there is nobody.
         """
         names = self.recipients.names()
         if not names:
-            raise NotFound("nobody is told of errors; set sentinel.notify_urls")
-        return [await self._try(name) for name in names]
+            raise Misconfigured("nobody is told of errors; set sentinel.notify_urls")
+        return Page([await self._try(name) for name in names])
 
     async def _try(self, name: str) -> Tried:
         title = f"[{self.settings.environment}] a test"

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.errors import Invalid
+from app.kernel.fields import IdOf, Option
 from app.kernel.paging import Cursor, Limit, Page, after, mark, next_cursor
 from app.kernel.queue import JobExists
 from app.kernel.queue.dead_letters import DeadLetterAdmin, DeadLetterDetails, DeadLetterFilters, ListedDeadLetter
@@ -30,7 +31,7 @@ class DeadLettersWanted:
 class DeadLetterRef:
     """A dead letter."""
 
-    id: Annotated[UUID, Doc("Id of the dead letter.")]
+    id: Annotated[UUID, Doc("Id of the dead letter."), IdOf("dead letter", ("kernel.dead_letters",))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ class DeadLettersChosen:
 
     queue: OfQueue = None
     task: OfTask = None
-    died_before: Annotated[datetime | None, Doc("Only those that died before this time.")] = None
+    died_before: Annotated[
+        datetime | None, Doc("Only those that died before this, such as 7d ago."), Option("older-than", "age")
+    ] = None
     all: Annotated[bool, Doc("All of them.")] = False
     cursor: Cursor | None = None
 
@@ -65,6 +68,10 @@ class Retried:
     conflict_count: int
     next_cursor: str | None
 
+    def __str__(self) -> str:
+        left = f"; {self.conflict_count} were left, as unfinished jobs have their unique keys"
+        return f"retried {self.retried_count} dead letters{left if self.conflict_count else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Purged:
@@ -85,6 +92,7 @@ class DeadLetters:
         GET="/platform/v1/dead-letters",
         permission="platform:dead_letters:read",
         command="dead-letters list",
+        empty="jobs that fail for good are listed here",
         examples=("", "--queue default --json"),
     )
     async def list(self, db: Database, wanted: DeadLettersWanted) -> Page[ListedDeadLetter]:
@@ -97,11 +105,15 @@ class DeadLetters:
         "platform.retry_dead_letters",
         POST="/platform/v1/dead-letters/retry",
         permission="platform:dead_letters:write",
+        command="dead-letters retry",
+        count="platform.count_dead_letters",
+        examples=("--task reports.render", "--all --dry-run"),
     )
     async def retry_some(self, tx: Transaction, chosen: DeadLettersChosen, note: Note) -> Retried:
-        """Make dead letters jobs again, up to 1000 at a time; the answer says where to go on.
+        """Retry the dead letters of a queue, of a task or of an age, or all of them.
 
-        Safe to repeat: what was retried is no dead letter any more.
+        At most 1000 in one call; `next_cursor` says where to go on. One whose unique key an unfinished job has by now
+        stays a dead letter. Safe to repeat: what was retried is no dead letter any more.
         """
         done = await self.admin.revive_some(tx, chosen.filters(), AT_ONCE, after(chosen.cursor))
         note.details |= {**chosen.details(), "retried_count": done.changed}
@@ -111,9 +123,17 @@ class DeadLetters:
         "platform.purge_dead_letters",
         POST="/platform/v1/dead-letters/purge",
         permission="platform:dead_letters:write",
+        command="dead-letters purge",
+        count="platform.count_dead_letters",
+        confirm="Remove {count} dead letters for good?",
+        message="purged {deleted_count} dead letters",
+        examples=("--older-than 7d --yes", "--queue reports --older-than 12h"),
     )
     async def purge_some(self, tx: Transaction, chosen: DeadLettersChosen, note: Note) -> Purged:
-        """Remove dead letters for good, up to 1000 at a time; the answer says where to go on. Safe to repeat."""
+        """Remove the dead letters of a queue, of a task or of an age, or all of them, for good.
+
+        At most 1000 in one call; `next_cursor` says where to go on. Safe to repeat.
+        """
         done = await self.admin.purge_some(tx, chosen.filters(), AT_ONCE, after(chosen.cursor))
         note.details |= {**chosen.details(), "deleted_count": done.changed}
         return Purged(done.changed, done.last and mark(done.last))
@@ -138,6 +158,10 @@ class DeadLetters:
         DELETE="/platform/v1/dead-letters/{id}",
         permission="platform:dead_letters:write",
         raises=(DeadLetterNotFound,),
+        command="dead-letters purge",
+        confirm="Remove the dead letter {id} for good?",
+        message="purged 1 dead letter",
+        examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def purge(self, tx: Transaction, letter: DeadLetterRef) -> None:
         """Remove a dead letter for good."""
@@ -149,6 +173,8 @@ class DeadLetters:
         POST="/platform/v1/dead-letters/{id}/retry",
         permission="platform:dead_letters:write",
         raises=(DeadLetterNotFound, JobExists),
+        command="dead-letters retry",
+        examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def retry(self, tx: Transaction, letter: DeadLetterRef) -> JobChanged:
         """Make a dead letter a job again, with all attempts before it. In a group it is the last one now."""

@@ -7,17 +7,19 @@ from uuid import UUID
 from annotated_types import Interval
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.fields import IdOf, Option
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.sentinel import ErrorNotFound, Errors, Kind, State, StoredError
 
 _YEAR_S = 365 * 86400.0
+ErrorId = Annotated[UUID, Doc("Id of the group of errors."), IdOf("group of errors", ("kernel.errors",))]
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorRef:
     """A group of errors."""
 
-    id: Annotated[UUID, Doc("Id of the group of errors.")]
+    id: ErrorId
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class ErrorsWanted:
 class ErrorToMute:
     """A group of errors, and for how long."""
 
-    id: Annotated[UUID, Doc("Id of the group of errors.")]
-    seconds: Annotated[float, Interval(ge=1, le=_YEAR_S), Doc("For how long.")] = 86400.0
+    id: ErrorId
+    seconds: Annotated[float, Interval(ge=1, le=_YEAR_S), Doc("For how long."), Option("for", "duration")] = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class CapturedErrors:
         GET="/platform/v1/errors",
         permission="platform:errors:read",
         command="errors list",
+        empty="errors that processes log are captured within seconds",
         examples=("", "--state open --kind job --json"),
     )
     async def list(self, db: Database, wanted: ErrorsWanted) -> Page[StoredError]:
@@ -69,6 +72,8 @@ class CapturedErrors:
         GET="/platform/v1/errors/{id}",
         permission="platform:errors:read",
         raises=(ErrorNotFound,),
+        command="errors show",
+        examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d",),
     )
     async def get(self, db: Database, error: ErrorRef) -> ErrorDetails:
         """Show a group of errors: how often, since when, where, and what was going on the last times."""
@@ -93,6 +98,9 @@ class CapturedErrors:
         POST="/platform/v1/errors/{id}/mute",
         permission="platform:errors:write",
         raises=(ErrorNotFound,),
+        command="errors mute",
+        message="{id} is muted",
+        examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d --for 7d",),
     )
     async def mute(self, tx: Transaction, error: ErrorToMute, note: Note) -> None:
         """Notify nobody of a group of errors for a while. It is counted all the same. Safe to repeat."""

@@ -11,6 +11,7 @@ from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
 from app.kernel.paging import Cursor, Limit, Page, WorkCursor, after, mark, marked, next_cursor
 from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, Stretch
+from app.kernel.text import suggestion
 from app.modules.platform.domain.queue import SubscriberNotFound, check_zone
 
 AT_ONCE = 2000
@@ -33,10 +34,10 @@ class EventsWanted:
 class ReplayWanted:
     """Which subscriber, and which events, up to now unless said; and where to go on."""
 
-    subscriber: Annotated[str, Len(1, 128), Doc("Who is given the events.")]
+    subscriber: Annotated[str, Len(1, 128), Doc("Subscriber that is given the events.")]
     from_: Annotated[datetime, From]
     to: To = None
-    cursor: WorkCursor | None = None
+    cursor: Annotated[WorkCursor | None, Doc("Where an earlier replay stopped.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Events:
         GET="/platform/v1/events",
         permission="platform:events:read",
         command="events list",
+        empty="actions publish them, such as creating an actor",
         examples=("--type auth.actor_created", "--from 2026-11-22T00:00:00Z --json"),
     )
     async def list(self, db: Database, wanted: EventsWanted) -> Page[ListedEvent]:
@@ -74,12 +76,19 @@ class Events:
         POST="/platform/v1/events/replay",
         permission="platform:events:write",
         raises=(SubscriberNotFound,),
+        command="events replay",
+        count="platform.count_replay",
+        message="enqueued {enqueued_count} events for {subscriber}",
+        examples=(
+            "--subscriber auth.greet --from 2026-11-22T10:00:00Z",
+            "--subscriber auth.greet --from 2026-11-01 --dry-run",
+        ),
     )
     async def replay(self, db: Database, caller: Caller, wanted: ReplayWanted) -> Replayed:
-        """Deliver events to a subscriber again, up to 2000 at a time; the answer says where to go on.
+        """Deliver events to a subscriber again, in the order of publishing, up to now unless `to` says otherwise.
 
-        In the order of publishing, and behind what is enqueued within the next hour. Not safe to repeat: each delivers
-        once more.
+        At most 2000 in one call; `next_cursor` says where to go on. What is enqueued within the next hour is delivered
+        before them. Not safe to repeat: each replay delivers once more.
         """
         stretch = await self._stretch(db, wanted)
         async with db.begin() as tx:
@@ -106,8 +115,9 @@ class Events:
         check_zone(**{"from": wanted.from_, "to": wanted.to})
         known = await self.log.subscribers(db)
         if wanted.subscriber not in known:
-            others = ", ".join(known) or "none at all"
-            raise SubscriberNotFound(f"there is no subscriber {wanted.subscriber}, but {others}")
+            raise SubscriberNotFound(
+                f"there is no subscriber {wanted.subscriber}{suggestion(wanted.subscriber, known)}"
+            )
         if wanted.cursor is not None:
             last, (to, at) = marked(wanted.cursor, 2)
             return Stretch(at, to, last)

@@ -8,12 +8,20 @@ from uuid import UUID
 from annotated_types import Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.fields import IdOf, NameOf, Option
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
-from app.kernel.queue.jobs import JobAdmin, JobDetails, JobFilters, JobState, ListedJob
+from app.kernel.product import NAME
+from app.kernel.queue.jobs import JobAdmin, JobDetails, JobFilters, JobState, ListedJob, TaskNames
+from app.kernel.queue.queues import QueueAdmin
 from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
 
-OfQueue = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this queue.")]
-OfTask = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this task or subscriber.")]
+OfQueue = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this queue."), NameOf("queue", QueueAdmin)]
+OfTask = Annotated[
+    Annotated[str, Len(1, 128)] | None,
+    Doc("Only those of this task or subscriber."),
+    NameOf("task or subscriber", TaskNames),
+]
+_TABLES = ("kernel.jobs", "kernel.finished_jobs", "kernel.dead_letters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,11 @@ class JobsWanted:
     queue: OfQueue = None
     task: OfTask = None
     state: Annotated[JobState | None, Doc("Only those in this state.")] = None
+    recurring: Annotated[
+        bool,
+        Doc("Also the done jobs of schedules; those of a task that is named are listed anyway."),
+        Option("all", default=False, note="done jobs of schedules are not listed without --all or --task"),
+    ] = True
     limit: Limit = 20
     cursor: Cursor | None = None
 
@@ -31,7 +44,7 @@ class JobsWanted:
 class JobRef:
     """A job."""
 
-    id: Annotated[UUID, Doc("Id of the job.")]
+    id: Annotated[UUID, Doc("Id of the job."), IdOf("job", _TABLES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,7 @@ class Jobs:
         GET="/platform/v1/jobs",
         permission="platform:jobs:read",
         command="jobs list",
+        empty=f"enqueue one with {NAME} schedules trigger NAME",
         examples=("--queue default --state ready", "--task platform.heartbeat --limit 100 --json"),
     )
     async def list(self, db: Database, wanted: JobsWanted) -> Page[ListedJob]:
@@ -67,7 +81,7 @@ class Jobs:
         scheduled: not due yet, or waiting for the next attempt; ready: due; waiting: due, and behind others of its
         group or concurrency key; leased: running; done; cancelled.
         """
-        filters = JobFilters(wanted.queue, wanted.task, wanted.state)
+        filters = JobFilters(wanted.queue, wanted.task, wanted.state, wanted.recurring or wanted.task is not None)
         found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
 

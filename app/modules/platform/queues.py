@@ -6,7 +6,9 @@ from typing import Annotated
 from annotated_types import Interval, Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.fields import Option
 from app.kernel.paging import Page
+from app.kernel.product import NAME
 from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
 
 QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.")]
@@ -27,6 +29,7 @@ class QueueLimit:
     concurrency: Annotated[
         Annotated[int, Interval(ge=1, le=1_000_000)] | None,
         Doc("Maximum number of jobs that run at once; null for as many as the workers can."),
+        Option(is_argument=True, none="As many as the workers can."),
     ]
 
 
@@ -41,6 +44,7 @@ class Queues:
         GET="/platform/v1/queues",
         permission="platform:queues:read",
         command="queues list",
+        empty=f"consumers register theirs when they start: {NAME} run-event-consumer",
     )
     async def list(self, db: Database) -> Page[ListedQueue]:
         """List queues: their jobs in each state, and for how long the oldest ready one has been due."""
@@ -75,6 +79,8 @@ class Queues:
         PUT="/platform/v1/queues/{name}/concurrency",
         permission="platform:queues:write",
         raises=(QueueNotFound,),
+        command="queues limit",
+        examples=("reports 2", "reports --none"),
     )
     async def limit(self, tx: Transaction, limit: QueueLimit, note: Note) -> QueueStatus:
         """Limit how many jobs of a queue run at once in the whole deployment. Running jobs go on. Safe to repeat."""

@@ -9,7 +9,9 @@ from annotated_types import Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.paging import Page
+from app.kernel.product import NAME
 from app.kernel.queue.schedules import ListedSchedule, LockedSchedule, ScheduleAdmin
+from app.kernel.text import suggestion
 from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
 
 
@@ -55,6 +57,7 @@ class Schedules:
         GET="/platform/v1/schedules",
         permission="platform:schedules:read",
         command="schedules list",
+        empty=f"cron managers register them when they start: {NAME} run-cron-manager",
     )
     async def list(self, db: Database) -> Page[ListedSchedule]:
         """List the schedules that cron managers know, and how their last jobs ended."""
@@ -110,5 +113,6 @@ class Schedules:
     async def _locked(self, tx: Transaction, name: str) -> LockedSchedule:
         found = await self.admin.lock(tx, name)
         if found is None:
-            raise ScheduleNotFound(f"there is no schedule {name}")
+            known = [schedule.name for schedule in await self.admin.all(tx)]
+            raise ScheduleNotFound(f"there is no schedule {name}{suggestion(name, known)}")
         return found

@@ -51,6 +51,13 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture
+def on_migrated(project: Project) -> Project:
+    """The project on a database whose schema is current."""
+    assert project.app("migrate", "up").returncode == 0
+    return project
+
+
+@pytest.fixture
 def broken(project: Project, database: TestDatabase, webhook: Webhook) -> httpx.Client:
     """A client of a process in which one table is gone, so that one route fails; everything else works."""
     project.env |= {"SENTINEL_NOTIFY_URLS": webhook.url, "PROCESS_DRAIN_DELAY": "0"}
@@ -156,31 +163,30 @@ def test_a_dead_webhook_changes_nothing_and_the_message_is_tried_again(
     eventually(lambda: len(webhook.messages) > before)
 
 
-def test_the_way_to_people_can_be_tried(cli: Project, database: TestDatabase, webhook: Webhook) -> None:
-    cli.env |= database.env
-    nobody = cli.app("errors", "notify-test")
+def test_the_way_to_people_can_be_tried(on_migrated: Project, webhook: Webhook) -> None:
+    nobody = on_migrated.app("errors", "notify-test")
     assert (nobody.returncode, nobody.stderr) == (78, "app: nobody is told of errors; set sentinel.notify_urls\n")
-    accepted = cli.app("errors", "notify-test", "--json", env={"SENTINEL_NOTIFY_URLS": webhook.url})
+    accepted = on_migrated.app("errors", "notify-test", "--json", env={"SENTINEL_NOTIFY_URLS": webhook.url})
     assert accepted.returncode == 0, accepted.stderr
     assert [item["problem"] for item in json.loads(accepted.stdout)["items"]] == [""]
     assert webhook.messages[0]["title"] == "[test] a test"
     webhook.status = 403
-    refused = cli.app("errors", "notify-test", env={"SENTINEL_NOTIFY_URLS": f"{webhook.url} json://127.0.0.1:1/"})
+    refused = on_migrated.app(
+        "errors", "notify-test", env={"SENTINEL_NOTIFY_URLS": f"{webhook.url} json://127.0.0.1:1/"}
+    )
     assert refused.returncode == 1
     assert refused.stdout.count("did not accept the message") == 2
     assert str(webhook.url) not in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "resolve", "mute"])
-def test_a_group_that_does_not_exist_is_no_such_thing(cli: Project, database: TestDatabase, command: str) -> None:
-    cli.env |= database.env
-    done = cli.app("errors", command, "01a2039b-de33-78fd-8822-2efa2277fa9a")
+def test_a_group_that_does_not_exist_is_no_such_thing(on_migrated: Project, command: str) -> None:
+    done = on_migrated.app("errors", command, "01a2039b-de33-78fd-8822-2efa2277fa9a")
     assert (done.returncode, done.stdout) == (67, "")
 
 
-def test_a_wrong_filter_is_usage(cli: Project, database: TestDatabase) -> None:
-    cli.env |= database.env
-    done = cli.app("errors", "list", "--state", "lost")
+def test_a_wrong_filter_is_usage(on_migrated: Project) -> None:
+    done = on_migrated.app("errors", "list", "--state", "lost")
     assert done.returncode == 2
     assert "'open', 'resolved', 'muted' or 'regressed'" in done.stderr
 

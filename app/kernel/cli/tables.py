@@ -1,0 +1,231 @@
+"""Lists and records for people: on a terminal one line a row, elsewhere everything whole.
+
+On a terminal identifiers are shortened to their last characters, at least 8 and as many as tell the listed ones apart;
+commands take these, or as many of the first ones, in place of a whole one. Times are relative, and what is too long
+ends in an ellipsis. In a pipe nothing is shortened, and times are RFC 3339 in UTC.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from app.kernel.actions.columns import Column, Columns
+    from app.kernel.paging import Page
+
+_SHORTEST_ID = 8
+_SHORTEST_TEXT = 8
+_READABLE = 24
+_GAP = 2
+_FAR = timedelta(days=100)
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_COLOURS = {
+    "green": ("done", "resolved", "applied", "accepted"),
+    "yellow": ("leased", "waiting", "pending", "paused", "muted"),
+    "red": ("dead", "failed", "open", "regressed", "edited"),
+    "cyan": ("ready",),
+    "bright_black": ("cancelled", "unknown"),
+}
+_COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
+
+
+def print_page(page: "Page[Any]", columns: "Columns") -> None:
+    """Print a part of a list; when there may be more, say on stderr how to get it."""
+    print_list(page.items, columns)
+    if page.next_cursor is not None:
+        sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
+
+
+def print_list(items: Sequence[object], columns: "Columns") -> None:
+    """Print rows by their columns; nothing for none on a terminal, where a heading alone says nothing."""
+    values = [[column.value(item) for column in columns] for item in items]
+    if not sys.stdout.isatty():
+        _print_whole([column.heading for column in columns], [[_whole(value) for value in row] for row in values])
+    elif items:
+        _print_lines(columns, values)
+
+
+def _print_lines(columns: "Columns", values: list[list[object]]) -> None:
+    """Print one line a row: without the columns that may be left out, and with shorter texts, when it is narrow."""
+    console, now = Console(), datetime.now(UTC)
+    length = _unique_length([row[0] for row in values if isinstance(row[0], UUID)])
+    cells = [[_short(column, value, now, length) for column, value in zip(columns, row, strict=True)] for row in values]
+    is_text = [
+        not column.is_state and all(isinstance(row[at], str) for row in values) for at, column in enumerate(columns)
+    ]
+    widths = _widths(
+        columns, [max(row[at].cell_len for row in cells) for at in range(len(columns))], is_text, console.width
+    )
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="" if _is_plain() else "bold")
+    for at, width in widths.items():
+        table.add_column(columns[at].heading, width=width, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        table.add_row(*(row[at] for at in widths))
+    console.print(table)
+
+
+def _widths(columns: "Columns", contents: list[int], is_text: list[bool], room: int) -> dict[int, int]:
+    """Return the columns that are shown, with their widths.
+
+    Where there is no room for all, columns that may be left out go until each text has some; then texts are shortened,
+    the longest ones first, and at last headings.
+    """
+    widths = {at: max(content, len(columns[at].heading)) for at, content in enumerate(contents)}
+    while _over({at: min(width, _READABLE) if is_text[at] else width for at, width in widths.items()}, room) > 0:
+        if not (left_out := [at for at in widths if columns[at].extra]):
+            break
+        del widths[left_out[-1]]
+    while (over := _over(widths, room)) > 0:
+        texts = [at for at, width in widths.items() if is_text[at] and width > _SHORTEST_TEXT]
+        if not texts:
+            return {at: min(width, max(contents[at], _SHORTEST_TEXT)) for at, width in widths.items()}
+        longest = max(texts, key=lambda at: widths[at])
+        widths[longest] = max(_SHORTEST_TEXT, widths[longest] - (over + 1) // 2)
+    return widths
+
+
+def _over(widths: dict[int, int], room: int) -> int:
+    return sum(widths.values()) + _GAP * (len(widths) - 1) - room
+
+
+def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
+    """Return what a cell shows on a terminal."""
+    if isinstance(value, UUID):
+        return Text(str(value)[-length:] if length else str(value))
+    if isinstance(value, datetime):
+        return Text(relative(value, now))
+    if isinstance(value, tuple):
+        parts = cast("tuple[object, ...]", value)
+        return Text(" ").join(text for part in parts if (text := _short(column, part, now, length)))
+    text = str(_whole(value))
+    return Text(_harmless(text), _COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
+
+
+def _unique_length(ids: Sequence[UUID]) -> int:
+    """Return how many of the last characters tell some identifiers apart."""
+    texts = {str(each) for each in ids}
+    return next((n for n in range(_SHORTEST_ID, 36) if len({text[-n:] for text in texts}) == len(texts)), 36)
+
+
+def relative(moment: datetime, now: datetime) -> str:
+    """Return a moment as people say it: `3 min ago`, `in 2 h`; the day when it is far away."""
+    distance = abs(moment - now)
+    if distance > _FAR:
+        return f"{moment:%Y-%m-%d}"
+    seconds = int(distance.total_seconds())
+    if seconds < 1:
+        return "now"
+    unit, size = next((unit, size) for unit, size in _UNITS if seconds >= size)
+    return f"in {seconds // size} {unit}" if moment > now else f"{seconds // size} {unit} ago"
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows that are read rather than scanned, such as settings: on a terminal long texts go on below.
+
+    Columns without names have no heading.
+    """
+    if not sys.stdout.isatty():
+        _print_whole(columns, rows)
+        return
+    console = Console()
+    console.print(_table(columns, rows))
+
+
+def _print_whole(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print aligned plain text, never cut to a width."""
+    console = Console(width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(_table(columns, rows))
+    sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    heading = "" if _is_plain() else "bold"  # rich leaves out the colours, but not the bold type
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style=heading, show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_harmless(str(cell))) for cell in row))
+    return table
+
+
+def _is_plain() -> bool:
+    return "NO_COLOR" in os.environ
+
+
+def _harmless(text: str) -> str:
+    """Keep a terminal from obeying what somebody else has written, such as the message of an error."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _whole(value: object) -> object:
+    """Return what a cell shows in a pipe."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return shown(value)
+    if isinstance(value, tuple | list):
+        return " ".join(str(_whole(part)) for part in cast("Sequence[object]", value)).strip()
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+def shown(moment: datetime | None) -> str:
+    """Return a moment for people, in UTC; nothing for none."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""
+
+
+def print_details(found: Any) -> None:
+    """Print a record as a table of names and values; the lists of records that it holds, as tables below.
+
+    What is wrapped in a record, as its first field, is shown as if it were the record.
+    """
+    rows: dict[str, object] = {}
+    below: list[list[Any]] = []
+    for at, (name, value) in enumerate(_fields(found).items()):
+        listed = cast("list[Any]", value) if isinstance(value, list) else []
+        if any(_fields(item) or isinstance(item, dict) for item in listed):
+            below.append(listed)
+        elif inner := _fields(value):
+            rows |= {f"{name} {key}" if at else key: part for key, part in inner.items()}
+        else:
+            rows[name] = value
+    print_table(("", ""), _described(rows))
+    for records in below:
+        if isinstance(records[0], dict):
+            for record in records:
+                sys.stdout.write("\n")
+                print_table(("", ""), _described(cast("dict[str, object]", record)))
+        else:
+            sys.stdout.write("\n")
+            below_it = [_fields(record) for record in records]
+            print_table(list(below_it[0]), [[_whole(value) for value in record.values()] for record in below_it])
+
+
+def _described(rows: dict[str, object]) -> list[tuple[str, object]]:
+    """Return the names and values of a record, without those that are empty."""
+    return [(name.replace("_", " "), text) for name, value in rows.items() if (text := _value(value)) not in (None, "")]
+
+
+def _value(value: object) -> object:
+    """Return what a record shows of a value; a list of texts is one a line."""
+    if isinstance(value, datetime):
+        return f"{shown(value)} ({relative(value, datetime.now(UTC))})" if sys.stdout.isatty() else shown(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[object]", value)):
+        return "\n".join(cast("list[str]", value))
+    if isinstance(value, dict | list):
+        return json.dumps(value, indent=2, ensure_ascii=False, default=str) if value else ""
+    return value
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass; of anything else, none."""
+    return {item.name: getattr(record, item.name) for item in fields(record)} if is_dataclass(record) else {}
