@@ -14,8 +14,8 @@ from app import ROOT
 from app.kernel.db.postgres import PostgresDatabase, database
 from app.kernel.process import Process
 from app.kernel.queue.enqueue import Queue
-from app.kernel.queue.leases import ANY_RANK, Leases
 from app.kernel.queue.transport.postgres import PostgresEvents
+from app.kernel.queue.worker.leases import ANY_RANK, Leases
 from app.processes import load_settings
 from benchmarks.queue_worker import NOTHING, Happened, Sent
 from benchmarks.tally import Tally, moments

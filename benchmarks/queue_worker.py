@@ -16,8 +16,8 @@ from app import ROOT
 from app.kernel.config import LoggerSettings
 from app.kernel.process import Process, Service
 from app.kernel.queue import Handler, Subscriber, Task
-from app.kernel.queue import consumer as worker
 from app.kernel.queue.consumer import consumer
+from app.kernel.queue.worker import executor
 from app.kernel.telemetry import logs, metrics
 from app.processes import load_settings, operations, reporter, sentinel
 from benchmarks.tally import Tally, say_ready
@@ -44,8 +44,8 @@ NOTHING = Task("bench.nothing", Sent)
 def blindfold() -> None:
     """Take all telemetry from the consumer: what is left is what it costs to run jobs."""
     nothing, within = (lambda *_, **__: None), nullcontext()
-    logs.ended = logs.new_context = metrics.job_ended = worker.exemplar = nothing
-    worker.resumed = lambda *_, **__: within  # type: ignore[assignment]
+    logs.ended = logs.new_context = metrics.job_ended = executor.exemplar = nothing
+    executor.resumed = lambda *_, **__: within  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from app.kernel.config import LoggerSettings
 from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
-from app.kernel.queue.fetching import QueueState
-from app.kernel.queue.leases import ANY_RANK, Fetched
+from app.kernel.queue.worker.fetcher import QueueState
+from app.kernel.queue.worker.leases import ANY_RANK, Fetched
 from app.kernel.sentinel.capture import Capture
 from app.kernel.telemetry import logs, metrics
 from tests.kernel.queue.conftest import GREET, Bench, Greeting

@@ -9,7 +9,7 @@ import pytest
 from app.kernel.db import Transaction
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler
-from app.kernel.queue.leases import Leases
+from app.kernel.queue.worker.leases import Leases
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 LEASE_S = 1.0
@@ -70,7 +70,7 @@ async def test_a_job_that_was_fetched_ahead_is_not_begun_when_its_lease_has_run_
         return len([state for state, _ in await bench.states() if state == "leased"])
 
     async with bench.consuming(greet, lease=LEASE_S, concurrency=1) as running:
-        running.consumer._rate = 1e300  # so many jobs a second that it fetches ahead what it can
+        running.consumer.fetcher.rate = 1e300  # so many jobs a second that it fetches ahead what it can
         await bench.queue.enqueue(bench.db, GREET, Greeting("first"))
         await bench.queue.enqueue(bench.db, GREET, Greeting("ahead"))
         await bench.until(leased, 2)

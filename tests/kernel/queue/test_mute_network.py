@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from app.kernel.queue import listener as listener_module
-from app.kernel.queue.listener import Listener
+from app.kernel.queue.worker import listener as listener_module
+from app.kernel.queue.worker.listener import Listener
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.support.proxy import proxy_to
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Handler, NeverRetry, RetryAfter
-from app.kernel.queue.leases import Leases
+from app.kernel.queue.worker.leases import Leases
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 
@@ -147,7 +147,7 @@ async def test_what_a_stopped_operation_raises_while_it_cleans_up_does_not_hide_
         job_id = await bench.queue.enqueue(bench.db, GREET, Greeting("you"), max_attempts=1, timeout_s=timeout_s)
         await started.wait()
         if way == "cancelled":
-            running.consumer.cancel(str(job_id))
+            running.consumer.executor.cancel(str(job_id))
             await bench.until(bench.finished, [("cancelled", 1)])
         else:
             reason = "failed 1 times, at last with TimeoutError: took longer than 0.1 s"
@@ -170,7 +170,7 @@ async def test_a_job_is_not_cut_while_its_end_is_recorded(bench: Bench, monkeypa
     async with bench.consuming(greet) as running:
         job_id = await bench.queue.enqueue(bench.db, GREET, Greeting("you"), timeout_s=0.1)
         await recording.wait()
-        running.consumer.cancel(str(job_id))
+        running.consumer.executor.cancel(str(job_id))
         await bench.until(bench.states, [("scheduled", 1)])
     assert await bench.rows("SELECT errors->0->>'error' FROM kernel.jobs") == [("OSError: first",)]
 

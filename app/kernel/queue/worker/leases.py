@@ -10,6 +10,7 @@ from typing import Any
 
 from app.kernel.db import Queries
 from app.kernel.identifiers import uuid7
+from app.kernel.queue.worker import Job
 from app.kernel.text import storable
 
 ANY_RANK = -(2**63)
@@ -145,26 +146,6 @@ _HAND_BACK = """
     )
     SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM back) q
 """
-
-
-@dataclass(slots=True)
-class Job:
-    """A leased job, as the worker holds it."""
-
-    id: str
-    task: str
-    payload: str | None
-    attempt: int
-    max_attempts: int
-    timeout_s: float
-    event_id: str | None
-    event_version: int | None
-    trace_context: str | None
-    rank: int
-    token: str
-    renewed_at: float
-    started_at: float = 0.0
-    stopped_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

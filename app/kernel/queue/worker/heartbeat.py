@@ -16,7 +16,8 @@ import psycopg
 from loguru import logger
 
 from app.kernel.db.connection import hang_up
-from app.kernel.queue.leases import Job, lease_of
+from app.kernel.queue.worker import Job
+from app.kernel.queue.worker.leases import lease_of
 
 _BLOCKED_S = 1.0
 _TICK_S = 0.25

@@ -1,0 +1,195 @@
+"""Executing: each job in a task of its own, under its timeout, with its trace and its log context."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from loguru import logger
+from pydantic import ValidationError
+
+from app.kernel.concurrency import Deadlines
+from app.kernel.db import Database
+from app.kernel.queue import Handler, NeverRetry, Subscriber
+from app.kernel.queue.codec import adapter, decode_event, problems, version_of
+from app.kernel.queue.worker import InFlight, Job
+from app.kernel.queue.worker.completer import Completer
+from app.kernel.queue.worker.leases import Leases
+from app.kernel.queue.worker.recorder import FromTheFuture, LeaseLost, Recorder, Unreadable
+from app.kernel.telemetry import logs, metrics
+from app.kernel.telemetry.traces import exemplar, resumed
+from app.kernel.text import said, shown
+
+
+class Executor:
+    """Runs the jobs at hand, at most so many at once."""
+
+    def __init__(
+        self,
+        db: Database,
+        leases: Leases,
+        handlers: Mapping[str, Handler | Subscriber],
+        jobs: InFlight,
+        completer: Completer,
+        recorder: Recorder,
+    ) -> None:
+        self._db = db
+        self._leases = leases
+        self._handlers = handlers
+        self._jobs = jobs
+        self._completer = completer
+        self._recorder = recorder
+        self._deadlines: dict[float, Deadlines] = {}  # by the timeouts that tasks have
+
+    def start(self) -> None:
+        """Start jobs that are ready, as many as may run."""
+        jobs = self._jobs
+        for _ in range(min(jobs.concurrency - len(jobs.running), len(jobs.ready))):
+            job = jobs.ready.popleft()
+            task = asyncio.ensure_future(self._work(job))
+            jobs.running[task] = job
+            task.add_done_callback(self._ended)
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job that runs here."""
+        for task, job in self._jobs.running.items():
+            if job.id == job_id and job.started_at and not job.stopped_for:
+                job.stopped_for = "cancelled"
+                task.cancel()
+
+    async def cut(self) -> None:
+        """Cancel what still runs; it is not recorded as an attempt."""
+        running = dict(self._jobs.running)
+        for task, job in running.items():
+            job.stopped_for = "drain"
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=1)
+            names = ", ".join(sorted({job.task for job in running.values()}))
+            logger.error("{} jobs were cut and handed back: {}", len(running), names)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        job = self._jobs.running.pop(task, None)
+        self._jobs.note_end()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.opt(exception=error).error("the worker itself failed: {}", said(error))
+            if job is not None:
+                self._jobs.release(job)  # another worker has it when its lease has run out
+
+    async def _work(self, job: Job) -> None:
+        """Run a job, and then others that wait, in the same task."""
+        task = asyncio.current_task()
+        assert task is not None
+        jobs = self._jobs
+        while True:
+            await self._run(task, job)
+            jobs.ended_count += 1
+            if not jobs.ready:
+                return
+            job = jobs.running[task] = jobs.ready.popleft()
+            if len(jobs.ready) == jobs.concurrency // 2:
+                jobs.wake.set()
+
+    async def _run(self, task: "asyncio.Task[None]", job: Job) -> None:
+        handler = self._handlers.get(job.task)
+        operation = "" if handler is None else getattr(handler.operation, "operation_id", "")
+        logs.new_context(job_id=job.id, task=job.task, operation=operation, attempt=job.attempt + 1)
+        if handler is None:
+            await self._recorder.unknown(job)
+            return
+        job.started_at = time.monotonic()
+        if self._lapsed(job):
+            self._recorder.lost(job, "not begun, its lease has run out")
+            return
+        overran = partial(self._overran, task, job)
+        deadlines = self._deadlines.get(job.timeout_s)
+        if deadlines is None:
+            deadlines = self._deadlines[job.timeout_s] = Deadlines(job.timeout_s)
+        deadlines.begin(overran)
+        outcome, example = "failed", None
+        try:
+            with resumed(job.trace_context, job.task) as span:
+                if span is not None:
+                    span.set_attribute("job.id", job.id)
+                    example = exemplar()
+                outcome = await self._attempt(task, job, handler)
+        finally:
+            deadlines.end(overran)
+            metrics.job_ended(job.task, outcome, time.monotonic() - job.started_at, example)
+
+    async def _attempt(self, task: "asyncio.Task[None]", job: Job, handler: Handler | Subscriber) -> str:
+        error: BaseException | None = None
+        try:
+            await self._operate(job, handler)
+        except BaseException as raised:  # noqa: BLE001 - whatever an operation raises is a failed attempt
+            error = raised
+        if error is not None and job.stopped_for == "drain":
+            raise error
+        stopped_for, job.stopped_for = job.stopped_for, "ended"  # nothing is to cut how it is recorded
+        if task.cancelling():
+            await _forget_cancellations(task)
+        if error is None:
+            logs.ended("INFO", "job done")
+            return "done"
+        try:
+            return await self._recorder.not_done(job, error, stopped_for)
+        except Exception as unfit:  # noqa: BLE001 - the error has what its kind does not allow
+            strange = RuntimeError(f"an error that cannot be told, because of {said(unfit)}")
+            return await self._recorder.failed(job, strange)
+
+    async def _operate(self, job: Job, handler: Handler | Subscriber) -> None:
+        argument = _argument(handler, job)
+        if handler.mode == "at_least_once":
+            await handler.operation(*argument)
+            self._completer.complete(job)
+            return
+        async with self._db.begin() as tx:
+            if self._lapsed(job):  # while it began
+                raise LeaseLost
+            await handler.operation(tx, *argument)
+            if await self._leases.finish(tx, [job]) == 0:
+                raise LeaseLost
+        self._jobs.release(job)
+
+    def _lapsed(self, job: Job) -> bool:
+        """Return whether the lease may have run out: we froze, or the database was unavailable."""
+        return time.monotonic() > job.renewed_at + self._leases.lease_s
+
+    def _overran(self, task: "asyncio.Task[None]", job: Job) -> None:
+        if self._jobs.running.get(task) is job and not job.stopped_for:
+            job.stopped_for = "timeout"
+            task.cancel()
+
+
+async def _forget_cancellations(task: "asyncio.Task[None]") -> None:
+    """Take back what was asked of an operation that has ended: its cancellation is not to reach the next one."""
+    while task.cancelling():
+        task.uncancel()
+    with suppress(asyncio.CancelledError):  # one that was asked for last, and that nobody has heard of yet
+        await asyncio.sleep(0)
+
+
+def _argument(handler: Handler | Subscriber, job: Job) -> tuple[Any, ...]:
+    """Return the payload as the operation takes it. Raises Unreadable, NeverRetry, FromTheFuture."""
+    try:
+        if isinstance(handler, Subscriber):
+            return (_event(handler, job),)
+        if handler.task.payload is None:
+            return ()
+        return (adapter(handler.task.payload).validate_json(job.payload or "null"),)
+    except ValidationError as error:
+        raise Unreadable(f"the payload does not fit: {problems(error)}") from None
+
+
+def _event(subscriber: Subscriber, job: Job) -> object:
+    version = job.event_version or 1
+    if version > version_of(subscriber.event):
+        raise FromTheFuture
+    try:
+        return decode_event(subscriber.event, version, job.payload or "null")
+    except ValidationError:
+        raise
+    except Exception as error:
+        raise NeverRetry(f"the event of version {version} cannot be upgraded: {shown(error, repr)}") from error

@@ -1,0 +1,189 @@
+"""Fetching: from which queue, how many, and when."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from loguru import logger
+
+from app.kernel.config import QueueSettings
+from app.kernel.db import Database
+from app.kernel.errors import Unavailable
+from app.kernel.queue.worker import InFlight
+from app.kernel.queue.worker.completer import Completer
+from app.kernel.queue.worker.leases import ANY_RANK, Fetched, Leases
+
+_FULL_FETCH_EVERY_S = 0.1
+_SLOW_FETCH_S = 0.005
+_PREFETCH_S = 0.1
+_PROMOTE_EVERY_S = 0.05
+_AGAIN_S = 1.0
+
+
+class QueueState:
+    """What the worker knows of one queue.
+
+    While there is much to do it fetches from the last rank on, so that a snapshot that is held by somebody, which keeps
+    the rows of finished jobs from being cleaned away, does not slow it down; and from the start, for what was added
+    before that, now and then. So it does while fetching from the start is slow; otherwise from the start, always.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.may_have_more = True
+        self._from = ANY_RANK
+        self._full_at = 0.0
+        self._full_owed = False
+        self._full_took_s = 0.0
+        self._turns = False
+        self._limited = False
+
+    def due(self, now: float) -> bool:
+        """Return whether to fetch."""
+        return self.wait_s(now) <= 0
+
+    def next_rank(self, now: float) -> int:
+        """Return the rank to fetch from."""
+        self.may_have_more = False  # unless we hear otherwise while the fetch is under way
+        self._full_owed = now < self._full_at
+        return self._from if self._full_owed else ANY_RANK
+
+    def fetched(self, found: Fetched, from_rank: int, wanted: int, started: float) -> None:
+        """Note what a fetch returned."""
+        now = time.monotonic()
+        filled = len(found.jobs) == wanted
+        if from_rank == ANY_RANK:
+            before_s, self._full_took_s = self._full_took_s, now - started
+            slow_s = min(before_s, self._full_took_s)  # one alone may have waited for something else
+            at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
+            self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
+        self._turns = self._turns or found.turns
+        self._limited = found.limited
+        if filled or found.turns or (found.jobs and self._turns):
+            self.may_have_more = True
+        if found.jobs:
+            self._from = found.jobs[-1].rank
+
+    def some_ended(self) -> None:
+        """Note that jobs of this worker have ended."""
+        self.may_have_more = self.may_have_more or self._limited
+
+    def wait_s(self, now: float) -> float:
+        """Return how long to wait before the next fetch when nothing wakes us."""
+        if self.may_have_more:
+            return 0.0
+        return max(0.0, self._full_at - now) if self._full_owed else math.inf
+
+
+class Fetcher:
+    """Leases as many jobs as can start now or within a moment, from one queue after the other."""
+
+    def __init__(
+        self,
+        db: Database,
+        leases: Leases,
+        settings: QueueSettings,
+        jobs: InFlight,
+        completer: Completer,
+        start: Callable[[], None],
+    ) -> None:
+        self._db = db
+        self._leases = leases
+        self._jobs = jobs
+        self._completer = completer
+        self._start = start
+        self._poll_s = settings.poll_interval
+        self.queues = deque(QueueState(name) for name in dict.fromkeys(settings.names))
+        self.rate = 0.0
+        self._measured_at = self._poll_at = 0.0
+
+    async def fetch(self) -> bool:
+        """Fetch from one queue after the other; return whether it is worth going on at once."""
+        now = time.monotonic()
+        self._measure(now)
+        if self._jobs.some_ended:
+            self._jobs.some_ended = False
+            for queue in self.queues:
+                queue.some_ended()
+        try:
+            if now >= self._poll_at:
+                self.look_everywhere()
+                self._poll_at = now + self._poll_s
+            if now >= self._jobs.next_due:
+                await self._promote()
+            for _ in range(len(self.queues)):
+                queue = self.queues[0]
+                self.queues.rotate()
+                room = self._room()
+                if room and queue.due(now):
+                    await self._fetch_from(queue, room, now)
+                    if queue.may_have_more:
+                        return True
+        except Unavailable as error:
+            logger.warning("consumer: {}; trying again", error)
+            self.look_everywhere()
+            await asyncio.sleep(min(_AGAIN_S, self._poll_s))
+        return False
+
+    async def wait(self) -> None:
+        """Wait until there may be something to fetch."""
+        now = time.monotonic()
+        timeout = min(self._jobs.next_due, self._poll_at) - now
+        if self._room() > 0:
+            timeout = min([timeout, *(queue.wait_s(now) for queue in self.queues)])
+        wake = self._jobs.wake
+        if not wake.is_set():
+            handle = asyncio.get_running_loop().call_later(max(timeout, 0.001), wake.set)
+            await wake.wait()
+            handle.cancel()
+        wake.clear()
+
+    def look_everywhere(self) -> None:
+        """Fetch from every queue next, whatever is known of it."""
+        for queue in self.queues:
+            queue.may_have_more = True
+
+    def notified(self, queue_name: str) -> None:
+        """Note that a queue has something to do."""
+        for queue in self.queues:
+            if queue.name == queue_name:
+                queue.may_have_more = True
+                self._jobs.wake.set()
+
+    async def _fetch_from(self, queue: QueueState, room: int, now: float) -> None:
+        from_rank = queue.next_rank(now)
+        started = time.monotonic()
+        found = await self._leases.fetch(self._db, queue.name, room, from_rank, started)
+        queue.fetched(found, from_rank, room, started)
+        for job in found.jobs:
+            self._jobs.held[job.id] = job
+        self._jobs.ready.extend(found.jobs)
+        self._start()
+        if found.jobs:
+            await asyncio.sleep(0)  # they begin before the next fetch is prepared
+
+    def _room(self) -> int:
+        """Return how many jobs to fetch: those that can start, and as many as will within a moment."""
+        jobs = self._jobs
+        if self._completer.backlog > 2 * jobs.concurrency:
+            return 0  # completions do not get through
+        prefetch = min(jobs.concurrency, int(self.rate * _PREFETCH_S))
+        room = jobs.concurrency + prefetch - len(jobs.ready) - len(jobs.running)
+        return room if not jobs.ready or room >= jobs.concurrency // 2 else 0
+
+    async def _promote(self) -> None:
+        """Make scheduled jobs that are due ready."""
+        promoted, next_s = await self._leases.promote(self._db)
+        wait_s = self._poll_s if next_s is None else min(max(next_s, _PROMOTE_EVERY_S), self._poll_s)
+        self._jobs.next_due = time.monotonic() + (_PROMOTE_EVERY_S if promoted else wait_s)
+        if promoted:
+            self.look_everywhere()
+
+    def _measure(self, now: float) -> None:
+        """Estimate how many jobs a second end here."""
+        elapsed = now - self._measured_at
+        if elapsed > 0.05:
+            self.rate = 0.5 * self.rate + 0.5 * self._jobs.ended_count / elapsed
+            self._jobs.ended_count, self._measured_at = 0, now
