@@ -25,20 +25,21 @@ def http(*served: "Module") -> "ServiceFactory":
 
     async def service(p: "Process") -> "Service":
         from app.kernel.config import HttpServerSettings
-        from app.kernel.http.operations import Operations
+        from app.kernel.http.probes import Probes
         from app.kernel.http.server import bind, http_service
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(bind(settings.host, settings.port)) as sock:
             from app.kernel.actions.compose import operations as operations_of
             from app.kernel.http.openapi import Documentation
-            from app.kernel.http.routes import api, routes_of
+            from app.kernel.http.routes import api
 
-            routes = routes_of(await operations_of(p, [kind for module in served for kind in module.feature_classes()]))
+            found = await operations_of(p, [kind for module in served for kind in module.feature_classes()])
+            routes = [operation for operation in found if operation.action.path]
             documented = Documentation(
                 await api(p, routes), routes, f"{' and '.join(module.name for module in served)} API"
             )
-            return http_service(p, Operations(p, documented), sock)
+            return http_service(p, Probes(p, documented), sock)
 
     return service
 
@@ -46,11 +47,11 @@ def http(*served: "Module") -> "ServiceFactory":
 async def operations(p: "Process") -> "Service":
     """/health, /ready and /metrics of a process without an API."""
     from app.kernel.config import OperationsSettings
-    from app.kernel.http.operations import Operations
+    from app.kernel.http.probes import Probes
     from app.kernel.http.server import bind, http_service
 
     settings = p.settings[OperationsSettings]
-    return http_service(p, Operations(p), bind(settings.host, settings.port), outlives=True)
+    return http_service(p, Probes(p), bind(settings.host, settings.port), outlives=True)
 
 
 async def cron(p: "Process") -> "Service":

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from app import ROOT
 from app.kernel.config import LoggerSettings, TelemetrySettings
 from app.kernel.http.asgi import Receive, Scope, Send
-from app.kernel.http.operations import Operations
+from app.kernel.http.probes import Probes
 from app.kernel.http.server import bind, http_service
 from app.kernel.process import Process, Service
 from app.kernel.telemetry import logs
@@ -56,7 +56,7 @@ async def stacked(port: int) -> None:
     process = Process("bench", settings, ROOT)
 
     async def http(p: Process) -> Service:
-        return http_service(p, Operations(p, routed), bind("127.0.0.1", port))
+        return http_service(p, Probes(p, routed), bind("127.0.0.1", port))
 
     async def traces(p: Process) -> Service | None:
         telemetry = p.settings[TelemetrySettings]

@@ -1,6 +1,7 @@
 """IP addresses: one spelling of each, and what of them is limited together."""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -74,3 +75,14 @@ def parsed(text: str) -> IPv4Address | IPv6Address | None:
             v4 = IPv4Address(int(address) & 0xFFFF_FFFF)
         return v4 or address
     return address
+
+
+def networks(texts: Iterable[str]) -> list[Network]:
+    """Return the networks that are written as addresses or CIDR. Raises ValueError."""
+    return [network(text) for text in texts]
+
+
+def is_in(address: str, networks: Iterable[Network]) -> bool:
+    """Return whether an address is in one of the networks."""
+    found = parsed(address)
+    return found is not None and any(found in network for network in networks)

@@ -11,6 +11,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 AtStart = Callable[[list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]]]
 """Returns what is added to the fields of a response that starts."""
+CLOSE = ((b"connection", b"close"),)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REFUSED = "app.refused"
+"""In the scope: why a request is not served, an HttpProblem if it cannot be read, Unavailable if there is no room."""
 LEFT = "app.left"
 """Stands in the scope when the client has left before the response started."""
 CLIENT_LEFT = 499

@@ -20,15 +20,14 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
 from hyperframe.frame import GoAwayFrame
 
-from app.kernel.http.asgi import CLOSING, App, Message, Scope
-from app.kernel.http.edge import CLOSE
+from app.kernel.http.asgi import CLOSE, CLOSING, App, Message, Scope
 from app.kernel.http.exchange import Exchange, HypercornSend
 from app.kernel.http.problems import HttpProblem
 from app.kernel.http.protocols import Http1
 from app.kernel.telemetry import logs
 
 if TYPE_CHECKING:
-    from app.kernel.http.connections import Connections
+    from app.kernel.http.server import Listener
 
 _MOST_UNREAD_BYTES = 65536
 _LINGER_BYTES = 64 * 1024 * 1024
@@ -38,7 +37,7 @@ _LINGER_S = 30.0
 class Connection(asyncio.Protocol):
     """One connection. It is the transport's protocol, and to Hypercorn what runs applications."""
 
-    def __init__(self, server: "Connections", address: str, refusal: str, *, is_proxy: bool) -> None:
+    def __init__(self, server: "Listener", address: str, refusal: str, *, is_proxy: bool) -> None:
         self.server = server
         self.address = address
         self.refusal = refusal

@@ -9,13 +9,14 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
+from app.kernel.actions.operation import ActionOperation
 from app.kernel.callers import BasicAuth, BearerToken
 from app.kernel.decoding import TIME, adapter
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
 from app.kernel.http.problems import HttpProblem, title_of
-from app.kernel.http.routes import Route, has_body, input_type, path_parameters, refusals, sends_itself
+from app.kernel.http.routes import has_body, input_type, path_parameters, refusals, sends_itself
 from app.kernel.product import VERSION
 
 _NO_NUL = "^[^\\u0000]*$"
@@ -42,13 +43,15 @@ _PROBLEM = {
 }
 
 
-def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
-    """Return the OpenAPI document of some routes."""
-    schemas = _Schemas(routes)
-    schemes = {kind.name: kind.scheme for kind in (Bearer, *(route.authenticator for route in routes))}
+def openapi(operations: Sequence[ActionOperation], title: str) -> dict[str, Any]:
+    """Return the OpenAPI document of some actions."""
+    schemas = _Schemas(operations)
+    schemes = {Bearer.name: Bearer.scheme, "basic": _BASIC}
     paths: dict[str, dict[str, Any]] = {}
-    for number, route in enumerate(routes):
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, number, schemas)
+    for number, operation in enumerate(operations):
+        action = operation.action
+        schemes[action.authenticator.name] = action.authenticator.scheme
+        paths.setdefault(action.path, {})[action.method.lower()] = _described(operation, number, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": VERSION},
@@ -56,7 +59,7 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {**schemas.definitions, "Problem": _PROBLEM},
-            "securitySchemes": {**schemes, "basic": _BASIC},
+            "securitySchemes": schemes,
         },
     }
 
@@ -64,9 +67,9 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
 class Documentation:
     """Answer /openapi.json and /docs; everything else goes to the application. Made when first asked for."""
 
-    def __init__(self, app: App, routes: Sequence[Route], title: str) -> None:
+    def __init__(self, app: App, operations: Sequence[ActionOperation], title: str) -> None:
         self._app = app
-        self._routes = routes
+        self._routes = operations
         self._title = title
         self._made: dict[str, tuple[bytes, bytes]] = {}
 
@@ -91,14 +94,13 @@ class Documentation:
 class _Schemas:
     """The JSON schemas of all inputs and outputs, with shared parts by reference."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, operations: Sequence[ActionOperation]) -> None:
         wanted: list[tuple[tuple[int, str], JsonSchemaMode, TypeAdapter[Any]]] = []
-        for number, route in enumerate(routes):
-            if (kind := input_type(route)) is not None:
-                wanted.append(
-                    ((number, "input"), "validation", adapter(kind, ignore_unknown=route.codec.ignores_unknown))
-                )
-            returned = route.operation.signature.returns
+        for number, operation in enumerate(operations):
+            if (kind := input_type(operation)) is not None:
+                known = adapter(kind, ignore_unknown=operation.action.codec.ignores_unknown)
+                wanted.append(((number, "input"), "validation", known))
+            returned = operation.signature.returns
             if returned is not type(None) and not sends_itself(returned):
                 wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
         self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
@@ -107,7 +109,7 @@ class _Schemas:
             _say_what_is_accepted(found)
 
     def get(self, number: int, what: str, mode: JsonSchemaMode) -> dict[str, Any] | None:
-        """Return the schema of a route's input or output."""
+        """Return the schema of a operation's input or output."""
         return self._found.get(((number, what), mode))
 
     def resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
@@ -116,87 +118,88 @@ class _Schemas:
         return self.definitions[reference.rpartition("/")[2]] if reference else schema
 
 
-def _operation(route: Route, number: int, schemas: _Schemas) -> dict[str, Any]:
-    summary, _, description = route.operation.description.partition("\n")
+def _described(operation: ActionOperation, number: int, schemas: _Schemas) -> dict[str, Any]:
+    action, returned = operation.action, operation.signature.returns
+    summary, _, description = operation.description.partition("\n")
+    if action.permission:
+        description += f"\n\nNeeds the permission `{action.permission}`."
     problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
-    if route.codec.error_schema is not None:
-        problem["application/json"] = {"schema": route.codec.error_schema}
+    if action.codec.error_schema is not None:
+        problem["application/json"] = {"schema": action.codec.error_schema}
+    output = schemas.get(number, "output", "serialization")
+    done: dict[str, Any] = {"description": "Done"}
+    if sends_itself(returned):
+        done["content"] = {returned.documented_as: {"schema": {"type": "string"}}}
+    elif output is not None:
+        done["content"] = {"application/json": {"schema": output}}
     described: dict[str, Any] = {
-        "operationId": route.operation.id,
+        "operationId": operation.id,
         "summary": summary,
         "description": description.strip(),
+        "security": _security(operation),
         "responses": {
-            str(route.status): {"description": "Done"},
-            **{status: {"description": why, "content": problem} for status, why in _refusals(route).items()},
+            "204" if returned is type(None) else str(action.status): done,
+            **{status: {"description": why, "content": problem} for status, why in _refusals(operation).items()},
             "default": {"description": "Refused", "content": problem},
         },
     }
-    returned, output = route.operation.signature.returns, schemas.get(number, "output", "serialization")
-    if sends_itself(returned):
-        described["responses"][str(route.status)]["content"] = {returned.documented_as: {"schema": {"type": "string"}}}
-    elif output is None:
-        described["responses"]["204"] = described["responses"].pop(str(route.status))
-    else:
-        described["responses"][str(route.status)]["content"] = {"application/json": {"schema": output}}
-    described["security"] = _security(route)
-    if route.permission:
-        described["description"] += f"\n\nNeeds the permission `{route.permission}`."
     if (schema := schemas.get(number, "input", "validation")) is not None:
         if schema.get("type") == "array":
             described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         else:
-            _take_input(described, route, schemas.resolved(schema))
+            described |= _input(operation, schemas.resolved(schema))
     return described
 
 
-def _security(route: Route) -> list[dict[str, list[str]]]:
-    takes = route.operation.signature.takes
-    if not route.public:
-        return [{route.authenticator.name: []}]
+def _security(operation: ActionOperation) -> list[dict[str, list[str]]]:
+    takes = operation.signature.takes
+    if not operation.action.public:
+        return [{operation.action.authenticator.name: []}]
     if takes(BearerToken):
         return [{Bearer.name: []}]
     return [{"basic": []}, {}] if takes(BasicAuth) else []
 
 
-def _refusals(route: Route) -> dict[str, str]:
+def _refusals(operation: ActionOperation) -> dict[str, str]:
     """Return the statuses of refusals and why: those of HTTP itself, and those of the operation."""
     edge = {400, 504}
-    if path_parameters(route.path):
+    if path_parameters(operation.action.path):
         edge.add(404)
-    if has_body(route, input_type(route)):
+    if has_body(operation):
         edge |= {408, 413, 415}
     why: defaultdict[int, set[str]] = defaultdict(set)
     for status in edge:
         why[status].add(title_of(status))
-    for kind in refusals(route):
-        why[route.codec.status_of(kind)].add(f"{kind.title}: `{kind.code}`")
+    for kind in refusals(operation):
+        why[operation.action.codec.status_of(kind)].add(f"{kind.title}: `{kind.code}`")
     return {str(status): "; ".join(sorted(reasons)) for status, reasons in sorted(why.items())}
 
 
-def _take_input(described: dict[str, Any], route: Route, schema: dict[str, Any]) -> None:
-    properties, required = schema["properties"], schema.get("required", [])
-    in_path = [name for name in path_parameters(route.path) if name in properties]
+def _input(operation: ActionOperation, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters and the body that stand for an input."""
+    action, properties, required = operation.action, schema["properties"], schema.get("required", [])
+    in_path = [name for name in path_parameters(action.path) if name in properties]
     rest = {name: property_ for name, property_ in properties.items() if name not in in_path}
-    described["parameters"] = [
+    parameters = [
         {"name": name, "in": "path", "required": True, "schema": _as_segment(properties[name])} for name in in_path
     ]
-    if rest and route.method == "GET":
-        described["parameters"] += [
+    if not rest:
+        return {"parameters": parameters}
+    if action.method == "GET":
+        parameters += [
             {"name": name, "in": "query", "required": name in required, "schema": _as_text(property_)}
             for name, property_ in rest.items()
         ]
-    elif rest:
-        body = {
-            "type": "object",
-            "properties": rest,
-            "required": [name for name in required if name in rest],
-            "additionalProperties": False,
-        }
-        if route.codec.ignores_unknown:
-            body["additionalProperties"] = {"type": "string", "pattern": _NO_NUL}
-        if isinstance(route.codec, Form):
-            body["properties"] = {name: _as_text(property_) for name, property_ in rest.items()}
-        described["requestBody"] = {"required": True, "content": {route.codec.media_type: {"schema": body}}}
+        return {"parameters": parameters}
+    is_form, other = isinstance(action.codec, Form), {"type": "string", "pattern": _NO_NUL}
+    body = {
+        "type": "object",
+        "properties": {name: _as_text(property_) for name, property_ in rest.items()} if is_form else rest,
+        "required": [name for name in required if name in rest],
+        "additionalProperties": other if action.codec.ignores_unknown else False,
+    }
+    content = {action.codec.media_type: {"schema": body}}
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
 def _as_segment(schema: dict[str, Any]) -> dict[str, Any]:

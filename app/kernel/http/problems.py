@@ -6,7 +6,7 @@ from opentelemetry import trace
 from pydantic_core import to_json
 
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
-from app.kernel.http.asgi import Scope, Send, respond
+from app.kernel.http.asgi import CLOSE, Scope, Send, respond
 
 _STATUS: dict[type[Refusal], int] = {
     Invalid: 422,
@@ -39,6 +39,11 @@ class HttpProblem(Exception):
         self.status = status
         self.detail = detail
         self.headers = headers
+
+
+def malformed(detail: str) -> HttpProblem:
+    """Return the refusal of a request after which nothing on its connection can be trusted."""
+    return HttpProblem(400, detail, CLOSE)
 
 
 def status_of(kind: type[Refusal]) -> int:

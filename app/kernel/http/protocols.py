@@ -1,8 +1,8 @@
 """HTTP as we serve it: Hypercorn 0.18 over h11 0.16 and h2 4.4, without what they let pass.
 
-Everything that is changed inside these libraries stands in this file and in parsing.py, and
+Everything that is changed inside these libraries stands in this file and in http1_reader.py, and
 tests/kernel/http/test_protocol.py notices when a version of them does otherwise. What cannot be read becomes a request
-that the Edge refuses, so it is answered, logged and measured like every other one.
+that `Validation` refuses, so it is answered, logged and measured like every other one.
 """
 
 from collections.abc import Awaitable, Callable
@@ -22,10 +22,10 @@ from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
-from app.kernel.http.asgi import CONTINUE, LEFT
-from app.kernel.http.edge import CLOSE, REFUSED, check_host, check_single, malformed, target
-from app.kernel.http.parsing import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, Connection
-from app.kernel.http.problems import HttpProblem
+from app.kernel.http.asgi import CLOSE, CONTINUE, LEFT, REFUSED
+from app.kernel.http.http1_reader import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, H11Connection
+from app.kernel.http.problems import HttpProblem, malformed
+from app.kernel.http.validation import check_host, check_single, target
 
 _VISIBLE = bytes(range(0x21, 0x7F))
 _MOST_RESETS = 100
@@ -108,7 +108,7 @@ class Http1(H11Protocol):
 
     def __init__(self, *about: Any) -> None:
         super().__init__(*about)
-        self.connection = Connection(h11.SERVER, max_incomplete_event_size=2 * LONGEST_HEAD)
+        self.connection = H11Connection(h11.SERVER, max_incomplete_event_size=2 * LONGEST_HEAD)
         self._refused = False
 
     async def handle(self, event: Event) -> None:

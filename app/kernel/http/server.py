@@ -1,7 +1,10 @@
-"""Hypercorn's protocols in our own process, on connections of our own (connections.py), stopped our way.
+"""Hypercorn's protocols in our own process, on a listener and connections of our own, stopped our way.
 
 First /ready is 503 and every answer says `Connection: close`, for the drain delay. Then what the kernel has accepted is
 taken, the port closes, and what is in flight is finished. The deadline for that is the process's.
+
+Connections are bounded in all and for each address. Whoever is beyond a bound is told so on one of a few spare
+connections, on which only the operators' paths are served: /health answers whatever the others do.
 """
 
 import asyncio
@@ -9,22 +12,41 @@ import errno
 import functools
 import socket
 import time
+from collections import Counter
+from collections.abc import Sequence
 from email.utils import formatdate
 
+from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from loguru import logger
 
+from app.kernel.addresses import Network, is_in, limited, networks
 from app.kernel.config import HttpServerSettings, PostgresSettings, ProcessSettings
 from app.kernel.errors import Unavailable
-from app.kernel.http.asgi import App
-from app.kernel.http.bounds import most_connections
-from app.kernel.http.connections import BACKLOG, Connections
-from app.kernel.http.edge import Edge
+from app.kernel.http.asgi import REFUSED, App, Scope
+from app.kernel.http.connection import Connection
+from app.kernel.http.limits import LEAST_CONNECTIONS, SPARES, Bodies, Refusals, Waiting, most_connections
 from app.kernel.http.middleware import stack
-from app.kernel.http.origin import networks
+from app.kernel.http.middleware.meta_inject import client_address
+from app.kernel.http.probes import PATHS
 from app.kernel.http.protocols import read_strictly
+from app.kernel.http.validation import Validation
 from app.kernel.process import Process, Service
+from app.kernel.telemetry import metrics
 
+BACKLOG = 1024
+_HEAD_S = 10.0
+_IDLE_S = 75.0
+_LINGER_S = 5.0
+_SPARE_S = 2.0
+_LAST_S = 1.0  # while stopping: for who has not begun a request, and for who has not noticed the end
+_SWEEP_S = 0.25
+_AT_ONCE = 16
+_AGAIN_S = 0.02
+_SLOW_S = 1.0
+_CUT_S = 2.0
+
+Accepted = tuple[socket.socket, tuple[str, int]]
 _BODIES = 32
 
 
@@ -81,7 +103,7 @@ def _why_not(host: str, port: int, error: Exception) -> str:
 def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = False) -> Service:
     """Return a service that serves the application, inside the middlewares, on the socket; the service closes it."""
     settings, limits = p.settings[HttpServerSettings], p.settings[ProcessSettings]
-    wrapped = stack(Edge(app), settings)
+    wrapped = stack(Validation(app), settings)
     drain_delay_s = 0.0 if outlives else limits.drain_delay
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -91,18 +113,254 @@ def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = 
         config = _Config()
         config.h2c = settings.h2c
         config.accesslog = config.errorlog = None
-        connections = Connections(wrapped, config, p, sock, networks(settings.trusted_proxies))
+        listener = Listener(wrapped, config, p, sock, networks(settings.trusted_proxies))
         most = most_connections(settings.max_connections, p.settings[PostgresSettings].pool_size)
-        connections.begin(most, _BODIES * settings.max_body_bytes)
+        listener.begin(most, _BODIES * settings.max_body_bytes)
         logger.bind(url=url).info("serving {}", url)
         try:
             await stop.wait()
             await asyncio.sleep(drain_delay_s)
-            await connections.close()
-            await connections.ended()
+            await listener.close()
+            await listener.ended()
         except BaseException:
-            if count := await connections.cut():
+            if count := await listener.cut():
                 logger.error("{} requests were cut", count)
             raise
 
     return Service(f"http {url}", run, outlives=outlives)
+
+
+class Listener:
+    """Serves an application on a socket."""
+
+    def __init__(
+        self, app: App, config: Config, process: Process, sock: socket.socket, trusted: Sequence[Network]
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.context = WorkerContext(None)
+        self.refusals = Refusals()
+        self.bodies: Bodies
+        self.idle, self.heads, self.lingering, self.spare = Waiting(), Waiting(), Waiting(), Waiting()
+        self.closing = asyncio.Event()
+        self._process = process
+        self._sock = sock
+        self._trusted = trusted
+        self._most = self._most_of_one = LEAST_CONNECTIONS
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._held: set[Connection] = set()
+        self._spares: set[Connection] = set()
+        self._of: Counter[str] = Counter()
+        self._requests = 0
+        self._requests_of: Counter[str] = Counter()
+        self._pending: Accepted | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, most: int, most_body_bytes: int) -> None:
+        """Accept from now on, so many at once, and so many bytes of bodies."""
+        self._most = most
+        self._most_of_one = max(LEAST_CONNECTIONS, most // 2)
+        self.bodies = Bodies(most_body_bytes, self.refusals)
+        self._forget_metrics = metrics.before_scrape(self._measure)
+        self._loop.add_reader(self._sock, self._accept)
+        self._sweep()
+
+    async def close(self) -> None:
+        """Take what the kernel has accepted, then accept no more; end what is not in a request. Safe to repeat."""
+        if self.closing.is_set():
+            return
+        self.closing.set()
+        await self.context.terminated.set()
+        self._pause()
+        while (accepted := self._next()) is not None:
+            if not self._admit(accepted):
+                self.refusals.note("full")
+                accepted[0].close()
+        self._sock.close()
+        for connection in self._all():
+            connection.stop()
+
+    async def ended(self) -> None:
+        """Wait until every connection has ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._forget()
+
+    async def cut(self) -> int:
+        """Cancel what is in flight, wait until it has let go of what it used, and close; return how many it was."""
+        await self.close()
+        cut = [task for connection in self._all() for task in connection.cut()]
+        if cut:
+            await asyncio.wait(cut, timeout=_CUT_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_S)
+        for connection in self._all():
+            connection.abort()
+        self._forget()
+        return len(cut)
+
+    def _forget(self) -> None:
+        self._forget_metrics()
+        self.refusals.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # accepting
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            accepted = self._next()
+            if accepted is None:
+                return
+            if not self._admit(accepted):
+                self._pending = accepted
+                self._pause(_AGAIN_S)
+                return
+
+    def _next(self) -> Accepted | None:
+        """Return a connection that the kernel has accepted, None when there is none."""
+        if self._pending is not None:
+            accepted, self._pending = self._pending, None
+            return accepted
+        while True:
+            try:
+                return self._sock.accept()
+            except BlockingIOError:
+                return None
+            except ConnectionError:
+                continue  # it has gone
+            except OSError:  # no descriptor, no memory
+                self.refusals.note("files")
+                self._evict(None)
+                self._pause(_AGAIN_S)
+                return None
+
+    def _pause(self, seconds: float | None = None) -> None:
+        """Leave what arrives to the kernel, for a while or for good."""
+        self._loop.remove_reader(self._sock)
+        if seconds is not None and not self.closing.is_set():
+            self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if not self.closing.is_set():
+            self._loop.add_reader(self._sock, self._accept)
+            self._accept()
+
+    def _admit(self, accepted: Accepted) -> bool:
+        """Serve a connection, if need be as a spare one; return False when there is no spare one either."""
+        sock, peer = accepted
+        is_proxy = bool(self._trusted) and is_in(peer[0], self._trusted)
+        address = limited(peer[0])
+        reason = ""
+        if not is_proxy and self._of[address] >= self._most_of_one and not self._evict(address):
+            reason = "address"
+        elif len(self._held) >= self._most and not self._evict(None):
+            reason = "full"
+        if reason and len(self._spares) >= SPARES:
+            found = self.spare.first(_AGAIN_S, None)
+            if found is None:
+                return False
+            self._release(found)
+            found.abort()
+        connection = Connection(self, address, reason, is_proxy=is_proxy)
+        (self.spare if reason else self.heads).begin(connection)
+        (self._spares if reason else self._held).add(connection)
+        self._of[address] += not reason
+        task = self._loop.create_task(self._serve(connection, sock, (peer[0], peer[1])))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _evict(self, address: str | None) -> bool:
+        """Close a connection that waits, of an address or of all; return False when there is none."""
+        for waiting, least_s in ((self.lingering, _AGAIN_S), (self.idle, 0), (self.heads, _SLOW_S)):
+            if found := waiting.first(least_s, address):
+                self._release(found)
+                found.abort()
+                return True
+        return False
+
+    async def _serve(self, connection: Connection, sock: socket.socket, peer: tuple[str, int]) -> None:
+        try:
+            server = sock.getsockname()[:2]
+            await self._loop.connect_accepted_socket(lambda: connection, sock)
+            await connection.run(peer, server)
+        except OSError:
+            sock.close()  # it has gone
+        finally:
+            self._release(connection)
+
+    def _release(self, connection: Connection) -> None:
+        """It does not count any more. Safe to repeat."""
+        for waiting in (self.idle, self.heads, self.lingering, self.spare):
+            waiting.end(connection)
+        self._spares.discard(connection)
+        if connection in self._held:
+            self._held.remove(connection)
+            self._of[connection.address] -= 1
+            if not self._of[connection.address]:
+                del self._of[connection.address]
+
+    def _all(self) -> list[Connection]:
+        return [*self._held, *self._spares]
+
+    # what connections say and ask
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether every answer is the last one of its connection."""
+        return self._process.state == "stopping"
+
+    def begun(self, connection: Connection) -> None:
+        """A request has arrived on it."""
+        self.idle.pop(connection, None)
+        self.heads.pop(connection, None)
+        self.spare.pop(connection, None)
+
+    def left(self, connection: Connection) -> None:
+        """It only waits for its client to read the last answer."""
+        self.begun(connection)
+        (self.spare if connection.refusal else self.lingering).begin(connection)
+
+    def application(self, connection: Connection, app: App, scope: Scope) -> App:
+        """Return what answers a request, having marked one that is not to be served."""
+        reason = connection.refusal
+        if not reason and scope["http_version"] == "2":  # in HTTP/1, a connection has one request at a time
+            if not connection.is_proxy and self._requests_of[connection.address] >= self._most_of_one:
+                reason = "address"
+            elif self._requests >= self._most:
+                reason = "full"
+        if reason and scope["path"] not in PATHS:
+            self.refusals.note(reason)
+            scope[REFUSED] = Unavailable("there are too many connections or requests")
+        return app
+
+    def request_begun(self, connection: Connection) -> None:
+        """A request is in flight on it."""
+        self._requests += 1
+        self._requests_of[connection.address] += 1
+
+    def request_ended(self, connection: Connection) -> None:
+        """It is no more."""
+        self._requests -= 1
+        self._requests_of[connection.address] -= 1
+        if not self._requests_of[connection.address]:
+            del self._requests_of[connection.address]
+
+    def client_of(self, scope: Scope) -> str:
+        """Return the address that a request counts for."""
+        return limited(client_address(scope, self._trusted))
+
+    # time
+
+    def _sweep(self) -> None:
+        is_closing = self.closing.is_set()
+        self.heads.expire(_LAST_S if is_closing else _HEAD_S)
+        self.idle.expire(_LAST_S if is_closing else _IDLE_S)
+        self.lingering.expire(_LAST_S if is_closing else _LINGER_S)
+        self.spare.expire(_LAST_S if is_closing else _SPARE_S)
+        self._timer = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _measure(self) -> None:
+        metrics.http_connections(len(self._held) + len(self._spares), len(self.idle), self._most)

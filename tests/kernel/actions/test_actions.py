@@ -13,7 +13,6 @@ from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.config import load
 from app.kernel.errors import Conflict
 from app.kernel.http.openapi import openapi
-from app.kernel.http.routes import routes_of
 from app.kernel.process import Process
 from app.kernel.providers import PROVIDERS
 from app.kernel.queue import Handler
@@ -158,7 +157,7 @@ async def test_every_schedule_has_what_runs_its_jobs(database: TestDatabase) -> 
 
 
 async def test_openapi_says_what_an_action_raises_and_what_its_fields_mean(process: Process) -> None:
-    document = openapi(routes_of(await operations(process, [Things])), "things")
+    document = openapi(await operations(process, [Things]), "things")
     described = document["paths"]["/things/{name}/add"]["post"]
     assert described["operationId"] == "things.add"
     assert described["summary"] == "Add a thing."

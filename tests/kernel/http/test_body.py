@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kernel.http.body import parse_json
+from app.kernel.http.codecs import parse_json
 from app.kernel.http.problems import HttpProblem
 from tests.support.project import Project
 

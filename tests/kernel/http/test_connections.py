@@ -19,10 +19,9 @@ from loguru import logger
 
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.http import connection, connections, server
-from app.kernel.http.asgi import Receive, Scope, Send, respond
-from app.kernel.http.body import read_body
-from app.kernel.http.edge import CLOSE
-from app.kernel.http.operations import Operations
+from app.kernel.http.asgi import CLOSE, Receive, Scope, Send, respond
+from app.kernel.http.codecs import read_body
+from app.kernel.http.probes import Probes
 from app.kernel.http.problems import HttpProblem
 from app.kernel.http.server import bind, http_service
 from app.kernel.process import Process
@@ -115,7 +114,7 @@ async def served(**environment: str) -> AsyncGenerator[Served]:
             await about.release.wait()
         await respond(send, 200, b"text/plain", b"x" * 3_000_000 if path == "/large" else path.encode())
 
-    service = http_service(process, Operations(process, app), sock)
+    service = http_service(process, Probes(process, app), sock)
     running = asyncio.ensure_future(service.run(stop))
     about = Served(f"http://127.0.0.1:{port}", port, process, stop, running)
     await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ from loguru import logger
 
 from app.kernel.actions import BasicAuth, Caller, change, read
 from app.kernel.actions.compose import operations, value
+from app.kernel.actions.operation import ActionOperation
 from app.kernel.callers import Origin
 from app.kernel.config import HttpServerSettings, load
 from app.kernel.errors import Invalid, NotFound, Refusal, Unauthenticated
@@ -20,7 +21,7 @@ from app.kernel.http.codecs import Form, Response
 from app.kernel.http.middleware import stack
 from app.kernel.http.openapi import openapi
 from app.kernel.http.problems import HttpProblem
-from app.kernel.http.routes import Route, api, routes_of
+from app.kernel.http.routes import api
 from app.kernel.process import Process
 from app.kernel.providers import PROVIDERS
 from app.processes import sections
@@ -119,22 +120,22 @@ class Console:
 
 
 @pytest.fixture
-async def routes(database: TestDatabase) -> AsyncIterator[tuple[Process, list[Route]]]:
+async def routes(database: TestDatabase) -> AsyncIterator[tuple[Process, list[ActionOperation]]]:
     settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
     providers = {**PROVIDERS, Sessions: lambda _: value(Sessions())}
     async with Process("test", settings, ROOT, providers).opened() as p:
-        yield p, routes_of(await operations(p, [Console]))
+        yield p, await operations(p, [Console])
 
 
 @asynccontextmanager
-async def client(routes: tuple[Process, list[Route]]) -> AsyncIterator[httpx.AsyncClient]:
+async def client(routes: tuple[Process, list[ActionOperation]]) -> AsyncIterator[httpx.AsyncClient]:
     p, declared = routes
     app = stack(await api(p, declared), replace(p.settings[HttpServerSettings], handle_timeout=5))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as opened:
         yield opened
 
 
-async def test_an_authenticator_finds_out_who_asks(routes: tuple[Process, list[Route]]) -> None:
+async def test_an_authenticator_finds_out_who_asks(routes: tuple[Process, list[ActionOperation]]) -> None:
     async with client(routes) as http:
         answer = await http.post(f"/console/things/{ACTOR}", data={"name": "n"}, headers={"cookie": "session=good"})
     assert answer.json() == {"by": str(ACTOR), "name": "n"}
@@ -142,7 +143,7 @@ async def test_an_authenticator_finds_out_who_asks(routes: tuple[Process, list[R
 
 
 async def test_a_codec_reads_the_body_and_answers_refusals_or_leaves_them_to_problem_details(
-    routes: tuple[Process, list[Route]],
+    routes: tuple[Process, list[ActionOperation]],
 ) -> None:
     async with client(routes) as http:
         answer = await http.post(f"/console/things/{ACTOR}", data={"name": "n"})
@@ -157,13 +158,13 @@ async def test_a_codec_reads_the_body_and_answers_refusals_or_leaves_them_to_pro
     assert {answer.headers["content-type"] for answer in refused} == {"application/problem+json"}
 
 
-async def test_a_result_may_be_kept_as_long_as_declared(routes: tuple[Process, list[Route]]) -> None:
+async def test_a_result_may_be_kept_as_long_as_declared(routes: tuple[Process, list[ActionOperation]]) -> None:
     async with client(routes) as http:
         answer = await http.get("/console/style", auth=("n", ""))
         assert (answer.json(), answer.headers["cache-control"]) == ("n", "public, max-age=60")
 
 
-async def test_openapi_names_the_authenticators_scheme(routes: tuple[Process, list[Route]]) -> None:
+async def test_openapi_names_the_authenticators_scheme(routes: tuple[Process, list[ActionOperation]]) -> None:
     document = openapi(routes[1], "test")
     assert document["components"]["securitySchemes"]["session"] == SessionCookie.scheme
     described = document["paths"]["/console/things/{id}"]["post"]
@@ -171,7 +172,7 @@ async def test_openapi_names_the_authenticators_scheme(routes: tuple[Process, li
     assert list(described["requestBody"]["content"]) == ["application/x-www-form-urlencoded"]
 
 
-async def test_a_refusal_that_is_not_declared_is_logged(routes: tuple[Process, list[Route]]) -> None:
+async def test_a_refusal_that_is_not_declared_is_logged(routes: tuple[Process, list[ActionOperation]]) -> None:
     lines: list[str] = []
     sink = logger.add(lines.append, format="{message}", level="WARNING")
     try:

@@ -10,7 +10,7 @@ import h11
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.kernel.http.parsing import Connection
+from app.kernel.http.http1_reader import H11Connection
 from tests.support.raw import BODY, CHUNKED, GET, POST, Served, ask, read
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -114,7 +114,7 @@ def test_a_mutated_request_is_served_only_if_it_is_one(plain: Served, seed: byte
 
 def events(*pieces: bytes) -> tuple[list[object], bool]:
     """Return what is read of the pieces of a request, and whether it can be read to its end."""
-    connection, found = Connection(h11.SERVER), list[object]()
+    connection, found = H11Connection(h11.SERVER), list[object]()
     for piece in pieces:
         connection.receive_data(piece)
         while True:

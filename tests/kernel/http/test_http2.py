@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from app.kernel.http.asgi import Receive, Scope, Send, respond
-from app.kernel.http.body import read_body
+from app.kernel.http.codecs import read_body
 from app.kernel.http.problems import HttpProblem
 from tests.support.serving import Serving, serving
 

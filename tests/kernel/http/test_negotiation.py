@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.kernel.http.negotiation import preferred
+from app.kernel.http.probes import preferred
 from app.kernel.telemetry.metrics import FORMATS
 
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"

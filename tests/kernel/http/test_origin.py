@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kernel.http.origin import client_address, networks, origin
+from app.kernel.addresses import networks
+from app.kernel.http.middleware.meta_inject import client_address, origin
 
 PROXIES = networks(["10.0.0.0/8", "2001:db8:1::/48"])
 CLIENT, FORGED = "198.51.100.7", "203.0.113.9"

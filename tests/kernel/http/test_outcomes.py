@@ -15,7 +15,7 @@ from loguru import logger
 from app.kernel.config import LoggerSettings
 from app.kernel.errors import Invalid, RateLimited, Unauthenticated
 from app.kernel.http.asgi import Receive, Scope, Send, respond
-from app.kernel.http.body import read_body
+from app.kernel.http.codecs import read_body
 from app.kernel.http.problems import HttpProblem
 from app.kernel.telemetry import logs, metrics, traces
 from app.kernel.telemetry.spans import ExportedSpan

@@ -16,7 +16,7 @@ from app.kernel.config import HttpServerSettings
 from app.kernel.http.asgi import App
 from app.kernel.http.openapi import openapi
 from app.kernel.http.results import EventStream, File, Html, ServerSentEvent
-from app.kernel.http.routes import Route, router, routes_of
+from app.kernel.http.routes import router
 from app.kernel.telemetry import metrics
 from app.processes import load_settings
 from tests.support.serving import Serving, serving
@@ -90,12 +90,12 @@ class Served:
             return await self.feature.ended.get()
 
 
-def routes(feature: Feature) -> list[Route]:
+def routes(feature: Feature) -> list[ActionOperation]:
     db: Database = None  # type: ignore[assignment] - none of these asks for it
-    return routes_of(
+    return [
         ActionOperation(action, getattr(feature, name), signature, db, Audit())
         for name, action, signature in declared(Feature)
-    )
+    ]
 
 
 async def no_denied(*_: object) -> None: ...

@@ -22,7 +22,7 @@ from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
 from app.kernel.http.middleware import stack
 from app.kernel.http.openapi import openapi, page
-from app.kernel.http.routes import Route, router, routes_of
+from app.kernel.http.routes import router
 from app.processes import sections
 from tests.support.project import ROOT
 
@@ -130,12 +130,11 @@ async def authenticate(token: str, origin: Origin) -> Caller:
     return Caller(permissions=frozenset({"x:y:read"}))
 
 
-def route(method: str, path: str, body: Any, **declared: Any) -> Route:
+def route(method: str, path: str, body: Any, **declared: Any) -> ActionOperation:
     """A route of an action that does just this; its id is its path."""
     action = Action(path, method != "GET", method, path, **declared)
     run = body.__call__
-    [made] = routes_of([ActionOperation(action, run, Signature.of(run), db=None, audit=None)])
-    return made
+    return ActionOperation(action, run, Signature.of(run), db=None, audit=None)
 
 
 AUTHENTICATORS = {Bearer: Bearer(authenticate)}
@@ -292,7 +291,7 @@ async def test_a_body_may_be_an_array() -> None:
     ],
 )
 def test_an_input_that_cannot_be_served_is_refused_when_it_is_declared(
-    route: Callable[[], Route], message: str
+    route: Callable[[], ActionOperation], message: str
 ) -> None:
     with pytest.raises(TypeError, match=message):
         router([route()], AUTHENTICATORS, note_denied, SETTINGS)

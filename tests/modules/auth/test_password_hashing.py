@@ -9,7 +9,7 @@ import pytest
 
 from app.kernel.errors import Unavailable
 from app.kernel.http.asgi import Message, Receive, Scope, Send, respond
-from app.kernel.http.operations import Operations
+from app.kernel.http.probes import Probes
 from app.kernel.process import Process
 from app.modules.auth.passwords import Passwords
 
@@ -67,7 +67,7 @@ class Named:
     name = "test"
 
 
-async def status(app: Operations, path: str) -> int:
+async def status(app: Probes, path: str) -> int:
     """Return what the application answers."""
     statuses: list[int] = []
 
@@ -84,7 +84,7 @@ async def test_health_answers_while_every_sign_in_but_the_bound_waits(gate: Gate
         fits = await verified(passwords)
         await respond(send, 200 if fits else 401, b"text/plain", b"")
 
-    app = Operations(cast("Process", Named()), login)
+    app = Probes(cast("Process", Named()), login)
     logins = [asyncio.create_task(status(app, "/login")) for _ in range(PARALLEL)]
     for _ in range(CONCURRENCY):
         await gate.next_arrived()

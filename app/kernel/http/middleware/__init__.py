@@ -1,5 +1,6 @@
 """The middleware stack, outermost first. Each is a pure ASGI class in its own file."""
 
+from app.kernel.addresses import networks
 from app.kernel.config import HttpServerSettings
 from app.kernel.http.asgi import App
 from app.kernel.http.middleware.alerting import Alerting
@@ -9,7 +10,6 @@ from app.kernel.http.middleware.meta_inject import MetaInject
 from app.kernel.http.middleware.recovery import Recovery
 from app.kernel.http.middleware.timeout import Timeout
 from app.kernel.http.middleware.tracing import Tracing
-from app.kernel.http.origin import networks
 
 
 def stack(app: App, settings: HttpServerSettings) -> App:

@@ -3,8 +3,7 @@
 import asyncio
 import time
 
-from app.kernel.http.asgi import CLIENT_LEFT, Answer, App, Receive, Scope, Send, answering
-from app.kernel.http.edge import METHODS
+from app.kernel.http.asgi import CLIENT_LEFT, METHODS, Answer, App, Receive, Scope, Send, answering
 from app.kernel.telemetry import logs, metrics, traces
 
 _PROBES = frozenset({"/health", "/ready", "/metrics"})

@@ -2,8 +2,7 @@
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, answering
-from app.kernel.http.edge import METHODS
+from app.kernel.http.asgi import METHODS, App, Receive, Scope, Send, answering
 from app.kernel.telemetry.trace_context import from_headers
 from app.kernel.telemetry.traces import continued
 

@@ -154,7 +154,7 @@ def _discard(buffer: Buffer) -> None:
     buffer._extract(len(buffer))
 
 
-class Connection(h11.Connection):
+class H11Connection(h11.Connection):
     """h11's state machine with our readers."""
 
     def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:

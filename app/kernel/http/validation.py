@@ -1,4 +1,4 @@
-"""What a proxy in front of us could read differently, or nobody can serve, is refused before anything else reads it.
+"""Validation of a request before anything else reads it: what a proxy could read in another way is refused.
 
 The rules are those of RFC 9110, 9112 and 9113; both versions of HTTP come here.
 """
@@ -10,14 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from app.kernel.http.asgi import App, Receive, Scope, Send
-from app.kernel.http.problems import HttpProblem
+from app.kernel.http.asgi import CLOSE, METHODS, REFUSED, App, Receive, Scope, Send
+from app.kernel.http.problems import HttpProblem, malformed
 
-REFUSED = "app.refused"
-"""Where is left why a request is not served: an HttpProblem if it cannot be read, Unavailable if there is no room."""
-
-CLOSE = ((b"connection", b"close"),)
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SINGLE = frozenset(
     {b"authorization", b"content-length", b"content-type", b"host", b"origin", b"proxy-authorization", b"user-agent"}
     | {b"x-request-id"}
@@ -41,7 +36,7 @@ class Target(NamedTuple):
     """Of a target in absolute form, which replaces the Host header (RFC 9112, section 3.2.2)."""
 
 
-class Edge:
+class Validation:
     """Refuse what the parser could not read, and answer the methods that belong to no resource."""
 
     def __init__(self, app: App) -> None:
@@ -122,8 +117,3 @@ def _is_host(value: bytes) -> bool:
         return found["v6"] is None or bool(ipaddress.IPv6Address(found["v6"].decode()))
     except ValueError:
         return False
-
-
-def malformed(detail: str) -> HttpProblem:
-    """Return the refusal of a request after which nothing on its connection can be trusted."""
-    return HttpProblem(400, detail, CLOSE)

@@ -3,12 +3,17 @@
 import asyncio
 import os
 import resource
+import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from app.kernel.errors import Unavailable
 from app.kernel.telemetry import metrics
+
+if TYPE_CHECKING:
+    from app.kernel.http.connection import Connection
 
 SPARES = 8
 """Connections beyond the bound, for the operators' paths and for telling the others."""
@@ -88,3 +93,33 @@ class Bodies:
         self._of[address] -= size
         if not self._of[address]:
             del self._of[address]
+
+
+class Waiting(dict["Connection", float]):
+    """Connections that wait for one thing, each with since when, the longest first."""
+
+    def begin(self, connection: "Connection") -> None:
+        """It waits from now on."""
+        self.pop(connection, None)
+        self[connection] = time.monotonic()
+
+    def end(self, connection: "Connection") -> None:
+        """It waits no more. Safe to repeat."""
+        self.pop(connection, None)
+
+    def first(self, least_s: float, address: str | None) -> "Connection | None":
+        """Return the one that has waited longest, and so long, of an address or of all."""
+        latest = time.monotonic() - least_s
+        for connection, since in self.items():
+            if since > latest:
+                break
+            if address is None or connection.address == address:
+                return connection
+        return None
+
+    def expire(self, seconds: float) -> None:
+        """Take out those that have waited so long, and tell them."""
+        latest = time.monotonic() - seconds
+        for connection in [connection for connection, since in self.items() if since <= latest]:
+            self.end(connection)
+            connection.expire()
