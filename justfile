@@ -40,17 +40,17 @@ drain rate="100" stops="10": install
 outages *options: install
     {{python}} -m tests.outages "$@"
 
-# what CI checks besides the tests
+# what CI checks besides the tests: every tool runs, and those that failed are named at the end
 check: install
-    .venv/bin/ruff check
-    .venv/bin/ruff format --check
-    .venv/bin/basedpyright
-    .venv/bin/lint-imports
+    @failed=; for tool in "ruff check" "ruff format --check" basedpyright lint-imports; do \
+        echo "+ $tool"; .venv/bin/$tool || failed="$failed, $tool"; \
+    done; test -z "$failed" || { echo "failed: ${failed#, }"; exit 1; }
 
-# format, and fix what can be fixed
+# format, then fix what can be fixed, and format that
 fmt: install
-    .venv/bin/ruff check --fix
     .venv/bin/ruff format
+    .venv/bin/ruff check --fix
+    .venv/bin/ruff format -q
 
 # make an empty migration: just migrate-create auth add_user_roles
 migrate-create module description: install

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ import psycopg
 import pytest
 
 from app.kernel.config import load
+from app.kernel.db.embedded import embedded_binaries
 from app.kernel.process import Process
 from app.processes import new_process, sections
 from tests.support.leaks import WATCH, watched
 from tests.support.project import ROOT, Project, Running
 
-# a script that runs the tests in the background has SIGINT ignored, and so would every process that they start
+# what a script runs in the background has these signals ignored, and so would every process that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 SUPERUSER = ("root", "correct horse battery staple")
 
@@ -207,6 +210,27 @@ def log_in(project: Project, process: Running) -> httpx.Client:
     assert answer.status_code == 200, answer.text
     client.headers["Authorization"] = f"Bearer {answer.json()['session']['access_token']}"
     return client
+
+
+def program(name: str) -> str:
+    """Return the path of a program: on PATH, of Debian, or of a wheel. Skips the test when there is none."""
+    places = [os.environ.get("PATH", ""), "/usr/sbin", str(Path(sys.executable).parent)]
+    places += [str(folder) for entry in sys.path for folder in Path(entry).glob(f"{name}_wheel/bin/*")]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        required(name)
+    return str(found)
+
+
+def postgres_binaries() -> Path:
+    """Return the folder of PostgreSQL 15 of Debian, or of 16 of the wheel, which has no TLS."""
+    wheel = embedded_binaries()
+    found = [Path("/usr/lib/postgresql/15/bin"), *([wheel.parent.with_name("pginstall") / "bin"] if wheel else [])]
+    binaries = next((folder for folder in found if (folder / "postgres").exists()), None)
+    if binaries is None:
+        required("PostgreSQL 15")
+    assert binaries is not None
+    return binaries
 
 
 def required(name: str) -> None:

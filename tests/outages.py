@@ -5,7 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.support.debian import debian_server, installed
+from tests.conftest import postgres_binaries
+from tests.support.debian import debian_server
 from tests.support.outages import OUTAGES, Fleet, endure
 from tests.support.project import ROOT, Project
 from tests.support.proxy import proxy_to
@@ -18,11 +19,8 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="requests a second to each API")
     parser.add_argument("names", nargs="*", metavar="OUTAGE", help=f"of {', '.join(OUTAGES)}; all by default")
     wanted = parser.parse_args()
-    binaries = installed(15)
-    if binaries is None:
-        sys.exit("PostgreSQL 15 is not installed")
     bad = False
-    with debian_server(binaries) as server, proxy_to("127.0.0.1", server.port) as proxy:
+    with debian_server(postgres_binaries()) as server, proxy_to("127.0.0.1", server.port) as proxy:
         project = Project(ROOT, Path(tempfile.mkdtemp(prefix="outages-")))
         try:
             fleet = Fleet.start(project, server, proxy)

@@ -3,7 +3,6 @@
 import http.client
 import itertools
 import json
-import shutil
 import socket
 import subprocess
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import SUPERUSER, PostgresServer, create_database, log_in, required
+from tests.conftest import SUPERUSER, PostgresServer, create_database, log_in, program
 from tests.support.project import ROOT, Project, eventually
 
 VERIFIED = {"X-Auth-Actor-Id": "1f0", "X-Auth-Actor-Type": "admin", "X-Auth-Permissions": "auth:superuser"}
@@ -82,28 +81,25 @@ def configured(name: str, listen: int, auth: int, service: int) -> str:
 
 
 def nginx(folder: Path, text: str) -> list[str]:
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or required("nginx")
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     main = f"pid {folder}/pid;\nerror_log {folder}/error.log;\ndaemon off;\nmaster_process off;\nevents {{}}\n"
     (folder / "nginx.conf").write_text(f"{main}http {{\naccess_log off;\n{temporary}{text}\n}}\n")
-    return [str(program), "-c", str(folder / "nginx.conf")]
+    return [program("nginx"), "-c", str(folder / "nginx.conf")]
 
 
 def caddy(folder: Path, text: str) -> list[str]:
-    program = shutil.which("caddy") or required("caddy")
     (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https off\n}\n" + text)
-    return [str(program), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+    return [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
 
 
 def traefik(folder: Path, text: str) -> list[str]:
-    program = shutil.which("traefik") or required("traefik")
     (folder / "traefik.yaml").write_text(text)
     port = text.partition("entry point at 127.0.0.1:")[2].split()[0]
     options = [f"entrypoints.web.address=127.0.0.1:{port}", f"providers.file.filename={folder}/traefik.yaml"]
     options += ["providers.file.watch=false", "global.checknewversion=false", "global.sendanonymoususage=false"]
-    return [str(program), *(f"--{option}" for option in options)]
+    return [program("traefik"), *(f"--{option}" for option in options)]
 
 
 PROXIES: dict[str, Callable[[Path, str], list[str]]] = {

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from prometheus_client import ProcessCollector
 
 from app.kernel.telemetry import metrics
 from app.processes import PROCESSES
-from tests.conftest import log_in, required
+from tests.conftest import log_in, program
 from tests.support.project import ROOT, Project, eventually
 from tests.test_cli import parse
 
@@ -29,8 +28,7 @@ TARGET = {"job", "instance"}
 
 
 def promtool(*arguments: str | Path, stdin: bytes | None = None) -> str:
-    program = shutil.which("promtool") or required("promtool")
-    done = subprocess.run([str(program), *map(str, arguments)], input=stdin, capture_output=True, check=False)
+    done = subprocess.run([program("promtool"), *map(str, arguments)], input=stdin, capture_output=True, check=False)
     said = (done.stdout + done.stderr).decode()
     assert done.returncode == 0, said
     return said

@@ -8,8 +8,8 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import TestDatabase, log_in, required
-from tests.support.debian import debian_server, installed
+from tests.conftest import TestDatabase, log_in, postgres_binaries
+from tests.support.debian import debian_server
 from tests.support.outages import OUTAGES, Fleet, endure
 from tests.support.project import ROOT, Project, eventually
 from tests.support.proxy import proxy_to
@@ -23,10 +23,7 @@ BOUND_S = 3.0
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """All five processes, through one outage after the other."""
-    binaries = installed(15)
-    if binaries is None:
-        required("PostgreSQL 15")
-    with debian_server(binaries) as server, proxy_to("127.0.0.1", server.port) as proxy:
+    with debian_server(postgres_binaries()) as server, proxy_to("127.0.0.1", server.port) as proxy:
         project = Project(ROOT, tmp_path_factory.mktemp("fleet"))
         try:
             yield Fleet.start(project, server, proxy)

@@ -12,17 +12,14 @@ from app.kernel.db.postgres import PostgresDatabase
 from app.kernel.db.postgres import database as provider
 from app.kernel.process import Process
 from app.processes import sections
-from tests.conftest import SUPERUSER, log_in, required
-from tests.support.debian import DebianServer, debian_server, installed
+from tests.conftest import SUPERUSER, log_in, postgres_binaries
+from tests.support.debian import DebianServer, debian_server
 from tests.support.project import ROOT, Project
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DebianServer]:
-    binaries = installed(15)
-    if binaries is None:
-        required("PostgreSQL 15")
-    with debian_server(binaries) as found:
+    with debian_server(postgres_binaries()) as found:
         yield found
 
 

@@ -6,7 +6,6 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.conftest import TestDatabase, log_in, required
+from tests.conftest import TestDatabase, log_in, program
 from tests.support.debian import free_port
 from tests.support.project import Project, eventually
 
@@ -198,7 +197,6 @@ def slow(project: Project, tmp_path: Path) -> Project:
 @contextmanager
 def behind_nginx(folder: Path, port: int) -> Iterator[int]:
     """nginx in front of a port, as deploy/nginx.conf speaks to its upstream."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or required("nginx")
     listen = free_port()
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
@@ -215,7 +213,7 @@ def behind_nginx(folder: Path, port: int) -> Iterator[int]:
         }}
     """)
     with (folder / "nginx.log").open("wb") as log:
-        running = subprocess.Popen([str(program), "-c", str(folder / "nginx.conf")], stdout=log, stderr=log)
+        running = subprocess.Popen([program("nginx"), "-c", str(folder / "nginx.conf")], stdout=log, stderr=log)
         try:
 
             def listening() -> bool:
