@@ -189,10 +189,7 @@ class ActorAdministration:
         return Disabled(actor.id, ended)
 
     @change(
-        "auth.enable_actor",
-        POST="/auth/v1/actors/{id}/enable",
-        permission="auth:actors:write",
-        raises=(ActorNotFound,),
+        "auth.enable_actor", POST="/auth/v1/actors/{id}/enable", permission="auth:actors:write", raises=(ActorNotFound,)
     )
     async def enable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Actor:
         """Let an actor sign in and use its keys again. Safe to repeat."""

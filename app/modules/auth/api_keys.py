@@ -60,12 +60,7 @@ class ApiKeyAdministration:
     power: Power
     catalogue: Catalogue
 
-    @read(
-        "auth.list_api_keys",
-        GET="/auth/v1/actors/{id}/keys",
-        permission="auth:actors:read",
-        raises=(ActorNotFound,),
-    )
+    @read("auth.list_api_keys", GET="/auth/v1/actors/{id}/keys", permission="auth:actors:read", raises=(ActorNotFound,))
     async def list(self, db: Database, actor: ActorRef) -> Page[ApiKey]:
         """List the API keys of a service account, newest first, without their secrets."""
         await self.actors.get(db, actor.id)

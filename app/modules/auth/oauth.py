@@ -212,11 +212,7 @@ class OAuth:
         return TokenResponse(issued.access_token, "Bearer", ttl_s, refresh_token=issued.refresh_token)
 
     @change(
-        "auth.oauth_introspect",
-        POST="/oauth/introspect",
-        public=True,
-        codec=OAUTH,
-        raises=(InvalidClient, RateLimited),
+        "auth.oauth_introspect", POST="/oauth/introspect", public=True, codec=OAUTH, raises=(InvalidClient, RateLimited)
     )
     async def introspect(self, db: Database, caller: Caller, basic: BasicAuth, asked: TokenInQuestion) -> Introspection:
         """Tell a client whether an access token or API key that was sent to it is good.

@@ -124,11 +124,7 @@ class RoleAdministration:
         return Page(found, next_cursor(found, wanted.limit))
 
     @change(
-        "auth.create_role",
-        POST="/auth/v1/roles",
-        permission="auth:roles:write",
-        raises=(RoleNameExists,),
-        status=201,
+        "auth.create_role", POST="/auth/v1/roles", permission="auth:roles:write", raises=(RoleNameExists,), status=201
     )
     async def create(self, tx: Transaction, new: NewRole, note: Note) -> Role:
         """Create a role without permissions. Not safe to repeat."""
@@ -158,12 +154,7 @@ class RoleAdministration:
         note.details["name"] = role.name
         return role
 
-    @change(
-        "auth.delete_role",
-        DELETE="/auth/v1/roles/{id}",
-        permission="auth:roles:write",
-        raises=(RoleNotFound,),
-    )
+    @change("auth.delete_role", DELETE="/auth/v1/roles/{id}", permission="auth:roles:write", raises=(RoleNotFound,))
     async def delete(self, tx: Transaction, caller: Caller, wanted: RoleRef, note: Note) -> None:
         """Delete a role, and take it from everybody who has it, effective on their next request.
 
@@ -213,10 +204,7 @@ class RoleAdministration:
         return found[0]
 
     @read(
-        "auth.get_actor_roles",
-        GET="/auth/v1/actors/{id}/roles",
-        permission="auth:actors:read",
-        raises=(ActorNotFound,),
+        "auth.get_actor_roles", GET="/auth/v1/actors/{id}/roles", permission="auth:actors:read", raises=(ActorNotFound,)
     )
     async def of_actor(self, db: Database, actor: ActorRef) -> Page[Role]:
         """List the roles of an actor."""
