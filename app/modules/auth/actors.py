@@ -164,9 +164,10 @@ class ActorAdministration:
             changed = [name for name in _CHANGEABLE if getattr(before, name) != getattr(saved, name)]
             if password_hash is not None:
                 changed.append("password")
-            if "is_active" in changed:
-                action = "auth.enable_actor" if saved.is_active else "auth.disable_actor"
-                await self.audit.record(tx, caller, action, target=saved.id, sessions_ended=ended)
+            if "is_active" in changed and saved.is_active:
+                await self.audit.record(tx, caller, "auth.enable_actor", target=saved.id)
+            elif "is_active" in changed:
+                await self.audit.record(tx, caller, "auth.disable_actor", target=saved.id, sessions_ended=ended)
             if changed != ["is_active"]:
                 await self.audit.record(
                     tx, caller, "auth.update_actor", target=saved.id, changed=changed, sessions_ended=ended

@@ -44,7 +44,13 @@ def create_superuser(
       app auth create-superuser --username root --password-file /run/secrets/root
       pwgen -s 24 1 | app auth create-superuser --username root --password-stdin
     """
-    _run("auth.create_superuser", username, _password(password_stdin, password_file, no_input), as_json)
+    made = _run("auth.create_superuser", username, _password(password_stdin, password_file, no_input))
+    if as_json:
+        print_json(made)
+    elif made.created:
+        typer.echo(f"created the superuser {made.username} ({made.id})")
+    else:
+        typer.echo(f"the superuser {made.username} exists already ({made.id}); nothing was changed")
 
 
 @_app.command()
@@ -61,21 +67,21 @@ def reset_password(
     Examples:
       app auth reset-password --username root
     """
-    _run("auth.reset_password", username, _password(password_stdin, password_file, no_input), as_json)
+    done = _run("auth.reset_password", username, _password(password_stdin, password_file, no_input))
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(f"{done.username} has a new password; {done.sessions_ended} sessions ended")
 
 
-def _run(action: str, username: str, password: str, as_json: bool) -> None:
+def _run(action: str, username: str, password: str) -> Any:
     async def work(p: "Process") -> Any:
         from app.kernel.actions.compose import Operations, operations
         from app.modules.auth.recovery import Credentials, Recovery
 
         return await Operations(await operations(p, [Recovery]))(action, Credentials(username, password))
 
-    done = run_once(action.replace(".", " ").replace("_", "-"), work)
-    if as_json:
-        print_json(done)
-    else:
-        typer.echo(str(done))
+    return run_once(action.replace(".", " ").replace("_", "-"), work)
 
 
 def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
@@ -98,16 +104,10 @@ def _read(file: Path | None) -> str:
     source = "stdin" if file is None else str(file)
     try:
         with open(0, "rb", closefd=False) if file is None else file.open("rb") as opened:
-            content = opened.read(_LONGEST + 1)
+            password = opened.read(_LONGEST + 1).decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         kind = Refusal if file is None else Invalid
         raise kind(f"cannot read the password from {source}: {error.strerror}") from None
-    return _line(content, source)
-
-
-def _line(content: bytes, source: str) -> str:
-    try:
-        password = content.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise Invalid(f"the password from {source} is not UTF-8 text") from None
     if not password or "\n" in password:

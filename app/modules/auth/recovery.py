@@ -43,32 +43,13 @@ class Superuser:
     username: str
     created: bool
 
-    def __str__(self) -> str:
-        if self.created:
-            return f"created the superuser {self.username} ({self.id})"
-        return f"the superuser {self.username} exists already ({self.id}); nothing was changed"
-
 
 @dataclass(frozen=True, slots=True)
-class PasswordReset:
-    """Whose password was reset, and how many sessions that ended."""
+class Reset:
+    """Whose password or second factor was reset, and how many sessions that ended."""
 
     username: str
     sessions_ended: int
-
-    def __str__(self) -> str:
-        return f"{self.username} has a new password; {self.sessions_ended} sessions ended"
-
-
-@dataclass(frozen=True, slots=True)
-class SecondFactorReset:
-    """Whose second factor was removed, and how many sessions that ended."""
-
-    username: str
-    sessions_ended: int
-
-    def __str__(self) -> str:
-        return f"{self.username} has no second factor any more; {self.sessions_ended} sessions ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +96,7 @@ class Recovery:
         return Superuser(found[0].id, found[0].username, created=False)
 
     @change("auth.reset_password")
-    async def reset_password(self, db: Database, caller: Caller, new: Credentials) -> PasswordReset:
+    async def reset_password(self, db: Database, caller: Caller, new: Credentials) -> Reset:
         """Set a new password for an actor, end its sessions, and lift the lock of its name.
 
         Safe to repeat. Raises ActorNotFound, WeakPassword; Invalid for a service account.
@@ -131,10 +112,15 @@ class Recovery:
             await self.limits.forget(tx, limit_of_name(new.username, actor.id))
             await self.audit.record(tx, caller, "auth.reset_password", target=actor.id, sessions_ended=ended)
             await self.queue.publish(tx, PasswordChanged(actor.id))
-        return PasswordReset(actor.username, ended)
+        return Reset(actor.username, ended)
 
-    @change("auth.reset_second_factor", command="auth reset-second-factor", examples=("--username ann",))
-    async def reset_second_factor(self, tx: Transaction, lost: NamedActor, note: Note) -> SecondFactorReset:
+    @change(
+        "auth.reset_second_factor",
+        command="auth reset-second-factor",
+        message="{username} has no second factor any more; {sessions_ended} sessions ended",
+        examples=("--username ann",),
+    )
+    async def reset_second_factor(self, tx: Transaction, lost: NamedActor, note: Note) -> Reset:
         """Remove the second factor of an actor who has lost it. Ends all of its sessions; the password stays.
 
         Make sure who asks: afterwards the password alone is enough.
@@ -144,7 +130,7 @@ class Recovery:
             raise NoSecondFactor(f"{actor.username} has no second factor")
         ended = await self.sessions.end_all(tx, actor.id)
         note.target, note.details["sessions_ended"] = actor.id, ended
-        return SecondFactorReset(actor.username, ended)
+        return Reset(actor.username, ended)
 
     @change("auth.unlock", command="auth unlock", examples=("--username root",))
     async def unlock(self, tx: Transaction, locked: NamedActor, note: Note) -> Unlocked:

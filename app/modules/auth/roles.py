@@ -68,10 +68,10 @@ class RolePermissions:
 
 
 @dataclass(frozen=True, slots=True)
-class RolePermissionsWanted:
-    """The permissions that a role is to have, in place of those it has."""
+class PermissionsWanted:
+    """The permissions that a role or an actor is to have, in place of those it has."""
 
-    id: Annotated[UUID, Doc("Id of the role.")]
+    id: Annotated[UUID, Doc("Id of the role or the actor.")]
     permissions: Permissions
 
 
@@ -90,14 +90,6 @@ class ActorPermissions:
     from_roles: list[str]
     direct: list[str]
     effective: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class ActorPermissionsWanted:
-    """The direct permissions that an actor is to have, in place of those it has."""
-
-    id: Annotated[UUID, Doc("Id of the actor.")]
-    permissions: Permissions
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +174,7 @@ class RoleAdministration:
         raises=(RoleNotFound, InvalidPermission),
     )
     async def set_permissions_of_role(
-        self, tx: Transaction, caller: Caller, wanted: RolePermissionsWanted, note: Note
+        self, tx: Transaction, caller: Caller, wanted: PermissionsWanted, note: Note
     ) -> RolePermissions:
         """Replace the permissions of a role, effective on the next request of those who have it. Safe to repeat.
 
@@ -250,7 +242,7 @@ class RoleAdministration:
         raises=(ActorNotFound, InvalidPermission),
     )
     async def set_permissions_of_actor(
-        self, tx: Transaction, caller: Caller, wanted: ActorPermissionsWanted, note: Note
+        self, tx: Transaction, caller: Caller, wanted: PermissionsWanted, note: Note
     ) -> ActorPermissions:
         """Replace the direct permissions of an actor, effective on its next request. Safe to repeat.
 

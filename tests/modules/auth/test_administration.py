@@ -215,6 +215,38 @@ def test_of_the_last_two_superusers_only_one_can_go(
         root.headers["Authorization"] = f"Bearer {again['session']['access_token']}"
 
 
+def test_disabling_and_enabling_are_recorded_alike_whichever_way_they_are_done(
+    project: Project, root: httpx.Client, database: TestDatabase
+) -> None:
+    ann = actor(root, "ann")
+    path = f"{ACTORS}/{ann['id']}"
+    signed_in(project, root, "ann")
+    root.patch(path, json={"is_active": False})
+    root.patch(path, json={"is_active": True})
+    signed_in(project, root, "ann")
+    root.post(f"{path}/disable")
+    root.post(f"{path}/enable")
+    root.post(f"{path}/enable")
+    recorded = "SELECT action, details FROM kernel.audit WHERE target = %s AND outcome = 'done' ORDER BY id"
+    ways = [entry for entry in database.all(recorded, ann["id"]) if entry[0].endswith("able_actor")]
+    assert ways == [("auth.disable_actor", {"sessions_ended": 1}), ("auth.enable_actor", {})] * 2
+    root.patch(path, json={"is_active": False, "username": "bob"})
+    assert database.all(recorded, ann["id"])[-2:] == [
+        ("auth.disable_actor", {"sessions_ended": 0}),
+        ("auth.update_actor", {"changed": ["username", "is_active"], "sessions_ended": 0}),
+    ]
+
+
+def test_ending_a_session_of_ones_own_is_recorded(project: Project, root: httpx.Client, database: TestDatabase) -> None:
+    actor(root, "ann")
+    client = signed_in(project, root, "ann")
+    session_id = client.get(ME).json()["session_id"]
+    assert client.delete(f"{ME}/sessions/{session_id}").status_code == 204
+    assert code(client.get(ME)) == (401, "SESSION_NOT_FOUND")
+    recorded = database.all("SELECT action, details FROM kernel.audit WHERE target = %s", session_id)
+    assert recorded == [("auth.end_my_session", {})]
+
+
 def test_the_audit_trail_says_who_did_what_to_whom_and_from_where(project: Project, root: httpx.Client) -> None:
     bob = actor(root, "bob", "auth:actors:read")
     client = signed_in(project, root, "bob")
