@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from app.kernel.identifiers import uuid7
-from app.modules.auth.sealing import Sealer
+from app.modules.auth.keyring import Sealer
 from benchmarks.measure import Broken, Table, cpu_s, free_port, postgres, project, scratch, stop, wait_ready
 from benchmarks.peer_fastapi import SCHEMA
 from tests.conftest import SUPERUSER, PostgresServer

@@ -25,13 +25,13 @@ from app.modules.auth.domain.limits import Limit, Tally, Try
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
+from app.modules.auth.keyring import Sealer
 from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.api_keys import ApiKeys
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.roles import Roles
 from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import Sessions
-from app.modules.auth.sealing import Sealer
 from app.processes import constraints
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
 

@@ -1,19 +1,34 @@
-"""Who holds an access token or an API key: part of every request, and the portal for other modules."""
+"""Who somebody is: who holds a token, and whether it is still the one who signed in. Rules that features share."""
 
 from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
 
+from app.kernel.audit import Audit
 from app.kernel.callers import Origin
 from app.kernel.db import Database
+from app.modules.auth.domain.actors import Actor, username_key
 from app.modules.auth.domain.api_keys import PREFIX, parsed
-from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidToken, SessionNotFound
+from app.modules.auth.domain.limits import Try, check, limits_of_proof
+from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, matching_step, recovery_hash
+from app.modules.auth.domain.sessions import (
+    AuthenticatedCaller,
+    InvalidCredentials,
+    InvalidToken,
+    SessionNotFound,
+)
+from app.modules.auth.passwords import Passwords
+from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.api_keys import ApiKeys
+from app.modules.auth.postgres.limits import Limits
+from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """Find who holds a token, and what they may do at this moment."""
+    """Find who holds a token, and what they may do at this moment: part of every request, and the portal."""
 
     db: Database
     sessions: Sessions
@@ -40,3 +55,75 @@ class Authentication:
         if not caller.is_noted:
             await self.api_keys.touch(self.db, key[0])
         return caller
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactorCheck:
+    """An authenticator's one-time password, or a recovery code: each works once."""
+
+    factors: SecondFactors
+
+    async def __call__(
+        self, db: Database, actor_id: UUID, otp: str | None
+    ) -> Literal["none", "required", "good", "bad"]:
+        """Return whether the actor has a second factor, and whether this is it; a good one is used up."""
+        found = await self.factors.get(db, actor_id)
+        if found is None or not found.is_confirmed:
+            return "none"
+        if otp is None:
+            return "required"
+        step = matching_step(found, otp)
+        if step is not None:
+            good = await self.factors.use_step(db, actor_id, step)
+        else:
+            good = await self.factors.use_recovery_code(db, actor_id, recovery_hash(otp))
+        return "good" if good else "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Reauthenticate:
+    """The caller's password, before what protects the account is changed; tries count like those of signing in."""
+
+    actors: Actors
+    passwords: Passwords
+    second_factor: SecondFactorCheck
+    limits: Limits
+    audit: Audit
+
+    async def by_password(self, db: Database, caller: AuthenticatedCaller, password: str) -> Actor:
+        """Return the caller's actor. Raises InvalidCredentials, RateLimited. Safe to repeat."""
+        tried = await self._with_password(db, caller, password)
+        await self.limits.give_back(db, tried)
+        return caller.actor
+
+    async def fully(self, db: Database, caller: AuthenticatedCaller, password: str, otp: str | None) -> Actor:
+        """Check the second factor too, if there is one. Raises OtpRequired and InvalidOtp as well."""
+        tried = await self._with_password(db, caller, password)
+        async with self.limits.undone_unless_decided(db, tried):
+            second = await self.second_factor(db, caller.actor.id, otp)
+        if second == "bad":
+            await self._failed(db, caller, tried)
+            raise InvalidOtp
+        await self.limits.give_back(db, tried)
+        if second == "required":
+            raise OtpRequired
+        return caller.actor
+
+    async def _with_password(self, db: Database, caller: AuthenticatedCaller, password: str) -> Try:
+        """Return the try, still pending, after the password was found right."""
+        actor = caller.actor
+        limits = limits_of_proof(actor.id)
+        check(limits, await self.limits.look(db, limits))
+        async with self.passwords.turn(caller.origin.limited) as hashing:
+            tried = await self.limits.reserve(db, limits)
+            async with self.limits.undone_unless_decided(db, tried):
+                found = await self.actors.by_username(db, username_key(actor.username))
+                fits = await hashing.verify(password, found[1] if found else None)
+        if not fits:
+            await self._failed(db, caller, tried)
+            raise InvalidCredentials("the current password is wrong")
+        return tried
+
+    async def _failed(self, db: Database, caller: AuthenticatedCaller, tried: Try) -> None:
+        await self.limits.fail(db, tried)
+        await self.audit.refused(db, caller, "auth.reauthenticate", InvalidCredentials.code)

@@ -6,8 +6,10 @@ refused, so there is no algorithm to choose, no extension to understand and no k
 
 import base64
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+from uuid import UUID
 
+from annotated_types import Len
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -28,6 +30,25 @@ class _Header:
 
 
 _HEADER = TypeAdapter(_Header)
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """The claims of an access token (RFC 9068, section 2.2); it may have more."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore", "strict": True}
+
+    iss: str
+    aud: str
+    sub: UUID
+    sid: UUID
+    jti: Annotated[str, Len(1)]
+    exp: int
+    iat: int = 0
+    nbf: int = 0
+
+
+STATED = TypeAdapter(Stated)
 
 
 @dataclass(frozen=True, slots=True)

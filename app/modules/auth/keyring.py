@@ -1,24 +1,69 @@
 """The keyring: signing keys, in the database, encrypted under keys derived from the master secret."""
 
+import os
 import time
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.concurrency import Shared
 from app.kernel.config import Misconfigured
 from app.kernel.db import Database, Transaction
 from app.kernel.identifiers import uuid7
-from app.modules.auth.domain.keys import ListedKey
 from app.modules.auth.postgres.signing_keys import SigningKeys
-from app.modules.auth.sealing import Sealer, derive
 
 if TYPE_CHECKING:
     from joserfc.jwk import ECKey
 
 ALGORITHM = "ES256"
+_NONCE_BYTES = 12
 _FRESH_S = 30.0  # a rotated key is used by all processes within this time
 _PROMPT_S = 1.0
 _UNKNOWN_S = 1.0  # tokens with an unknown key id make us look at the database at most this often
+
+
+def derive(master_secret: str, purpose: str) -> bytes:
+    """Return 32 bytes for one purpose (HKDF, RFC 5869)."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(SHA256(), 32, None, f"auth {purpose}".encode()).derive(master_secret.encode())
+
+
+class Sealer:
+    """Encrypts what is stored (AES-256-GCM), bound to the name it is stored under."""
+
+    def __init__(self, master_secret: str, purpose: str) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self._cipher = AESGCM(derive(master_secret, purpose))
+
+    def seal(self, content: bytes, name: str) -> bytes:
+        """Return nonce and ciphertext."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, content, name.encode())
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        """Return the content. Raises InvalidTag when it was sealed with another secret or under another name."""
+        return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A signing key, without its secret part."""
+
+    kid: str
+    algorithm: str
+    created_at: datetime
+    signs: bool
+
+    columns: ClassVar[Columns] = (
+        Column("key", "kid"),
+        Column("algorithm"),
+        Column("created at"),
+        Column("signs", lambda key: "yes" if key.signs else ""),
+    )
 
 
 class Keyring:

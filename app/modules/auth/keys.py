@@ -7,8 +7,7 @@ from typing import Any
 from app.kernel.actions import Note, Transaction, change, read
 from app.kernel.db import now
 from app.kernel.paging import Page
-from app.modules.auth.domain.keys import ListedKey
-from app.modules.auth.keyring import Keyring
+from app.modules.auth.keyring import Keyring, ListedKey
 from app.modules.auth.settings import AuthSettings
 
 

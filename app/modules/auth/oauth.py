@@ -17,13 +17,7 @@ from app.kernel.errors import RateLimited, Unauthenticated
 from app.kernel.identifiers import uuid7
 from app.modules.auth.authentication import Authentication
 from app.modules.auth.domain.api_keys import parsed
-from app.modules.auth.domain.limits import (
-    REFUSED_FROM,
-    REFUSED_FROM_ADDRESS,
-    Limit,
-    digest_of,
-    undone_unless_decided,
-)
+from app.modules.auth.domain.limits import limits_of_client
 from app.modules.auth.domain.oauth import (
     OAUTH,
     InvalidClient,
@@ -128,14 +122,11 @@ class OAuthClients:
     async def check(self, db: Database, caller: Caller, given: BasicAuth) -> tuple[AuthenticatedCaller, UUID]:
         """Return the account with the key's permissions, and the key's id. Safe to repeat.
 
-        Raises InvalidClient; RateLimited after too many failures from an address, or for a client from an address: who
-        knows the id of a client cannot lock it out from elsewhere.
+        Raises InvalidClient; RateLimited after too many failures from an address, or for a client from an address.
         """
-        by_address = f"oauth:address:{caller.origin.limited}"
-        by_name = f"{by_address}:{digest_of(given.username)}"
-        tried = await self.limits.reserve(db, [Limit(by_address, REFUSED_FROM_ADDRESS), Limit(by_name, REFUSED_FROM)])
+        tried = await self.limits.reserve(db, limits_of_client(caller.origin.limited, given.username))
         key = parsed(given.password)
-        async with undone_unless_decided(lambda: self.limits.give_back(db, tried)):
+        async with self.limits.undone_unless_decided(db, tried):
             found = None if key is None else await self.api_keys.caller(db, *key, caller.origin)
         if key is None or found is None or given.username not in (str(found.actor.id), found.actor.username):
             await self.limits.fail(db, tried)
@@ -171,8 +162,6 @@ class OAuth:
 
         Return the token (RFC 6749, sections 4.4 and 6). Safe to repeat: each call is a session of its own, or within
         the grace of a refresh.
-
-        Raises InvalidClient, InvalidGrant, InvalidRequest, InvalidScope, RateLimited, UnsupportedGrantType.
         """
         if request.grant_type == "client_credentials":
             if basic.username and request.client_secret:
@@ -221,8 +210,6 @@ class OAuth:
         (RFC 7662, section 4).
 
         Return what is known of the token, or only that it is not active. Safe to repeat.
-
-        Raises InvalidClient, RateLimited.
         """
         client, _ = await self.clients.check(db, caller, _sent(basic, asked))
         try:

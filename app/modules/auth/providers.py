@@ -8,12 +8,10 @@ from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
-from app.modules.auth.authentication import Authentication
-from app.modules.auth.keyring import Keyring
+from app.modules.auth.keyring import Keyring, Sealer
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.signing_keys import SigningKeys
-from app.modules.auth.sealing import Sealer
 from app.modules.auth.settings import AuthSettings
 from app.modules.auth.tokens import Tokens
 
@@ -58,6 +56,8 @@ async def sealer(p: Process) -> AsyncGenerator[Sealer]:
 @asynccontextmanager
 async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
+    from app.modules.auth.authentication import Authentication
+
     yield await make(p, Authentication)
 
 

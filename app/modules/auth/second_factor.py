@@ -11,7 +11,8 @@ from annotated_types import Len
 from app.kernel.actions import Database, Doc, change
 from app.kernel.audit import Audit
 from app.kernel.errors import RateLimited
-from app.modules.auth.domain.limits import LOCKED_FROM, Limit, limit_of_name
+from app.modules.auth.authentication import Reauthenticate
+from app.modules.auth.domain.limits import limits_of_proof
 from app.modules.auth.domain.second_factor import (
     RECOVERY_CODES,
     InvalidOtp,
@@ -29,7 +30,6 @@ from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredent
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import Sessions
-from app.modules.auth.proofs import Reauthenticate
 from app.modules.auth.settings import AuthSettings
 
 
@@ -90,8 +90,6 @@ class SecondFactor:
         """Make a secret for an authenticator app; it counts once a first password of it was confirmed.
 
         Return the secret. Safe to repeat until confirmed.
-
-        Raises InvalidCredentials, RateLimited, SecondFactorExists, SessionNotFound.
         """
         actor = await self.reauthenticate.by_password(db, caller, given.current_password)
         secret = new_secret()
@@ -111,14 +109,12 @@ class SecondFactor:
         """Turn on the second factor, with a one-time password that proves the app has the secret.
 
         Return the recovery codes, and end the caller's other sessions. Not safe to repeat.
-
-        Raises NoSecondFactor, InvalidOtp, RateLimited, SessionNotFound.
         """
         actor = caller.actor
         found = await self.factors.get(db, actor.id)
         if found is None or found.is_confirmed:
             raise NoSecondFactor
-        tried = await self.limits.reserve(db, [Limit(limit_of_name(actor.username, actor.id), LOCKED_FROM)])
+        tried = await self.limits.reserve(db, limits_of_proof(actor.id))
         step = matching_step(found, given.otp)
         if step is None:
             await self.limits.fail(db, tried)
@@ -143,8 +139,6 @@ class SecondFactor:
         """Remove the caller's authenticator and recovery codes.
 
         Remove it, and end the caller's other sessions.
-
-        Raises InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor, SessionNotFound.
         """
         actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
         async with db.begin() as tx:

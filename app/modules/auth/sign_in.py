@@ -4,7 +4,6 @@ Most actions take the database, and decide themselves what is committed: a refus
 session, and hashing a password takes too long to hold a connection meanwhile.
 """
 
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated
@@ -18,19 +17,17 @@ from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.identifiers import uuid7
 from app.kernel.queue.enqueue import Queue
+from app.modules.auth.authentication import Reauthenticate, SecondFactorCheck
 from app.modules.auth.domain.actors import Actor, ActorType, InvalidUsername, Password, WeakPassword, username_key
 from app.modules.auth.domain.limits import (
     LOCKED_FROM,
-    REFUSED_FROM,
-    REFUSED_FROM_ADDRESS,
-    SPRAY_WINDOW_S,
     SPRAYED_FROM,
     Limit,
     Try,
     check,
     limit_of_name,
     limit_of_password,
-    undone_unless_decided,
+    limits_of_sign_in,
 )
 from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired
 from app.modules.auth.domain.sessions import (
@@ -53,7 +50,6 @@ from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.postgres.sign_ins import Account, SignIns
-from app.modules.auth.proofs import Reauthenticate, SecondFactorCheck
 from app.modules.auth.settings import AuthSettings
 from app.modules.auth.tokens import Tokens
 
@@ -157,21 +153,21 @@ class SignIn:
         new_hash = None
         async with self.passwords.turn(caller.origin.limited) as hashing:
             tried = await self.limits.reserve(db, limits)
-            async with self._undone_unless_decided(db, tried):
+            async with self.limits.undone_unless_decided(db, tried):
                 fits = await hashing.verify(credentials.password, account.password_hash if account else None)
                 is_locked = tried.tallies[limits[0].key].failed >= LOCKED_FROM
                 verified = account if fits and not is_locked and account and account.actor.signs_in else None
                 if verified and verified.password_hash and self.passwords.is_outdated(verified.password_hash):
                     new_hash = await hashing.hash(credentials.password)
         if verified and verified.has_second_factor:
-            async with self._undone_unless_decided(db, tried):
+            async with self.limits.undone_unless_decided(db, tried):
                 second = await self.second_factor(db, verified.actor.id, credentials.otp)
             if second == "required":
                 await self.limits.give_back(db, tried)
                 raise OtpRequired
             verified = None if second == "bad" else replace(verified, has_second_factor=second == "good")
         if verified:
-            async with self._undone_unless_decided(db, tried):
+            async with self.limits.undone_unless_decided(db, tried):
                 if started := await self._start(db, caller, verified, new_hash, tried):
                     return started
         await self._failed(db, caller, account, tried)
@@ -183,21 +179,13 @@ class SignIn:
             key = username_key(given.username)
         except InvalidUsername:
             key = ""  # nobody has it; but look, so that it takes as long
-        by_address = Limit(f"login:address:{caller.origin.limited}", REFUSED_FROM_ADDRESS)
-        by_password = Limit(limit_of_password(self.keyring.marking_key, given.password), SPRAYED_FROM, SPRAY_WINDOW_S)
-        keys = [limit_of_name(given.username, None), by_address.key, by_password.key]
-        account, tallies = await self.sign_ins.find(db, key, keys)
-        by_name = limit_of_name(given.username, account.actor.id if account else None)
-        limits = [
-            Limit(by_name, REFUSED_FROM, locks_from=LOCKED_FROM),
-            by_address,
-            replace(by_password, once_for=by_name),
-        ]
+        address, password = caller.origin.limited, limit_of_password(self.keyring.marking_key, given.password)
+        limits = limits_of_sign_in(given.username, None, address, password)
+        account, tallies = await self.sign_ins.find(db, key, [limit.key for limit in limits])
+        if account:
+            limits = limits_of_sign_in(given.username, account.actor.id, address, password)
         check(limits, tallies)
         return account, limits
-
-    def _undone_unless_decided(self, db: Database, tried: Try) -> AbstractAsyncContextManager[None]:
-        return undone_unless_decided(lambda: self.limits.give_back(db, tried))
 
     async def _failed(self, db: Database, caller: Caller, account: Account | None, tried: Try) -> None:
         await self.limits.fail(db, tried)
@@ -329,8 +317,6 @@ class OwnPassword:
         """Set another password for the caller, who proves to be the one who signed in.
 
         Store it, and end the caller's other sessions.
-
-        Raises WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited, SessionNotFound.
         """
         actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
         normal = self.passwords.checked(given.new_password, actor.username, "new_password")

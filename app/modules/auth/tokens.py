@@ -9,13 +9,9 @@ import binascii
 import hashlib
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Any
 from uuid import UUID
-
-from annotated_types import Len
-from pydantic import ConfigDict, TypeAdapter
 
 from app.kernel.identifiers import uuid7
 from app.modules.auth.domain.sessions import (
@@ -35,25 +31,6 @@ _REMEMBERED = 4096
 _LEEWAY_S = 30  # of `iat` and `nbf`, for clocks that differ
 _REFRESH_PREFIX = "rt_"
 _REFRESH_BYTES = 16 + 8 + 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Stated:
-    """The claims of an access token (RFC 9068, section 2.2); it may have more."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore", "strict": True}
-
-    iss: str
-    aud: str
-    sub: UUID
-    sid: UUID
-    jti: Annotated[str, Len(1)]
-    exp: int
-    iat: int = 0
-    nbf: int = 0
-
-
-_STATED = TypeAdapter(_Stated)
 
 
 class Tokens:
@@ -100,14 +77,14 @@ class Tokens:
                 if expires <= self._keyring.now() and not allow_expired:
                     raise TokenExpired
                 return claims
-        from app.modules.auth.jws import taken_apart
+        from app.modules.auth.jws import STATED, taken_apart
 
         try:
             signed = taken_apart(token)
             key = await self._keyring.find(signed.kid)
             if key is None:
                 raise InvalidToken
-            stated = _STATED.validate_json(signed.verified(key.public_key))
+            stated = STATED.validate_json(signed.verified(key.public_key))
         except ValueError:
             raise InvalidToken from None
         now = self._keyring.now()

@@ -3,12 +3,11 @@
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.kernel.errors import RateLimited, Unauthenticated, Unavailable
+from app.kernel.errors import RateLimited
 from app.modules.auth.domain.actors import InvalidUsername, username_key
 
 WINDOW_S = 900.0
@@ -60,6 +59,27 @@ class Try:
 ACTOR_KEY = "login:actor:"
 
 
+def limits_of_sign_in(username: str, actor_id: UUID | None, address: str, password: str) -> list[Limit]:
+    """Return the limits of a sign-in: by name, by address, and by password, whose key is given."""
+    by_name = limit_of_name(username, actor_id)
+    return [
+        Limit(by_name, REFUSED_FROM, locks_from=LOCKED_FROM),
+        Limit(f"login:address:{address}", REFUSED_FROM_ADDRESS),
+        Limit(password, SPRAYED_FROM, SPRAY_WINDOW_S, once_for=by_name),
+    ]
+
+
+def limits_of_proof(actor_id: UUID) -> list[Limit]:
+    """Return the limits of a signed-in actor who proves once more who it is."""
+    return [Limit(limit_of_name("", actor_id), LOCKED_FROM)]
+
+
+def limits_of_client(address: str, client_id: str) -> list[Limit]:
+    """Return the limits of an OAuth client: who knows its id cannot lock it out from another address."""
+    by_address = f"oauth:address:{address}"
+    return [Limit(by_address, REFUSED_FROM_ADDRESS), Limit(f"{by_address}:{_digest(client_id)}", REFUSED_FROM)]
+
+
 def limit_of_name(username: str, actor_id: UUID | None) -> str:
     """Return the key under which failures for a name are counted.
 
@@ -71,7 +91,7 @@ def limit_of_name(username: str, actor_id: UUID | None) -> str:
         key = username_key(username)
     except InvalidUsername:
         key = username
-    return "login:name:" + digest_of(key)
+    return "login:name:" + _digest(key)
 
 
 def limit_of_password(secret: bytes, password: str) -> str:
@@ -83,7 +103,7 @@ def limit_of_password(secret: bytes, password: str) -> str:
     return "login:password:" + hmac.digest(secret, normal, "sha256")[:3].hex()
 
 
-def digest_of(text: str) -> str:
+def _digest(text: str) -> str:
     """Return what stands for a text of any length in a key."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
@@ -100,19 +120,3 @@ def check(limits: Iterable[Limit], tallies: Mapping[str, Tally]) -> None:
 def too_many_at_once() -> RateLimited:
     """Return the refusal of a try beside too many that are not decided yet."""
     return RateLimited("too many tries at once; try again", retry_after_s=1)
-
-
-@asynccontextmanager
-async def undone_unless_decided(give_back: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Give a reserved try back when evaluating it ends in an outage, or because its time was over.
-
-    Not for what follows a wrong guess: failing there must not undo it.
-    """
-    try:
-        yield
-    except Unauthenticated:
-        raise
-    except BaseException:
-        with suppress(Unavailable):  # then it counts as failed until its window ends
-            await give_back()
-        raise

@@ -1,11 +1,13 @@
 """Tries in `auth.limits`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from app.kernel.db import Queries, Row
 from app.kernel.db.chunks import run_in_chunks
+from app.kernel.errors import Unauthenticated, Unavailable
 from app.modules.auth.domain.limits import Limit, Tally, Try, check, too_many_at_once
 
 # in the order in which `reserve` locks: what was noted, then the limits by key
@@ -119,6 +121,21 @@ class Limits:
             ON CONFLICT (key) DO UPDATE SET hits = greatest(l.hits, 1), pending = greatest(l.pending - 1, 0)
         """
         await db.run(sql, ([limit.key for limit in tried.limits], [limit.window_s for limit in tried.limits]))
+
+    @asynccontextmanager
+    async def undone_unless_decided(self, db: Queries, tried: Try) -> AsyncGenerator[None]:
+        """Give a try back when evaluating it ends in an outage, or because its time was over.
+
+        Not for what follows a wrong guess: failing there must not undo it.
+        """
+        try:
+            yield
+        except Unauthenticated:
+            raise
+        except BaseException:
+            with suppress(Unavailable):  # then it counts as failed until its window ends
+                await self.give_back(db, tried)
+            raise
 
     async def give_back(self, db: Queries, tried: Try) -> None:
         """Forget a pending try: it was right, or was not evaluated."""

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
 from app.modules.auth.domain.second_factor import Totp
-from app.modules.auth.sealing import Sealer
+from app.modules.auth.keyring import Sealer
 
 
 @dataclass(frozen=True, slots=True)
