@@ -1,12 +1,11 @@
 """`app config`: the effective settings, redacted."""
 
-from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from app.kernel.cli import Json, group, print_json
-from app.kernel.config import Value, duration, environment_name
+from app.kernel.config import environment_name
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.processes import load_settings, sections
@@ -16,18 +15,6 @@ _app = group("Show, explain and validate the settings.")
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
     return _app
-
-
-def _written(setting: Value) -> str:
-    """Return a value as it would be written in the environment."""
-    value = setting.value
-    if isinstance(value, tuple | list):
-        return ",".join(str(item) for item in cast("Sequence[object]", value))
-    if setting.is_duration and isinstance(value, float):
-        return duration(value)
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @_app.command()
@@ -46,7 +33,7 @@ def show(as_json: Json = False) -> None:
     else:
         from app.kernel.cli.tables import print_table
 
-        print_table(("key", "value", "source"), [(v.key, _written(v), v.source) for v in settings.values()])
+        print_table(("key", "value", "source"), [(v.key, v.text, v.source) for v in settings.values()])
 
 
 @_app.command()
@@ -80,7 +67,7 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
     else:
         from app.kernel.cli.tables import print_table
 
-        print_table(("", ""), (facts | {"value": _written(value)}).items())
+        print_table(("", ""), (facts | {"value": value.text}).items())
 
 
 @_app.command()

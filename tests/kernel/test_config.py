@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,6 +27,9 @@ from app.kernel.config import (
     environment_name,
     load,
 )
+from app.kernel.config.settings import schema
+from app.kernel.product import NAME
+from app.modules.auth.settings import AuthSettings
 from app.processes import sections
 from tests.support.project import ROOT, Project
 
@@ -220,8 +224,8 @@ WRONG: dict[str, tuple[Callable[[Folder], None], Mapping[str, str], tuple[str, s
         ("postgres.ssl", "POSTGRES_SSL", "expected 'disable', 'require' or 'verify-full', got 'yes'"),
     ),
     "truth": (lambda _: None, {"HTTP_SERVER_DEBUG": "maybe"}, ("http_server.debug", "HTTP_SERVER_DEBUG", "boolean")),
-    "empty": (lambda _: None, {"POSTGRES_USER": ""}, ("postgres.user", "POSTGRES_USER", "something, not nothing")),
-    "no names": (lambda _: None, {"QUEUE_NAMES": " ,"}, ("queue.names", "QUEUE_NAMES", "something, not nothing")),
+    "empty": (lambda _: None, {"POSTGRES_USER": ""}, ("postgres.user", "POSTGRES_USER", "a non-empty value")),
+    "no names": (lambda _: None, {"QUEUE_NAMES": " ,"}, ("queue.names", "QUEUE_NAMES", "a non-empty value")),
     "duration": (
         lambda _: None,
         {"PROCESS_GRACE": "soon"},
@@ -313,7 +317,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "alias": ("postgres:\n  password: *hunter2\n", "not YAML at line 2, column 13; quote"),
     "tag": ("postgres:\n  password: !hunter2 x\n", "not YAML at line 2, column 13; quote"),
     "colon": ("postgres:\n  password: hunter2: x\n", "not YAML at line 2"),
-    "twice": ("postgres:\n  password: hunter2\n  password: hunter2-new\n", "a key stands there twice, again at line 3"),
+    "twice": ("postgres:\n  password: hunter2\n  password: hunter2-new\n", "duplicate key at line 3"),
     "text": ("hunter2\n", "expected sections with keys below them"),
     "list": ("- hunter2\n", "expected sections with keys below them"),
     "bytes": (b"postgres:\n  password: hunter2\xff\n", "is not UTF-8 text"),
@@ -580,8 +584,46 @@ def in_file(name: str) -> set[str]:
     return {f"{section}.{key}" for section, keys in content.items() for key in keys}
 
 
-def test_default_yaml_has_every_key_of_the_schema_and_no_other() -> None:
-    assert in_file("default.yaml") == set(SCHEMA)
+def test_default_yaml_has_every_key_that_has_no_default_in_its_section_and_none_beyond_the_schema() -> None:
+    needed = {setting.key for kind in sections() for setting in schema(kind) if setting.default is MISSING}
+    assert needed <= in_file("default.yaml") <= set(SCHEMA)
+    assert len(needed) > 40
+
+
+def test_a_default_of_a_section_is_named_as_such_and_overridden_by_every_layer(folder: Folder) -> None:
+    def audience(environ: Mapping[str, str] | None = None) -> tuple[str, str]:
+        settings = folder.load(environ)
+        return settings[AuthSettings].audience, source_of(settings, "auth.audience")
+
+    assert audience() == (NAME, "built-in")
+    folder.append("default.yaml", "  audience: of-default")
+    assert audience() == ("of-default", "settings/default.yaml")
+    assert audience({"AUTH_AUDIENCE": "of-environment"}) == ("of-environment", "AUTH_AUDIENCE")
+
+
+def test_values_are_shown_in_units_that_fit_them(folder: Folder) -> None:
+    environ = {
+        "KEEP_AUDIT": "400d",
+        "PROCESS_GRACE": "90s",
+        "QUEUE_LEASE": "60000ms",
+        "KEEP_EVENTS": "36h",
+        "HTTP_SERVER_BODY_TIMEOUT": "5ms",
+        "PROCESS_DRAIN_DELAY": "0",
+        "TELEMETRY_TRACE_RATIO": "0.25",
+    }
+    shown = {environment_name(value.key): value.text for value in folder.load(environ).values()}
+    assert [shown[name] for name in environ] == ["400d", "90s", "1m", "36h", "5ms", "0s", "0.25"]
+
+
+def test_secrets_can_be_found_elsewhere_than_in_the_environment(folder: Folder) -> None:
+    def vault(variable: str) -> tuple[str, str] | None:
+        return (REAL[variable], "vault") if variable == "AUTH_MASTER_SECRET" else None
+
+    environ = {"APP_ENV": "test", "AUTH_MASTER_SECRET": "not-asked-for", "POSTGRES_USER": "of-environment"}
+    settings = load(folder.root, sections(), environ, secrets=vault)
+    assert settings[AuthSettings].master_secret.get_secret_value() == REAL["AUTH_MASTER_SECRET"]
+    assert source_of(settings, "auth.master_secret") == "vault"
+    assert settings[PostgresSettings].user == "of-environment"
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -1,21 +1,13 @@
 """Every number and duration of the settings has a range, which is named when a value is outside of it."""
 
-from dataclasses import fields
-from typing import get_type_hints
-
 import pytest
 
 from app.kernel.config import Misconfigured, environment_name, load
-from app.kernel.config.settings import range_of
+from app.kernel.config.settings import schema
 from app.processes import sections
 from tests.support.project import ROOT
 
-RANGES = {
-    f"{kind.section}.{item.name}": range_of(kind, item.name)
-    for kind in sections()
-    for item in fields(kind)  # type: ignore[arg-type]
-    if get_type_hints(kind)[item.name] in (int, float)
-}
+RANGES = {item.key: item.range for kind in sections() for item in schema(kind) if item.type in (int, float)}
 
 
 @pytest.mark.parametrize(("number", "duration"), [("-1", "9999999d"), ("9" * 200, "9" * 400 + "d")])

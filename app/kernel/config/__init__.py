@@ -32,7 +32,6 @@ from app.kernel.config.settings import (
     Value,
     current_environment,
     describe,
-    duration,
     environment_name,
 )
 
@@ -61,7 +60,6 @@ __all__ = [
     "Value",
     "current_environment",
     "describe",
-    "duration",
     "environment_name",
     "load",
 ]

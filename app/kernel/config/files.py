@@ -1,8 +1,8 @@
-"""Reads the files of settings, through Dynaconf, as what they say: nothing in them is a directive to it."""
+"""Reads the files of settings, through Dynaconf, as what they say: nothing in them is a directive to it (ADR 25)."""
 
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,28 +24,24 @@ class File:
     texts: dict[str, str]
 
 
-def read(files: list[Path]) -> list[File]:
+def read(files: list[Path]) -> dict[Path, File]:
     """Return what each file holds. Raises Misconfigured with everything that keeps them from being read."""
     problems: list[Problem] = []
-    written: dict[str, dict[str, object]] = {}
-    history: list[dict[str, Any]] = []
-    try:
-        written = {file.name: _written(file) for file in files}
-        problems = [
-            Problem(key, _label(file), "unknown key") for file in files for key in _directives(written[file.name])
-        ]
-        history = [] if problems else _history(files)
-    except Exception:  # noqa: BLE001 - which file, and why, is found out below
-        problems = [problem for file in files for problem in _why_unreadable(file)]
+    found: dict[Path, File] = {}
+    for file in files:
+        label = f"{file.parent.name}/{file.name}"
+        try:
+            keys = list(_keys(_yaml(file)))
+            directives = [Problem(full, label, "unknown key") for full, key, _ in keys if not _is_name(key)]
+            problems += directives
+            if not directives:
+                texts = {full: value for full, _, value in keys if isinstance(value, str)}
+                found[file] = File(label, _content(file), texts)
+        except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
+            problems.append(Problem("-", label, _reason(error)))
     if problems:
         raise Misconfigured(f"the settings in {files[0].parent} cannot be read", problems) from None
-    labels = {file.name: _label(file) for file in files}
-    return [
-        File(labels[name], {str(key).lower(): value for key, value in entry["value"].items()}, _scalars(written[name]))
-        for entry in history
-        # Dynaconf takes a default.local.yaml along, which is none of our layers
-        if entry["loader"] == "yaml" and (name := Path(entry["identifier"]).name) in labels
-    ]
+    return found
 
 
 def read_value(path: str) -> str:
@@ -56,52 +52,38 @@ def read_value(path: str) -> str:
     return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
 
 
-def _written(file: Path) -> dict[str, object]:
+def _yaml(file: Path) -> dict[str, object]:
     """Return what a file holds, every scalar as its text."""
     from dynaconf.vendor.ruamel import yaml  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     text = file.read_text(encoding="utf-8-sig")  # Dynaconf only warns of what it may not read
     content: object = cast("Any", yaml).load(text, Loader=cast("Any", yaml).BaseLoader)
-    if not content:
-        return {}
-    if not isinstance(content, dict):
+    if content and not isinstance(content, dict):
         raise TypeError
-    return {str(key): value for key, value in cast("dict[object, object]", content).items()}
+    return {str(key): value for key, value in cast("dict[object, object]", content or {}).items()}
 
 
-def _directives(content: dict[str, object]) -> list[str]:
-    """Return the keys that are no names but tell Dynaconf what to do, which it would."""
-    keys = [(name, name) for name in content]
-    keys += [(f"{name}.{key}", key) for name in content for key in _section(content, name)]
-    return [full for full, key in keys if not _NAME.fullmatch(key) or _DYNACONF.search(key)]
+def _keys(content: dict[str, object]) -> Iterator[tuple[str, str, object]]:
+    """Return the sections and what is below them: `section.key`, the key alone, the value."""
+    for name, section in content.items():
+        yield name, name, section
+        if isinstance(section, dict):
+            for key, value in cast("dict[object, object]", section).items():
+                yield f"{name}.{key}", str(key), value
 
 
-def _scalars(content: dict[str, object]) -> dict[str, str]:
-    """Return what stands where, as it is written."""
-    sections = {name: _section(content, name) for name in content}
-    return {
-        f"{name.lower()}.{key}": value
-        for name, section in sections.items()
-        for key, value in section.items()
-        if isinstance(value, str)
-    }
+def _is_name(key: str) -> bool:
+    """Return whether a key is a name, and does not tell Dynaconf what to do, which it would."""
+    return _NAME.fullmatch(key) is not None and not _DYNACONF.search(key)
 
 
-def _section(content: dict[str, object], name: str) -> dict[str, object]:
-    section = content[name]
-    if not isinstance(section, dict):
-        return {}
-    return {str(key): value for key, value in cast("dict[object, object]", section).items()}
-
-
-def _history(files: list[Path]) -> list[dict[str, Any]]:
+def _content(file: Path) -> dict[str, object]:
     from dynaconf import Dynaconf  # pyright: ignore[reportMissingTypeStubs]
     from dynaconf.utils.inspect import get_history  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     with _without_variables():
         loaded: Any = Dynaconf(
-            settings_files=[str(file) for file in files],
-            merge_enabled=False,  # it would join lists; layers are merged section by section
+            settings_files=[str(file)],
             load_dotenv=False,
             environments=False,
             envvar_prefix=False,
@@ -109,7 +91,10 @@ def _history(files: list[Path]) -> list[dict[str, Any]]:
             core_loaders=["YAML"],
             auto_cast=False,
         )
-        return cast("list[dict[str, Any]]", get_history(loaded))
+        history = cast("list[dict[str, Any]]", get_history(loaded))
+    # Dynaconf takes a default.local.yaml along, which is none of our layers
+    found = [entry["value"] for entry in history if Path(entry["identifier"]).name == file.name]
+    return {str(key).lower(): value for content in found for key, value in content.items()}
 
 
 @contextmanager
@@ -122,27 +107,15 @@ def _without_variables() -> Generator[None]:
         os.environ |= hidden
 
 
-def _why_unreadable(file: Path) -> list[Problem]:
-    """Say where a file is broken. The parser's own words would show what stands there, and that may be a secret."""
-    try:
-        if not _directives(_written(file)):
-            _history([file])
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    except UnicodeDecodeError:
-        reason = "is not UTF-8 text"
-    except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
-        mark = getattr(error, "problem_mark", None)
-        if mark is None:
-            reason = "expected sections with keys below them"
-        elif type(error).__name__ == "DuplicateKeyError":
-            reason = f"a key stands there twice, again at line {mark.line + 1}"
-        else:
-            reason = f"not YAML at line {mark.line + 1}, column {mark.column + 1}; quote values with special characters"
-    else:
-        return []
-    return [Problem("-", _label(file), reason)]
-
-
-def _label(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"
+def _reason(error: Exception) -> str:
+    """Say why and where a file is broken. The parser's own words would show what stands there: it may be a secret."""
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror}"
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8 text"
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return "expected sections with keys below them"
+    if type(error).__name__ == "DuplicateKeyError":
+        return f"duplicate key at line {mark.line + 1}"
+    return f"not YAML at line {mark.line + 1}, column {mark.column + 1}; quote values with special characters"

@@ -3,8 +3,8 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -15,25 +15,33 @@ from app.kernel.config.files import read, read_value
 from app.kernel.config.safety import exposure, why_guessable
 from app.kernel.config.sections import Section
 from app.kernel.config.settings import (
+    BUILT_IN,
     UNSAFE,
     Environment,
     Misconfigured,
     Problem,
+    Setting,
     Settings,
     current_environment,
-    describe,
-    environment_name,
-    hints,
-    is_key,
-    is_secret,
-    may_be_empty,
-    range_of,
+    schema,
 )
+
+Lookup = Callable[[str], tuple[str, str] | None]
+"""Finds the text of a variable such as POSTGRES_PASSWORD, and where it was. Raises NotReadable."""
 
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 _SHOWN = 80
 _DIGITS = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
+_RANDOM = ", such as the output of `openssl rand -base64 32`"
+
+
+class NotReadable(Exception):
+    """The value of a variable cannot be read."""
+
+    def __init__(self, source: str, message: str) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 def load(
@@ -43,217 +51,180 @@ def load(
     overrides: Mapping[str, object] | None = None,
     *,
     uses_secrets: bool = True,
+    secrets: Lookup | None = None,
 ) -> Settings:
     """Read and validate all layers.
 
-    `root` holds the folder `settings`; `overrides` maps `section.key` to the value of a command's option. What does not
-    use secrets may have the published ones wherever it runs.
+    `root` holds the folder `settings`; `overrides` maps `section.key` to the value of a command's option; `secrets`
+    finds secrets elsewhere than in the environment. What does not use secrets may have the published ones.
     Raises Misconfigured with every problem found. Safe to repeat; reads only.
     """
-    environment = current_environment(environ)
-    kinds = {kind.section: kind for kind in sections}
-    tree, sources, numbers, problems = _layers(root, environment)
-    problems += _unknown(kinds, tree, sources)
-    for name, kind in kinds.items():
-        section = tree.setdefault(name, {})
-        for key in describe(kind):
-            problems += _overlay(f"{name}.{key}", section, sources, environ, overrides or {})
-    numbers = {full: text for full, text in numbers.items() if full not in (overrides or {})}
-    built: dict[type[Any], Any] = {}
-    for name, kind in kinds.items():
-        known = {
-            key: _counted(
-                kind, key, value, numbers.get(full) if (full := f"{name}.{key}") not in (overrides or {}) else None
-            )
-            for key, value in tree[name].items()
-            if key in describe(kind)
-        }
+    layers = _Layers(root, sections, environ)
+    layers.add_files()
+    layers.find_unknown()
+    layers.add_variables(from_environment(environ), secrets)
+    for key, value in (overrides or {}).items():
+        layers.set(layers.schema[key], value, "command line")
+    built = {kind: layers.build(kind) for kind in layers.kinds}
+    layers.check_secrets(uses_secrets)
+    if layers.problems:
+        count = f": {len(layers.problems)} problems" if len(layers.problems) > 1 else ""
+        raise Misconfigured(f"settings for APP_ENV={layers.environment}{count}", layers.problems)
+    return Settings(layers.environment, built, layers.sources)
+
+
+def from_environment(environ: Mapping[str, str]) -> Lookup:
+    """Return what finds variables in the environment, or in the file that `VARIABLE_FILE` names."""
+
+    def lookup(variable: str) -> tuple[str, str] | None:
+        file = environ.get(f"{variable}_FILE")
+        if variable in environ:
+            if file:
+                raise NotReadable(variable, f"{variable}_FILE is set too; keep one of them")
+            return environ[variable], variable
+        if not file:
+            return None
         try:
-            built[kind] = TypeAdapter(kind).validate_python(known)
-        except ValidationError as error:
-            problems += [
-                _explain(kind, dict(e), sources)
-                for e in error.errors(include_url=False)
-                if environment in UNSAFE or not _is_missing_secret(kind, tree[name], str(e["loc"][0]))
-            ]
-    if environment not in UNSAFE:
-        problems += _required(root, kinds, tree, sources, {problem.key for problem in problems})
-    elif uses_secrets and (exposed := exposure(tree)):
-        problems += _keys_of_its_own(root, kinds, tree, sources, exposed)
-    if problems:
-        count = f": {len(problems)} problems" if len(problems) > 1 else ""
-        raise Misconfigured(f"settings for APP_ENV={environment}{count}", problems)
-    return Settings(environment, built, sources)
-
-
-def _layers(
-    root: Path, environment: Environment
-) -> tuple[dict[str, dict[str, object]], dict[str, str], dict[str, str], list[Problem]]:
-    folder = root / "settings"
-    files = [folder / "default.yaml", folder / f"{environment}.yaml"]
-    if os.path.lexists(secrets := folder / ".secrets.yaml"):  # a link that leads nowhere must not go unnoticed
-        files.append(secrets)
-    tree: dict[str, dict[str, object]] = {}
-    sources: dict[str, str] = {}
-    numbers: dict[str, str] = {}
-    problems: list[Problem] = []
-    for file in read(files):
-        for name, section in file.content.items():
-            if not isinstance(section, dict):
-                problems.append(Problem(name, file.label, "expected a section with keys below it"))
-                continue
-            layer = tree.setdefault(name, {})
-            for key, value in cast("dict[str, object]", section).items():
-                full = f"{name}.{key}"
-                if key not in layer or layer[key] != value:  # Dynaconf merges `section.key: value` itself
-                    layer[key], sources[full] = value, file.label
-                if isinstance(value, int | float) and full in file.texts:
-                    numbers[full] = file.texts[full]
-    return tree, sources, numbers, problems
-
-
-def _unknown(
-    kinds: Mapping[str, type[Section]], tree: Mapping[str, Mapping[str, object]], sources: Mapping[str, str]
-) -> list[Problem]:
-    everything = [f"{name}.{key}" for name, kind in kinds.items() for key in describe(kind)]
-    problems: list[Problem] = []
-    for name, section in tree.items():
-        for key in section:
-            full = f"{name}.{key}"
-            if full in everything:
-                continue
-            near = get_close_matches(full, everything, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(Problem(full, sources.get(full, ""), f"unknown key{hint}"))
-    return problems
-
-
-def _overlay(
-    key: str,
-    section: dict[str, object],
-    sources: dict[str, str],
-    environ: Mapping[str, str],
-    overrides: Mapping[str, object],
-) -> list[Problem]:
-    name, variable = key.partition(".")[2], environment_name(key)
-    if key in overrides:
-        section[name], sources[key] = overrides[key], "command line"
-        return []
-    file = environ.get(f"{variable}_FILE")
-    if variable in environ:
-        section[name], sources[key] = environ[variable], variable
-        return [Problem(key, variable, f"{variable}_FILE is set too; keep one of them")] if file else []
-    if file:
-        sources[key] = f"{variable}_FILE"
-        try:
-            section[name] = read_value(file)
+            return read_value(file), f"{variable}_FILE"
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            return [Problem(key, sources[key], f"cannot read {file}: {reason}")]
-    return []
+            raise NotReadable(f"{variable}_FILE", f"cannot read {file}: {reason}") from None
+
+    return lookup
 
 
-def _explain(kind: type[Section], error: dict[str, Any], sources: Mapping[str, str]) -> Problem:
-    name = str(error["loc"][0])
-    key = f"{kind.section}.{name}"
-    if error["type"] == "missing":
-        return Problem(key, "nowhere", f"missing; set {environment_name(key)}")
-    value = error["input"]
-    if isinstance(value, _Miswritten):
-        expected = "expected a valid integer, unable to parse string as an integer (digits only, such as 10)"
-        return Problem(key, sources.get(key, "nowhere"), f"{expected}, got {value}")
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] in _OUT_OF_RANGE:
-        message = range_of(kind, name)
-    elif error["type"] in ("too_short", "string_too_short"):
-        least = error["ctx"]["min_length"]
-        message = "something, not nothing" if least == 1 else f"at least {least} characters"
-    expected = message if message.startswith("expected") else f"expected {message}"
-    # what stands below a misplaced key may be a secret
-    shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-    shown = "" if is_secret(kind, name) else f", got {shown}"
-    return Problem(key, sources.get(key, "nowhere"), expected + shown)
+class _Layers:
+    """The values so far, where each came from, and what is wrong with them."""
 
+    def __init__(self, root: Path, sections: Iterable[type[Section]], environ: Mapping[str, str]) -> None:
+        self.folder = root / "settings"
+        self.environment: Environment = current_environment(environ)
+        self.kinds = list(sections)
+        self.schema = {setting.key: setting for kind in self.kinds for setting in schema(kind)}
+        self.tree: defaultdict[str, dict[str, object]] = defaultdict(dict)
+        self.sources: dict[str, str] = {}
+        self.numbers: dict[str, str] = {}
+        self.published: defaultdict[str, list[str]] = defaultdict(list)
+        self.problems: list[Problem] = []
+        for setting in self.schema.values():
+            if setting.default is not MISSING:
+                self.set(setting, setting.default, BUILT_IN)
 
-def _required(
-    root: Path,
-    kinds: Mapping[str, type[Section]],
-    tree: Mapping[str, Mapping[str, object]],
-    sources: Mapping[str, str],
-    wrong: Set[str],
-) -> list[Problem]:
-    """What is fine on a laptop and refused elsewhere: no server, debugging, secrets missing or known to everybody."""
-    published = _published(root)
-    problems: list[Problem] = []
-    for name, kind in kinds.items():
-        for key in describe(kind):
-            full = f"{name}.{key}"
-            value, source, variable = tree[name].get(key), sources.get(full, "nowhere"), environment_name(full)
-            if full == "http_server.debug" and str(value).lower() not in _FALSE:
-                problems.append(Problem(full, source, "must be false outside local and test"))
-            elif full == "postgres.host" and not value:
-                problems.append(Problem(full, source, f"nothing is embedded outside local and test; set {variable}"))
-            elif not is_secret(kind, key) or (not str(value or "").strip() and may_be_empty(kind, key)):
+    def set(self, setting: Setting, value: object, source: str) -> None:
+        self.tree[setting.kind.section][setting.name] = value
+        self.sources[setting.key] = source
+        self.numbers.pop(setting.key, None)
+
+    def value(self, setting: Setting) -> object:
+        return self.tree[setting.kind.section].get(setting.name)
+
+    def refuse(self, key: str, message: str, source: str = "") -> None:
+        self.problems.append(Problem(key, source or self.sources.get(key, "nowhere"), message))
+
+    def add_files(self) -> None:
+        """Add the files, section by section: what is below a key replaces what an earlier file had there."""
+        committed = {self.folder / f"{name}.yaml" for name in ("default", *UNSAFE)}
+        layers = [self.folder / "default.yaml", self.folder / f"{self.environment}.yaml"]
+        if os.path.lexists(secrets := self.folder / ".secrets.yaml"):  # a link that leads nowhere must not go unnoticed
+            layers.append(secrets)
+        others = [path for path in committed.difference(layers) if path.is_file()]
+        for path, file in read([*layers, *others]).items():
+            for name, section in file.content.items():
+                if not isinstance(section, dict):
+                    if path in layers:
+                        self.refuse(name, "expected a section with keys below it", file.label)
+                    continue
+                for key, value in cast("dict[str, object]", section).items():
+                    full = f"{name}.{key}"
+                    if path in committed:
+                        self.published[full].append(str(value))
+                    if path in layers:
+                        self.tree[name][key], self.sources[full] = value, file.label
+                        if isinstance(value, int | float) and full in file.texts:
+                            self.numbers[full] = file.texts[full]
+
+    def find_unknown(self) -> None:
+        for key in [f"{name}.{key}" for name, section in self.tree.items() for key in section]:
+            if key not in self.schema:
+                near = get_close_matches(key, self.schema, 1)
+                self.refuse(key, f"unknown key; did you mean {near[0]}?" if near else "unknown key")
+
+    def add_variables(self, environment: Lookup, secrets: Lookup | None) -> None:
+        for setting in self.schema.values():
+            lookup = secrets if secrets and setting.is_secret else environment
+            try:
+                if found := lookup(setting.variable):
+                    self.set(setting, *found)
+            except NotReadable as error:
+                self.refuse(setting.key, str(error), error.source)
+
+    def build(self, kind: type[Section]) -> object:
+        """Return the section; None, having said why, when it is not valid."""
+        known = {s.name: self._as_written(s) for s in schema(kind) if s.name in self.tree[kind.section]}
+        try:
+            return TypeAdapter(kind).validate_python(known)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                setting = self.schema[f"{kind.section}.{problem['loc'][0]}"]
+                missing = setting.is_secret and not setting.may_be_empty and not self.value(setting)
+                if self.environment in UNSAFE or not missing:
+                    self._explain(setting, dict(problem))
+        return None
+
+    def _as_written(self, setting: Setting) -> object:
+        """Return the value to validate: a whole number as it was written, if it was.
+
+        Python and pydantic take true for 1, and 1_000, +5, 5.0 and digits of other scripts for whole numbers.
+        """
+        value = self.value(setting)
+        if isinstance(value, bool) and setting.type in (int, float):
+            return str(value).lower()
+        written = value if isinstance(value, str) else self.numbers.get(setting.key)
+        if setting.type is not int or written is None or _DIGITS.fullmatch(written):
+            return value
+        return _Miswritten(written)
+
+    def _explain(self, setting: Setting, error: dict[str, Any]) -> None:
+        if error["type"] == "missing":
+            self.refuse(setting.key, f"missing; set {setting.variable}", "nowhere")
+            return
+        value, message = (
+            error["input"],
+            str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be "),
+        )
+        if isinstance(value, _Miswritten):
+            value = value.text
+            message = "a valid integer, unable to parse string as an integer (digits only, such as 10)"
+        elif error["type"] in _OUT_OF_RANGE:
+            message = setting.range
+        elif error["type"] in ("too_short", "string_too_short"):
+            least = error["ctx"]["min_length"]
+            message = "a non-empty value" if least == 1 else f"at least {least} characters"
+        expected = message if message.startswith("expected") else f"expected {message}"
+        # what stands below a misplaced key may be a secret
+        shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        self.refuse(setting.key, expected + ("" if setting.is_secret else f", got {shown}"))
+
+    def check_secrets(self, uses_secrets: bool) -> None:
+        """Refuse what is fine on a laptop that nobody else reaches: no server, debugging, secrets that are known."""
+        wrong = {problem.key for problem in self.problems}
+        exposed = uses_secrets and exposure(self.tree)
+        for setting in self.schema.values():
+            key, value, text = setting.key, self.value(setting), str(self.value(setting) or "")
+            change = f"set {setting.variable}{_RANDOM if setting.is_key else ''}"
+            if self.environment in UNSAFE:
+                if exposed and setting.is_key and (why := why_guessable(text, self.published[key], key=True)):
+                    self.refuse(key, f"{why}, but {exposed}; {change}")
+            elif key == "http_server.debug" and str(value).lower() not in _FALSE:
+                self.refuse(key, "must be false outside local and test")
+            elif key == "postgres.host" and not value:
+                self.refuse(key, f"nothing is embedded outside local and test; {change}")
+            elif not setting.is_secret or (not text.strip() and setting.may_be_empty) or key in wrong:
                 continue
             elif not value:
-                problems.append(Problem(full, source, f"missing secret; set {variable} or {variable}_FILE"))
-            elif full not in wrong and (why := why_guessable(str(value), published[full], key=is_key(kind, key))):
-                problems.append(Problem(full, source, f"{why}; {_set(kind, key, variable)}"))
-    return problems
-
-
-def _keys_of_its_own(
-    root: Path,
-    kinds: Mapping[str, type[Section]],
-    tree: Mapping[str, Mapping[str, object]],
-    sources: Mapping[str, str],
-    exposed: str,
-) -> list[Problem]:
-    """What is fine on a laptop that nobody else gets at, and refused where others do: keys that everybody knows."""
-    published = _published(root)
-    return [
-        Problem(full, sources.get(full, "nowhere"), f"{why}, but {exposed}; {_set(kind, key, environment_name(full))}")
-        for name, kind in kinds.items()
-        for key in describe(kind)
-        if is_key(kind, key)
-        and (why := why_guessable(str(tree[name].get(key) or ""), published[full := f"{name}.{key}"], key=True))
-    ]
-
-
-def _set(kind: type[Section], key: str, variable: str) -> str:
-    example = ", such as the output of `openssl rand -base64 32`" if is_key(kind, key) else ""
-    return f"set {variable}{example}"
-
-
-def _published(root: Path) -> Mapping[str, list[str]]:
-    """Return the values that stand in files that are committed, by key."""
-    files = [root / "settings" / f"{name}.yaml" for name in ("default", *UNSAFE)]
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for file in read([file for file in files if file.is_file()]):
-        for name, section in file.content.items():
-            if isinstance(section, dict):
-                for key, value in cast("dict[str, object]", section).items():
-                    found[f"{name}.{key}"].append(str(value))
-    return found
-
-
-def _is_missing_secret(kind: type[Section], section: Mapping[str, object], name: str) -> bool:
-    return is_secret(kind, name) and not may_be_empty(kind, name) and not section.get(name)
-
-
-def _counted(kind: type[Section], name: str, value: object, written: str | None) -> object:
-    """Return the value as it is to be checked: a number as it was written, if it was.
-
-    Python and pydantic take true for 1, and 1_000, +5, 5.0 and digits of other scripts for whole numbers.
-    """
-    hint = hints(kind)[name]
-    numeric = getattr(hint, "__origin__", hint)
-    if numeric not in (int, float):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = value if isinstance(value, str) else written
-    return value if numeric is float or text is None or _DIGITS.fullmatch(text) else _Miswritten(text)
+                self.refuse(key, f"missing secret; set {setting.variable} or {setting.variable}_FILE")
+            elif why := why_guessable(text, self.published[key], key=setting.is_key):
+                self.refuse(key, f"{why}; {change}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +232,3 @@ class _Miswritten:
     """What stands where a whole number should."""
 
     text: str
-
-    def __repr__(self) -> str:
-        return repr(self.text)

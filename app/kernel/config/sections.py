@@ -21,6 +21,14 @@ def _seconds(value: object) -> object:
     return value
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration as people write it, in the largest unit that leaves no fraction: `400d`, `90s`, `0.5s`."""
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:.15g}{unit}"
+    return f"{seconds * 1000:.15g}ms" if 0 < seconds < _SECONDS["ms"] * 100 else f"{seconds:.15g}s"
+
+
 def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 

@@ -1,22 +1,23 @@
-"""Settings once they are valid, and what is said when they are not."""
+"""Settings once they are valid, the schema that they follow, and what is said when they do not."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import SecretStr
 
-from app.kernel.config.sections import DURATION_FORM, IS_KEY, MAY_BE_EMPTY, Section
+from app.kernel.config.sections import DURATION_FORM, IS_KEY, MAY_BE_EMPTY, Section, duration_text
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
 DEFAULT_ENVIRONMENT: Environment = "local"
-_UNITS = (("d", 86400.0), ("h", 3600.0), ("m", 60.0))
 UNSAFE: tuple[Environment, ...] = ("local", "test")
 """Where nothing has to be secret, and a server may be embedded."""
+BUILT_IN = "built-in"
+"""The source of a default that the section itself has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,77 @@ class Misconfigured(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the schema: a field of a section."""
+
+    kind: type[Section]
+    name: str
+    type: Any
+    """Without metadata: str, int, SecretStr."""
+    metadata: tuple[Any, ...]
+    default: object
+    """MISSING when the files of settings have it."""
+
+    @property
+    def key(self) -> str:
+        """`section.name`."""
+        return f"{self.kind.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that overrides it."""
+        return environment_name(self.key)
+
+    @property
+    def description(self) -> str:
+        """What it means."""
+        return next((item.description for item in self.metadata if getattr(item, "description", None)), "")
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value is never shown."""
+        return self.type is SecretStr
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a secret may be left empty everywhere."""
+        return MAY_BE_EMPTY in self.metadata
+
+    @property
+    def is_key(self) -> bool:
+        """Whether a secret must be as hard to guess as a key."""
+        return IS_KEY in self.metadata
+
+    @property
+    def range(self) -> str:
+        """The range of a number or a duration, as people write it: `1s to 3650d`."""
+        limits = [limit for item in self.metadata for limit in getattr(item, "metadata", ())]
+        least = max(limit.ge for limit in limits if hasattr(limit, "ge"))
+        most = min(limit.le for limit in limits if hasattr(limit, "le"))
+        return f"{self.text(least)} to {self.text(most)}"
+
+    def text(self, value: object) -> str:
+        """Return a value as it would stand in the environment; a secret redacted."""
+        if isinstance(value, tuple | list):
+            return ",".join(map(str, cast("list[object]", value)))
+        if isinstance(value, float | int) and DURATION_FORM in self.metadata:
+            return duration_text(value)
+        if isinstance(value, float):
+            return f"{value:.12g}"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """An effective setting: what it is, where it came from, what it means. A secret is already redacted."""
 
     key: str
     value: object
+    text: str
+    """The value as it would stand in the environment."""
     source: str
     description: str
     secret: bool
-    is_duration: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,79 +130,42 @@ class Settings:
 
     def values(self) -> list[Value]:
         """Every effective setting, in the order of the schema, secrets redacted."""
-        return [
-            Value(
-                key := f"{kind.section}.{name}",
-                _shown(getattr(section, name)),
-                self.sources.get(key, "settings/default.yaml"),
-                description,
-                isinstance(getattr(section, name), SecretStr),
-                DURATION_FORM in getattr(hints(kind)[name], "__metadata__", ()),
-            )
-            for kind, section in self.sections.items()
-            for name, description in describe(kind).items()
-        ]
+        found: list[Value] = []
+        for kind, section in self.sections.items():
+            for setting in schema(kind):
+                value: object = getattr(section, setting.name)
+                if isinstance(value, SecretStr):
+                    value = "********" if value.get_secret_value() else ""
+                text, source = setting.text(value), self.sources[setting.key]
+                found.append(Value(setting.key, value, text, source, setting.description, setting.is_secret))
+        return found
 
     def secrets(self) -> list[str]:
         """The values that must never be shown, and the words of those that are lists."""
-        found = [getattr(section, name) for kind, section in self.sections.items() for name in describe(kind)]
+        found = [getattr(section, setting.name) for kind, section in self.sections.items() for setting in schema(kind)]
         texts = [value.get_secret_value() for value in found if isinstance(value, SecretStr)]
         return [part for text in texts for part in {text, *text.split()} if part]
 
 
-def _shown(value: object) -> object:
-    if isinstance(value, SecretStr):
-        return "********" if value.get_secret_value() else ""
-    return value
-
-
 @cache
-def hints(kind: type[Any]) -> dict[str, Any]:
-    """Return the annotations of a section, with their metadata."""
-    return get_type_hints(kind, include_extras=True)
+def schema(kind: type[Section]) -> tuple[Setting, ...]:
+    """Return the keys of a section."""
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(
+        Setting(
+            kind,
+            item.name,
+            getattr(hints[item.name], "__origin__", hints[item.name]),
+            getattr(hints[item.name], "__metadata__", ()),
+            item.default if item.default_factory is MISSING else item.default_factory(),
+        )
+        for item in fields(cast("Any", kind))
+    )
 
 
 def describe(kind: type[Section]) -> dict[str, str]:
     """Return the keys of a section with what each means."""
-    found: dict[str, str] = {}
-    for item in fields(cast("Any", kind)):
-        metadata = getattr(hints(kind)[item.name], "__metadata__", ())
-        found[item.name] = next((m.description for m in metadata if getattr(m, "description", None)), "")
-    return found
-
-
-def range_of(kind: type[Section], name: str) -> str:
-    """Return the range of a number or a duration, as people write it: `1s to 3650d`."""
-    found: list[Any] = []
-    is_duration = False
-    for item in getattr(hints(kind)[name], "__metadata__", ()):
-        found += getattr(item, "metadata", ())
-        is_duration = is_duration or item is DURATION_FORM
-    least = max(limit for item in found if (limit := getattr(item, "ge", None)) is not None)
-    most = min(limit for item in found if (limit := getattr(item, "le", None)) is not None)
-    return " to ".join(duration(limit) if is_duration else f"{limit:.15g}" for limit in (least, most))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as settings have it, in the largest unit that leaves no fraction: `90s`, `12h`, `400d`."""
-    unit, size = next(((unit, size) for unit, size in _UNITS if seconds and seconds % size == 0), ("s", 1.0))
-    return f"{seconds / size:.12g}{unit}"
-
-
-def is_secret(kind: type[Section], name: str) -> bool:
-    """Return whether a key of a section is never shown."""
-    hint = hints(kind)[name]
-    return hint is SecretStr or getattr(hint, "__origin__", None) is SecretStr
-
-
-def may_be_empty(kind: type[Section], name: str) -> bool:
-    """Return whether a key that is a secret may be left empty everywhere."""
-    return MAY_BE_EMPTY in getattr(hints(kind)[name], "__metadata__", ())
-
-
-def is_key(kind: type[Section], name: str) -> bool:
-    """Return whether a secret must be as hard to guess as a key."""
-    return IS_KEY in getattr(hints(kind)[name], "__metadata__", ())
+    return {setting.name: setting.description for setting in schema(kind)}
 
 
 def environment_name(key: str) -> str:

@@ -6,16 +6,17 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from app.kernel.config import Duration, Key, Names
+from app.kernel.product import NAME
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuthSettings:
     """Tokens, sessions and passwords."""
 
     section: ClassVar[str] = "auth"
     master_secret: Annotated[Key, Field(description="encrypts the signing keys; the same in every process")]
     issuer: Annotated[str, Field(min_length=1, description="`iss` of the tokens: the public address of the auth API")]
-    audience: Annotated[str, Field(min_length=1, description="`aud` of the access tokens")]
+    audience: Annotated[str, Field(min_length=1, description="`aud` of the access tokens")] = NAME
     access_token_ttl: Annotated[Duration, Field(ge=1, description="life of an access token")]
     session_idle: Annotated[Duration, Field(ge=1, description="a session not used for this long ends")]
     session_lifetime: Annotated[Duration, Field(ge=1, description="a session ends after this long in any case")]
