@@ -18,7 +18,8 @@ import uvloop
 from loguru import logger
 
 from app.kernel.config import HttpServerSettings, load
-from app.kernel.http import connection, connections, server
+from app.kernel.http import connection
+from app.kernel.http import server as listening
 from app.kernel.http.asgi import CLOSE, Receive, Scope, Send, respond
 from app.kernel.http.codecs import read_body
 from app.kernel.http.probes import Probes
@@ -235,7 +236,7 @@ async def test_a_client_that_waits_for_100_is_told_to_go_on_only_when_its_body_i
 @on_both_loops
 async def test_reading_on_is_bounded_in_bytes_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_LINGER_BYTES", 1_000_000)
-    monkeypatch.setattr(connections, "_LINGER_S", 0.3)
+    monkeypatch.setattr(listening, "_LINGER_S", 0.3)
     head = b"POST /refuse/413 HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n"
     async with served() as server:
         reader, writer = await server.open()
@@ -258,7 +259,7 @@ async def test_reading_on_is_bounded_in_bytes_and_in_time(monkeypatch: pytest.Mo
 
 @on_both_loops
 async def test_a_head_that_does_not_arrive_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_HEAD_S", 0.5)
+    monkeypatch.setattr(listening, "_HEAD_S", 0.5)
     async with served() as server:
         silent, half, again = [await server.open() for _ in range(3)]
         half[1].write(b"GET / HTTP/1.1\r\nhost: x\r\n")
@@ -370,7 +371,7 @@ async def test_health_is_answered_at_once_among_many_who_say_nothing() -> None:
 
 @on_both_loops
 async def test_bodies_in_memory_are_bounded_in_all_and_for_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_BODIES", 2)
+    monkeypatch.setattr(listening, "_BODIES", 2)
     async with served(HTTP_SERVER_MAX_BODY_BYTES="100000") as about:
         head = b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n"
         first = await about.open()
@@ -401,7 +402,7 @@ async def test_the_backlog_is_as_long_as_asked_for() -> None:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         with open("/proc/sys/net/core/somaxconn") as file:  # noqa: PTH123
             most = int(file.read())
-        assert struct.unpack_from("I", info, 28)[0] == min(connections.BACKLOG, most)
+        assert struct.unpack_from("I", info, 28)[0] == min(listening.BACKLOG, most)
 
 
 @on_both_loops
