@@ -11,17 +11,23 @@ import httpx
 import psycopg
 import pytest
 
+from app.kernel.errors import RateLimited
 from app.modules.auth.domain.limits import (
     LOCKED_FROM,
     REFUSED_FROM,
     REFUSED_FROM_ADDRESS,
     SPRAYED_FROM,
+    Limit,
     limit_of_name,
     limit_of_password,
 )
 from app.modules.auth.domain.second_factor import totp
+from app.modules.auth.postgres.limits import Limits
 from tests.conftest import SUPERUSER, TestDatabase, log_in
+from tests.kernel.queue.conftest import Bench, bench
 from tests.support.project import Project, eventually
+
+__all__ = ["bench"]
 
 USERNAME, PASSWORD = SUPERUSER
 LOGIN, ME, TOKEN = "/auth/v1/login", "/auth/v1/me", "/oauth/token"
@@ -185,6 +191,32 @@ def test_a_name_that_could_not_be_counted_for_a_password_is_counted_later(
     assert sign_in(pair[1], guess, "ann").status_code == 401
     counted = "SELECT hits, pending FROM auth.limits WHERE key LIKE 'login:password:______' AND hits <> 0"
     assert database.all(counted) == [(1, 0), (1, 0)]
+
+
+async def test_a_try_that_one_limit_refuses_counts_under_none(bench: Bench) -> None:
+    limits, full = Limits(), Limit("full", 1)
+    others = [Limit("a", 5), full, Limit("p", 5, once_for="ann")]
+    first = await limits.reserve(bench.db, [full])
+    with pytest.raises(RateLimited):
+        await limits.reserve(bench.db, others)
+    assert await bench.rows("SELECT key FROM auth.limits WHERE hits <> 0") == [("full",)]
+    await limits.give_back(bench.db, first)
+    tried = await limits.reserve(bench.db, others)
+    assert [tried.tallies[limit.key].pending for limit in others] == [1, 1, 1]
+    assert await bench.rows("SELECT hits FROM auth.limits WHERE key = 'p:ann'") == [(1,)]
+
+
+async def test_tries_that_are_not_decided_do_not_pass_the_bound_from_which_a_name_is_locked(bench: Bench) -> None:
+    limits, name = Limits(), [Limit("name", 4, locks_from=2)]
+    tried = [await limits.reserve(bench.db, name) for _ in range(2)]
+    with pytest.raises(RateLimited):
+        await limits.reserve(bench.db, name)
+    for one in tried:
+        await limits.fail(bench.db, one)
+    locked = [await limits.reserve(bench.db, name) for _ in range(2)]
+    assert [one.tallies["name"].failed for one in locked] == [2, 2]
+    with pytest.raises(RateLimited):
+        await limits.reserve(bench.db, name)
 
 
 def test_what_is_kept_of_a_failed_password_does_not_tell_what_it_was() -> None:

@@ -8,6 +8,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import LiteralString
 
 import httpx
 import psycopg
@@ -124,15 +125,17 @@ def test_a_password_does_not_expire(project: Project, database: TestDatabase) ->
     assert log_in_with(client, PASSWORD).status_code == 200
 
 
-def meanwhile(database: TestDatabase, request: Callable[[], httpx.Response], change: str) -> httpx.Response:
-    """Return the answer to a request, with a change made after its password was verified and before it writes."""
+def meanwhile(
+    database: TestDatabase, request: Callable[[], httpx.Response], change: str, *held_by: LiteralString
+) -> httpx.Response:
+    """Return the answer to a request, with a change made while it waits: before it writes, unless said otherwise."""
     waiting = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND backend_type = 'client backend' AND wait_event_type = 'Lock'"
     )
     with psycopg.connect(database.conninfo) as held, ThreadPoolExecutor(1) as thread:
-        held.execute("SELECT FROM auth.actors FOR UPDATE")
-        held.execute("SELECT FROM auth.totp FOR UPDATE")
+        for statement in held_by or ("SELECT FROM auth.actors FOR UPDATE", "SELECT FROM auth.totp FOR UPDATE"):
+            held.execute(statement)
         answer = thread.submit(request)
         eventually(lambda: database.all(waiting) == [(1,)], every=0.01)
         held.execute(change)
@@ -147,6 +150,18 @@ def test_what_changes_while_a_password_is_verified_counts(
     client = log_in(project, project.start("run-auth-http"))
     before = database.all("SELECT count(*) FROM auth.sessions")
     answer = meanwhile(database, lambda: log_in_with(client, PASSWORD), f"UPDATE auth.actors SET {change}")
+    assert (answer.status_code, answer.json()["code"]) == (401, "INVALID_CREDENTIALS")
+    assert database.all("SELECT count(*) FROM auth.sessions") == before
+
+
+def test_a_second_factor_that_is_turned_on_while_a_password_is_verified_counts(
+    project: Project, database: TestDatabase
+) -> None:
+    client = log_in(project, project.start("run-auth-http"))
+    before = database.all("SELECT count(*) FROM auth.sessions")
+    held = "SELECT FROM auth.limits FOR UPDATE"  # after the account was read
+    change = "INSERT INTO auth.totp (actor_id, secret, confirmed_at) SELECT id, '', now() FROM auth.actors"
+    answer = meanwhile(database, lambda: log_in_with(client, PASSWORD), change, held)
     assert (answer.status_code, answer.json()["code"]) == (401, "INVALID_CREDENTIALS")
     assert database.all("SELECT count(*) FROM auth.sessions") == before
 
