@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,36 @@ class Renamed:
 '''
 
 
-def add_orders(copy: Project) -> None:
+@dataclass
+class Copy(Project):
+    """A copy of the project, and the commands that succeeded in it."""
+
+    ran: list[tuple[str, ...]] = field(default_factory=list)
+
+    def app(self, *args: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        done = super().app(*args, **options)
+        if done.returncode == 0:
+            self.ran.append(args)
+        return done
+
+
+GUIDE = (ROOT / "docs/modules.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the samples of the guide in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+
+
+def test_every_sample_of_the_guide_is_part_of_the_module() -> None:
+    files = [path.read_text() for path in SAMPLE.rglob("*") if path.suffix in {".py", ".sql"}]
+    samples = blocks("python") + blocks("sql")
+    assert len(samples) > 15
+    assert [sample for sample in samples if not any(sample in text for text in files)] == []
+    assert len(samples) + len(blocks("sh")) == len(re.findall("^```[a-z]", GUIDE, re.MULTILINE))
+
+
+def add_orders(copy: Copy) -> None:
     """Add the module to a copy of the project."""
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(SAMPLE / "orders", copy.root / "app/modules/orders", ignore=skip)
@@ -47,7 +77,7 @@ def add_orders(copy: Project) -> None:
     name_in_modules(copy, "MODULES = (", 'MODULES = ("orders", ')
 
 
-def remove_orders(copy: Project) -> None:
+def remove_orders(copy: Copy) -> None:
     """Remove the module again."""
     shutil.rmtree(copy.root / "app/modules/orders")
     for file in (SAMPLE / "migrations").iterdir():
@@ -55,7 +85,7 @@ def remove_orders(copy: Project) -> None:
     name_in_modules(copy, '"orders", ', "")
 
 
-def name_in_modules(copy: Project, old: str, new: str) -> None:
+def name_in_modules(copy: Copy, old: str, new: str) -> None:
     path = copy.root / "app/modules/__init__.py"
     text = path.read_text()
     assert text.count(old) == 1
@@ -63,14 +93,15 @@ def name_in_modules(copy: Project, old: str, new: str) -> None:
 
 
 @pytest.fixture
-def copy(cli: Project, tmp_path: Path) -> Project:
+def copy(cli: Project, tmp_path: Path) -> Copy:
     """A copy of the project with the module, on an embedded database of its own."""
-    copied = cli.copy(tmp_path / "copy")
+    made = cli.copy(tmp_path / "copy")
+    copied = Copy(made.root, made.scratch, made.env, made.python, made.running, made.clients)
     add_orders(copied)
     return copied
 
 
-def test_the_module_passes_every_check_and_its_own_tests(copy: Project) -> None:
+def test_the_module_passes_every_check_and_its_own_tests(copy: Copy) -> None:
     for name in (".importlinter", "pyproject.toml"):
         shutil.copy(ROOT / name, copy.root)
     skip = shutil.ignore_patterns("__pycache__", "test_*.py", "npm", "chaos")
@@ -105,7 +136,7 @@ def test_the_module_passes_every_check_and_its_own_tests(copy: Project) -> None:
         ("portal.py", "import psycopg", "pure"),
     ],
 )
-def test_a_module_that_breaks_a_contract_is_told(copy: Project, file: str, line: str, contract: str) -> None:
+def test_a_module_that_breaks_a_contract_is_told(copy: Copy, file: str, line: str, contract: str) -> None:
     shutil.copy(ROOT / ".importlinter", copy.root)
     (copy.root / "tests/support").mkdir(parents=True)
     shutil.copy(ROOT / "tests/support/contracts.py", copy.root / "tests/support")
@@ -119,14 +150,14 @@ def test_a_module_that_breaks_a_contract_is_told(copy: Project, file: str, line:
     assert f"{name[1]} BROKEN" in " ".join(done.stdout.split())
 
 
-def test_it_works_in_its_own_process_gains_an_action_and_is_removed_without_a_trace(copy: Project) -> None:
+def test_it_works_in_its_own_process_gains_an_action_and_is_removed_without_a_trace(copy: Copy) -> None:
     copy.env["ORDERS_MAX_OPEN"] = "3"
     everything = copy.start("run-all-in-one")
     root = log_in(copy, everything)
     orders = copy.start("run-orders-http")
     client = customer(copy, root, orders)
     check_http_and_jobs(copy, client)
-    check_commands(copy)
+    check_commands(copy, root, client)
     assert {p["name"] for p in root.get("/platform/v1/processes").json()["items"]} == {
         "run-all-in-one",
         "run-orders-http",
@@ -139,21 +170,23 @@ def test_it_works_in_its_own_process_gains_an_action_and_is_removed_without_a_tr
     orders = copy.start("run-orders-http")
     again = copy.client(orders.ready())
     again.headers = client.headers
-    renamed = again.put(f"/orders/v1/orders/{order_ids(copy)[0]}/item", json={"item": "green tea"})
+    renamed = again.put(f"/orders/v1/orders/{order_ids(again)[0]}/item", json={"item": "green tea"})
     assert (renamed.status_code, renamed.json()["item"]) == (200, "green tea")
     assert (
         again.get("/openapi.json").json()["paths"]["/orders/v1/orders/{id}/item"]["put"]["summary"] == "Rename an item."
     )
-    done = copy.app("orders", "rename", order_ids(copy)[1], "--item", "black tea", "--json")
+    done = copy.app("orders", "rename", order_ids(again)[1], "--item", "black tea", "--json")
     assert json_of(done)["item"] == "black tea"
     audited = root.get("/platform/v1/audit", params={"action": "orders.rename_item"}).json()["items"]
-    assert [entry["target"] for entry in audited] == order_ids(copy)[1::-1]
+    assert [entry["target"] for entry in audited] == order_ids(again)[1::-1]
 
     assert [orders.stop(), everything.stop()] == [0, 0]
     check_removal(copy)
+    wanted = {line.removeprefix("app ") for block in blocks("sh") for line in block.splitlines()}
+    assert wanted <= {re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", " ".join(args)) for args in copy.ran}
 
 
-def customer(copy: Project, root: httpx.Client, orders: Running) -> httpx.Client:
+def customer(copy: Copy, root: httpx.Client, orders: Running) -> httpx.Client:
     """Return a client of the module's process, signed in as a user who was granted its permissions."""
     user = {"username": "customer", "password": "a password that is long enough"}
     actor = root.post("/auth/v1/actors", json={"type": "user", **user}).json()
@@ -166,7 +199,7 @@ def customer(copy: Project, root: httpx.Client, orders: Running) -> httpx.Client
     return client
 
 
-def check_http_and_jobs(copy: Project, client: httpx.Client) -> None:
+def check_http_and_jobs(copy: Copy, client: httpx.Client) -> None:
     """Place orders while no job runs, list them in pages, then let the subscriber and the task run."""
     assert copy.app("queues", "pause", "default").returncode == 0
     answers = [client.post("/orders/v1/orders", json={"item": f"tea {number}"}) for number in range(4)]
@@ -184,20 +217,28 @@ def check_http_and_jobs(copy: Project, client: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["code"]) == (409, "ORDER_PACKED")
 
 
-def check_commands(copy: Project) -> None:
+def check_commands(copy: Copy, root: httpx.Client, client: httpx.Client) -> None:
     """The commands of the module, and those that show what it has."""
+    assert copy.app("queues", "pause", "default").returncode == 0
     placed = json_of(copy.app("orders", "place", "--item", "coffee", "--json"))
-    assert (placed["item"], placed["quantity"]) == ("coffee", 1)
-    assert placed["id"] in order_ids(copy)
+    assert (placed["item"], placed["quantity"], placed["state"]) == ("coffee", 1, "placed")
     assert copy.app("orders", "cancel", placed["id"], "--no-input").returncode == 2
+    assert copy.app("orders", "cancel", placed["id"], "--yes").returncode == 0
+    assert copy.app("queues", "resume", "default").returncode == 0
+    packed = json_of(copy.app("orders", "list", "--state", "packed", "--json"))["items"]
+    assert [order["item"] for order in packed] == ["tea 2", "tea 1", "tea 0"]
+    assert placed["id"] == order_ids(client)[0]
     assert "run-orders-http" in copy.app("--help").stdout
     scheduled = json_of(copy.app("schedules", "list", "--json"))["items"]
     assert "orders.prune" in [schedule["name"] for schedule in scheduled]
+    assert copy.app("schedules", "trigger", "orders.prune").returncode == 0
+    prunes = {"task": "orders.prune", "state": "done"}
+    eventually(lambda: root.get("/platform/v1/jobs", params=prunes).json()["items"], 30)
     explained = json_of(copy.app("config", "explain", "orders.max_open", "--json"))
     assert (explained["value"], explained["source"]) == (3, "ORDERS_MAX_OPEN")
 
 
-def check_removal(copy: Project) -> None:
+def check_removal(copy: Copy) -> None:
     """Remove the module as docs/modules.md says; nothing of it is left but history."""
     assert copy.app("migrate", "down", "--module", "orders", "--yes").returncode == 0
     remove_orders(copy)
@@ -209,5 +250,5 @@ def json_of(done: "subprocess.CompletedProcess[str]") -> Any:
     return json.loads(done.stdout)
 
 
-def order_ids(copy: Project) -> list[str]:
-    return [order["id"] for order in json_of(copy.app("orders", "list", "--json"))["items"]]
+def order_ids(client: httpx.Client) -> list[str]:
+    return [order["id"] for order in client.get("/orders/v1/orders").json()["items"]]
