@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from app.kernel.db.embedded import embedded_server
+from app.kernel.db.devserver.embedded import embedded_server
 
 
 async def main(folder: Path) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.kernel.db import embedded
-from app.kernel.db.embedded import EmbeddedUnavailable, embedded_binaries, embedded_server
-from app.kernel.db.supervisor import account_of
+from app.kernel.db.devserver import embedded
+from app.kernel.db.devserver.embedded import EmbeddedUnavailable, embedded_binaries, embedded_server
+from app.kernel.db.devserver.place import account_of
 from app.kernel.errors import Unavailable
 
 pytestmark = [
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 OWNER = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path
-from app.kernel.db.embedded import embedded_server
+from app.kernel.db.devserver.embedded import embedded_server
 
 async def main():
     try:

@@ -10,7 +10,7 @@ from secrets import token_urlsafe
 
 import pytest
 
-from app.kernel.db.embedded import embedded_binaries
+from app.kernel.db.devserver.embedded import embedded_binaries
 from tests.conftest import SUPERUSER, TestDatabase, log_in, required
 from tests.support.debian import Authority, DebianServer, debian_server, free_port, installed
 from tests.support.project import Project, eventually
