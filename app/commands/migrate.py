@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from app.kernel.db.migrations import Migrator
+    from app.kernel.db.migrations.migrator import Migrator
     from app.kernel.process import Process
 
 _app = group("Create, apply and roll back migrations.")
@@ -31,13 +31,13 @@ def _tell(text: str) -> None:
 
 def _with_migrator(work: "Callable[[Migrator], Any]") -> Any:
     async def body(p: "Process") -> Any:
-        from app.kernel.db.migrations import Migrator, in_thread
+        from app.kernel.db.migrations.migrator import Migrator, in_thread
         from app.kernel.db.server import server
 
         migrator = Migrator(await p.use(server), _FOLDER)
         done = await in_thread(migrator, lambda: work(migrator))
-        if warning := migrator.newer_release():
-            _tell(warning)
+        if migrator.warning:
+            _tell(migrator.warning)
         return done
 
     return run_once("migrate", body)
@@ -54,9 +54,9 @@ def create(
     Examples:
       app migrate create auth add_user_roles
     """
-    from app.kernel.db import migration_files
+    from app.kernel.db.migrations import files
 
-    for path in migration_files.create(_FOLDER, module, description, ("kernel", *MODULES)):
+    for path in files.create(_FOLDER, module, description, ("kernel", *MODULES)):
         typer.echo(path.relative_to(ROOT))
 
 

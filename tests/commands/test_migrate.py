@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.kernel.db.migration_files import read
-from app.kernel.db.migrations import Migrator
+from app.kernel.db.migrations.files import read
+from app.kernel.db.migrations.migrator import Migrator
 from app.kernel.db.server import Server
 from app.modules import MODULES
 from app.processes import PROCESSES

@@ -16,7 +16,7 @@ from app.kernel.concurrency import Deadlines, Shared
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Parameters, Row, Transaction
 from app.kernel.db.connection import Connection
-from app.kernel.db.migrations import migrated
+from app.kernel.db.migrations.migrator import migrated
 from app.kernel.db.pool import Pool, PoolUse
 from app.kernel.db.refusals import DISK_FULL, READ_ONLY, refusal_of
 from app.kernel.db.server import server

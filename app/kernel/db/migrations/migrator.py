@@ -1,0 +1,242 @@
+"""Migrations are applied by one process at a time, under an advisory lock on the connection that migrates.
+
+A killed migrator therefore blocks nobody. The others poll the lock: a blocked `pg_advisory_lock` would itself make
+CREATE INDEX CONCURRENTLY wait.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from loguru import logger
+
+from app.kernel.config import PostgresSettings
+from app.kernel.db.connection import hang_up
+from app.kernel.db.migrations.files import Migration, read
+from app.kernel.db.migrations.plan import Status, behind, compare, newer_release, to_apply, to_roll_back
+from app.kernel.db.migrations.steps import CHECKSUMS, TABLE, MigrationFailed, connect, load, prepare, run
+from app.kernel.db.refusals import READ_ONLY, refusal_of
+from app.kernel.db.server import Server, server
+from app.kernel.errors import Conflict, Unavailable
+from app.kernel.process import Process
+from app.kernel.product import NAME
+
+_LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
+_WAIT_S = 3600.0
+_POLL_S = 0.1
+_STOP_S = 4.0
+_AGAIN_S = 1.0
+_MISSING = ("42P01", "42703", "42883", "3F000")  # SQLSTATE of a missing table, column, function or schema
+
+
+class Migrator:
+    """Migrates one database. Its methods block; `stop` and `hang_up` may be called from another thread.
+
+    They raise Misconfigured for a database of before the squash, BadMigration, and psycopg.Error. `warning` is what to
+    say of migrations that this release does not know, as of the last look at the database.
+    """
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self._folder = folder
+        self._stopped = threading.Event()
+        self._connection: psycopg.Connection[Any] | None = None
+        self.warning = ""
+
+    def status(self) -> list[Status]:
+        """Return every migration with its state, in order. Changes nothing, and takes no lock."""
+        with psycopg.connect(self._server.conninfo(statement_timeout=10_000), autocommit=True) as connection:
+            self._connection = connection
+            return self._status(connection)
+
+    def _status(self, connection: psycopg.Connection[Any]) -> list[Status]:
+        applied = _recorded(connection, TABLE, "SELECT migration_id, applied_at_utc FROM _migrations")
+        checksums = _recorded(connection, CHECKSUMS, "SELECT migration_id, sha256 FROM _migration_checksums")
+        found = compare(read(self._folder), applied, checksums)
+        self.warning = newer_release(found)
+        return found
+
+    def pending(self) -> list[Migration]:
+        """Return what `up` would apply, in order."""
+        return to_apply(self.status())
+
+    def up(self, report: Callable[[str], None]) -> list[str]:
+        """Apply what is pending, in order; return the ids. Safe to repeat, and to run many times at once.
+
+        Raises MigrationFailed, and Unavailable when another migrator does not finish.
+        """
+        if not self.pending():  # the usual start: no lock, no yoyo
+            return []
+        with self._locked(report) as backend:
+            todo = to_apply(self._status(backend.connection))
+            for migration in todo:
+                started = time.monotonic()
+                self._go_on()
+                run(backend, migration, "apply")
+                report(f"applied {migration.id} in {time.monotonic() - started:.2f} s")
+            return [migration.id for migration in todo]
+
+    def last(self, module: str = "") -> list[Migration]:
+        """Return what `down` would roll back, in its order. Raises as `to_roll_back` does."""
+        return to_roll_back(self.status(), module)
+
+    def down(self, report: Callable[[str], None], module: str = "") -> list[str]:
+        """Roll back the newest applied migration, or all of a module, newest first; return the ids.
+
+        All or none, unless one of them is not transactional. Raises as `up` and `last` do; Conflict when another
+        schema depends on what would be dropped.
+        """
+        self.last(module)  # before the lock, which makes tables
+        with self._locked(report) as backend:
+            todo = to_roll_back(self._status(backend.connection), module)
+            is_atomic = all(load(migration).use_transactions for migration in todo)
+            with backend.transaction() if is_atomic else contextlib.nullcontext():
+                for migration in todo:
+                    self._go_on()
+                    run(backend, migration, "rollback")
+            for migration in todo:
+                report(f"rolled back {migration.id}")
+            return [migration.id for migration in todo]
+
+    def stop(self) -> None:
+        """Give up: stop waiting, begin no other migration, cancel the statement that runs. Safe to repeat."""
+        self._stopped.set()
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=1)
+
+    def hang_up(self) -> None:
+        """Give up without asking a server that does not answer; it rolls back when it notices. Safe to repeat."""
+        self._stopped.set()
+        if (connection := self._connection) is not None:
+            hang_up(connection)
+
+    @contextlib.contextmanager
+    def _locked(self, report: Callable[[str], None]) -> Generator[Any]:
+        """Yield a yoyo backend (not annotated, hence Any) that nobody else migrates with."""
+        backend = connect(self._server)
+        self._connection = backend.connection
+        with contextlib.closing(backend.connection):
+            self._lock(backend.connection, report)
+            prepare(backend)
+            yield backend
+
+    def _lock(self, connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
+        deadline, told = time.monotonic() + _WAIT_S, time.monotonic()
+        while not connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK_KEY,)).fetchall()[0][0]:
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"another process has been migrating for {_WAIT_S / 60:.0f} minutes; see who holds it"
+                )
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                report(f"waiting for {_holder(connection)} to finish migrating")
+            if self._stopped.wait(_POLL_S):
+                raise Unavailable("stopped while waiting for another migrator")
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise Unavailable("stopped before everything was migrated")
+
+
+def _recorded(connection: psycopg.Connection[Any], table: str, rows: LiteralString) -> dict[str, Any]:
+    """Return what a table records of each applied migration; nothing when it does not exist."""
+    if connection.execute("SELECT to_regclass(%s) IS NULL", (table,)).fetchall() == [(True,)]:
+        return {}
+    return dict(connection.execute(rows).fetchall())
+
+
+def _holder(connection: psycopg.Connection[Any]) -> str:
+    """Return who holds the lock."""
+    row = connection.execute(
+        "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+        " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND (l.classid::bigint << 32 | l.objid::bigint) = %s",
+        (_LOCK_KEY,),
+    ).fetchone()
+    return row[0] if row and row[0] else "another process"
+
+
+async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
+    """Run a blocking method of the migrator; when cancelled, stop it and wait until it has closed its connection.
+
+    Raises what the work raises, Unavailable when the database goes away, MigrationFailed when it denies something.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        deadline = time.monotonic() + _STOP_S
+        try:
+            while not task.done() and time.monotonic() < deadline:  # one may come between two statements
+                await asyncio.to_thread(migrator.stop)
+                await asyncio.wait({task}, timeout=0.2)
+        finally:
+            migrator.hang_up()  # nothing, unless it still runs
+            await asyncio.wait({task}, timeout=1)
+        if task.done():
+            task.exception()  # it was told to fail
+        raise
+    except psycopg.Error as error:
+        reason = " ".join(str(error).split())
+        if error.sqlstate == READ_ONLY:
+            raise Unavailable("migrations are pending, and the database is read-only; let it accept changes") from error
+        if isinstance(refusal_of(error), Unavailable):
+            raise Unavailable(f"the database went away while migrating: {reason}") from error
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise MigrationFailed(
+                f"the database does not let this role migrate: {reason}; make it the owner of the database,"
+                " or let it: GRANT CREATE ON SCHEMA public"
+            ) from error
+        raise
+
+
+@asynccontextmanager
+async def migrated(p: Process) -> AsyncGenerator[None]:
+    """Provide a database whose schema is current: nothing else may open before.
+
+    While the database cannot be migrated for now, such as being read-only, this tries again for `startup_timeout`.
+    A process that does not migrate is told what is pending, and goes on. What fails then fails because of it.
+    Raises MigrationFailed, BadMigration, Misconfigured, Unavailable; Conflict when something is pending and may not be
+    applied.
+    """
+    migrator = Migrator(await p.use(server), p.root / "migrations")
+    pending: list[Migration] = []
+    if p.migrates:
+        await _migrate(migrator, p.settings[PostgresSettings])
+    elif pending := await in_thread(migrator, migrator.pending):
+        logger.warning(behind(pending))
+    if migrator.warning:
+        logger.warning(migrator.warning)
+    try:
+        yield
+    except psycopg.Error as error:
+        if pending and error.sqlstate in _MISSING:
+            up = f"{NAME} migrate up"
+            raise Conflict(f"the schema of the database is older than this command; run: {up}") from error
+        raise
+
+
+async def _migrate(migrator: Migrator, settings: PostgresSettings) -> None:
+    deadline = time.monotonic() + settings.startup_timeout
+    while True:
+        try:
+            if settings.migrate:
+                await in_thread(migrator, lambda: migrator.up(logger.info))
+            elif pending := await in_thread(migrator, migrator.pending):
+                raise Conflict(behind(pending))
+        except Unavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning("waiting to migrate: {}", error)
+        else:
+            return
+        await asyncio.sleep(_AGAIN_S)

@@ -1,0 +1,97 @@
+"""What is to be done: the files of migrations compared with what the database records."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from app.kernel.config import Misconfigured
+from app.kernel.db.migrations.files import BadMigration, Migration
+from app.kernel.errors import Conflict, NotFound
+from app.kernel.product import NAME
+
+State = Literal["applied", "pending", "edited", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One migration in files and database. `unknown` is applied, but has no file here: a newer release applied it."""
+
+    id: str
+    state: State
+    applied_at: datetime | None
+    file: Migration | None
+
+    @property
+    def module(self) -> str:
+        """Whose schema it changes."""
+        return self.id[15:].partition("_")[0]
+
+
+def compare(files: Sequence[Migration], applied: Mapping[str, datetime], checksums: Mapping[str, str]) -> list[Status]:
+    """Return every migration with its state, in order. Raises Misconfigured for a database of before the squash."""
+    by_id = {migration.id: migration for migration in files}
+    names = sorted(by_id.keys() | applied.keys())
+    if files and names[0] not in by_id:
+        empty = "name an empty database in POSTGRES_DB, or delete .local/postgres if the server is embedded"
+        error = Misconfigured(f"this database was made before the migrations were squashed, by {names[0]}")
+        error.add_note(f"{empty}; then run: {NAME} migrate up")
+        raise error
+    found: list[Status] = []
+    for name in names:
+        file = by_id.get(name)
+        if name not in applied:
+            found.append(Status(name, "pending", None, file))
+            continue
+        state: State = "unknown"
+        if file is not None:
+            state = "applied" if checksums.get(name, file.sha256) == file.sha256 else "edited"
+        found.append(Status(name, state, applied[name].replace(tzinfo=UTC), file))
+    return found
+
+
+def to_apply(found: Sequence[Status]) -> list[Migration]:
+    """Return what is pending, in order. Raises BadMigration for an edited file, and for one without a statement."""
+    if edited := [s.id for s in found if s.state == "edited"]:
+        raise BadMigration(
+            f"{', '.join(edited)}: edited after it was applied; restore the file and write a new migration"
+        )
+    pending = [s.file for s in found if s.state == "pending" and s.file]
+    for migration in pending:
+        migration.require_statement()
+    return pending
+
+
+def to_roll_back(found: Sequence[Status], module: str) -> list[Migration]:
+    """Return all applied migrations of a module, or the last one of all, newest first.
+
+    Raises NotFound for an unknown module, BadMigration for a missing file, Conflict for the kernel before its modules.
+    """
+    modules = sorted({s.module for s in found})
+    if module and module not in modules:
+        raise NotFound(f"there are no migrations of {module!r}; modules with migrations: {', '.join(modules)}")
+    applied = [s for s in reversed(found) if s.applied_at is not None]
+    if module == "kernel" and (others := sorted({s.module for s in applied} - {"kernel"})):
+        raise Conflict(f"every module uses the tables of the kernel; roll back {', '.join(others)} first")
+    wanted = [s for s in applied if s.module == module] if module else applied[:1]
+    if gone := [s.id for s in wanted if s.file is None]:
+        raise BadMigration(f"{gone[0]} has no file here; roll back with the release that applied it")
+    return [s.file for s in wanted if s.file]
+
+
+def newer_release(found: Sequence[Status]) -> str:
+    """Return what to warn of when migrations without a file here are applied, or nothing."""
+    unknown = [s.id for s in found if s.state == "unknown"]
+    if not unknown:
+        return ""
+    count = f"{len(unknown)} applied migration{'s have' if len(unknown) > 1 else ' has'} no file here"
+    return (
+        f"{count}, the last is {unknown[-1]}: a newer release has migrated this database; this older one goes on,"
+        f" see {NAME} migrate status"
+    )
+
+
+def behind(pending: Sequence[Migration]) -> str:
+    """Return that migrations are pending, and what to do."""
+    count = f"{len(pending)} migration{'s are' if len(pending) > 1 else ' is'} pending"
+    return f"{count}, the first is {pending[0].id}; run: {NAME} migrate up"

@@ -1,0 +1,150 @@
+"""One migration at a time, on yoyo's steps: the statements of a file, its record and its checksum commit together.
+
+yoyo's own `apply_one` would commit them apart. Its objects carry no types, hence Any.
+"""
+
+import contextlib
+import re
+import socket
+import sys
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from app.kernel.db.migrations.files import BadMigration, Migration
+from app.kernel.db.refusals import refusal_of
+from app.kernel.db.server import Server
+from app.kernel.errors import Conflict, Refusal, Unavailable
+
+TABLE, CHECKSUMS = "_migrations", "_migration_checksums"
+_DEPENDED_ON = "2BP01"
+_BUILDS_INDEX = re.compile(
+    r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>[\w$]+|\"[^\"]+\")"
+    r"\s+ON\s+(?:ONLY\s+)?(?P<table>[\w$.\"]+)",
+    re.IGNORECASE,
+)
+Direction = Literal["apply", "rollback"]
+
+
+class MigrationFailed(Refusal):
+    """A migration failed; nothing of it was recorded."""
+
+    code = "MIGRATION_FAILED"
+    title = "A migration failed; nothing of it was recorded"
+
+
+def connect(server: Server) -> Any:
+    """Return a backend of yoyo, connected. Raises psycopg.Error."""
+    from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+    from yoyo.connections import DatabaseURI
+
+    parameters: dict[str, Any] = conninfo_to_dict(
+        server.conninfo(
+            statement_timeout=0,
+            lock_timeout=60_000,
+            client_connection_check_interval=1000,  # a killed migrator's statement ends within a second
+        )
+    )
+
+    def log_data(migration: Any = None, operation: str = "apply") -> dict[str, object]:
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": server.parameters["application_name"],
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+    uri = DatabaseURI("postgresql+psycopg", None, None, None, None, parameters.pop("dbname"), parameters)
+    backend: Any = PostgresqlPsycopgBackend(uri, TABLE)
+    backend.get_log_data = log_data  # its own asks for the user's name, which a container may not have, and the DNS
+    return backend
+
+
+def prepare(backend: Any) -> None:
+    """Make the tables of the records; call it with the advisory lock. Safe to repeat."""
+    backend.connection.execute(
+        "CREATE TABLE IF NOT EXISTS _migration_checksums (migration_id text PRIMARY KEY, sha256 text NOT NULL)"
+    )
+    backend.connection.execute(
+        "CREATE TABLE IF NOT EXISTS yoyo_lock (locked int DEFAULT 1 PRIMARY KEY, ctime timestamp, pid int NOT NULL)"
+    )
+    backend.break_lock()  # left by a killed migrator: whoever holds the advisory lock is alone
+    backend.ensure_internal_schema_updated()
+
+
+def load(migration: Migration) -> Any:
+    """Return yoyo's own migration, read. Raises BadMigration."""
+    from yoyo.exceptions import BadMigration as YoyoBadMigration
+    from yoyo.migrations import Migration as YoyoMigration
+
+    step: Any = YoyoMigration(migration.id, str(migration.path), str(migration.path.parent))
+    name = migration.path.name
+    try:
+        step.load()
+    except UnicodeDecodeError:
+        raise BadMigration(f"{name} or its rollback is not UTF-8 text") from None
+    except KeyError as error:
+        raise BadMigration(f"{name}: transactional is true or false, not {error}") from None
+    except YoyoBadMigration:
+        raise BadMigration(f"{name}: remove its depends line; migrations apply in the order of their names") from None
+    return step
+
+
+def run(backend: Any, migration: Migration, direction: Direction) -> None:
+    """Apply or roll back one file, together with its record. Raises Conflict, MigrationFailed, Unavailable."""
+    step = load(migration)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # yoyo prints what a SELECT returns
+            if step.use_transactions:
+                with backend.transaction():
+                    step.process_steps(backend, direction)
+                    _record(backend, step, migration, direction)
+            else:
+                if direction == "apply":
+                    _drop_half_built(backend.connection, migration)
+                step.process_steps(backend, direction)
+                with backend.transaction():
+                    _record(backend, step, migration, direction)
+    except psycopg.Error as error:
+        name, reason = migration.path.name, " ".join(str(error).split())
+        if isinstance(refusal_of(error), Unavailable):
+            raise Unavailable(f"{name}: {direction} was interrupted: {reason}; try again") from error
+        if direction == "rollback" and error.sqlstate == _DEPENDED_ON:
+            users = " ".join((error.diag.message_detail or reason).split())
+            raise Conflict(f"{migration.module} is still used; roll back first what depends on it: {users}") from error
+        raise MigrationFailed(f"{name}: {direction} failed: {reason}") from error
+
+
+def _drop_half_built(connection: psycopg.Connection[Any], migration: Migration) -> None:
+    """Drop the invalid index that an interrupted build left: IF NOT EXISTS would take it for done."""
+    for build in _BUILDS_INDEX.finditer(migration.path.read_text(encoding="utf-8")):
+        index = build["index"]
+        left = connection.execute(
+            "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE i.indrelid = to_regclass(%s) AND c.relname = %s AND NOT i.indisvalid",
+            (build["table"], index.strip('"') if index.startswith('"') else index.lower()),
+        ).fetchall()
+        for schema, name in left:
+            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(schema, name)))
+
+
+def _record(backend: Any, step: Any, migration: Migration, direction: Direction) -> None:
+    backend.log_migration(step, direction)
+    if direction == "apply":
+        backend.mark_one(step, log=False)
+        backend.connection.execute(
+            "INSERT INTO _migration_checksums (migration_id, sha256) VALUES (%s, %s)"
+            " ON CONFLICT (migration_id) DO UPDATE SET sha256 = excluded.sha256",
+            (migration.id, migration.sha256),
+        )
+    else:
+        backend.unmark_one(step, log=False)
+        backend.connection.execute("DELETE FROM _migration_checksums WHERE migration_id = %s", (migration.id,))
