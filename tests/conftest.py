@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from app.kernel.config import load
-from app.kernel.db.embedded import embedded_binaries
+from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.process import Process
 from app.processes import new_process, sections
 from tests.support.leaks import WATCH, watched
