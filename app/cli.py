@@ -47,7 +47,7 @@ def table() -> dict[str, tuple[str, str]]:
 
     found = {name: (".commands.run", spec.help) for name, spec in PROCESSES.items()}
     for module in modules():
-        found |= {name: (".commands.group", summary) for name, summary in module.groups().items()}
+        found |= {name: (".commands.once", summary) for name, summary in module.groups().items()}
     return dict(sorted({**found, **COMMANDS}.items()))
 
 

@@ -1,13 +1,28 @@
-"""One-off processes, for commands."""
+"""The commands of modules: their groups, and the process that one runs in for as long as its work takes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+import typer
+
+from app.modules import modules
+
 if TYPE_CHECKING:
     from app.kernel.process import Process
 
 T = TypeVar("T")
+
+
+def typer_app(name: str) -> typer.Typer:
+    """Return the group of a name: the commands that features of its module declare, and those written by hand."""
+    from app.kernel.actions.commands import add_commands
+    from app.kernel.cli import group
+
+    [module] = [module for module in modules() if name in module.groups()]
+    found = module.load("cli:typer_app")(name) if name in module.commands else group(module.groups()[name])
+    add_commands(found, name, module.feature_classes(name), run_once)
+    return found
 
 
 def run_once(name: str, work: "Callable[[Process], Awaitable[T]]") -> T:

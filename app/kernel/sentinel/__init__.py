@@ -1,4 +1,4 @@
-"""Errors, captured: grouped by where they come from, counted, kept in PostgreSQL, and told to people once.
+"""Errors, captured: grouped by where they come from, counted, kept in PostgreSQL, and people notified once.
 
 What is logged with an exception, or as an error, is captured; nothing has to be called. Modules declare nothing.
 """
@@ -76,8 +76,8 @@ class StoredError:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A group that people are told of: with how many there were since the last time."""
+class DueGroup:
+    """A group that people are to be notified of, with how many errors there were since the last time."""
 
     id: UUID
     kind: str
@@ -93,8 +93,8 @@ class Told:
 class Errors(Protocol):
     """Captured errors, stored. Each method raises Unavailable."""
 
-    async def take_due(self, tx: Transaction) -> list[Told]:
-        """Return the groups that people are to be told of, most frequent first, and note that they were."""
+    async def take_due(self, tx: Transaction) -> list[DueGroup]:
+        """Return the groups that people are to be notified of, most frequent first, and mark them as notified."""
         ...
 
     async def page(

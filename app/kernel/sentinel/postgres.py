@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.kernel.db import Database, Queries, Transaction
 from app.kernel.queue.enqueue import Queue
-from app.kernel.sentinel import NOTIFY, ErrorNotFound, Group, StoredError, Told
+from app.kernel.sentinel import NOTIFY, DueGroup, ErrorNotFound, Group, StoredError
 
 _NOTIFY_DELAY_S = 3.0  # for others that open at the same time: they are told in one message
 
@@ -98,10 +98,10 @@ class PostgresErrors:
         if due is not None:
             await queue.enqueue(tx, NOTIFY, delay_s=_NOTIFY_DELAY_S, unique_key="due")
 
-    async def take_due(self, tx: Transaction) -> list[Told]:
+    async def take_due(self, tx: Transaction) -> list[DueGroup]:
         """Return the groups that people are to be told of, most frequent first, and note that they were."""
         rows = await tx.all(_TAKE_DUE_START + _DUE + _TAKE_DUE_END, {"cooldown_s": self.cooldown_s})
-        return sorted((Told(*row) for row in rows), key=lambda told: -told.since)
+        return sorted((DueGroup(*row) for row in rows), key=lambda group: -group.since)
 
     async def page(
         self, db: Queries, state: str | None, kind: str | None, limit: int, after: UUID | None

@@ -47,11 +47,11 @@ class Alerts:
 
         Return the number of groups. Exactly once: the messages are enqueued in the transaction.
         """
-        told = await self.errors.take_due(tx)
-        for title, body in texts(told, self.settings.environment):
+        due = await self.errors.take_due(tx)
+        for title, body in texts(due, self.settings.environment):
             for recipient in self.recipients.names():
                 await self.queue.enqueue(tx, SEND_MESSAGE, Message(recipient, title, body))
-        return len(told)
+        return len(due)
 
     @task(SEND_MESSAGE)
     async def send(self, message: Message) -> None:

@@ -221,7 +221,7 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
     except psycopg.Error as error:
         if pending and error.sqlstate in _MISSING:
             up = f"{NAME} migrate up"
-            raise Conflict(f"the schema of the database is older than this command; run: {up}") from error
+            raise Unavailable(f"the schema of the database is older than this command; run: {up}") from error
         raise
 
 

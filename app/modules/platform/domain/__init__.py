@@ -1,1 +1,1 @@
-"""The rules of platform: what operators name, and whom to tell."""
+"""The rules of platform: refusals to operators, and messages about errors."""

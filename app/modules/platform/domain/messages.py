@@ -1,11 +1,11 @@
-"""What platform tells people, and how."""
+"""Messages to people about captured errors."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.kernel.product import NAME
 from app.kernel.queue import Task
-from app.kernel.sentinel import Told
+from app.kernel.sentinel import DueGroup
 
 ONE_BY_ONE = 3
 _SHOWN = 20
@@ -13,7 +13,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one recipient is told. The recipient is named by a fingerprint: its address is a secret."""
+    """A message to one recipient, which is named by a fingerprint: its address is a secret."""
 
     recipient: str
     title: str
@@ -24,7 +24,7 @@ SEND_MESSAGE = Task("platform.send_message", Message, timeout_s=60)
 
 
 class Recipients(Protocol):
-    """Who is told of errors."""
+    """Those who are notified of errors."""
 
     def names(self) -> list[str]:
         """Return a fingerprint for each."""
@@ -35,22 +35,22 @@ class Recipients(Protocol):
         ...
 
 
-def texts(told: list[Told], environment: str) -> list[tuple[str, str]]:
+def texts(due: list[DueGroup], environment: str) -> list[tuple[str, str]]:
     """Return titles and bodies: one for each group, or a single digest when many opened at once."""
-    if len(told) <= ONE_BY_ONE:
-        return [(f"[{environment}] {_opening(group)}", _about(group)) for group in told]
-    lines = [f"- {_opening(group)} ({group.since} times): {NAME} errors show {group.id}" for group in told[:_SHOWN]]
-    if len(told) > _SHOWN:
-        lines.append(f"- and {len(told) - _SHOWN} more: {NAME} errors list")
-    return [(f"[{environment}] {len(told)} groups of errors", "\n".join(lines))]
+    if len(due) <= ONE_BY_ONE:
+        return [(f"[{environment}] {_opening(group)}", _about(group)) for group in due]
+    lines = [f"- {_opening(group)} ({group.since} times): {NAME} errors show {group.id}" for group in due[:_SHOWN]]
+    if len(due) > _SHOWN:
+        lines.append(f"- and {len(due) - _SHOWN} more: {NAME} errors list")
+    return [(f"[{environment}] {len(due)} groups of errors", "\n".join(lines))]
 
 
-def _opening(group: Told) -> str:
+def _opening(group: DueGroup) -> str:
     word = "regressed: " if group.state == "regressed" else ""
     return f"{word}{group.title}"[:200]
 
 
-def _about(group: Told) -> str:
+def _about(group: DueGroup) -> str:
     since = f"{group.since} times since the last message, {group.count} in all"
     return "\n".join(
         [
