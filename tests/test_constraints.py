@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -97,8 +97,8 @@ RACES: dict[str, list[Race]] = {
         ),
         Race(
             lambda tx: actors.save(tx, actor(A, "new"), "new"),
-            lambda tx: actors.add_superuser(tx, uuid7(), "new", "new", "hash"),
-            returns=False,
+            lambda tx: actors.add(tx, replace(actor(uuid7(), "new"), is_superuser=True), "new", "hash"),
+            returns=None,
         ),
         Race(
             lambda tx: actors.add(tx, actor(uuid7(), "new"), "new", None),

@@ -1,7 +1,6 @@
 """Actors: see, create, change, disable and enable them."""
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -10,13 +9,11 @@ from annotated_types import Len
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
-from app.kernel.identifiers import uuid7
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import (
     Actor,
     ActorAlreadyDisabled,
-    ActorFilters,
     ActorNotFound,
     ActorType,
     InvalidUsername,
@@ -26,6 +23,7 @@ from app.modules.auth.domain.actors import (
     UsernameExists,
     WeakPassword,
     check_may_have_password,
+    new_actor,
     username_key,
 )
 from app.modules.auth.domain.permissions import check_has_power_over
@@ -99,8 +97,7 @@ class ActorAdministration:
     @read("auth.list_actors", GET="/auth/v1/actors", permission="auth:actors:read")
     async def list(self, db: Database, wanted: ActorsWanted) -> Page[Actor]:
         """List actors, newest first."""
-        filters = ActorFilters(wanted.type, wanted.is_active, wanted.q)
-        found = await self.actors.page(db, filters, wanted.limit, after(wanted.cursor))
+        found = await self.actors.page(db, wanted.type, wanted.is_active, wanted.q, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
 
     @change(
@@ -120,8 +117,7 @@ class ActorAdministration:
         if new.password is not None:  # hashed before the transaction, which holds a connection
             check_may_have_password(new.type)
             password_hash = await self._hashed(caller, new.password, new.username)
-        now = datetime.now(UTC)
-        actor = Actor(uuid7(), new.type, new.username, new.is_superuser, new.is_active, None, now, now)
+        actor = new_actor(new.type, new.username, is_superuser=new.is_superuser, is_active=new.is_active)
         async with db.begin() as tx:
             added = await self.actors.add(tx, actor, key, password_hash)
             if added is None:

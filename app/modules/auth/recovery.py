@@ -7,9 +7,8 @@ from uuid import UUID
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
-from app.kernel.identifiers import uuid7
 from app.kernel.queue.enqueue import Queue
-from app.modules.auth.domain.actors import Actor, ActorNotFound, UsernameExists, username_key
+from app.modules.auth.domain.actors import Actor, ActorNotFound, UsernameExists, new_actor, username_key
 from app.modules.auth.domain.limits import limit_of_name
 from app.modules.auth.domain.second_factor import NoSecondFactor
 from app.modules.auth.passwords import Passwords
@@ -84,12 +83,12 @@ class Recovery:
         """
         key = username_key(new.username)
         password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
-        actor_id = uuid7()
+        actor = new_actor("admin", new.username, is_superuser=True)
         async with db.begin() as tx:  # begun when the password is hashed: it holds a connection
-            if await self.actors.add_superuser(tx, actor_id, new.username, key, password_hash):
-                await self.audit.record(tx, caller, "auth.create_superuser", target=actor_id)
-                await self.queue.publish(tx, ActorCreated(actor_id, "admin", new.username))
-                return Superuser(actor_id, new.username, created=True)
+            if added := await self.actors.add(tx, actor, key, password_hash):
+                await self.audit.record(tx, caller, "auth.create_superuser", target=added.id)
+                await self.queue.publish(tx, ActorCreated(added.id, added.type, added.username))
+                return Superuser(added.id, added.username, created=True)
             found = await self.actors.by_username(tx, key)
         if found is None or not found[0].is_superuser:
             raise UsernameExists(f"the username {new.username} belongs to an actor who is no superuser; choose another")

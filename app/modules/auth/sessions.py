@@ -10,7 +10,7 @@ from app.kernel.paging import Page
 from app.kernel.queue import Schedule, Task
 from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
-from app.modules.auth.domain.sessions import LiveSession, SessionNotFound
+from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession
 from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import Sessions
@@ -68,14 +68,14 @@ class SessionAdministration:
     power: Power
 
     @read("auth.list_my_sessions", GET="/auth/v1/me/sessions")
-    async def list_own(self, db: Database, caller: Caller) -> Page[LiveSession]:
+    async def list_own(self, db: Database, caller: AuthenticatedCaller) -> Page[LiveSession]:
         """List the caller's live sessions, newest first."""
-        return Page(await self.sessions.live(db, _known(caller), caller.session_id))
+        return Page(await self.sessions.live(db, caller.actor.id, caller.session_id))
 
     @change("auth.end_my_session", DELETE="/auth/v1/me/sessions/{id}", raises=(NoSuchSession,))
-    async def end_own(self, tx: Transaction, caller: Caller, session: SessionRef) -> None:
+    async def end_own(self, tx: Transaction, caller: AuthenticatedCaller, session: SessionRef) -> None:
         """End one of the caller's sessions, at once and everywhere."""
-        if not await self.sessions.end(tx, session.id, _known(caller)):
+        if not await self.sessions.end(tx, session.id, caller.actor.id):
             raise NoSuchSession
 
     @read(
@@ -121,9 +121,3 @@ class SessionAdministration:
         Safe to repeat.
         """
         return Pruned(await self.sessions.prune(db, RETENTION_S), await self.limits.prune(db))
-
-
-def _known(caller: Caller) -> UUID:
-    if caller.actor_id is None:
-        raise SessionNotFound
-    return caller.actor_id

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from annotated_types import Len
 
 from app.kernel.errors import Conflict, Invalid, NotFound
 from app.kernel.fields import Doc, Rule
+from app.kernel.identifiers import uuid7
 
 ActorType = Literal["user", "admin", "service_acc"]
 
@@ -91,13 +92,10 @@ class Actor:
         return self.is_active and self.type != "service_acc"
 
 
-@dataclass(frozen=True, slots=True)
-class ActorFilters:
-    """Which actors to list: all that are given must fit; `q` is a part of the username."""
-
-    type: ActorType | None = None
-    is_active: bool | None = None
-    q: str | None = None
+def new_actor(kind: ActorType, username: str, *, is_superuser: bool, is_active: bool = True) -> Actor:
+    """Return an actor to be stored."""
+    now = datetime.now(UTC)
+    return Actor(uuid7(), kind, username, is_superuser, is_active, None, now, now)
 
 
 def check_may_have_password(kind: ActorType) -> None:

@@ -4,23 +4,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.auth.domain.actors import Actor, ActorFilters, ActorNotFound, folded
+from app.modules.auth.domain.actors import Actor, ActorNotFound, ActorType, folded
 
 
 @dataclass(frozen=True, slots=True)
 class Actors:
     """Actors in `auth.actors`."""
-
-    async def add_superuser(
-        self, tx: Transaction, actor_id: UUID, username: str, username_key: str, password_hash: str
-    ) -> bool:
-        """Store a new superuser; return whether it was added: False when the username is taken."""
-        sql = """
-            INSERT INTO auth.actors (id, type, username, username_key, password_hash, is_superuser)
-            VALUES (%s, 'admin', %s, %s, %s, true)
-            ON CONFLICT (username_key) DO NOTHING
-        """
-        return await tx.run(sql, (actor_id, username, username_key, password_hash)) == 1
 
     async def by_username(self, db: Queries, username_key: str) -> tuple[Actor, str | None] | None:
         """Return the actor and its password hash."""
@@ -43,8 +32,10 @@ class Actors:
         row = await tx.one(sql, (actor_id,))
         return None if row is None else (Actor(*row[:-1]), row[-1])
 
-    async def page(self, db: Queries, filters: ActorFilters, limit: int, after: UUID | None) -> list[Actor]:
-        """Return actors that fit, newest first, those after one."""
+    async def page(
+        self, db: Queries, kind: ActorType | None, is_active: bool | None, q: str | None, limit: int, after: UUID | None
+    ) -> list[Actor]:
+        """Return actors, newest first, those after one: of a type, active or not, with `q` in the username."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
@@ -55,8 +46,8 @@ class Actors:
             ORDER BY id DESC
             LIMIT %(limit)s
         """
-        q = None if filters.q is None else folded(filters.q.strip())
-        given = {"after": after, "type": filters.type, "active": filters.is_active, "q": q, "limit": limit}
+        part = None if q is None else folded(q.strip())
+        given = {"after": after, "type": kind, "active": is_active, "q": part, "limit": limit}
         return [Actor(*row) for row in await db.all(sql, given)]
 
     async def get(self, db: Queries, actor_id: UUID) -> Actor:
