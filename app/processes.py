@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from app.kernel.services import Service
 from app.modules import modules
 
 if TYPE_CHECKING:
     from app.kernel.config import Section, Settings
     from app.kernel.errors import Constraints
     from app.kernel.module import Module
-    from app.kernel.process import Process, Service
+    from app.kernel.process import Process
+    from app.kernel.services import Run
 
-    ServiceFactory = Callable[[Process], Coroutine[Any, Any, Service | None]]
+    Make = Callable[[Process], Coroutine[Any, Any, Run | None]]
 
 
-def http(*served: "Module") -> "ServiceFactory":
+def http(*served: "Module") -> "Make":
     """The HTTP API of some modules."""
 
-    async def service(p: "Process") -> "Service":
+    async def make(p: "Process") -> "Run":
         from app.kernel.config import HttpServerSettings
         from app.kernel.http.probes import Probes
         from app.kernel.http.server import bind, http_service
@@ -39,29 +41,29 @@ def http(*served: "Module") -> "ServiceFactory":
             documented = Documentation(
                 await api(p, routes), routes, f"{' and '.join(module.name for module in served)} API"
             )
-            return http_service(p, Probes(p, documented), sock)
+            return http_service(p, Probes(p, documented), sock, "http", drains=True)
 
-    return service
+    return make
 
 
-async def operations(p: "Process") -> "Service":
+async def operations(p: "Process") -> "Run":
     """/health, /ready and /metrics of a process without an API."""
     from app.kernel.config import OperationsSettings
     from app.kernel.http.probes import Probes
     from app.kernel.http.server import bind, http_service
 
     settings = p.settings[OperationsSettings]
-    return http_service(p, Probes(p), bind(settings.host, settings.port), outlives=True)
+    return http_service(p, Probes(p), bind(settings.host, settings.port), "operations", drains=False)
 
 
-async def cron(p: "Process") -> "Service":
+async def cron(p: "Process") -> "Run":
     """The cron manager over the schedules of all modules."""
     from app.kernel.queue.cron import cron_manager
 
     return await cron_manager(p, [schedule for module in modules() for schedule in module.scheduled()])
 
 
-async def consumer(p: "Process") -> "Service":
+async def consumer(p: "Process") -> "Run":
     """The event consumer over the handlers and subscribers of all modules."""
     from app.kernel.actions.compose import handlers
     from app.kernel.queue.consumer import consumer
@@ -70,21 +72,21 @@ async def consumer(p: "Process") -> "Service":
     return await consumer(p, found)
 
 
-async def reporter(p: "Process") -> "Service":
+async def reporter(p: "Process") -> "Run":
     """Reports the process to the registry."""
-    from app.kernel.reporter import reporter
+    from app.kernel.process.registry import reporter
 
     return await reporter(p)
 
 
-async def sentinel(p: "Process") -> "Service":
+async def sentinel(p: "Process") -> "Run":
     """Captures errors and outages."""
     from app.kernel.sentinel.service import sentinel
 
     return await sentinel(p)
 
 
-async def traces(p: "Process") -> "Service | None":
+async def traces(p: "Process") -> "Run | None":
     """Exports traces, if there is somewhere to send them."""
     from app.kernel.config import TelemetrySettings
 
@@ -98,24 +100,36 @@ async def traces(p: "Process") -> "Service | None":
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A process: what it is for, its services in the order of starting, and whose settings --host and --port set."""
+    """A process: what it is for, its services, and whose settings --host and --port set."""
 
     help: str
-    services: "tuple[ServiceFactory, ...]"
+    services: "tuple[Service, ...]"
     listens: str = "http_server"
 
 
+_SUPPORT = (Service("reporter", reporter), Service("sentinel", sentinel), Service("traces", traces))
+_OPERATIONS = Service("operations", operations)
+_AFTER = tuple(service.name for service in _SUPPORT)
+
+
 def _processes() -> dict[str, Spec]:
-    everywhere = (reporter, sentinel, traces)
     serving = [module for module in modules() if module.process]
+    jobs = (Service("cron manager", cron, after=_AFTER), Service("consumer", consumer, after=_AFTER))
+    worker = partial(Service, after=(*_AFTER, _OPERATIONS.name))
     return {
-        "run-all-in-one": Spec("Run everything in one process.", (http(*serving), cron, consumer, *everywhere)),
-        **{f"run-{m.name}-http": Spec(m.process, (http(m), *everywhere)) for m in serving},
-        "run-cron-manager": Spec("Turn due schedules into jobs.", (operations, cron, *everywhere), "operations"),
+        "run-all-in-one": Spec("Run everything in one process.", (_api(*serving), *jobs, *_SUPPORT)),
+        **{f"run-{m.name}-http": Spec(m.process, (_api(m), *_SUPPORT)) for m in serving},
+        "run-cron-manager": Spec(
+            "Turn due schedules into jobs.", (_OPERATIONS, worker("cron manager", cron), *_SUPPORT), "operations"
+        ),
         "run-event-consumer": Spec(
-            "Run jobs and event subscribers.", (operations, consumer, *everywhere), "operations"
+            "Run jobs and event subscribers.", (_OPERATIONS, worker("consumer", consumer), *_SUPPORT), "operations"
         ),
     }
+
+
+def _api(*served: "Module") -> Service:
+    return Service("http", http(*served), after=_AFTER)
 
 
 PROCESSES = _processes()

@@ -12,14 +12,14 @@ from typing import ClassVar
 
 import uvloop
 
-from app import ROOT
 from app.kernel.config import LoggerSettings
-from app.kernel.process import Process, Service
+from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber, Task
 from app.kernel.queue.consumer import consumer
 from app.kernel.queue.worker import executor
+from app.kernel.services import Run, Service
 from app.kernel.telemetry import logs, metrics
-from app.processes import load_settings, operations, reporter, sentinel
+from app.processes import load_settings, new_process, operations, reporter, sentinel
 from benchmarks.tally import Tally, say_ready
 
 SUBSCRIBERS = 5
@@ -63,16 +63,17 @@ def main() -> None:
     if "events" in sys.argv:
         handlers = [Subscriber(f"bench.hear{number}", Happened, heard) for number in range(SUBSCRIBERS)]
 
-    async def consuming(p: Process) -> Service:
-        service = await consumer(p, handlers)
+    async def consuming(p: Process) -> Run:
+        run = await consumer(p, handlers)
         say_ready()
-        return service
+        return run
 
     settings = load_settings({"operations.port": 0})
     logs.configure(settings[LoggerSettings], "run-event-consumer")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        process = Process("run-event-consumer", settings, ROOT)
-        sys.exit(runner.run(process.run((operations, consuming, reporter, sentinel))))
+        process = new_process("run-event-consumer", settings)
+        makers = {"operations": operations, "consumer": consuming, "reporter": reporter, "sentinel": sentinel}
+        sys.exit(runner.run(process.run([Service(name, make) for name, make in makers.items()])))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from app import ROOT
 from app.kernel.config import LoggerSettings, TelemetrySettings
 from app.kernel.http.asgi import Receive, Scope, Send
 from app.kernel.http.probes import Probes
 from app.kernel.http.server import bind, http_service
-from app.kernel.process import Process, Service
+from app.kernel.process import Process
+from app.kernel.services import Run, Service
 from app.kernel.telemetry import logs
 from app.kernel.telemetry.export import span_exporter
-from app.processes import load_settings
+from app.processes import load_settings, new_process
 
 
 async def hello(_: Request) -> JSONResponse:
@@ -53,21 +53,21 @@ async def routed(scope: Scope, receive: Receive, send: Send) -> None:
 async def stacked(port: int) -> None:
     settings = load_settings()
     logs.configure(settings[LoggerSettings], "bench")
-    process = Process("bench", settings, ROOT)
+    process = new_process("run-bench", settings)
 
-    async def http(p: Process) -> Service:
-        return http_service(p, Probes(p, routed), bind("127.0.0.1", port))
+    async def http(p: Process) -> Run:
+        return http_service(p, Probes(p, routed), bind("127.0.0.1", port), "http", drains=True)
 
-    async def traces(p: Process) -> Service | None:
+    async def traces(p: Process) -> Run | None:
         telemetry = p.settings[TelemetrySettings]
         return span_exporter(p, telemetry) if telemetry.otlp_endpoint else None
 
-    async def sentinel(p: Process) -> Service:
+    async def sentinel(p: Process) -> Run:
         from app.kernel.sentinel.service import sentinel
 
         return await sentinel(p)
 
-    await process.run((http, traces, sentinel))
+    await process.run([Service("http", http), Service("traces", traces), Service("sentinel", sentinel)])
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from app.kernel.callers import Caller, Origin
 from app.kernel.db import Queries
 from app.kernel.errors import RateLimited, Refusal
 from app.kernel.identifiers import uuid7
+from app.kernel.process.registry import LiveProcess, Registry
 from app.kernel.queue import JobExists, Task
 from app.kernel.queue.enqueue import Queue
 from app.kernel.queue.queues import QueueAdmin
 from app.kernel.queue.transport.postgres import PostgresEvents
-from app.kernel.registry import LiveProcess, Registry
 from app.modules.auth.domain.actors import Actor, UsernameExists
 from app.modules.auth.domain.limits import Limit, Tally, Try
 from app.modules.auth.domain.oauth import InvalidClient

@@ -123,6 +123,7 @@ def test_help_and_version_load_no_infrastructure_and_only_manifests(cli: Project
         *(f"app.modules.{module}" for module in MODULES),
         "app.kernel",
         "app.kernel.module",
+        "app.kernel.services",
         "app.kernel.product",
     }
 

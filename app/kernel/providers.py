@@ -8,7 +8,6 @@ from app.kernel.db import Database
 from app.kernel.process import Process
 from app.kernel.queue.queues import QueueAdmin
 from app.kernel.queue.transport import EventTransport
-from app.kernel.registry import Registry
 from app.kernel.sentinel import Errors
 
 
@@ -38,12 +37,6 @@ async def errors(p: Process) -> AsyncGenerator[Errors]:
 
 
 @asynccontextmanager
-async def registry(p: Process) -> AsyncGenerator[Registry]:
-    """Provide the registry of processes."""
-    yield Registry(await p.use(database))
-
-
-@asynccontextmanager
 async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
     """Provide what operators see and change of queues."""
     from app.kernel.config import QueueSettings
@@ -55,6 +48,5 @@ PROVIDERS: Providers = {
     Database: database,
     EventTransport: events,
     Errors: errors,
-    Registry: registry,
     QueueAdmin: queue_admin,
 }

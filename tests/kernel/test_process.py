@@ -23,7 +23,8 @@ import uvloop
 from app.kernel.config import load
 from app.kernel.errors import Unavailable
 from app.kernel.http.server import bind
-from app.kernel.process import DependencyCycle, Process, Service, run_to_end
+from app.kernel.process import DependencyCycle, Process, run_to_end
+from app.kernel.services import InvalidOrder, Run, Service
 from app.processes import sections
 from tests.support.project import ROOT, Project, eventually
 
@@ -96,55 +97,88 @@ async def test_providers_that_need_each_other_are_named() -> None:
 async def test_a_service_that_fails_drains_its_siblings_and_the_status_is_70() -> None:
     drained: list[str] = []
 
-    async def sibling(p: Process) -> Service:
+    async def sibling(p: Process) -> Run:
         async def run(stop: asyncio.Event) -> None:
             await stop.wait()
             await asyncio.sleep(0.05)
             drained.append(p.state)
 
-        return Service("sibling", run)
+        return run
 
-    async def failing(p: Process) -> Service:
+    async def failing(p: Process) -> Run:
         async def run(stop: asyncio.Event) -> None:
             raise RuntimeError("broken")
 
-        return Service("failing", run)
+        return run
 
-    assert await process().run([sibling, failing]) == 70
+    assert await process().run([Service("sibling", sibling), Service("failing", failing)]) == 70
     assert drained == ["stopping"]
 
 
 async def test_a_service_that_ends_by_itself_is_a_failure() -> None:
-    async def ending(p: Process) -> Service:
+    async def ending(p: Process) -> Run:
         async def run(stop: asyncio.Event) -> None:
             return
 
-        return Service("ending", run)
+        return run
 
-    assert await process().run([ending]) == 70
+    assert await process().run([Service("ending", ending)]) == 70
 
 
-async def test_a_service_that_outlives_the_others_is_asked_last() -> None:
+async def test_a_service_is_asked_to_stop_when_those_that_run_after_it_have_ended() -> None:
     happened: list[str] = []
 
-    async def worker(p: Process) -> Service:
+    async def worker(p: Process) -> Run:
         async def run(stop: asyncio.Event) -> None:
             await stop.wait()
             await asyncio.sleep(0.05)
             happened.append("worker")
 
-        return Service("worker", run)
+        return run
 
-    async def operations(p: Process) -> Service:
+    async def operations(p: Process) -> Run:
         async def run(stop: asyncio.Event) -> None:
             signal.raise_signal(signal.SIGTERM)
             await stop.wait()
             happened.append("operations")
 
-        return Service("operations", run, outlives=True)
+        return run
 
-    assert await process().run([operations, worker]) == 0
+    services = [Service("worker", worker, after=("operations",)), Service("operations", operations)]
+    assert await process().run(services) == 0
     assert happened == ["worker", "operations"]
+
+
+async def test_services_start_behind_those_that_they_run_after() -> None:
+    started: list[str] = []
+
+    def named(name: str, *after: str) -> Service:
+        async def make(p: Process) -> Run:
+            async def run(stop: asyncio.Event) -> None:
+                started.append(name)
+                if len(started) == 3:
+                    signal.raise_signal(signal.SIGTERM)
+                await stop.wait()
+
+            return run
+
+        return Service(name, make, after)
+
+    assert await process().run([named("worker", "sentinel"), named("sentinel", "pool"), named("pool")]) == 0
+    assert started == ["pool", "sentinel", "worker"]
+
+
+async def test_services_that_cannot_be_put_in_order_are_refused_before_anything_is_opened() -> None:
+    opened: list[str] = []
+
+    async def make(p: Process) -> None:
+        opened.append(p.name)
+
+    with pytest.raises(InvalidOrder, match="service worker runs after watcher, which the process has not"):
+        await process().run([Service("worker", make, after=("watcher",))])
+    with pytest.raises(InvalidOrder, match=r"(a -> b -> a|b -> a -> b)"):
+        await process().run([Service("a", make, after=("b",)), Service("b", make, after=("a",))])
+    assert opened == []
 
 
 # Real processes from here on.

@@ -31,7 +31,8 @@ from app.kernel.http.middleware.meta_inject import client_address
 from app.kernel.http.probes import PATHS
 from app.kernel.http.protocols import read_strictly
 from app.kernel.http.validation import Validation
-from app.kernel.process import Process, Service
+from app.kernel.process import Process
+from app.kernel.services import Run
 from app.kernel.telemetry import metrics
 
 BACKLOG = 1024
@@ -100,13 +101,17 @@ def _why_not(host: str, port: int, error: Exception) -> str:
             return f"port {port} on {host} cannot be used: {error}; see --host and --port"
 
 
-def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = False) -> Service:
-    """Return a service that serves the application, inside the middlewares, on the socket; the service closes it."""
+def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains: bool) -> Run:
+    """Return what serves the application, inside the middlewares, on the socket; it closes that.
+
+    One that `drains` keeps serving for a while when it is asked to stop, so that balancers notice.
+    """
     settings, limits = p.settings[HttpServerSettings], p.settings[ProcessSettings]
     wrapped = stack(Validation(app), settings)
-    drain_delay_s = 0.0 if outlives else limits.drain_delay
+    drain_delay_s = limits.drain_delay if drains else 0.0
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    p.labels[name] = f"http {url}"
 
     async def run(stop: asyncio.Event) -> None:
         read_strictly()
@@ -127,7 +132,7 @@ def http_service(p: Process, app: App, sock: socket.socket, *, outlives: bool = 
                 logger.error("{} requests were cut", count)
             raise
 
-    return Service(f"http {url}", run, outlives=outlives)
+    return run
 
 
 class Listener:

@@ -16,7 +16,7 @@ from app.kernel.db import Database
 from app.kernel.db.postgres import database
 from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
-from app.kernel.process import Process, Service
+from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber
 from app.kernel.queue.queues import register_queues
 from app.kernel.queue.transport import EventTransport
@@ -29,6 +29,7 @@ from app.kernel.queue.worker.leases import Leases
 from app.kernel.queue.worker.listener import Listener
 from app.kernel.queue.worker.recorder import Recorder
 from app.kernel.queue.worker.rescuer import Rescuer
+from app.kernel.services import Run
 
 
 class Consumer:
@@ -119,8 +120,8 @@ async def _beside(*works: Any) -> AsyncGenerator[None]:
             task.cancel()
 
 
-async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Service:
-    """Return the consumer as a service, its subscriptions registered."""
+async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
+    """Return what runs the consumer, its subscriptions registered."""
     db = await p.use(database)
     found = await p.use(server)
     worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings], await make(p, EventTransport))
@@ -132,4 +133,4 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Serv
         await worker.register()
     except Unavailable as error:  # it is tried again while running
         logger.warning("consumer: {}; registering its subscriptions later", error)
-    return Service("consumer", worker.run)
+    return worker.run

@@ -20,10 +20,11 @@ from app.kernel.config import QueueSettings
 from app.kernel.db import Database, Transaction, now
 from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
-from app.kernel.process import Process, Service, pause
+from app.kernel.process import Process, pause
 from app.kernel.queue import Schedule
 from app.kernel.queue.crontab import Crontab
 from app.kernel.queue.enqueue import KEEP_UNFINISHED, insert_jobs
+from app.kernel.services import Run
 from app.kernel.telemetry import metrics
 
 _CATCH_UP = 1000  # ticks looked at for one schedule, and jobs enqueued, in one transaction
@@ -241,12 +242,12 @@ def _trigger(schedule: Schedule) -> Any:  # APScheduler is not annotated
     return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
 
 
-async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Service:
-    """Return the cron manager as a service."""
+async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Run:
+    """Return what runs the cron manager, its schedules registered."""
     db = await p.use(database)
     manager = CronManager(db, schedules, p.settings[QueueSettings].poll_interval)
     try:
         await manager.register()
     except Unavailable as error:  # it is tried again while running
         logger.warning("cron manager: {}; registering its schedules later", error)
-    return Service("cron manager", manager.run)
+    return manager.run

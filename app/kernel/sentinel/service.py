@@ -12,11 +12,12 @@ from app.kernel.config import SentinelSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import PoolUse, database
 from app.kernel.errors import Unavailable
-from app.kernel.process import Process, Service, pause
+from app.kernel.process import Process, pause
 from app.kernel.product import VERSION
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import PostgresErrors
+from app.kernel.services import Run
 from app.kernel.telemetry import logs
 
 _STORE_EVERY_S = 1.0
@@ -143,8 +144,8 @@ class Sentinel:
                 await self.errors.tell(tx, self._teller)
 
 
-async def sentinel(p: Process) -> Service:
-    """Return the service. From now on, what is logged as an error is captured."""
+async def sentinel(p: Process) -> Run:
+    """Return what runs it. From now on, what is logged as an error is captured."""
     settings = p.settings[SentinelSettings]
     host = f"{socket.gethostname()}:{os.getpid()}"
     about = {"process": p.name, "host": host, "release": VERSION, "environment": p.settings.environment}
@@ -153,4 +154,4 @@ async def sentinel(p: Process) -> Service:
     db = await p.use(database)
     errors, pool = PostgresErrors(settings.cooldown), PoolWatch(db.pool_use)
     watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool)
-    return Service("sentinel", watching.run, outlives=True)
+    return watching.run

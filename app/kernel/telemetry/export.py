@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from app.kernel.config import Misconfigured, TelemetrySettings
-from app.kernel.process import Process, Service
+from app.kernel.process import Process
 from app.kernel.product import NAME, VERSION
+from app.kernel.services import Run
 from app.kernel.telemetry import metrics, traces
 from app.kernel.telemetry.spans import ExportedSpan
 
@@ -85,8 +86,8 @@ class _Resource(Resource):
         return self._hash
 
 
-def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
-    """Return the service that exports spans from now on. Raises Misconfigured when gRPC is wanted and not installed."""
+def span_exporter(p: Process, settings: TelemetrySettings) -> Run:
+    """Return what exports spans from now on. Raises Misconfigured when gRPC is wanted and not installed."""
     for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # one line for each lost span or batch
         logging.getLogger(name).setLevel(logging.CRITICAL)
     attributes = {"service.name": p.name, "service.version": VERSION, "service.namespace": NAME}
@@ -103,7 +104,7 @@ def span_exporter(p: Process, settings: TelemetrySettings) -> Service:
         await stop.wait()
         await asyncio.to_thread(provider.force_flush, _LAST_MS)
 
-    return Service("traces", run, outlives=True)
+    return run
 
 
 def _readable(span: ExportedSpan, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:

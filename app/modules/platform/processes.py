@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.kernel.actions import read
 from app.kernel.paging import Page
-from app.kernel.registry import LiveProcess, Registry
+from app.kernel.process.registry import LiveProcess, Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A process: opens resources once, runs services, drains, closes in reverse.
 
 A *provider* is an async context manager function that takes the Process. A *service* runs until its stop event is set,
-then drains and returns. After grafana/dskit's modules, with functions in place of a dependency graph.
+then drains and returns. After grafana/dskit's modules, with functions in place of classes.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +22,7 @@ from loguru import logger
 
 from app.kernel.config import ProcessSettings, Settings
 from app.kernel.errors import Constraints, Unavailable
+from app.kernel.services import Run, Service, in_order
 from app.kernel.text import said
 
 T = TypeVar("T")
@@ -31,21 +31,6 @@ State = Literal["starting", "ready", "stopping"]
 Check = Callable[[], Awaitable[None]]
 
 _CLOSE_S = 5.0  # for closing resources, and for a service that was cancelled
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Something that runs as long as the process does.
-
-    `run` is given the event that asks it to drain and return. One that `outlives` the others is asked after they ended.
-    """
-
-    name: str
-    run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-    outlives: bool = False
-
-
-ServiceFactory = Callable[["Process"], Awaitable[Service | None]]
 
 
 class DependencyCycle(Exception):
@@ -76,6 +61,8 @@ class Process:
         self.state: State = "starting"
         self.started_at = datetime.now(UTC)
         self.services: tuple[str, ...] = ()
+        self.labels: dict[str, str] = {}
+        """How services are called in the registry when it is not by their names."""
         self.checks: dict[str, Check] = {}
         self.migrates = migrates
         self.constraints: Constraints = constraints or {}
@@ -122,14 +109,16 @@ class Process:
         async with self._stack:
             yield self
 
-    async def run(self, factories: Sequence[ServiceFactory]) -> int:
+    async def run(self, services: Sequence[Service]) -> int:
         """Open, run until a signal or a failure, drain, close.
 
         Returns the exit status: 0 after a stop that was asked for, 70 after a service failed, 130 after a second
-        signal. What fails while starting is raised, after closing what was open.
+        signal. What fails while starting is raised, after closing what was open. Raises
+        InvalidOrder for services that cannot be put in order.
         """
+        ordered = in_order(services)
         loop = asyncio.get_running_loop()
-        body = asyncio.ensure_future(self._body(factories))
+        body = asyncio.ensure_future(self._body(services, ordered))
 
         def signalled(number: int, _: object) -> None:
             # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
@@ -178,24 +167,22 @@ class Process:
         limits = self.settings[ProcessSettings]
         return limits.drain_delay + limits.grace + 3 * _CLOSE_S
 
-    async def _body(self, factories: Sequence[ServiceFactory]) -> int:
+    async def _body(self, services: Sequence[Service], ordered: Sequence[Service]) -> int:
         async with self._stack:
-            services = [service for make in factories if (service := await make(self)) is not None]
-            self.services = tuple(service.name for service in services)
+            made = {service.name: run for service in services if (run := await service.make(self)) is not None}
+            self.services = tuple(self.labels.get(name, name) for name in made)
             gc.freeze()  # what is there by now stays; to look through it again and again costs a request 3%
             self.state = "ready"
-            failed = await self._supervise(services)
+            failed = await self._supervise([service for service in ordered if service.name in made], made)
         if not failed:
             logger.info("stopped")
         return 70 if failed else 0
 
-    async def _supervise(self, services: Sequence[Service]) -> bool:
+    async def _supervise(self, services: Sequence[Service], made: Mapping[str, Run]) -> bool:
         """Run the services until they ended; return whether one of them failed."""
         limits = self.settings[ProcessSettings]
-        last_stop = asyncio.Event()
-        normal = {asyncio.ensure_future(s.run(self._stop)): s.name for s in services if not s.outlives}
-        last = {asyncio.ensure_future(s.run(last_stop)): s.name for s in services if s.outlives}
-        tasks = normal | last
+        stops = {service.name: asyncio.Event() for service in services}
+        tasks = {asyncio.ensure_future(made[name](stop)): name for name, stop in stops.items()}
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,13 +190,15 @@ class Process:
             self.state = "stopping"
             self._stop.set()
             self._watch(self._stop_s(), 70)
-            if normal:
-                await asyncio.wait(normal, timeout=limits.drain_delay + limits.grace)
-            last_stop.set()
-            await self._cut({task: name for task, name in normal.items() if not task.done()})
-            if last:
-                await asyncio.wait(last, timeout=_CLOSE_S)
-            await self._cut({task: name for task, name in last.items() if not task.done()})
+            left, limit_s = list(services), limits.drain_delay + limits.grace
+            while left:
+                needed = {name for service in left for name in service.after}
+                last = {task: name for task, name in tasks.items() if name in stops and name not in needed}
+                for name in last.values():
+                    stops.pop(name).set()
+                await asyncio.wait(last, timeout=limit_s)
+                await self._cut({task: name for task, name in last.items() if not task.done()})
+                left, limit_s = [service for service in left if service.name in stops], _CLOSE_S
         finally:
             stopping.cancel()
             for task in tasks:
