@@ -48,9 +48,9 @@ def _names(module: Module) -> Iterator[str]:
             yield str(error)
 
 
-def actions(module: Module) -> Iterator[tuple[str, Action, Signature, Any]]:
-    """Yield the place of each action, its declaration, its signature and its method."""
-    for kind in module.feature_classes():
+def actions(module: Module, group: str | None = None) -> Iterator[tuple[str, Action, Signature, Any]]:
+    """Yield the place of each action, its declaration, its signature and its method; of all features or of a group."""
+    for kind in module.feature_classes(group):
         for name, declaration, signature in declared(kind):
             if isinstance(declaration, Action):
                 yield f"{kind.__module__}.{kind.__qualname__}.{name}", declaration, signature, getattr(kind, name)
@@ -58,6 +58,10 @@ def actions(module: Module) -> Iterator[tuple[str, Action, Signature, Any]]:
 
 def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
     ids = {action.id for other in known for _, action, _, _ in actions(other)}
+
+    def of_group(group: str) -> set[str]:
+        return {place for place, *_ in actions(module, group)} if group in module.groups() else set()
+
     for permission in module.permissions:
         if not PERMISSION.fullmatch(permission) or not permission.startswith(f"{module.name}:"):
             yield f"{module.package}: the permission {permission!r} is not {module.name}:<resource>:<action>"
@@ -66,8 +70,8 @@ def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
             yield f"{place}: the id {action.id!r} does not begin with {module.name!r} and a full stop"
         if action.permission and action.permission not in module.permissions:
             yield f"{place}: the permission {action.permission!r} is not among the permissions of {module.package}"
-        if action.command and (group := action.command.split()[0]) not in module.groups():
-            yield f"{place}: the command {action.command!r} is in no group of {module.package}: Feature(..., {group!r})"
+        if action.command and place not in of_group(group := action.command.split()[0]):
+            yield f"{place}: the command {action.command!r} needs a feature of that group: Feature(..., {group!r})"
         if action.count and action.count not in ids:
             yield f"{place}: count names {action.count!r}, which is no action"
         if not inspect.getdoc(method):
@@ -130,7 +134,8 @@ def _duplicates(known: list[Module], processes: Iterable[str]) -> Iterator[str]:
                 if action.path:
                     claims.append(("route", f"{action.method} {re.sub(r'{[^}]*}', '{}', action.path)}", place))
                 if action.command:
-                    claims.append(("command", action.command, place))
+                    many = " of many" if action.count else ""  # a command is one action for one thing, one for many
+                    claims.append((f"command{many}", action.command, place))
             claims += [("task or subscriber", work.id, place) for place, work in works(module)]
         except InvalidDeclaration:
             continue
