@@ -15,7 +15,6 @@ MODULE = Module(
     },
     features=(
         Feature("sign_in:SignIn"),
-        Feature("sign_in:OwnPassword"),
         Feature("second_factor:SecondFactor"),
         Feature("oauth:OAuth"),
         Feature("sessions:SessionAdministration"),

@@ -1,12 +1,13 @@
 """Who somebody is: who holds a token, and whether it is still the one who signed in. Rules that features share."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 from uuid import UUID
 
 from app.kernel.audit import Audit
 from app.kernel.callers import Origin
 from app.kernel.db import Database
+from app.kernel.errors import RateLimited
 from app.modules.auth.domain.actors import Actor, username_key
 from app.modules.auth.domain.api_keys import PREFIX, parsed
 from app.modules.auth.domain.limits import Try, check, limits_of_proof
@@ -83,6 +84,8 @@ class SecondFactorCheck:
 @dataclass(frozen=True, slots=True)
 class Reauthenticate:
     """The caller's password, before what protects the account is changed; tries count like those of signing in."""
+
+    raises: ClassVar = (InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, SessionNotFound)
 
     actors: Actors
     passwords: Passwords

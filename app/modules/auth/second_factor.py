@@ -17,7 +17,6 @@ from app.modules.auth.domain.second_factor import (
     RECOVERY_CODES,
     InvalidOtp,
     NoSecondFactor,
-    OtpRequired,
     SecondFactorExists,
     base32,
     matching_step,
@@ -133,7 +132,7 @@ class SecondFactor:
     @change(
         "auth.remove_totp",
         DELETE="/auth/v1/me/totp",
-        raises=(InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, NoSecondFactor, SessionNotFound),
+        raises=(*Reauthenticate.raises, NoSecondFactor),
     )
     async def remove(self, db: Database, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
         """Remove the caller's authenticator and recovery codes.

@@ -5,14 +5,13 @@ session, and hashing a password takes too long to hold a connection meanwhile.
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
 from annotated_types import Len
 from loguru import logger
 
-from app.kernel.actions import BearerToken, Caller, Database, Doc, Transaction, change, read
+from app.kernel.actions import BearerToken, Caller, Database, Doc, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.identifiers import uuid7
@@ -29,7 +28,7 @@ from app.modules.auth.domain.limits import (
     limit_of_password,
     limits_of_sign_in,
 )
-from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired
+from app.modules.auth.domain.second_factor import OtpRequired
 from app.modules.auth.domain.sessions import (
     MOST_SESSIONS,
     AuthenticatedCaller,
@@ -38,10 +37,7 @@ from app.modules.auth.domain.sessions import (
     InvalidToken,
     RefreshTokenExpired,
     RefreshTokenReused,
-    Session,
-    SessionNotFound,
     SessionTokens,
-    StoredSession,
 )
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.passwords import Passwords
@@ -120,15 +116,19 @@ def _identity(verified: Verified) -> dict[str, str]:
     }
 
 
+_REFUSALS = {"reused": RefreshTokenReused, "expired": RefreshTokenExpired}
+
+
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """Sign in and out."""
+    """Sign in and out, and change one's password."""
 
     sign_ins: SignIns
     actors: Actors
     sessions: Sessions
     passwords: Passwords
     second_factor: SecondFactorCheck
+    reauthenticate: Reauthenticate
     keyring: Keyring
     tokens: Tokens
     limits: Limits
@@ -236,35 +236,21 @@ class SignIn:
         repeat within the grace.
         """
         session_id, counter = self.tokens.refresh_claims(given.refresh_token)
-        refusal: InvalidRefreshToken | RefreshTokenExpired | RefreshTokenReused
-        await self.keyring.signing()
+        await self.keyring.signing()  # as for a sign-in
         async with db.begin() as tx:
             session = await self.sessions.lock(tx, session_id)
-            match session.verdict(counter) if session else "unknown":
-                case "rotate" if session:
-                    return await self.tokens.issue(await self._rotated(tx, session), session.now)
-                case "repeat" if session:
-                    return await self.tokens.issue(session, session.now)
-                case "reused" if session:
-                    await self.sessions.end(tx, session.id, session.actor_id)
-                    asked = replace(caller, actor_id=session.actor_id, session_id=session.id)
-                    await self.audit.record(tx, asked, "auth.refresh", outcome=RefreshTokenReused.code)
-                    refusal = RefreshTokenReused()
-                case "expired":
-                    refusal = RefreshTokenExpired()
-                case _:
-                    refusal = InvalidRefreshToken()
+            verdict = session.verdict(counter) if session else "unknown"
+            if session and verdict == "rotate":
+                session = session.rotated(self.settings.session_idle)
+                await self.sessions.rotate(tx, session)
+            if session and verdict in ("rotate", "repeat"):
+                return await self.tokens.issue(session, session.now)
+            if session and verdict == "reused":
+                await self.sessions.end(tx, session.id, session.actor_id)
+                asked = replace(caller, actor_id=session.actor_id, session_id=session.id)
+                await self.audit.record(tx, asked, "auth.refresh", outcome=RefreshTokenReused.code)
         # raised only now, so that ending the session is committed although the request fails
-        raise refusal
-
-    async def _rotated(self, tx: Transaction, session: StoredSession) -> Session:
-        now = session.now
-        idle_expires_at = min(now + timedelta(seconds=self.settings.session_idle), session.expires_at)
-        rotated = replace(
-            session, refresh_counter=session.refresh_counter + 1, rotated_at=now, idle_expires_at=idle_expires_at
-        )
-        await self.sessions.rotate(tx, rotated)
-        return rotated
+        raise _REFUSALS.get(verdict, InvalidRefreshToken)
 
     @change("auth.logout", POST="/auth/v1/logout", public=True, raises=(InvalidToken,))
     async def logout(self, db: Database, caller: Caller, token: BearerToken) -> None:
@@ -277,6 +263,26 @@ class SignIn:
         async with db.begin() as tx:
             if await self.sessions.end(tx, claims.session_id, claims.actor_id):
                 await self.audit.record(tx, asked, "auth.logout")
+
+    @change(
+        "auth.change_password",
+        PUT="/auth/v1/me/password",
+        raises=(WeakPassword, *Reauthenticate.raises),
+    )
+    async def change_password(self, db: Database, caller: AuthenticatedCaller, given: NewPassword) -> None:
+        """Set another password for the caller, who proves to be the one who signed in.
+
+        Store it, and end the caller's other sessions.
+        """
+        actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
+        normal = self.passwords.checked(given.new_password, actor.username, "new_password")
+        password_hash = await self.passwords.hash(normal, caller.origin.limited)
+        async with db.begin() as tx:
+            await self.actors.set_password(tx, actor.id, password_hash)
+            await self.sessions.check_still_lives(tx, caller)
+            ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
+            await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
+            await self.queue.publish(tx, PasswordChanged(actor.id))
 
     @read("auth.get_me", GET="/auth/v1/me")
     async def me(self, caller: AuthenticatedCaller) -> Me:
@@ -295,35 +301,3 @@ class SignIn:
         if required.permission is not None and not caller.may(required.permission):
             raise Denied(f"this needs the permission {required.permission}")
         return Verified(caller.actor.id, caller.actor.type, caller.held)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnPassword:
-    """Change one's password."""
-
-    actors: Actors
-    sessions: Sessions
-    passwords: Passwords
-    reauthenticate: Reauthenticate
-    audit: Audit
-    queue: Queue
-
-    @change(
-        "auth.change_password",
-        PUT="/auth/v1/me/password",
-        raises=(WeakPassword, InvalidCredentials, OtpRequired, InvalidOtp, RateLimited, SessionNotFound),
-    )
-    async def change_password(self, db: Database, caller: AuthenticatedCaller, given: NewPassword) -> None:
-        """Set another password for the caller, who proves to be the one who signed in.
-
-        Store it, and end the caller's other sessions.
-        """
-        actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
-        normal = self.passwords.checked(given.new_password, actor.username, "new_password")
-        password_hash = await self.passwords.hash(normal, caller.origin.limited)
-        async with db.begin() as tx:
-            await self.actors.set_password(tx, actor.id, password_hash)
-            await self.sessions.check_still_lives(tx, caller)
-            ended = await self.sessions.end_all(tx, actor.id, but=caller.session_id)
-            await self.audit.record(tx, caller, "auth.change_password", target=actor.id, sessions_ended=ended)
-            await self.queue.publish(tx, PasswordChanged(actor.id))

@@ -1,6 +1,6 @@
 """Sessions, and the tokens to use them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -94,6 +94,12 @@ class StoredSession(Session):
         if counter < self.refresh_counter:
             return "reused"
         return "expired" if self.now >= min(self.idle_expires_at, self.expires_at) else "rotate"
+
+    def rotated(self, idle_s: float) -> "StoredSession":
+        """Return it with its next counter, from now on."""
+        idle_expires_at = min(self.now + timedelta(seconds=idle_s), self.expires_at)
+        counter = self.refresh_counter + 1
+        return replace(self, refresh_counter=counter, rotated_at=self.now, idle_expires_at=idle_expires_at)
 
 
 @dataclass(frozen=True, slots=True)
