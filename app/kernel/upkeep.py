@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from app.kernel.config import KeepSettings
-from app.kernel.db import Database
-from app.kernel.db.chunks import run_in_chunks
+from app.kernel.db import Database, run_in_chunks
 
 _DAYS_AHEAD = 7
 _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '300ms'"  # dropping waits for readers, and everybody else for the dropping

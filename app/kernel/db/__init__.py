@@ -12,6 +12,9 @@ from typing import Any, LiteralString, Protocol
 Parameters = Sequence[Any] | Mapping[str, Any]
 Row = tuple[Any, ...]
 
+_CHUNK = 5000
+_MOST_CHUNKS = 2000
+
 
 class Queries(Protocol):
     """What can run a statement. Each method raises Unavailable when the database cannot answer in time."""
@@ -50,3 +53,17 @@ async def now(db: Queries) -> datetime:
     row = await db.one("SELECT now()")
     assert row is not None
     return row[0]
+
+
+async def run_in_chunks(db: Queries, sql: LiteralString, **parameters: Any) -> int:
+    """Run a statement that touches at most `%(chunk)s` rows until it finds no more; return how many rows it touched.
+
+    So no statement runs into its timeout or holds locks for long. What is left after ten million is for the next call.
+    """
+    total = 0
+    for _ in range(_MOST_CHUNKS):
+        touched = await db.run(sql, {**parameters, "chunk": _CHUNK})
+        total += touched
+        if touched < _CHUNK:
+            break
+    return total

@@ -1,11 +1,34 @@
-"""What libpq, on whose defaults psycopg connects, takes from elsewhere than from us."""
+"""libpq: what it takes from elsewhere than from us, and why an attempt to connect failed.
+
+libpq keeps no SQLSTATE of a refused connection, and the server's text may be in any language. The trace of the protocol
+has the SQLSTATE, and whether TLS was the obstacle.
+"""
 
 import os
 import re
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 from loguru import logger
+from psycopg import pq
+from psycopg.waiting import Wait
 
 _VARIABLE = re.compile(r"PG[A-Z]+")  # PGHOSTADDR, PGOPTIONS, PGSERVICE, PGTZ and so on; its list grows with versions
+_REFUSED = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
+_TLS_REFUSED, _TLS_BEGUN = "\tSSLResponse\t N", "\tSSLResponse\t S"
+_FOR_GOOD = ("28", "3D", "42")  # who we are, which database, what is granted
+_UNRESOLVED = "check POSTGRES_HOST: no address is known for it"
+_HINTS = {  # by SQLSTATE, or by its class
+    "28": "check POSTGRES_USER and POSTGRES_PASSWORD, and the server's pg_hba.conf",
+    "3D": "check POSTGRES_DB, or create the database",
+    "42": "let POSTGRES_USER connect to POSTGRES_DB (GRANT CONNECT)",
+    "53300": "all of its connections are taken: raise max_connections, lower POSTGRES_POOL_SIZE, or stop other clients",
+    "53": "it is short of memory or disk: make room",
+    "57P03": "it is starting, stopping or recovering: try again",
+}
 
 
 def forget_variables() -> list[str]:
@@ -19,3 +42,88 @@ def forget_variables() -> list[str]:
     if found:
         logger.info("ignoring {}: the settings POSTGRES_* decide", ", ".join(found))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How an attempt ended.
+
+    `server_version` is 0 when it failed, and `reason` what libpq says then. `sqlstate` is the server's, if it refused.
+    `hint` is what to do about it.
+    """
+
+    server_version: int = 0
+    reason: str = ""
+    sqlstate: str = ""
+    in_tls: bool = False
+    for_good: bool = False
+    hint: str = ""
+
+
+async def attempt(conninfo: str) -> Attempt:
+    """Connect, and leave again."""
+    traces: list[str] = []
+
+    class Traced(psycopg.AsyncConnection[Any]):
+        @classmethod
+        def _connect_gen(cls, conninfo: str = "") -> Generator[tuple[int, Wait], Any, "Traced"]:
+            connection = pq.PGconn.connect_start(conninfo.encode())
+            with _traced(connection, traces):
+                while (status := connection.connect_poll()) != pq.PollingStatus.OK:
+                    if status == pq.PollingStatus.FAILED or connection.status == pq.ConnStatus.BAD:
+                        raise psycopg.OperationalError(connection.get_error_message(), pgconn=connection)
+                    wait = Wait.R if status == pq.PollingStatus.READING else Wait.W
+                    while not (yield connection.socket, wait):
+                        pass
+            connection.nonblocking = 1
+            return cls(connection)
+
+    try:
+        connection = await Traced.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        return _failed(error, traces[-1] if traces else "")
+    except UnicodeError:  # from the resolver
+        return Attempt(0, "the host is no host name", hint=_UNRESOLVED)
+    version = connection.info.server_version
+    await connection.close()
+    return Attempt(version)
+
+
+def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:
+    reason = " ".join(str(error).split())
+    if states := _REFUSED.findall(trace):
+        hint = _HINTS.get(states[-1]) or _HINTS.get(states[-1][:2], "try again")
+        return Attempt(0, reason, states[-1], for_good=states[-1].startswith(_FOR_GOOD), hint=hint)
+    last = trace.rstrip().rpartition("\n")[2]
+    in_tls = last.endswith(_TLS_BEGUN) and not isinstance(error, psycopg.errors.ConnectionTimeout)
+    asked = error.pgconn is not None and error.pgconn.needs_password  # and there was none to send
+    hint = "start it, or check POSTGRES_HOST and POSTGRES_PORT"
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        hint = "check POSTGRES_HOST and POSTGRES_PORT, and what is between, such as a firewall"
+    elif error.pgconn is None:
+        hint = _UNRESOLVED
+    elif asked:
+        hint = "set POSTGRES_PASSWORD"
+    elif in_tls or last.endswith(_TLS_REFUSED):
+        hint = "check POSTGRES_SSL and POSTGRES_SSL_ROOT_CERT"
+    return Attempt(0, reason, in_tls=in_tls, for_good=asked or last.endswith(_TLS_REFUSED), hint=hint)
+
+
+@contextmanager
+def _traced(connection: pq.abc.PGconn, traces: list[str]) -> Generator[None]:
+    """Keep the trace of the protocol, which never leaves this process's memory; none where libpq cannot write one."""
+    if not hasattr(os, "memfd_create"):
+        yield
+        return
+    memory = os.memfd_create("libpq-trace")
+    try:
+        with suppress(psycopg.NotSupportedError):
+            connection.trace(memory)
+            connection.set_trace_flags(pq.Trace.SUPPRESS_TIMESTAMPS)
+        yield
+    finally:
+        with suppress(psycopg.Error):
+            connection.untrace()  # flushes
+        size = os.fstat(memory).st_size
+        traces.append(os.pread(memory, min(size, 1_000_000), 0).decode(errors="replace"))
+        os.close(memory)

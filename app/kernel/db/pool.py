@@ -11,10 +11,11 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from loguru import logger
 
+from app.kernel.db.connection import Connection
 from app.kernel.errors import Unavailable
 
 _AGAIN_S = 0.25  # from one attempt to connect to the next while the database is away
@@ -26,25 +27,6 @@ _IDLE_S = 600.0
 _LIFE_S = 3600.0
 
 
-class Poolable(Protocol):
-    """A connection as the pool sees it."""
-
-    idle_since: float
-    opened_in: int
-    retire_at: float
-
-    def reusable(self) -> bool:
-        """Return whether it is open, and outside a transaction."""
-        ...
-
-    def drop(self) -> None:
-        """Close it at once. Safe to repeat."""
-        ...
-
-
-C = TypeVar("C", bound=Poolable)
-
-
 class PoolUse(NamedTuple):
     """How much of a pool is in use: connections taken and idle, requests that wait for one, the most there may be."""
 
@@ -54,21 +36,23 @@ class PoolUse(NamedTuple):
     most: int
 
 
-class Pool(Generic[C]):
+class Pool:
     """Connections that are opened when somebody waits for one, and lent to one user at a time.
 
     At most `size` of them; one more while none of them has come back for a second and somebody waits, since a network
     that silently drops connections leaves all of them in use, mute, until their statements are given up.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[C]], *, size: int, queue: int, level: str = "WARNING") -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], *, size: int, queue: int, level: str = "WARNING"
+    ) -> None:
         """`queue` is how many may wait at once, `level` that of the log line when an outage begins."""
         self._connect = connect
         self._size = size
         self._queue = queue
         self._level = level
-        self._idle: list[C] = []  # the one used last is at the end, and is taken first
-        self._waiting: OrderedDict[asyncio.Future[C], None] = OrderedDict()
+        self._idle: list[Connection] = []  # the one used last is at the end, and is taken first
+        self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         self._lent = 0
         self._openers: set[asyncio.Task[None]] = set()
         self._overdue: set[asyncio.Task[None]] = set()
@@ -77,14 +61,14 @@ class Pool(Generic[C]):
         self._generation = 0
         self._closed = False
 
-    def take_idle(self) -> C | None:
+    def take_idle(self) -> Connection | None:
         """Return the idle connection that was used last, or None."""
         if not self._idle:
             return None
         self._lent += 1
         return self._idle.pop()
 
-    async def take(self, wait_s: float, *, urgent: bool = False) -> C:
+    async def take(self, wait_s: float, *, urgent: bool = False) -> Connection:
         """Return a connection; one that is `urgent` waits before all others. Raises Unavailable."""
         if (idle := self.take_idle()) is not None:
             return idle
@@ -94,7 +78,7 @@ class Pool(Generic[C]):
             why = self._trouble or Unavailable("too many requests are waiting for a database connection")
             raise Unavailable(str(why), why.retry_after_s)
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[C] = loop.create_future()
+        waiter: asyncio.Future[Connection] = loop.create_future()
         self._waiting[waiter] = None
         if urgent:
             self._waiting.move_to_end(waiter, last=False)
@@ -112,7 +96,7 @@ class Pool(Generic[C]):
             stuck.cancel()
             self._waiting.pop(waiter, None)
 
-    def give_back(self, connection: C) -> None:
+    def give_back(self, connection: Connection) -> None:
         """Take a connection back that was lent. One that cannot be used again is closed."""
         now = connection.idle_since = self._progress_at = time.monotonic()
         self._lent -= 1
@@ -203,7 +187,7 @@ class Pool(Generic[C]):
         self._overdue.discard(opener)
         self._open_more()
 
-    def _offer(self, connection: C) -> None:
+    def _offer(self, connection: Connection) -> None:
         """Lend a connection to whoever has waited longest, or keep it."""
         while self._waiting:
             waiter, _ = self._waiting.popitem(last=False)
@@ -213,11 +197,11 @@ class Pool(Generic[C]):
                 return
         self._idle.append(connection)
 
-    def _expire(self, waiter: "asyncio.Future[C]") -> None:
+    def _expire(self, waiter: "asyncio.Future[Connection]") -> None:
         busy = Unavailable("no database connection became free in time", retry_after_s=2)
         self._refuse(waiter, busy if self._lent else self._trouble or _away())
 
-    def _refuse(self, waiter: "asyncio.Future[C]", why: Unavailable) -> None:
+    def _refuse(self, waiter: "asyncio.Future[Connection]", why: Unavailable) -> None:
         self._waiting.pop(waiter, None)
         if not waiter.done():
             waiter.set_exception(Unavailable(str(why), why.retry_after_s))

@@ -136,7 +136,7 @@ class _Queries:
 class PostgresDatabase:
     """A pool of connections to one database."""
 
-    def __init__(self, pool: Pool[Connection], wait_s: float, statement_s: float, constraints: Constraints) -> None:
+    def __init__(self, pool: Pool, wait_s: float, statement_s: float, constraints: Constraints) -> None:
         self._pool = pool
         self._constraints = constraints
         self._wait_s = wait_s

@@ -13,9 +13,8 @@ from loguru import logger
 from psycopg.conninfo import make_conninfo
 
 from app.kernel.config import Misconfigured, PostgresSettings
-from app.kernel.db.attempt import Attempt, attempt
 from app.kernel.db.devserver.embedded import EmbeddedUnavailable, embedded_server
-from app.kernel.db.libpq import forget_variables
+from app.kernel.db.libpq import Attempt, attempt, forget_variables
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 

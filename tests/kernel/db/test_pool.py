@@ -60,11 +60,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "_AGAIN_S", 0.00025)
 
 
-def made(server: Server, size: int = 3, queue: int = 5) -> Pool[Line]:
+def made(server: Server, size: int = 3, queue: int = 5) -> Pool:
     return Pool(server.connect, size=size, queue=queue)
 
 
-async def outcome(pool: Pool[Line], wait_s: float = 0.01) -> str:
+async def outcome(pool: Pool, wait_s: float = 0.01) -> str:
     try:
         pool.give_back(await pool.take(wait_s))
     except Unavailable as error:
@@ -166,7 +166,7 @@ async def test_an_attempt_without_an_answer_goes_on_and_short_ones_are_made_besi
             pending -= 1
         return await server.connect()
 
-    pool: Pool[Line] = Pool(connect, size=2, queue=20)
+    pool: Pool = Pool(connect, size=2, queue=20)
     for _ in range(10):
         assert set(await asyncio.gather(*(outcome(pool, 0.1) for _ in range(10)))) == {"the database is not available"}
     waiting = [asyncio.create_task(outcome(pool, 20)) for _ in range(10)]
@@ -238,7 +238,7 @@ async def test_an_unexpected_error_of_connecting_is_an_outage_like_others(monkey
             raise KeyError("what nobody thought of")
         return await server.connect()
 
-    pool: Pool[Line] = Pool(connect, size=2, queue=2)
+    pool: Pool = Pool(connect, size=2, queue=2)
     assert await outcome(pool, 0.05) == "the database is not available"
     broken = False
     assert await outcome(pool, 5) == "served"

@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import importlib
 import importlib.util
 import os
 import shutil
@@ -13,6 +12,9 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psycopg
+from psycopg import errors, sql
 
 from app.kernel.db.libpq import forget_variables
 from app.kernel.errors import Unavailable
@@ -82,17 +84,12 @@ async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenera
             raise shared.unavailable(f"it was not ready within {timeout_s:g} s") from error
         except OSError as error:
             raise Unavailable(f"the embedded PostgreSQL cannot use {folder}: {error}") from error
-        failure: BaseException | None = None
-        async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(shared.watch())
-            try:
-                yield server
-            except BaseException as error:  # noqa: BLE001 - raised below, where the group does not wrap it
-                failure = error
-            finally:
-                watcher.cancel()
-        if failure is not None:
-            raise failure
+        watcher = asyncio.ensure_future(shared.watch())
+        try:
+            yield server
+        finally:
+            watcher.cancel()
+            await asyncio.wait({watcher})
 
 
 class _Child:
@@ -148,7 +145,6 @@ class _Shared:
     async def ready(self) -> EmbeddedServer:
         """Start a supervisor unless there is one, and wait for the server and the database."""
         self.supervise(create=True)
-        await asyncio.to_thread(importlib.import_module, "psycopg")  # 0.1 s, while the server starts
         pause_s = _POLL_S
         while True:
             socket_dir = self.existing("socket", ".s.PGSQL.5432")
@@ -236,9 +232,6 @@ class _Shared:
 
 async def _database_ready(socket_dir: str) -> int:
     """Return the server's version if it answers and the database exists, else 0; makes it, whoever comes first."""
-    import psycopg
-    from psycopg import errors, sql
-
     try:
         async with await psycopg.AsyncConnection.connect(
             host=socket_dir, port=5432, user=NAME, dbname="postgres", autocommit=True, connect_timeout=5

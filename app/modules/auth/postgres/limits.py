@@ -5,8 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from app.kernel.db import Queries, Row
-from app.kernel.db.chunks import run_in_chunks
+from app.kernel.db import Queries, Row, run_in_chunks
 from app.kernel.errors import Unauthenticated, Unavailable
 from app.modules.auth.domain.limits import Limit, Tally, Try, check, too_many_at_once
 

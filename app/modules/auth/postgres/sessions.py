@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.callers import Caller, Origin
-from app.kernel.db import Queries, Transaction
-from app.kernel.db.chunks import run_in_chunks
+from app.kernel.db import Queries, Transaction, run_in_chunks
 from app.modules.auth.domain.actors import Actor
 from app.modules.auth.domain.sessions import (
     AuthenticatedCaller,

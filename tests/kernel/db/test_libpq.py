@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from app.kernel.db.attempt import attempt
+from app.kernel.db.libpq import attempt
 from tests.support.project import Project
 
 
