@@ -8,7 +8,7 @@ from app.kernel.db import Database
 from app.kernel.process import Process
 from app.kernel.queue.queues import QueueAdmin
 from app.kernel.queue.transport import EventTransport
-from app.kernel.sentinel import Errors
+from app.kernel.sentinel.postgres import Errors
 
 
 @asynccontextmanager
@@ -31,9 +31,8 @@ async def events(p: Process) -> AsyncGenerator[EventTransport]:  # noqa: ARG001 
 async def errors(p: Process) -> AsyncGenerator[Errors]:
     """Provide the captured errors."""
     from app.kernel.config import SentinelSettings
-    from app.kernel.sentinel.postgres import PostgresErrors
 
-    yield PostgresErrors(p.settings[SentinelSettings].cooldown)
+    yield Errors(p.settings[SentinelSettings].cooldown)
 
 
 @asynccontextmanager

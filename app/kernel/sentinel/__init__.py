@@ -5,11 +5,10 @@ What is logged with an exception, or as an error, is captured; nothing has to be
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
-from app.kernel.db import Queries, Transaction
 from app.kernel.errors import NotFound
 from app.kernel.queue import Task
 
@@ -17,7 +16,7 @@ Kind = Literal["request", "job", "schedule", "service", "outage"]
 State = Literal["open", "resolved", "muted", "regressed"]
 
 NOTIFY = Task[None]("platform.notify_errors")
-"""Tells people of the groups that are due; enqueued when there is one."""
+"""Notifies people of the groups that are due; enqueued when there is one."""
 
 
 @dataclass(slots=True)
@@ -88,29 +87,3 @@ class DueGroup:
     since: int
     processes: list[str]
     first_seen_at: datetime
-
-
-class Errors(Protocol):
-    """Captured errors, stored. Each method raises Unavailable."""
-
-    async def take_due(self, tx: Transaction) -> list[DueGroup]:
-        """Return the groups that people are to be notified of, most frequent first, and mark them as notified."""
-        ...
-
-    async def page(
-        self, db: Queries, state: str | None, kind: str | None, limit: int, after: UUID | None
-    ) -> list[StoredError]:
-        """Return groups, newest first, those after one."""
-        ...
-
-    async def get(self, db: Queries, error_id: UUID) -> tuple[StoredError, list[dict[str, Any]]]:
-        """Return a group and its samples, newest first. Raises ErrorNotFound."""
-        ...
-
-    async def resolve(self, db: Queries, error_id: UUID) -> None:
-        """Close a group; it regresses when there is one more. Raises ErrorNotFound. Safe to repeat."""
-        ...
-
-    async def mute(self, db: Queries, error_id: UUID, seconds: float) -> None:
-        """Tell nobody of a group for a while. Raises ErrorNotFound. Safe to repeat."""
-        ...

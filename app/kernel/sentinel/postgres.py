@@ -9,7 +9,7 @@ from app.kernel.db import Database, Queries, Transaction
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY, DueGroup, ErrorNotFound, Group, StoredError
 
-_NOTIFY_DELAY_S = 3.0  # for others that open at the same time: they are told in one message
+_NOTIFY_DELAY_S = 3.0  # for others that open at the same time: one message names them all
 
 # one message for a new or regressed group, then one a cooldown; muted groups rest
 _DUE = """
@@ -66,13 +66,13 @@ _PAGE = """
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresErrors:
+class Errors:
     """Stores and reads captured errors. Each method raises Unavailable."""
 
     cooldown_s: float
 
     async def store(self, db: Database, queue: Queue | None, groups: list[Group], process: str, release: str) -> None:
-        """Add groups to those that are stored; with a queue, people are told, in the same transaction."""
+        """Add groups to those that are stored; with a queue, people are notified, in the same transaction."""
         groups = sorted(groups, key=lambda group: group.fingerprint)
         given: dict[str, Any] = {
             "process": process,
@@ -90,16 +90,16 @@ class PostgresErrors:
         async with db.begin() as tx:
             await tx.run(_STORE, given)
             if queue is not None:
-                await self.tell(tx, queue)
+                await self.notify(tx, queue)
 
-    async def tell(self, tx: Queries, queue: Queue) -> None:
-        """Enqueue the job that tells people, when there is a group to be told of. Safe to repeat."""
+    async def notify(self, tx: Queries, queue: Queue) -> None:
+        """Enqueue the job that notifies people, when a group is due. Safe to repeat."""
         due = await tx.one(_DUE, {"cooldown_s": self.cooldown_s})
         if due is not None:
             await queue.enqueue(tx, NOTIFY, delay_s=_NOTIFY_DELAY_S, unique_key="due")
 
     async def take_due(self, tx: Transaction) -> list[DueGroup]:
-        """Return the groups that people are to be told of, most frequent first, and note that they were."""
+        """Return the groups that people are to be notified of, most frequent first, and mark them as notified."""
         rows = await tx.all(_TAKE_DUE_START + _DUE + _TAKE_DUE_END, {"cooldown_s": self.cooldown_s})
         return sorted((DueGroup(*row) for row in rows), key=lambda group: -group.since)
 
@@ -125,7 +125,7 @@ class PostgresErrors:
             raise ErrorNotFound
 
     async def mute(self, db: Queries, error_id: UUID, seconds: float) -> None:
-        """Tell nobody of a group for a while. Raises ErrorNotFound. Safe to repeat."""
+        """Notify nobody of a group for a while. Raises ErrorNotFound. Safe to repeat."""
         sql = """
             UPDATE kernel.errors SET state = 'muted', muted_until = now() + %s * interval '1 second' WHERE id = %s
         """

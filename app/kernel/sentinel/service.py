@@ -16,7 +16,7 @@ from app.kernel.process import Process, pause
 from app.kernel.product import VERSION
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel.capture import Capture
-from app.kernel.sentinel.postgres import PostgresErrors
+from app.kernel.sentinel.postgres import Errors
 from app.kernel.services import Run
 from app.kernel.telemetry import logs
 
@@ -91,7 +91,7 @@ class Sentinel:
     capture: Capture
     db: Database
     queue: Queue
-    errors: PostgresErrors
+    errors: Errors
     settings: SentinelSettings
     process: str
     pool: PoolWatch
@@ -141,7 +141,7 @@ class Sentinel:
             self.capture.add("outage", "ConnectionsNearlyUsedUp", said, name)
         if self._teller is not None:
             async with self.db.begin() as tx:  # for what has become due again
-                await self.errors.tell(tx, self._teller)
+                await self.errors.notify(tx, self._teller)
 
 
 async def sentinel(p: Process) -> Run:
@@ -152,6 +152,6 @@ async def sentinel(p: Process) -> Run:
     capture = Capture(about)
     logs.tell(capture)
     db = await p.use(database)
-    errors, pool = PostgresErrors(settings.cooldown), PoolWatch(db.pool_use)
+    errors, pool = Errors(settings.cooldown), PoolWatch(db.pool_use)
     watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool)
     return watching.run

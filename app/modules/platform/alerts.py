@@ -10,7 +10,8 @@ from app.kernel.errors import NotFound, Unavailable
 from app.kernel.paging import Page
 from app.kernel.queue import NeverRetry
 from app.kernel.queue.enqueue import Queue
-from app.kernel.sentinel import NOTIFY, Errors
+from app.kernel.sentinel import NOTIFY
+from app.kernel.sentinel.postgres import Errors
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message, Recipients, texts
 
 

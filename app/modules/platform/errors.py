@@ -9,7 +9,8 @@ from annotated_types import Interval
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.fields import IdOf, Option
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
-from app.kernel.sentinel import ErrorNotFound, Errors, Kind, State, StoredError
+from app.kernel.sentinel import ErrorNotFound, Kind, State, StoredError
+from app.kernel.sentinel.postgres import Errors
 
 _YEAR_S = 365 * 86400.0
 ErrorId = Annotated[UUID, Doc("Id of the group of errors."), IdOf("group of errors", ("kernel.errors",))]

@@ -17,7 +17,7 @@ from app.kernel.errors import Invalid, NotFound
 from app.kernel.queue import Handler
 from app.kernel.sentinel import NOTIFY, ErrorNotFound, service
 from app.kernel.sentinel.capture import Capture
-from app.kernel.sentinel.postgres import PostgresErrors
+from app.kernel.sentinel.postgres import Errors
 from app.kernel.sentinel.service import PoolWatch, Sentinel
 from app.kernel.telemetry import logs
 from app.modules.platform.alerts import Alerts
@@ -55,7 +55,7 @@ class Watch:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.capture = Capture({"process": "test", "host": "h:1", "release": "1", "environment": "test"})
-        self.errors = PostgresErrors(3600)
+        self.errors = Errors(3600)
         self.pool = PoolUse(0, 1, 0, 10)
         pool = PoolWatch(lambda: self.pool)
         self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test", pool)

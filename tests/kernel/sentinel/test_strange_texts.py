@@ -14,7 +14,7 @@ from app.kernel.audit import Audit
 from app.kernel.callers import Caller, Origin
 from app.kernel.config import LoggerSettings
 from app.kernel.sentinel.capture import Capture
-from app.kernel.sentinel.postgres import PostgresErrors
+from app.kernel.sentinel.postgres import Errors
 from app.kernel.telemetry import logs
 from app.kernel.telemetry.spans import ExportedSpan
 from app.kernel.text import said, shown, storable, storable_tree
@@ -73,7 +73,7 @@ async def test_an_error_with_any_text_has_its_line_and_its_group(
             logger.bind(**about).opt(exception=error).error("number {} failed", count)
             groups = capture.drain()
             assert len(groups) == 1
-            await PostgresErrors(3600).store(bench.db, None, groups, "test", "1")
+            await Errors(3600).store(bench.db, None, groups, "test", "1")
     logs.new_context(job_id=TEXTS[0])
     logs.ended("INFO", "number {} ended: {}", count + 1, Cruel())
     logs.new_context()
