@@ -1,4 +1,4 @@
-"""The database as use cases and repositories see it. Knows no driver.
+"""The database as actions and repositories see it. Knows no driver.
 
 A read is one statement on any connection; a change happens inside `async with db.begin() as tx`, and everything that
 takes part is given `tx`. Parameters are `%s` or `%(name)s`, never formatted into the text.

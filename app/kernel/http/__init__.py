@@ -1,1 +1,1 @@
-"""HTTP: the server, the seven middlewares, problem details, use case to route."""
+"""HTTP: the server, the seven middlewares, problem details, action to route."""

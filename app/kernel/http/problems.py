@@ -32,7 +32,7 @@ _TITLES = {
 
 
 class HttpProblem(Exception):
-    """The request cannot be handled as HTTP: it never reached a use case."""
+    """The request cannot be handled as HTTP: it never reached an action."""
 
     def __init__(self, status: int, detail: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         super().__init__(detail)
@@ -52,7 +52,7 @@ def status_of(kind: type[Refusal]) -> int:
 
 
 def title_of(status: int) -> str:
-    """Return the title of what is refused before it reaches a use case."""
+    """Return the title of what is refused before it reaches an action."""
     return _TITLES[status][1]
 
 

@@ -72,7 +72,7 @@ class InvalidDeclaration(ValueError):
 
 @dataclass(frozen=True)
 class Task(Generic[P]):
-    """A kind of job: what use cases enqueue, with its payload, a dataclass, or None when there is nothing to say.
+    """A kind of job: what actions enqueue, with its payload, a dataclass, or None when there is nothing to say.
 
     A job is attempted `max_attempts` times, each for at most `timeout_s` seconds. `concurrency` limits how many jobs of
     the same concurrency key run at once, in the whole deployment. Raises InvalidDeclaration.
