@@ -5,14 +5,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from string import Formatter
-from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Protocol, TypeVar, cast, get_args, get_type_hints
 from uuid import UUID
 
 import typer
 
 from app.kernel.actions import Action, Database, Signature, declared
 from app.kernel.actions.compose import Operations, make, operations
-from app.kernel.actions.parameters import Parameter
+from app.kernel.actions.parameters import Parameter, flag
 from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print_json, progress
 from app.kernel.cli import group as new_group
 from app.kernel.decoding import Decoder, name_outside
@@ -83,6 +83,8 @@ def add_commands(group: typer.Typer, name: str, features: Iterable[type[Any]], r
             groups[within] = new_group(inspect.getdoc(actions[0].feature) or "")
             group.add_typer(groups[within], name=within.removeprefix(f"{name} "))
         actions.sort(key=lambda each: bool(each.action.count))
+        if len(actions) > 1 and [bool(each.action.count) for each in actions] != [False, True]:
+            raise TypeError(f"{command} is the command of {', '.join(each.action.id for each in actions)}")
         groups[within].command(verb, help=_help(actions))(_function(actions, run_once))
 
 
@@ -123,19 +125,14 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
         _show(chosen, given, result, as_json=as_json)
         return None
 
-    flags = {
-        name: Annotated[bool, typer.Option(*_FLAGS[name][:1], help=_FLAGS[name][1])]
-        for name in ("as_json", *(("yes", "no_input") if any(each.action.confirm for each in actions) else ()))
-        + (("dry_run",) if any(each.action.count for each in actions) else ())
-    }
-    is_choice = len(actions) > 1
-    parameters = {p.name: p.declared(is_optional=is_choice) for each in actions for p in each.parameters}
-    parameters |= {
-        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in flags.items()
-    }
-    none = {n.name: n for each in actions for p in each.parameters for n in p.none()}
-    command.__signature__ = inspect.Signature([*(parameters | none).values()])  # pyright: ignore[reportFunctionMemberAccess]
+    flags = {"as_json"}
+    flags |= {"yes", "no_input"} if any(each.action.confirm for each in actions) else set()
+    flags |= {"dry_run"} if any(each.action.count for each in actions) else set()
+    known = [p for each in actions for p in each.parameters]
+    parameters = {p.name: p.declared(is_optional=len(actions) > 1) for p in known}
+    parameters |= {f"no_{p.name}": flag(f"no_{p.name}", "--none", p.about.none) for p in known if p.about.none}
+    parameters |= {name: flag(name, *about) for name, about in _FLAGS.items() if name in flags}
+    command.__signature__ = inspect.Signature([*parameters.values()])  # pyright: ignore[reportFunctionMemberAccess]
     command.__annotations__ = {}
     return command
 

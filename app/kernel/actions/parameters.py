@@ -80,17 +80,6 @@ class Parameter:
             self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
         )
 
-    def none(self) -> list[inspect.Parameter]:
-        """Return the flag that stands for null, when the field must be given and may be null."""
-        if not self.about.none:
-            return []
-        shown: Any = typer.Option("--none", help=self.about.none)
-        return [
-            inspect.Parameter(
-                f"no_{self.name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, shown]
-            )
-        ]
-
     def text(self, options: dict[str, Any]) -> str | None:
         """Return the text to decode; None when it was not given. Raises BadParameter."""
         value = options.get(self.name)
@@ -115,6 +104,13 @@ class Parameter:
     def note(self, given: Any) -> str:
         """Return what to say about what a flag that was not given left out."""
         return self.about.note if self.is_flag and getattr(given, self.name) == self.about.default else ""
+
+
+def flag(name: str, option: str, text: str) -> inspect.Parameter:
+    """Return the flag of a command that is no field."""
+    shown: Any = typer.Option(option, help=text)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, shown])
 
 
 def _parts(hint: Any) -> Iterator[Any]:
