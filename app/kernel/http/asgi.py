@@ -1,4 +1,4 @@
-"""The few ASGI pieces that need no framework, so that workers can answer without one."""
+"""ASGI without a framework, so that workers can answer probes without one."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -16,13 +16,13 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REFUSED = "app.refused"
 """In the scope: why a request is not served, an HttpProblem if it cannot be read, Unavailable if there is no room."""
 LEFT = "app.left"
-"""Stands in the scope when the client has left before the response started."""
+"""In the scope when the client has left before the response started."""
 CLIENT_LEFT = 499
-"""What a request is logged and measured as when its client has left: nobody was answered. As in nginx."""
+"""The status that is logged and measured when the client has left before an answer. As in nginx."""
 CONTINUE = "app.continue"
-"""Stands in the scope of a client that waits for 100 before it sends the body: what sends that."""
+"""In the scope of a client that waits for 100 (Continue) before it sends the body: a function that sends it."""
 REFUSED_BODY = "app.refused_body"
-"""In a message: why the rest of the body is not taken, an Unavailable."""
+"""In a message: why the rest of the body is refused, an Unavailable."""
 TIMEOUT = "app.timeout"
 """In the scope: a function that gives the request so many seconds, from now on, or any number of them (None)."""
 CLOSING = "app.closing"

@@ -59,7 +59,7 @@ class Codec:
         value = parse_json(body)
         if path:
             if not isinstance(value, dict) or value.keys() & path.keys():
-                raise Invalid("the body must be an object without what the path already says")
+                raise Invalid("the body must be an object without the parameters of the path")
             value = {**cast("dict[str, Any]", value), **path}
         return decoder.json(value)
 
@@ -105,7 +105,7 @@ def merged_text(encoded: bytes, path: Mapping[str, str]) -> dict[str, str]:
     if "\0" in "".join(found.values()):
         raise HttpProblem(400, "NUL is not allowed in parameters")
     if duplicates := sorted(found.keys() & path.keys()):
-        raise Invalid("the path says this already", tuple((name, "is in the path") for name in duplicates))
+        raise Invalid("duplicate parameter", tuple((name, "is in the path") for name in duplicates))
     return {**found, **path}
 
 
@@ -190,7 +190,7 @@ def _check_depth(body: bytes) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("duplicate name in an object")
     return found
 
 

@@ -1,7 +1,7 @@
-"""One connection: gives what arrives to Hypercorn's protocols, and closes without losing an answer.
+"""One connection: passes what arrives to Hypercorn's protocols, and closes without losing a response.
 
-It takes the place of Hypercorn's TCPServer, which closes connections that have just been given a request, is stuck when
-a body comes that nobody reads, and takes a client that has finished sending for one that has left.
+It replaces Hypercorn's TCPServer, which closes connections that have just received a request, hangs on a body that
+nobody reads, and treats a client that has finished sending as one that has left.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.address = address
         self.refusal = refusal
-        """Why only the operators' paths are served; empty: everything is."""
+        """Why only the probes are served; empty when everything is."""
         self.is_proxy = is_proxy
         self.is_idle = True
         self._received: deque[bytes] = deque()
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_last(self) -> bool:
-        """Whether the next answer is the last one."""
+        """Whether the next response is the last one."""
         return bool(self.refusal) or self.server.is_leaving
 
     # what asyncio calls
@@ -133,13 +133,13 @@ class Connection(asyncio.Protocol):
         return exchange.put
 
     def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
-        """Run something beside, until the connection ends."""
+        """Run a task until the connection ends."""
         task = asyncio.ensure_future(function(*arguments))
         self._side_tasks.add(task)
         task.add_done_callback(self._side_tasks.discard)
 
     async def send(self, event: Event) -> None:
-        """Do what the protocol says."""
+        """Handle an event of the protocol."""
         if isinstance(event, RawData):
             if not self._lost.done() and not self._left_at:
                 self._transport.write(event.data)
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
                 await asyncio.wait(self._exchanges.values())
 
     async def _read(self, protocol: ProtocolWrapper) -> None:
-        """Give what arrives to the protocol until nothing more will."""
+        """Pass what arrives to the protocol until nothing more will."""
         await protocol.initiate()
         while data := await self._next():
             await protocol.handle(RawData(data))
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _rest(self) -> None:
-        """An exchange is over, and no other goes on."""
+        """Wait for the next request, or close."""
         self.is_idle = True
         if self.server.closing.is_set() or not self._reads:
             self.leave()
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
             self.server.idle.begin(self)
 
     def leave(self) -> None:
-        """Send what is to be sent, then close; read on for a while, or the client may lose the answer. Safe to repeat.
+        """Send what is buffered, then close; read on for a while, or the client may lose the response. Safe to repeat.
 
         A socket that is closed with something unread resets the connection (RFC 9112, section 9.6).
         """
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
             self._resume_reading()
 
     def expire(self) -> None:
-        """It has waited for too long: for a request, or with the last answer."""
+        """End the wait for a request, or for the client to read the last response."""
         waited_s = time.monotonic() - self._left_at if self._left_at else _LINGER_S
         if self._lost.done():
             return
@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def stop(self) -> None:
-        """Leave, unless a request is on its way: what the kernel has, or what a new client is about to send."""
+        """Close, unless a request is on its way: in the socket's buffer, or of a new client."""
         if not self._is_connected or self._received or self not in self.server.idle:
             return
         waiting = array("i", [0])
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def cut(self) -> list["asyncio.Task[None]"]:
-        """Cancel what goes on; return the tasks."""
+        """Cancel the requests in flight; return their tasks."""
         for exchange, task in self._exchanges.items():
             exchange.cut()
             task.cancel()

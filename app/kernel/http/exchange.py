@@ -50,7 +50,7 @@ class Exchange:
             await self._end(None)
 
     def cut(self) -> None:
-        """Say what will be answered instead, now that the task is cancelled."""
+        """Answer 503 when the task that is now cancelled has not answered."""
         self._answer.instead = 503
 
     def _at_start(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -78,11 +78,12 @@ class Exchange:
         if is_part:
             if self._is_over or self._refused:
                 return
-            if problem := self._take(len(message["body"])):
+            size_bytes = len(message["body"])
+            if problem := self._connection.server.bodies.take(self._address(), size_bytes):
                 self._refused = True
                 message = {"type": "http.request", "body": b"", "more_body": True, REFUSED_BODY: problem}
             else:
-                self._counted += len(message["body"])
+                self._counted += size_bytes
         else:
             self._is_complete = self._is_complete or message["type"] == "http.request"
         self._messages.append(message)
@@ -100,9 +101,6 @@ class Exchange:
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
-
-    def _take(self, size_bytes: int) -> Unavailable | None:
-        return self._connection.server.bodies.take(self._address(), size_bytes)
 
     def _address(self) -> str:
         connection = self._connection

@@ -1,4 +1,4 @@
-"""What anonymous clients may use at once: connections, and memory for request bodies; and what is said of refusals."""
+"""Limits of what anonymous clients use: connections, and memory for request bodies; and the log of refusals."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ _SAID = {
 
 
 def most_connections(wanted: int, pool_size: int) -> int:
-    """Return how many connections the limit of open files leaves room for, besides what is open and the database."""
+    """Return how many connections the limit of open files allows, beside open files and those to the database."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return wanted
@@ -41,14 +41,14 @@ def most_connections(wanted: int, pool_size: int) -> int:
 
 
 class Refusals:
-    """Counts what is refused, and logs it: the first at once, then how many there were, every ten seconds."""
+    """Counts and logs refusals: the first at once, then their number every ten seconds."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def note(self, reason: str) -> None:
-        """Note one: `full`, `address`, `files` or `body`."""
+        """Count one: `full`, `address`, `files` or `body`."""
         metrics.client_refused(reason)
         self._counts[reason] += 1
         if reason not in self._timers:
@@ -61,7 +61,7 @@ class Refusals:
             self._timers[reason] = asyncio.get_running_loop().call_later(_SAY_AGAIN_S, self._say, reason)
 
     def close(self) -> None:
-        """Say what was not said yet."""
+        """Log what was not logged yet."""
         for reason, timer in list(self._timers.items()):
             timer.cancel()
             self._say(reason)
@@ -70,7 +70,7 @@ class Refusals:
 
 
 class Bodies:
-    """The bytes of request bodies that have arrived and are not done with, in all and by address."""
+    """The bytes of request bodies in memory, in all and by address."""
 
     def __init__(self, most_bytes: int, refusals: Refusals) -> None:
         self._most = most_bytes
@@ -79,7 +79,7 @@ class Bodies:
         self._of: Counter[str] = Counter()
 
     def take(self, address: str, size: int) -> Unavailable | None:
-        """Count bytes of a client; return the refusal when there are too many: one client has half of all."""
+        """Count bytes of a client; return a refusal when there are too many. One client may use half of all."""
         if self._all + size > self._most or self._of[address] + size > self._most // 2:
             self._refusals.note("body")
             return Unavailable("there are too many request bodies at once")
@@ -88,7 +88,7 @@ class Bodies:
         return None
 
     def give(self, address: str, size: int) -> None:
-        """They are done with."""
+        """Release bytes of a client."""
         self._all -= size
         self._of[address] -= size
         if not self._of[address]:
@@ -96,19 +96,19 @@ class Bodies:
 
 
 class Waiting(dict["Connection", float]):
-    """Connections that wait for one thing, each with since when, the longest first."""
+    """Connections that wait for one thing and the time since when, the longest first."""
 
     def begin(self, connection: "Connection") -> None:
-        """It waits from now on."""
+        """Add a connection, which waits from now on."""
         self.pop(connection, None)
         self[connection] = time.monotonic()
 
     def end(self, connection: "Connection") -> None:
-        """It waits no more. Safe to repeat."""
+        """Remove a connection. Safe to repeat."""
         self.pop(connection, None)
 
     def first(self, least_s: float, address: str | None) -> "Connection | None":
-        """Return the one that has waited longest, and so long, of an address or of all."""
+        """Return the connection that has waited longest, of an address or of all, if it has waited so many seconds."""
         latest = time.monotonic() - least_s
         for connection, since in self.items():
             if since > latest:
@@ -118,7 +118,7 @@ class Waiting(dict["Connection", float]):
         return None
 
     def expire(self, seconds: float) -> None:
-        """Take out those that have waited so long, and tell them."""
+        """Remove those that have waited so many seconds, and expire them."""
         latest = time.monotonic() - seconds
         for connection in [connection for connection, since in self.items() if since <= latest]:
             self.end(connection)

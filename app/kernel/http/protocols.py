@@ -1,4 +1,4 @@
-"""HTTP as we serve it: Hypercorn 0.18 over h11 0.16 and h2 4.4, without what they let pass.
+"""HTTP/1 and HTTP/2: the protocols of Hypercorn 0.18 over h11 0.16 and h2 4.4, made strict.
 
 Everything that is changed inside these libraries stands in this file and in http1_reader.py, and
 tests/kernel/http/test_protocol.py notices when a version of them does otherwise. What cannot be read becomes a request
@@ -270,7 +270,7 @@ def _check_h2(method: bytes, scheme: bytes, where: bytes, headers: list[tuple[by
         raise malformed("the scheme is neither http nor https")
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1:
-        raise malformed("the host is missing, or stands twice")
+        raise malformed("the host is missing or duplicate")
     check_host(hosts[0])
     if any(value.translate(None, TEXT) for _, value in headers):
         raise malformed("a header has a control character")

@@ -99,9 +99,12 @@ class _Endpoint:
             token = bearer_token(scope) if self._takes_token else BearerToken("")
             basic = basic_auth(scope) if self._takes_basic else BasicAuth()
             given = None if self._input is None else await self._decode(self._input, scope, receive)
-            result = await self._perform(Call(caller, token, basic), given)
-        except Denied:
-            await self._denied(caller, action.id)
+            result = await self._operation(Call(caller, token, basic), given)
+        except Refusal as refusal:
+            if isinstance(refusal, Denied):
+                await self._denied(caller, action.id)
+            if refusal.code not in self._codes:
+                logger.warning("{} raised {}, which it does not declare", action.id, refusal.code)
             raise
         headers = [(b"cache-control", self._cache)]
         if action.headers is not None:
@@ -114,14 +117,6 @@ class _Endpoint:
         else:
             await send({"type": "http.response.start", "status": 204, "headers": headers[1:]})
             await send({"type": "http.response.body", "body": b""})
-
-    async def _perform(self, call: Call, given: Any) -> Any:
-        try:
-            return await self._operation(call, given)
-        except Refusal as refusal:
-            if refusal.code not in self._codes:
-                logger.warning("{} raised {}, which it does not declare", self._action.id, refusal.code)
-            raise
 
     async def _decode(self, decoder: Decoder[Any], scope: Scope, receive: Receive) -> Any:
         path: dict[str, str] = scope["path_params"]

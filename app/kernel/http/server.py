@@ -1,10 +1,10 @@
-"""Hypercorn's protocols in our own process, on a listener and connections of our own, stopped our way.
+"""The HTTP server: Hypercorn's protocols on a listener and connections of our own, with a drain.
 
-First /ready is 503 and every answer says `Connection: close`, for the drain delay. Then what the kernel has accepted is
-taken, the port closes, and what is in flight is finished. The deadline for that is the process's.
+First /ready is 503 and every response says `Connection: close`, for the drain delay. Then the backlog is accepted, the
+port closes, and requests in flight are finished, within the grace period of the process.
 
-Connections are bounded in all and for each address. Whoever is beyond a bound is told so on one of a few spare
-connections, on which only the operators' paths are served: /health answers whatever the others do.
+Connections are limited in all and per address. A client beyond a limit is refused on one of a few spare connections,
+which serve only the probes: /health answers whatever other clients do.
 """
 
 import asyncio
@@ -129,14 +129,14 @@ def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains
             await listener.ended()
         except BaseException:
             if count := await listener.cut():
-                logger.error("{} requests were cut", count)
+                logger.error("{} requests were cancelled at the end of the grace period", count)
             raise
 
     return run
 
 
 class Listener:
-    """Serves an application on a socket."""
+    """Serves an application on a listening socket."""
 
     def __init__(
         self, app: App, config: Config, process: Process, sock: socket.socket, trusted: Sequence[Network]
@@ -163,7 +163,7 @@ class Listener:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, most: int, most_body_bytes: int) -> None:
-        """Accept from now on, so many at once, and so many bytes of bodies."""
+        """Start to accept: at most so many connections, and so many bytes of bodies in memory."""
         self._most = most
         self._most_of_one = max(LEAST_CONNECTIONS, most // 2)
         self.bodies = Bodies(most_body_bytes, self.refusals)
@@ -172,7 +172,7 @@ class Listener:
         self._sweep()
 
     async def close(self) -> None:
-        """Take what the kernel has accepted, then accept no more; end what is not in a request. Safe to repeat."""
+        """Accept what waits in the backlog, then no more; close connections without a request. Safe to repeat."""
         if self.closing.is_set():
             return
         self.closing.set()
@@ -193,7 +193,7 @@ class Listener:
         self._forget()
 
     async def cut(self) -> int:
-        """Cancel what is in flight, wait until it has let go of what it used, and close; return how many it was."""
+        """Cancel the requests in flight, wait for their clean-up, and close; return how many there were."""
         await self.close()
         cut = [task for connection in self._all() for task in connection.cut()]
         if cut:
@@ -224,7 +224,7 @@ class Listener:
                 return
 
     def _next(self) -> Accepted | None:
-        """Return a connection that the kernel has accepted, None when there is none."""
+        """Return the next connection of the backlog, None when there is none."""
         if self._pending is not None:
             accepted, self._pending = self._pending, None
             return accepted
@@ -242,7 +242,7 @@ class Listener:
                 return None
 
     def _pause(self, seconds: float | None = None) -> None:
-        """Leave what arrives to the kernel, for a while or for good."""
+        """Stop accepting, for some seconds or for good."""
         self._loop.remove_reader(self._sock)
         if seconds is not None and not self.closing.is_set():
             self._loop.call_later(seconds, self._resume)
@@ -253,7 +253,7 @@ class Listener:
             self._accept()
 
     def _admit(self, accepted: Accepted) -> bool:
-        """Serve a connection, if need be as a spare one; return False when there is no spare one either."""
+        """Serve a connection, if need be as a spare one; return False when no spare one is free."""
         sock, peer = accepted
         is_proxy = bool(self._trusted) and is_in(peer[0], self._trusted)
         address = limited(peer[0])
@@ -297,7 +297,7 @@ class Listener:
             self._release(connection)
 
     def _release(self, connection: Connection) -> None:
-        """It does not count any more. Safe to repeat."""
+        """Stop counting a connection. Safe to repeat."""
         for waiting in (self.idle, self.heads, self.lingering, self.spare):
             waiting.end(connection)
         self._spares.discard(connection)
@@ -318,18 +318,18 @@ class Listener:
         return self._process.state == "stopping"
 
     def begun(self, connection: Connection) -> None:
-        """A request has arrived on it."""
+        """Note that a request has begun to arrive on a connection."""
         self.idle.pop(connection, None)
         self.heads.pop(connection, None)
         self.spare.pop(connection, None)
 
     def left(self, connection: Connection) -> None:
-        """It only waits for its client to read the last answer."""
+        """Note that a connection only waits for its client to read the last response."""
         self.begun(connection)
         (self.spare if connection.refusal else self.lingering).begin(connection)
 
     def application(self, connection: Connection, app: App, scope: Scope) -> App:
-        """Return what answers a request, having marked one that is not to be served."""
+        """Return what answers a request; one beyond a limit is marked to be refused."""
         reason = connection.refusal
         if not reason and scope["http_version"] == "2":  # in HTTP/1, a connection has one request at a time
             if not connection.is_proxy and self._requests_of[connection.address] >= self._most_of_one:
@@ -342,12 +342,12 @@ class Listener:
         return app
 
     def request_begun(self, connection: Connection) -> None:
-        """A request is in flight on it."""
+        """Count a request in flight."""
         self._requests += 1
         self._requests_of[connection.address] += 1
 
     def request_ended(self, connection: Connection) -> None:
-        """It is no more."""
+        """Stop counting a request."""
         self._requests -= 1
         self._requests_of[connection.address] -= 1
         if not self._requests_of[connection.address]:

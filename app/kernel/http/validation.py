@@ -98,14 +98,11 @@ def check_host(value: bytes) -> None:
 
 
 def check_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise HttpProblem 400 when a header that decides something, and has one value, stands there twice.
-
-    Whoever looks at the request before or after us might take the other one.
-    """
+    """Raise HttpProblem 400 for a duplicate header that may have one value: a proxy might read the other one."""
     names = [name for name, _ in headers if name in _SINGLE]
     if len(names) > len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
-        raise malformed(f"the header {twice.decode()} stands twice")
+        raise malformed(f"duplicate header {twice.decode()}")
 
 
 @functools.lru_cache(1024)

@@ -1,4 +1,4 @@
-"""Alerting: what nobody expected is told with its context, once, where it happened."""
+"""Alerting: unexpected errors are logged with their context, once, where they happened."""
 
 from loguru import logger
 

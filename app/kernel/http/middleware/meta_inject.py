@@ -1,4 +1,4 @@
-"""MetaInject: what every request carries. The request id is accepted when well formed, else made, and returned."""
+"""MetaInject: request id and origin. A well-formed request id is accepted, otherwise one is made; it is returned."""
 
 import re
 from collections.abc import Sequence

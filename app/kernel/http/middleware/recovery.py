@@ -5,7 +5,7 @@ from app.kernel.http.problems import HttpProblem, send_problem
 
 
 class Recovery:
-    """Answer 500 when everything below failed. A response that has started can only be cut."""
+    """Answer 500 to what nothing inside has answered. A response that has started can only be cut."""
 
     def __init__(self, app: App, *, debug: bool) -> None:
         self._app = app

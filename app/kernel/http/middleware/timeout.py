@@ -1,4 +1,4 @@
-"""Timeout: a request is answered, one way or the other, within the handle timeout."""
+"""Timeout: every request is answered within its timeout."""
 
 import asyncio
 from typing import cast
@@ -11,7 +11,7 @@ from app.kernel.http.problems import HttpProblem, send_problem
 
 
 class Timeout:
-    """Cancel what takes too long and answer 504. A response that has started can only be cut."""
+    """Cancel a request over its timeout and answer 504. A response that has started can only be cut."""
 
     def __init__(self, app: App, seconds: float) -> None:
         self._app = app
