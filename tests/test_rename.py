@@ -1,6 +1,8 @@
 """`just rename` makes a clone one's own: lint, contracts, commands and the fast tests hold under the new name."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +71,20 @@ def test_a_renamed_clone_has_every_command_and_passes_lint_contracts_and_fast_te
     assert found.stdout == ""
     tested = run(clone, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FAST)
     assert tested.returncode == 0, tested.stdout[-4000:]
+
+
+def test_code_takes_the_name_from_its_constant() -> None:
+    # words of published secrets, a temporary table, keys of requests: nothing that anybody sees
+    allowed = {"kernel/config/safety.py", "kernel/db/postgres.py", "kernel/http/asgi.py"}
+    word = re.compile(rf"(?<![\w.])(?<!authenticator ){NAME}(?![A-Za-z0-9])")
+    found: set[str] = set()
+    for path in (ROOT / NAME).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        documents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        if any(word.search(str(node.value)) for node in texts if id(node) not in documents):
+            found.add(str(path.relative_to(ROOT / NAME)))
+    assert found <= allowed
 
 
 REFUSED = {
