@@ -150,7 +150,7 @@ CANNOT = {
     **dict.fromkeys(
         [
             "auth.actors_pkey", "auth.roles_pkey", "auth.api_keys_pkey", "auth.sessions_pkey", "auth.signing_keys_pkey",
-            "kernel.audit_pkey", "kernel.errors_pkey", "kernel.jobs_id", "platform.heartbeats_pkey",
+            "kernel.audit_pkey", "kernel.errors_pkey", "kernel.jobs_id",
         ],
         MADE,
     ),

@@ -175,10 +175,11 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
     project: Project, database: TestDatabase, tmp_path: Path
 ) -> None:
     copied = project.copy(tmp_path / "copy")
-    usecase = copied.root / "app/modules/platform/upkeep.py"
+    usecase = copied.root / "app/modules/platform/maintenance.py"
     text = usecase.read_text()
     slow = text.replace(
-        "        await self.heartbeats.add(db)", "        import asyncio\n        await asyncio.sleep(60)"
+        '        logger.info("cron manager, queue and consumer work")',
+        "        import asyncio\n        await asyncio.sleep(60)",
     )
     assert slow != text
     usecase.write_text(slow)

@@ -24,10 +24,10 @@ from app.kernel.queue.worker import InFlight, Job
 from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.executor import Executor
 from app.kernel.queue.worker.fetcher import Fetcher
-from app.kernel.queue.worker.heartbeat import Heartbeat
 from app.kernel.queue.worker.leases import Leases
 from app.kernel.queue.worker.listener import Listener
 from app.kernel.queue.worker.recorder import Recorder
+from app.kernel.queue.worker.renewer import Renewer
 from app.kernel.queue.worker.rescuer import Rescuer
 from app.kernel.services import Run
 
@@ -65,10 +65,10 @@ class Consumer:
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until asked to stop, then finish those at hand; when cancelled, hand them back."""
         jobs = self._jobs
-        heartbeat = Heartbeat(self._conninfo, self._leases.lease_s, jobs.held, jobs.running, self.executor.cancel)
+        renewer = Renewer(self._conninfo, self._leases.lease_s, jobs.held, jobs.running, self.executor.cancel)
         listener = Listener(self._conninfo, self._notified)
         async with _beside(listener.run, self._completer.run, self._rescuer.run, lambda: self._on_stop(stop)):
-            heartbeat.start()
+            renewer.start()
             try:
                 while not stop.is_set():
                     if not await self.fetcher.fetch():
@@ -81,7 +81,7 @@ class Consumer:
                 await self.executor.cut()
                 await self._completer.flush_last()
                 await self._hand_back(list(jobs.held.values()))
-                await heartbeat.stop()
+                await renewer.stop()
 
     def unhandled(self) -> list[str]:
         """Return the queues that it works on although none of its handlers is for their jobs: mistyped names?"""

@@ -1,4 +1,8 @@
-"""What other modules may use of auth: who holds a token, and what has happened."""
+"""What other modules may use of auth: who holds a token, and what has happened.
+
+Of the events, platform subscribes to ActorDisabled. The others have no subscriber here: they are published for the
+modules of those who extend this platform, such as one that welcomes new users, so that auth need not be changed for it.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol

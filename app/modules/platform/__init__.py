@@ -31,8 +31,8 @@ MODULE = Module(
         Feature("events:Events", "events", "See the events that were published, and replay them."),
         Feature("errors:CapturedErrors", "errors", "See, resolve and mute captured errors."),
         Feature("alerts:Alerts", "errors"),
-        Feature("upkeep:PlatformUpkeep"),
+        Feature("maintenance:Maintenance"),
     ),
     providers="providers:PROVIDERS",
-    schedules="upkeep:SCHEDULES",
+    schedules="maintenance:SCHEDULES",
 )

@@ -1,9 +1,9 @@
-"""Alerts: notifying people of captured errors."""
+"""Alerts: notifying people of captured errors, and of actors that were disabled."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from app.kernel.actions import Transaction, change, task
+from app.kernel.actions import Transaction, change, subscriber, task
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.config import Misconfigured, Settings
 from app.kernel.errors import NotFound, Unavailable
@@ -12,6 +12,7 @@ from app.kernel.queue import NeverRetry
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY
 from app.kernel.sentinel.postgres import Errors
+from app.modules.auth.portal import ActorDisabled
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message, Recipients, texts
 
 
@@ -35,7 +36,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Alerts:
-    """Notify people of captured errors."""
+    """Notify people of captured errors, and of actors that were disabled."""
 
     errors: Errors
     recipients: Recipients
@@ -50,9 +51,17 @@ class Alerts:
         """
         due = await self.errors.take_due(tx)
         for title, body in texts(due, self.settings.environment):
-            for recipient in self.recipients.names():
-                await self.queue.enqueue(tx, SEND_MESSAGE, Message(recipient, title, body))
+            await self._enqueue(tx, title, body)
         return len(due)
+
+    @subscriber("platform.notify_of_disabled_actor", ActorDisabled)
+    async def actor_disabled(self, tx: Transaction, event: ActorDisabled) -> None:
+        """Notify people that an actor was disabled: it may be an attack, or the answer to one.
+
+        Exactly once: the messages are enqueued in the transaction.
+        """
+        title = f"[{self.settings.environment}] an actor was disabled"
+        await self._enqueue(tx, title, f"actor {event.actor_id}: its sessions and keys have ended")
 
     @task(SEND_MESSAGE)
     async def send(self, message: Message) -> None:
@@ -75,6 +84,10 @@ class Alerts:
         if not names:
             raise Misconfigured("nobody is told of errors; set sentinel.notify_urls")
         return Page([await self._try(name) for name in names])
+
+    async def _enqueue(self, tx: Transaction, title: str, body: str) -> None:
+        for recipient in self.recipients.names():
+            await self.queue.enqueue(tx, SEND_MESSAGE, Message(recipient, title, body))
 
     async def _try(self, name: str) -> Tried:
         title = f"[{self.settings.environment}] a test"

@@ -30,7 +30,7 @@ def ticks(database: TestDatabase) -> list[datetime]:
 def every_second(project: Project, folder: Path) -> Project:
     """Return a copy of the project whose heartbeat beats every second."""
     copied = project.copy(folder)
-    jobs = copied.root / "app/modules/platform/upkeep.py"
+    jobs = copied.root / "app/modules/platform/maintenance.py"
     text = jobs.read_text()
     changed = text.replace('cron="* * * * *"', 'every_s=1, misfire="all"')
     assert changed != text
@@ -58,7 +58,7 @@ def test_of_two_cron_managers_one_is_killed_and_no_tick_is_missed_or_doubled(
     found = ticks(database)
     gaps = {later - earlier for earlier, later in pairwise(found)}
     assert gaps == {timedelta(seconds=1)}
-    (beats,) = database.all("SELECT count(*) FROM platform.heartbeats")[0]
+    (beats,) = database.all("SELECT count(*) FROM kernel.finished_jobs WHERE task = 'platform.heartbeat'")[0]
     assert beats == len(found)
 
 
@@ -66,7 +66,7 @@ TICK = Task[None]("tick")
 
 
 def test_the_heartbeat_beats_every_minute() -> None:
-    from app.modules.platform.upkeep import HEARTBEAT, SCHEDULES
+    from app.modules.platform.maintenance import HEARTBEAT, SCHEDULES
 
     (heartbeat,) = [schedule for schedule in SCHEDULES if schedule.task is HEARTBEAT]
     after = datetime(2026, 11, 22, 10, 59, 30, tzinfo=UTC)
@@ -125,7 +125,7 @@ def test_a_schedule_that_makes_no_sense_is_refused_by_its_name_where_it_is_decla
 
 def test_a_process_with_a_schedule_that_makes_no_sense_says_so_in_one_line(project: Project, tmp_path: Path) -> None:
     copied = project.copy(tmp_path / "copy")
-    jobs = copied.root / "app/modules/platform/upkeep.py"
+    jobs = copied.root / "app/modules/platform/maintenance.py"
     jobs.write_text(jobs.read_text().replace('cron="17 * * * *"', 'cron="17 * * * sun-thu/0"'))
     for process in ("run-cron-manager", "run-event-consumer", "run-all-in-one"):
         found = copied.app(process, "--port", "0")

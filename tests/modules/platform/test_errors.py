@@ -9,6 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+from app.kernel.actions import Work, declared
+from app.modules.auth import portal
+from app.modules.platform import MODULE
 from tests.conftest import TestDatabase, log_in
 from tests.kernel.telemetry.collector import collecting
 from tests.support.project import Project, eventually
@@ -208,3 +211,28 @@ def test_a_process_that_is_killed_becomes_an_error(project: Project, database: T
     stopped.ready()
     assert stopped.stop() == 0
     assert database.all("SELECT count(*) FROM kernel.processes WHERE pid = %s", stopped.pid) == [(0,)]
+
+
+def test_people_are_notified_by_the_consumer_of_an_actor_that_is_disabled_over_http(
+    project: Project, database: TestDatabase, webhook: Webhook
+) -> None:
+    project.env |= {"SENTINEL_NOTIFY_URLS": webhook.url, "PROCESS_DRAIN_DELAY": "0"}
+    project.start("run-event-consumer").ready()
+    client = log_in(project, project.start("run-auth-http"))
+    body = {"type": "user", "username": "mallory", "password": "correct horse battery staple"}
+    actor_id = client.post("/auth/v1/actors", json=body).json()["id"]
+    assert client.post(f"/auth/v1/actors/{actor_id}/disable").status_code < 300
+    (message,) = eventually(lambda: list(webhook.messages), 30)
+    assert message["title"] == "[test] an actor was disabled"
+    assert message["message"] == f"actor {actor_id}: its sessions and keys have ended"
+    done = "SELECT outcome FROM kernel.finished_jobs WHERE task = 'platform.notify_of_disabled_actor'"
+    assert database.all(done) == [("done",)]
+
+
+def test_each_event_of_auth_has_a_subscriber_or_says_why_not() -> None:
+    events = {kind for kind in vars(portal).values() if isinstance(kind, type) and hasattr(kind, "event_type")}
+    works = [work for kind in MODULE.feature_classes() for _, work, _ in declared(kind) if isinstance(work, Work)]
+    heard = {work.event for work in works if work.event is not None}
+    assert heard == {portal.ActorDisabled}
+    assert events - heard
+    assert "The others have no subscriber here: they are published for" in (portal.__doc__ or "")

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from app.kernel.config import KeepSettings
+from app.kernel.db.retention import Retention
 from app.kernel.queue import Handler, Task
 from app.kernel.queue.queues import QueueNotFound
-from app.kernel.upkeep import Upkeep
 from app.modules.platform.queues import QueueLimit, QueueRef
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import OPERATOR, Operator
@@ -125,7 +125,7 @@ async def test_a_queue_that_nothing_has_used_for_a_week_is_forgotten_with_its_se
     await bench.db.run("UPDATE kernel.queues SET seen_at = now() - interval '8 days' WHERE name <> 'new'")
     assert not (await operator.queues.limit(OPERATOR, QueueLimit("gone", 2))).is_used
     week = 7 * 86400
-    await Upkeep(KeepSettings(week, week, week, week, week)).prune(bench.db)
+    await Retention(KeepSettings(week, week, week, week, week)).prune(bench.db)
     assert await bench.rows("SELECT name FROM kernel.queues ORDER BY name") == [("elsewhere",), ("new",)]
 
 

@@ -1,11 +1,12 @@
-"""Upkeep: the jobs that keep the platform small, and one that shows that it runs."""
+"""Maintenance: the job that deletes what is old, and one that shows that jobs run."""
 
 from dataclasses import dataclass
 
+from loguru import logger
+
 from app.kernel.actions import Database, task
+from app.kernel.db.retention import Pruned, Retention
 from app.kernel.queue import Schedule, Task
-from app.kernel.upkeep import Pruned, Upkeep
-from app.modules.platform.postgres import Heartbeats
 
 HEARTBEAT = Task[None]("platform.heartbeat")
 PRUNE = Task[None]("platform.prune")
@@ -13,16 +14,15 @@ SCHEDULES = (Schedule(HEARTBEAT, cron="* * * * *"), Schedule(PRUNE, cron="17 * *
 
 
 @dataclass(frozen=True, slots=True)
-class PlatformUpkeep:
+class Maintenance:
     """Keep the platform's tables small."""
 
-    kernel: Upkeep
-    heartbeats: Heartbeats
+    retention: Retention
 
     @task(HEARTBEAT)
-    async def beat(self, db: Database) -> None:
-        """Leave a trace every minute that cron manager, queue and consumer work together."""
-        await self.heartbeats.add(db)
+    async def beat(self) -> None:
+        """Log every minute that cron manager, queue and consumer work together."""
+        logger.info("cron manager, queue and consumer work")
 
     @task(PRUNE)
     async def prune(self, db: Database) -> Pruned:
@@ -30,4 +30,4 @@ class PlatformUpkeep:
 
         Raises Unavailable while somebody reads what is to be dropped. Safe to repeat.
         """
-        return await self.kernel.prune(db)
+        return await self.retention.prune(db)

@@ -1,4 +1,4 @@
-"""Upkeep of the kernel's tables: partitions made ahead and dropped whole, and what nobody needs any more pruned."""
+"""Retention: partitions are made ahead and dropped whole, and old rows deleted, a few at a time."""
 
 from dataclasses import dataclass
 
@@ -57,8 +57,8 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
-    """Keeps the kernel's tables small."""
+class Retention:
+    """Deletes what is old from the kernel's tables."""
 
     keep: KeepSettings
 

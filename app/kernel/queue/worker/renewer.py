@@ -1,6 +1,6 @@
-"""The heartbeat of a worker: a thread with a connection of its own, so that a busy event loop does not lose leases.
+"""Renewing leases, in a thread with a connection of its own, so that a busy event loop does not lose them.
 
-It renews them, hears of cancelled jobs, and names the job that blocks the loop.
+It also hears of cancelled jobs, and names the job that blocks the loop.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _RENEW = """
 """
 
 
-class Heartbeat:
+class Renewer:
     """Renews the leases of the jobs that are held, until stopped.
 
     A job that overran its timeout is not renewed for longer than another lease: what blocks the loop for good must not
@@ -61,7 +61,7 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._answered_at = self._asked_at = time.monotonic()
         self._reported = False
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="lease renewer", daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -84,7 +84,7 @@ class Heartbeat:
                     connection = psycopg.connect(self._conninfo, autocommit=True)
                 self._renew(connection, due)
             except psycopg.Error as error:
-                logger.warning("heartbeat: {}; trying again", " ".join(str(error).split()))
+                logger.warning("leases cannot be renewed: {}; trying again", " ".join(str(error).split()))
                 if connection is not None:
                     connection.close()
                 connection = None

@@ -1,2 +1,0 @@
-DROP TABLE platform.heartbeats;
-DROP SCHEMA platform;
