@@ -183,7 +183,8 @@ CANNOT = {
 
 
 def test_every_unique_constraint_and_foreign_key_is_raced_for_or_cannot_be(bench: Bench) -> None:  # noqa: F811
-    existing = {name for (name,) in bench.test.all(UNIQUE)}
+    here = {"auth", "kernel", "platform", "public"}  # those of other modules are tested beside them
+    existing = {name for (name,) in bench.test.all(UNIQUE) if name.partition(".")[0] in here}
     assert existing == RACES.keys() | CANNOT.keys()
     assert not RACES.keys() & CANNOT.keys()
 

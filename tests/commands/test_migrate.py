@@ -94,29 +94,30 @@ def test_down_without_a_terminal_wants_yes_and_changes_nothing(copy: Project, op
 def test_down_of_a_module_shows_what_it_would_run_then_rolls_back_that_module_only(
     copy: Project, database: TestDatabase
 ) -> None:
-    add(copy, "CREATE SCHEMA orders;\n", "DROP SCHEMA orders;\n", name="20270101000000_orders_init")
-    add(copy, "CREATE TABLE orders.orders (n int);\n", "DROP TABLE orders.orders;\n", name="20270102000000_orders_more")
+    add(copy, "CREATE SCHEMA sample;\n", "DROP SCHEMA sample;\n", name="20270101000000_sample_init")
+    add(copy, "CREATE TABLE sample.sample (n int);\n", "DROP TABLE sample.sample;\n", name="20270102000000_sample_more")
     add(copy, "CREATE TABLE later (n int);\n", "DROP TABLE later;\n", name="20270103000000_auth_later")
     assert copy.app("migrate", "up").returncode == 0
-    shown = copy.app("migrate", "down", "--module", "orders", "--dry-run")
+    shown = copy.app("migrate", "down", "--module", "sample", "--dry-run")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (
-        "-- 20270102000000_orders_more.rollback.sql\nDROP TABLE orders.orders;\n\n"
-        "-- 20270101000000_orders_init.rollback.sql\nDROP SCHEMA orders;\n\n"
+        "-- 20270102000000_sample_more.rollback.sql\nDROP TABLE sample.sample;\n\n"
+        "-- 20270101000000_sample_init.rollback.sql\nDROP SCHEMA sample;\n\n"
     )
     assert [item["id"] for item in printed(copy, "down", "--dry-run")["items"]] == [LATER.replace("0101", "0103")]
-    assert copy.app("migrate", "down", "--module", "orders").returncode == 2
+    assert copy.app("migrate", "down", "--module", "sample").returncode == 2
     assert {item["state"] for item in printed(copy, "status")["items"]} == {"applied"}
-    done = printed(copy, "down", "--module", "orders", "--yes")
-    assert done == {"rolled_back": ["20270102000000_orders_more", "20270101000000_orders_init"]}
+    done = printed(copy, "down", "--module", "sample", "--yes")
+    assert done == {"rolled_back": ["20270102000000_sample_more", "20270101000000_sample_init"]}
     pending = [item["id"] for item in printed(copy, "status")["items"] if item["state"] == "pending"]
-    assert pending == ["20270101000000_orders_init", "20270102000000_orders_more"]
-    assert database.all("SELECT to_regnamespace('orders') IS NULL, to_regclass('later') IS NULL") == [(True, False)]
-    again = copy.app("migrate", "down", "--module", "orders", "--yes")
+    assert pending == ["20270101000000_sample_init", "20270102000000_sample_more"]
+    assert database.all("SELECT to_regnamespace('sample') IS NULL, to_regclass('later') IS NULL") == [(True, False)]
+    again = copy.app("migrate", "down", "--module", "sample", "--yes")
     assert (again.returncode, again.stdout) == (0, "nothing to roll back\n")
-    unknown = copy.app("migrate", "down", "--module", "ordes", "--yes")
+    unknown = copy.app("migrate", "down", "--module", "sampl", "--yes")
     assert (unknown.returncode, unknown.stdout) == (67, "")
-    assert "app: there are no migrations of 'ordes'; modules with migrations: auth, kernel, orders" in unknown.stderr
+    said = "app: there are no migrations of 'sampl'; modules with migrations: auth, kernel, (.*, )?sample"
+    assert re.search(said, unknown.stderr)
 
 
 BEFORE_THE_SQUASH = """
