@@ -1,4 +1,4 @@
-"""A connection of the pool: what psycopg's lacks for servers and networks that do not answer."""
+"""A connection of the pool, for servers and networks that do not answer."""
 
 import asyncio
 import select
@@ -18,12 +18,12 @@ from app.kernel.errors import Unavailable
 
 _CANCEL_S = 1.0
 _ADDRESS_S = 5  # for each address that the name of the server has
-_READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # told by the server when a session begins
+_READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server when a session begins
 _ABORT = struct.pack("ii", 1, 0)
 
 
 class Connection(AsyncConnection[Row]):
-    """A connection. When its task is cancelled it asks the server to cancel, which may be frozen."""
+    """A connection. When its task is cancelled, it asks the server to cancel the statement, for a second at most."""
 
     idle_since = 0.0
     opened_in = 0
@@ -52,11 +52,11 @@ class Connection(AsyncConnection[Row]):
 
     @cached_property
     def statements(self) -> psycopg.AsyncCursor[Row]:
-        """The cursor of all its statements. Each is read to its end at once; a cursor for each costs a quarter more."""
+        """The cursor of all its statements; each is read to its end at once. A cursor for each costs a quarter more."""
         return self.cursor()
 
     def is_readable(self) -> bool:
-        """Return whether the server has said something, or hung up."""
+        """Return whether the server has sent something, or closed the connection."""
         return self.closed or bool(self._poll.poll(0))
 
     @cached_property
@@ -85,8 +85,8 @@ class Connection(AsyncConnection[Row]):
 def hang_up(connection: psycopg.Connection[Any] | AsyncConnection[Any]) -> None:
     """Shut the socket: the waiting statement fails at once, without asking a server that does not answer.
 
-    Closing it will be a reset: the network may be back later, and the server still hold locks for this session. Safe to
-    repeat, and from any thread.
+    It is closed by a reset: when the network returns, the server must not hold locks for this session. Safe to repeat,
+    and from any thread.
     """
     with suppress(psycopg.Error, OSError):  # closed meanwhile
         sock = socket.socket(fileno=connection.fileno())
@@ -98,10 +98,10 @@ def hang_up(connection: psycopg.Connection[Any] | AsyncConnection[Any]) -> None:
 
 
 def _forget_attempt(error: BaseException) -> None:
-    """Close the socket of a connection attempt that was given up.
+    """Close the socket of an abandoned attempt to connect.
 
-    psycopg leaves it to the generator that was connecting, which lives on in the traceback of the error: with a frozen
-    server, every attempt would cost it a connection until the error is collected as garbage.
+    psycopg leaves it to the generator that was connecting, which the traceback of the error keeps alive: every attempt
+    would hold a connection of a frozen server until the error is garbage-collected.
     """
     following: BaseException | None = error
     while following is not None:

@@ -1,9 +1,9 @@
 """A pool of connections for one event loop, every wait bounded.
 
-It holds on to nobody who has given up waiting, so after an outage there is no queue of the dead to work off. While the
-database is away one attempt at a time is made, as long as somebody waits; the first that succeeds ends the outage. An
-attempt that gets no answer goes on, since a frozen server answers it when it thaws and a slow one late, and
-short ones are made beside it, since what a network has lost is answered never.
+A request that has stopped waiting leaves the queue, so an outage leaves no backlog. While the database is unavailable,
+one attempt to connect is made at a time, as long as a request waits; the first that succeeds ends the outage. An
+attempt without an answer continues, because a frozen or slow server answers late; short ones are made beside it,
+because a network that lost the packets never does.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from loguru import logger
 from app.kernel.db.connection import Connection
 from app.kernel.errors import Unavailable
 
-_AGAIN_S = 0.25  # from one attempt to connect to the next while the database is away
+_AGAIN_S = 0.25  # from one attempt to connect to the next while the database is unavailable
 _OVERDUE_S = 1.5
 _PATIENCE_S = 12.0
 _OPENING_AT_ONCE = 4
@@ -28,7 +28,7 @@ _LIFE_S = 3600.0
 
 
 class PoolUse(NamedTuple):
-    """How much of a pool is in use: connections taken and idle, requests that wait for one, the most there may be."""
+    """How much of a pool is in use: connections lent and idle, waiting requests, the maximum of connections."""
 
     used: int
     idle: int
@@ -37,16 +37,16 @@ class PoolUse(NamedTuple):
 
 
 class Pool:
-    """Connections that are opened when somebody waits for one, and lent to one user at a time.
+    """Connections that are opened when a request waits for one, and lent to one request at a time.
 
-    At most `size` of them; one more while none of them has come back for a second and somebody waits, since a network
-    that silently drops connections leaves all of them in use, mute, until their statements are given up.
+    At most `size` of them; one more while a request waits and none has been returned for a second, because a network
+    that silently drops connections leaves all of them in use until their statements time out.
     """
 
     def __init__(
         self, connect: Callable[[], Awaitable[Connection]], *, size: int, queue: int, level: str = "WARNING"
     ) -> None:
-        """`queue` is how many may wait at once, `level` that of the log line when an outage begins."""
+        """`queue` is the maximum number of waiting requests, `level` that of the log line when an outage begins."""
         self._connect = connect
         self._size = size
         self._queue = queue
@@ -69,7 +69,7 @@ class Pool:
         return self._idle.pop()
 
     async def take(self, wait_s: float, *, urgent: bool = False) -> Connection:
-        """Return a connection; one that is `urgent` waits before all others. Raises Unavailable."""
+        """Return a connection; an `urgent` request is served before all others. Raises Unavailable."""
         if (idle := self.take_idle()) is not None:
             return idle
         if self._closed:
@@ -97,7 +97,7 @@ class Pool:
             self._waiting.pop(waiter, None)
 
     def give_back(self, connection: Connection) -> None:
-        """Take a connection back that was lent. One that cannot be used again is closed."""
+        """Take back a connection that was lent. It is closed if it cannot be used again."""
         now = connection.idle_since = self._progress_at = time.monotonic()
         self._lent -= 1
         worn = connection.opened_in != self._generation or connection.retire_at < now
@@ -111,12 +111,12 @@ class Pool:
             self._idle.pop(0).drop()
 
     def renew(self) -> None:
-        """Close all connections: those that are idle at once, those that are lent when they come back."""
+        """Close all connections: idle ones at once, lent ones when they are returned."""
         self._generation += 1
         self.drop_idle()
 
     def drop_idle(self) -> None:
-        """Close what is idle, such as when a connection turned out to be mute: the others may be, too."""
+        """Close idle connections, such as when one did not answer: the others may not either."""
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.drop()
@@ -126,7 +126,7 @@ class Pool:
         return PoolUse(self._lent, len(self._idle), len(self._waiting), self._size)
 
     async def close(self) -> None:
-        """Refuse those who wait, close what is idle, and what is lent when it comes back. Safe to repeat."""
+        """Refuse waiting requests, close idle connections, and lent ones when they are returned. Safe to repeat."""
         self._closed = True
         for waiter in list(self._waiting):
             self._refuse(waiter, _closed())
@@ -138,7 +138,7 @@ class Pool:
         self.drop_idle()
 
     def _open_more(self, *, stuck: bool = False) -> None:
-        """Open connections for those who wait, as far as there may be more."""
+        """Open connections for waiting requests, within the limits."""
         spare = stuck and time.monotonic() - self._progress_at >= _STUCK_S
         room = self._size + spare - self._lent - len(self._idle)
         at_once = 1 if self._trouble else _OPENING_AT_ONCE
@@ -157,7 +157,7 @@ class Pool:
             self._open_more()
 
     async def _open(self, patience_s: float) -> None:
-        """Open one connection; when that fails, wait a moment before somebody tries again."""
+        """Open one connection; after a failure, wait before the next attempt."""
         generation, started = self._generation, time.monotonic()
         try:
             async with asyncio.timeout(patience_s):
@@ -188,7 +188,7 @@ class Pool:
         self._open_more()
 
     def _offer(self, connection: Connection) -> None:
-        """Lend a connection to whoever has waited longest, or keep it."""
+        """Lend a connection to the request that has waited longest, or keep it."""
         while self._waiting:
             waiter, _ = self._waiting.popitem(last=False)
             if not waiter.done():

@@ -27,11 +27,11 @@ from app.kernel.telemetry.traces import span
 
 T = TypeVar("T")
 
-_FROZEN_S = 0.5  # beyond the statement timeout: a server that did not even cancel is frozen or gone
-_TRUSTED_S = 1.0  # a connection that was idle for longer may have been dropped by the network without a word
+_FROZEN_S = 0.5  # beyond the statement timeout: a server that did not cancel the statement is frozen or unreachable
+_TRUSTED_S = 1.0  # the network may have silently dropped a connection that was idle for longer
 _PROBE_S = 1.0
 
-# whether this session may write, and whether one that is opened now could: the setting does not reach open sessions
+# whether this session may write, and whether a new one could: a changed setting does not affect open sessions
 _CHECK = """
     SELECT current_setting('transaction_read_only')::bool OR coalesce((
         SELECT split_part(setting, '=', 2)::bool
@@ -43,7 +43,7 @@ _CHECK = """
         ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1
     ), false)
 """
-# needs a new page on the disk of the database, and leaves nothing
+# needs a new page on the disk of the database, and leaves nothing behind
 _WRITE = """
     BEGIN;
     SET LOCAL temp_tablespaces = '';
@@ -53,7 +53,7 @@ _WRITE = """
 
 
 class _Queries:
-    """Statements on one connection. The server cancels what takes too long; if it does not, we hang up."""
+    """Statements on one connection. The server cancels a slow one; if it does not, the connection is closed."""
 
     def __init__(self, connection: Connection, deadlines: Deadlines, constraints: Constraints) -> None:
         self._connection = connection
@@ -65,11 +65,11 @@ class _Queries:
 
     @property
     def transaction(self) -> TransactionStatus:
-        """The state of the connection; INERROR can only be rolled back: COMMIT would do that, and say nothing."""
+        """The state of the connection; INERROR can only be rolled back: COMMIT would do so without an error."""
         return self._connection.info.transaction_status
 
     def end(self) -> None:
-        """Refuse further statements: the connection may be somebody else's by then."""
+        """Refuse further statements: the connection may serve another request by then."""
         self._ended = True
 
     async def _execute(self, sql: LiteralString, parameters: Parameters) -> psycopg.AsyncCursor[Row]:
@@ -85,7 +85,7 @@ class _Queries:
 
         def give_up() -> None:
             nonlocal again
-            if self._connection.is_readable():  # it was this process that slept: the answer is here
+            if self._connection.is_readable():  # this process was suspended: the answer has arrived
                 again = asyncio.get_running_loop().call_later(_FROZEN_S, give_up)
             else:
                 self._connection.hang_up()
@@ -156,9 +156,9 @@ class PostgresDatabase:
             self._give_back(connection, queries)
 
     async def _alive(self, urgent: bool) -> Connection:
-        """Take a connection. Those that the server closed meanwhile are replaced, all of them if need be.
+        """Take a connection. Those that the server closed meanwhile are replaced, all of them if necessary.
 
-        An idle connection has nothing to read; only if it has, or was idle for long, a round trip is needed.
+        A round trip is needed only if the connection was idle for long, or has something to read.
         """
         deadline: float | None = None
         while True:
@@ -183,11 +183,11 @@ class PostgresDatabase:
                 return connection
 
     def _give_back(self, connection: Connection, queries: _Queries) -> None:
-        if queries.outdated or queries.refused_with == READ_ONLY:  # and so are the others
+        if queries.outdated or queries.refused_with == READ_ONLY:  # and the others are, too
             self._pool.renew()
         if queries.refused_with == DISK_FULL:
             self._disk_full = True
-        if connection.mute:  # and so may be the others
+        if connection.mute:  # and the others may be, too
             self._pool.drop_idle()
         self._pool.give_back(connection)
 
@@ -233,13 +233,13 @@ class PostgresDatabase:
                 raise
 
     async def _check(self) -> None:
-        """Raise Unavailable unless the database answers, and would accept a change. Waits before all others."""
+        """Raise Unavailable unless the database answers, and would accept a change. Served before all others."""
         async with self._connection(urgent=True) as connection:
             if await connection.one(_CHECK) != (False,):
                 connection.refused_with = READ_ONLY
                 raise Unavailable("the database is read-only", retry_after_s=2)
             if self._disk_full:
-                with suppress(psycopg.errors.InsufficientPrivilege):  # then there is no knowing
+                with suppress(psycopg.errors.InsufficientPrivilege):  # then it cannot be known
                     await connection.run(_WRITE)
                 self._disk_full = False
 
@@ -249,16 +249,16 @@ class PostgresDatabase:
 
 
 def _cancellations() -> int:
-    """Return how often the task was asked to stop."""
+    """Return how often the task was cancelled."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 
 
 def _raise_lost(asked: int) -> None:
-    """Raise CancelledError if the task was asked to stop since, and nobody told it.
+    """Raise CancelledError if the task was cancelled since, and the cancellation was lost.
 
-    Until Python 3.12, asyncio.wait_for forgets it when what it waits for comes at the same moment, and psycopg waits
-    so: the request would go on, and nothing would stop it any more.
+    Until Python 3.12, asyncio.wait_for, which psycopg uses, loses a cancellation that arrives together with the result:
+    the request would continue, and nothing would stop it.
     """
     if _cancellations() > asked:
         raise asyncio.CancelledError
@@ -266,7 +266,7 @@ def _raise_lost(asked: int) -> None:
 
 @functools.cache
 def _first_word(sql: LiteralString) -> str:
-    """Return what a statement begins with: a bounded number of words, since statements are literals."""
+    """Return the first word of a statement; the cache is bounded, because statements are literals."""
     return sql.split(None, 1)[0].upper()
 
 
@@ -280,7 +280,7 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
         statement_timeout=round(settings.statement_timeout * 1000),
         lock_timeout=round(settings.lock_timeout * 1000),
     )
-    level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # a command says itself what is wrong
+    level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # a command reports it itself
     pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue, level=level)
     opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout, p.constraints)
     p.checks["database"] = opened.check

@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL means: an outage, a refusal of what was asked, or a mistake of ours.
+"""What an error of PostgreSQL means: an outage, invalid input, or a mistake in the code.
 
 Decided by SQLSTATE, never by psycopg's classes (which call a value that is too large for an index an operational error)
 nor by text, which comes in the language of the server.
@@ -18,9 +18,9 @@ _AWAY = "the database is not available"
 _OUTAGES = {
     "08": _AWAY,  # connection exception; PgBouncer says 08P01 for everything
     READ_ONLY: "the database is read-only",
-    "25P03": _AWAY,  # idle in transaction for too long: this process was frozen
+    "25P03": _AWAY,  # idle in transaction for too long: this process was suspended
     "25P04": _SLOW,  # transaction timeout
-    "28": _AWAY,  # it no longer takes our password
+    "28": _AWAY,  # it no longer accepts the password
     "3D": _AWAY,  # the database was dropped or renamed
     "40": _BUSY,
     "40003": _AWAY,  # statement completion unknown
@@ -33,7 +33,7 @@ _OUTAGES = {
     "58": "the database cannot use its files",
 }
 _TOO_LARGE = "a value is larger than the database can store or index"
-_UNFIT = "a value is none that the database can store"
+_UNFIT = "the database cannot store a value of this kind"
 _INVALID = {
     "22001": _TOO_LARGE,
     "22003": "a number is out of range",
@@ -60,7 +60,7 @@ _NONE: Constraints = {}
 
 
 def refusal_of(error: BaseException, constraints: Constraints = _NONE) -> Refusal | None:
-    """Return what a failed statement is refused with; None for a mistake of ours, as for any other constraint."""
+    """Return what a failed statement is refused with; None for a mistake in the code."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return _noticed_by_the_client(error)
     state = error.sqlstate

@@ -23,8 +23,8 @@ _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _AGAIN_S = 0.25
 _TRANSACTION_TIMEOUT = 170_000  # the version that has it
 
-# what a role or a database may set otherwise, and what we rely on. Not default_transaction_read_only: an operator who
-# sets that means us
+# we rely on these, and a role or a database may set them otherwise. Not default_transaction_read_only: an operator sets
+# that on purpose
 _SESSION: dict[str, str | int] = {
     "timezone": "UTC",
     "datestyle": "ISO,MDY",
@@ -44,7 +44,7 @@ _SESSION: dict[str, str | int] = {
     "lock_timeout": 10_000,
     "idle_in_transaction_session_timeout": 60_000,
     "idle_session_timeout": 0,
-    # the server notices within seconds that we are gone, and frees the locks
+    # the server notices within seconds that this process is gone, and releases its locks
     "tcp_keepalives_idle": 2,
     "tcp_keepalives_interval": 2,
     "tcp_keepalives_count": 4,
@@ -98,7 +98,7 @@ async def server(p: Process) -> AsyncGenerator[Server]:
         "user": settings.user,
         "dbname": settings.db,
         "sslmode": settings.ssl,
-        # a server that vanishes without a word (a pulled cable) is noticed within seconds
+        # this process notices within seconds that the server is unreachable
         "tcp_user_timeout": 2_000,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
@@ -117,7 +117,7 @@ async def _answering(server: Server, timeout_s: float) -> int:
     deadline, tell_at = time.monotonic() + timeout_s, time.monotonic() + _TELL_AFTER_S
     before = Attempt()
     while not (ended := await attempt(server.conninfo())).server_version:
-        # a handshake that a dying server cut off is not cut off twice
+        # a stopping server interrupts one handshake, not two
         if ended.for_good or (ended.in_tls and before.in_tls):
             raise Misconfigured(f"PostgreSQL at {server.label} refused: {ended.reason}; {ended.hint}")
         if time.monotonic() >= deadline:

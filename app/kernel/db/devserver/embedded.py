@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL for `local` and `test`: the processes using a folder share a server, which ends with them."""
+"""An embedded PostgreSQL for `local` and `test`: processes share one server per folder; it stops after the last one."""
 
 import asyncio
 import fcntl
@@ -30,11 +30,10 @@ _FULL_BYTES = 64_000_000
 class EmbeddedUnavailable(Exception):
     """There is no server to use: none is configured and the binaries are not installed."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "no PostgreSQL server is configured and the embedded one is not installed here; "
-            "set POSTGRES_HOST (and POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB), "
-            "or install the development requirements"
+    def __str__(self) -> str:
+        return (
+            "no PostgreSQL server is configured and the embedded one is not installed here; set POSTGRES_HOST (and"
+            " POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB), or install the development requirements"
         )
 
 
@@ -93,7 +92,7 @@ async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenera
 
 
 class _Child:
-    """A supervisor this process started; a thread reaps it whenever it ends, also after the context was left."""
+    """A supervisor that this process started; a thread reaps it, also after the context was left."""
 
     def __init__(self, pid: int) -> None:
         self.code: int | None = None
@@ -212,7 +211,7 @@ class _Shared:
         return False
 
     def unavailable(self, reason: str = "") -> Unavailable:
-        """Say what is wrong and what to do, in one line."""
+        """Return what is wrong and what to do, in one line."""
         try:
             with self.log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)

@@ -91,9 +91,9 @@ def private_folder(path: Path, owner: Account, mode: int = 0o700) -> Path:
 
 
 def account_of(folder: Path) -> Account:
-    """Whom root's server on the folder runs as: a user and group of its own, whom nobody else is.
+    """The account of root's server on the folder: a user and group of its own.
 
-    As `nobody` it would belong to every other process that runs as `nobody`: it trusts whoever reaches its socket.
+    The server trusts every process that reaches its socket; as `nobody` it would be open to all that run as `nobody`.
     """
     first = int(digest(folder), 16)
     for number in range(len(ACCOUNTS)):
@@ -121,7 +121,7 @@ def digest(path: Path) -> str:
 
 
 def remove(base: Path, pattern: str) -> None:
-    """Delete what is of no use any more."""
+    """Delete what is no longer used."""
     for path in base.glob(pattern):
         shutil.rmtree(path, ignore_errors=True)
 

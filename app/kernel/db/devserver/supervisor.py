@@ -48,7 +48,7 @@ class Supervisor:
         self.asked = True
 
     def gone(self) -> bool:
-        """Whether the folder was deleted under us."""
+        """Whether the folder was deleted meanwhile."""
         try:
             same = os.path.samestat((self.folder / "owners.lock").stat(), os.fstat(self.owners))
         except FileNotFoundError:
@@ -63,7 +63,7 @@ class Supervisor:
         return self.asked or self.gone()
 
     def reason(self) -> str:
-        """The line that matters in what was written to the server's log by the last program."""
+        """The most telling line that the last program wrote to the server's log."""
         size = os.fstat(self.log).st_size
         lines = os.pread(self.log, 100_000, max(self.read_from, size - 100_000)).decode(errors="replace").splitlines()
         lines = [line for line in lines if "the database system is" not in line]  # answers to clients
@@ -158,7 +158,7 @@ def locked(path: Path) -> bool:
 
 def main(folder: Path, programs: Path, *, create: bool) -> int:
     """Supervise until no owner is left; returns the exit code."""
-    os.closerange(3, 65536)  # whatever the owner let slip
+    os.closerange(3, 65536)  # that the owner left open
     with contextlib.suppress(PermissionError):
         os.setsid()
     os.umask(0o077)
