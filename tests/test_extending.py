@@ -61,12 +61,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 
 
-def test_every_sample_of_the_guide_is_part_of_the_module() -> None:
+def test_every_sample_of_the_guide_and_the_readme_is_part_of_the_module() -> None:
     files = [path.read_text() for path in SAMPLE.rglob("*") if path.suffix in {".py", ".sql"}]
-    samples = blocks("python") + blocks("sql")
-    assert len(samples) > 15
+    in_readme = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    samples = blocks("python") + blocks("sql") + in_readme
+    assert (len(samples) > 15, len(in_readme)) == (True, 1)
     assert [sample for sample in samples if not any(sample in text for text in files)] == []
-    assert len(samples) + len(blocks("sh")) == len(re.findall("^```[a-z]", GUIDE, re.MULTILINE))
+    assert len(samples) - 1 + len(blocks("sh")) == len(re.findall("^```[a-z]", GUIDE, re.MULTILINE))
 
 
 def add_orders(copy: Copy) -> None:
