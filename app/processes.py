@@ -46,14 +46,14 @@ def http(*served: "Module") -> "Make":
     return make
 
 
-async def operations(p: "Process") -> "Run":
+async def probes(p: "Process") -> "Run":
     """/health, /ready and /metrics of a process without an API."""
     from app.kernel.config import OperationsSettings
     from app.kernel.http.probes import Probes
     from app.kernel.http.server import bind, http_service
 
     settings = p.settings[OperationsSettings]
-    return http_service(p, Probes(p), bind(settings.host, settings.port), "operations", drains=False)
+    return http_service(p, Probes(p), bind(settings.host, settings.port), "probes", drains=False)
 
 
 async def cron(p: "Process") -> "Run":
@@ -108,22 +108,22 @@ class Spec:
 
 
 _SUPPORT = (Service("reporter", reporter), Service("sentinel", sentinel), Service("traces", traces))
-_OPERATIONS = Service("operations", operations)
+_PROBES = Service("probes", probes)
 _AFTER = tuple(service.name for service in _SUPPORT)
 
 
 def _processes() -> dict[str, Spec]:
     serving = [module for module in modules() if module.process]
     jobs = (Service("cron manager", cron, after=_AFTER), Service("consumer", consumer, after=_AFTER))
-    worker = partial(Service, after=(*_AFTER, _OPERATIONS.name))
+    worker = partial(Service, after=(*_AFTER, _PROBES.name))
     return {
         "run-all-in-one": Spec("Run everything in one process.", (_api(*serving), *jobs, *_SUPPORT)),
         **{f"run-{m.name}-http": Spec(m.process, (_api(m), *_SUPPORT)) for m in serving},
         "run-cron-manager": Spec(
-            "Turn due schedules into jobs.", (_OPERATIONS, worker("cron manager", cron), *_SUPPORT), "operations"
+            "Turn due schedules into jobs.", (_PROBES, worker("cron manager", cron), *_SUPPORT), "operations"
         ),
         "run-event-consumer": Spec(
-            "Run jobs and event subscribers.", (_OPERATIONS, worker("consumer", consumer), *_SUPPORT), "operations"
+            "Run jobs and event subscribers.", (_PROBES, worker("consumer", consumer), *_SUPPORT), "operations"
         ),
     }
 
