@@ -10,8 +10,8 @@ MODULE = Module(
         "auth:actors:read": "See actors, their sessions, roles and permissions.",
         "auth:actors:write": "Create, change, disable and enable actors; end their sessions; manage API keys.",
         "auth:roles:read": "See roles and the catalogue of permissions.",
-        "auth:roles:write": "Create, change and delete roles; grant roles and permissions that one holds.",
-        "auth:tokens:read": "Learn at /oauth/introspect whose any token is, and what it may do.",
+        "auth:roles:write": "Create, change and delete roles; grant roles and permissions that the caller holds.",
+        "auth:tokens:read": "Introspect any token at /oauth/introspect: whose it is, and what it may do.",
     },
     features=(
         Feature("sign_in:SignIn"),

@@ -138,10 +138,10 @@ class ActorAdministration:
         raises=(ActorNotFound, InvalidUsername, LastSuperuser, RateLimited, UsernameExists, WeakPassword),
     )
     async def update(self, db: Database, caller: Caller, wanted: ActorChange) -> Actor:
-        """Change an actor over whom the caller has power. Safe to repeat.
+        """Change an actor that holds no more than the caller. Safe to repeat.
 
-        A new password, disabling it and taking the rank of superuser end the actor's sessions. Only a superuser changes
-        the type of another actor; what the new type does not sign in with is removed.
+        Setting a password, disabling the actor and taking the rank of superuser end the actor's sessions. Only a
+        superuser changes the type of another actor; what the new type does not sign in with is removed.
         """
         password_hash = None
         if wanted.password is not None:  # hashed before the transaction, which holds a connection
@@ -177,7 +177,7 @@ class ActorAdministration:
         raises=(ActorNotFound, ActorAlreadyDisabled, LastSuperuser),
     )
     async def disable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Disabled:
-        """Stop an actor from signing in and using its keys, at once and everywhere."""
+        """Disable an actor: end its sessions, and refuse its password and API keys from now on, in every process."""
         found = await self.power.over(tx, caller, actor.id)
         if not found.actor.is_active:
             raise ActorAlreadyDisabled
@@ -189,7 +189,7 @@ class ActorAdministration:
         "auth.enable_actor", POST="/auth/v1/actors/{id}/enable", permission="auth:actors:write", raises=(ActorNotFound,)
     )
     async def enable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Actor:
-        """Let an actor sign in and use its keys again. Safe to repeat."""
+        """Enable an actor to sign in and use its API keys again. Safe to repeat."""
         found = await self.power.over(tx, caller, actor.id)
         note.recorded = not found.actor.is_active
         if found.actor.is_active:
@@ -203,7 +203,7 @@ class ActorAdministration:
     async def _save(
         self, tx: Transaction, found: LockedActor, wanted: Actor, password_hash: str | None = None
     ) -> tuple[Actor, int]:
-        """Store what has changed, with what follows from it; return the actor and how many sessions that ended."""
+        """Store a change and its consequences; return the actor and the number of sessions that ended."""
         if found.is_last_superuser and not (wanted.is_superuser and wanted.signs_in):
             raise LastSuperuser
         if password_hash is not None:

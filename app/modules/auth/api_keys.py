@@ -76,7 +76,7 @@ class ApiKeyAdministration:
     async def create(self, tx: Transaction, caller: Caller, new: NewApiKey, note: Note) -> CreatedApiKey:
         """Create an API key of a service account with some of the account's permissions. Not safe to repeat.
 
-        The caller must hold what the key lists.
+        The caller must hold the permissions of the key.
         """
         permissions = checked_permissions(new.permissions, self.catalogue.permissions)
         check_may_grant(caller, permissions)

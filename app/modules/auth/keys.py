@@ -20,7 +20,7 @@ class KeySet:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """The new signing key, and the keys that were forgotten because no token of theirs is valid any more."""
+    """The new signing key, and the keys that were removed because all tokens signed with them have expired."""
 
     kid: str
     forgotten: list[str]

@@ -21,14 +21,14 @@ class LockedActor:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Locks the actor that is to be changed, for those who may change it."""
+    """Locks an actor for a change, if the caller may change it."""
 
     actors: Actors
     roles: Roles
 
     async def over(self, tx: Transaction, caller: Caller, actor_id: UUID) -> LockedActor:
         """Return the actor, locked. Raises ActorNotFound; Denied when it may do more than the caller."""
-        superusers = await self.actors.superusers(tx)  # before the actor: everybody locks in this order
+        superusers = await self.actors.superusers(tx)  # before the actor, always, to avoid deadlocks
         found = await self.actors.lock(tx, actor_id)
         if found is None:
             raise ActorNotFound

@@ -28,7 +28,7 @@ class NamedActor:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A username, and the password that it is to have."""
+    """A username and its new password."""
 
     username: str
     password: str = field(repr=False)
@@ -64,7 +64,7 @@ class Unlocked:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Let operators create a superuser, and let people in again."""
+    """Create a superuser, reset passwords and second factors, and lift locks."""
 
     actors: Actors
     sessions: Sessions
@@ -84,7 +84,7 @@ class Recovery:
         key = username_key(new.username)
         password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
         actor = new_actor("admin", new.username, is_superuser=True)
-        async with db.begin() as tx:  # begun when the password is hashed: it holds a connection
+        async with db.begin() as tx:  # begun after hashing, because it holds a connection
             if added := await self.actors.add(tx, actor, key, password_hash):
                 await self.audit.record(tx, caller, "auth.create_superuser", target=added.id)
                 await self.queue.publish(tx, ActorCreated(added.id, added.type, added.username))
@@ -102,7 +102,7 @@ class Recovery:
         """
         username_key(new.username)
         password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
-        async with db.begin() as tx:  # begun when the password is hashed: it holds a connection
+        async with db.begin() as tx:  # begun after hashing, because it holds a connection
             actor = await self._named(tx, new.username)
             if actor.type == "service_acc":
                 raise Invalid(f"{actor.username} is a service account: it has API keys and no password")
@@ -122,7 +122,7 @@ class Recovery:
     async def reset_second_factor(self, tx: Transaction, lost: NamedActor, note: Note) -> Reset:
         """Remove the second factor of an actor who has lost it. Ends all of its sessions; the password stays.
 
-        Make sure who asks: afterwards the password alone is enough.
+        Verify the identity of whoever asks: afterwards the password alone is enough.
         """
         actor = await self._named(tx, lost.username)
         if not await self.second_factors.remove(tx, actor.id):

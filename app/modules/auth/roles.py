@@ -32,7 +32,7 @@ RoleName = Annotated[str, Len(1, 64), Doc("Name of the role.")]
 
 @dataclass(frozen=True, slots=True)
 class RolesWanted:
-    """How many roles, from where."""
+    """Which page of the roles."""
 
     limit: Limit = 20
     cursor: Cursor | None = None
@@ -69,7 +69,7 @@ class RolePermissions:
 
 @dataclass(frozen=True, slots=True)
 class PermissionsWanted:
-    """The permissions that a role or an actor is to have, in place of those it has."""
+    """The new permissions of a role or an actor; they replace the present ones."""
 
     id: Annotated[UUID, Doc("Id of the role or the actor.")]
     permissions: Permissions
@@ -77,7 +77,7 @@ class PermissionsWanted:
 
 @dataclass(frozen=True, slots=True)
 class ActorRolesWanted:
-    """The roles that an actor is to have, in place of those it has."""
+    """The new roles of an actor; they replace the present ones."""
 
     id: Annotated[UUID, Doc("Id of the actor.")]
     role_ids: Annotated[list[UUID], Len(0, 100), Doc("Ids of the roles.")]
@@ -102,7 +102,7 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class RoleAdministration:
-    """See, create, change and delete roles, and grant what they are made of."""
+    """See, create, change and delete roles; grant roles and permissions."""
 
     actors: Actors
     roles: Roles
@@ -138,7 +138,7 @@ class RoleAdministration:
         raises=(RoleNotFound, RoleNameExists),
     )
     async def rename(self, tx: Transaction, caller: Caller, wanted: RoleChange, note: Note) -> Role:
-        """Give a role another name. The caller must hold what the role does. Safe to repeat."""
+        """Give a role another name. The caller must hold the permissions of the role. Safe to repeat."""
         await self._locked(tx, caller, wanted.id)
         role = await self.roles.rename(tx, wanted.id, wanted.name)
         if role is None:
@@ -150,7 +150,7 @@ class RoleAdministration:
     async def delete(self, tx: Transaction, caller: Caller, wanted: RoleRef, note: Note) -> None:
         """Delete a role, and take it from everybody who has it, effective on their next request.
 
-        The caller must hold what the role does.
+        The caller must hold the permissions of the role.
         """
         role = await self._locked(tx, caller, wanted.id)
         await self.roles.delete(tx, wanted.id)
@@ -178,7 +178,7 @@ class RoleAdministration:
     ) -> RolePermissions:
         """Replace the permissions of a role, effective on the next request of those who have it. Safe to repeat.
 
-        The caller must hold what the role has and what it is to have.
+        The caller must hold both the present and the new permissions.
         """
         permissions = checked_permissions(wanted.permissions, self.catalogue.permissions)
         await self._locked(tx, caller, wanted.id)
@@ -188,7 +188,7 @@ class RoleAdministration:
         return RolePermissions(given)
 
     async def _locked(self, tx: Transaction, caller: Caller, role_id: UUID) -> Role:
-        """Return the role, locked. Raises RoleNotFound; Denied unless the caller holds what the role does."""
+        """Return the role, locked. Raises RoleNotFound; Denied unless the caller holds its permissions."""
         found = await self.roles.lock(tx, [role_id])
         if not found:
             raise RoleNotFound
@@ -212,7 +212,7 @@ class RoleAdministration:
     async def set_of_actor(self, tx: Transaction, caller: Caller, wanted: ActorRolesWanted, note: Note) -> Page[Role]:
         """Replace the roles of an actor, effective on its next request. Safe to repeat.
 
-        The caller must hold what the added roles do.
+        The caller must hold the permissions of the roles that are added.
         """
         await self.power.over(tx, caller, wanted.id)
         before = {role.id for role in await self.roles.of_actor(tx, wanted.id)}
@@ -246,7 +246,7 @@ class RoleAdministration:
     ) -> ActorPermissions:
         """Replace the direct permissions of an actor, effective on its next request. Safe to repeat.
 
-        The caller must hold what is added.
+        The caller must hold the permissions that are added.
         """
         permissions = checked_permissions(wanted.permissions, self.catalogue.permissions)
         found = await self.power.over(tx, caller, wanted.id)

@@ -1,4 +1,4 @@
-"""Sessions: seen and ended by administrators, and by those whose they are."""
+"""Sessions: listed and ended by their owners and by administrators."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -45,14 +45,14 @@ class ActorSessionRef:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """How many there were."""
+    """Number of sessions that ended."""
 
     deleted_count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many sessions and counts were removed."""
+    """Number of sessions and of counters of failed sign-ins that were removed."""
 
     sessions: int
     limits: int

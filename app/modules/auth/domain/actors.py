@@ -16,7 +16,7 @@ from app.kernel.identifiers import uuid7
 ActorType = Literal["user", "admin", "service_acc"]
 
 SUPERUSER = "auth:superuser"
-"""The permission that implies all."""
+"""The permission that implies all others."""
 
 _USERNAME_LENGTH = range(3, 65)
 _PASSWORD_LENGTH = range(8, 257)
@@ -26,9 +26,9 @@ Username = Annotated[
     Rule(r"^[^\x00-*,/:-?\[-^`{-\x7f]*$", min_length=3, max_length=64),
     Doc("Username, unique in any case."),
 ]
-"""A username to be; of ASCII only letters, digits and . _ - @ + can be in it."""
+"""A new username; its ASCII characters are letters, digits and . _ - @ +."""
 Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc("New password.")]
-"""A password to be."""
+"""A new password."""
 
 
 class InvalidUsername(Invalid):
@@ -99,18 +99,18 @@ def new_actor(kind: ActorType, username: str, *, is_superuser: bool, is_active: 
 
 
 def check_may_have_password(kind: ActorType) -> None:
-    """Raise Invalid for the type of actors that have API keys instead."""
+    """Raise Invalid for service accounts: they have API keys instead."""
     if kind == "service_acc":
         raise Invalid("a service account has no password", (("password", "a service account has none"),))
 
 
 def folded(text: str) -> str:
-    """Return what different spellings of one text have in common (NFKC, case folded)."""
+    """Return a text normalised for comparison (NFKC, case folded)."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
 def username_key(username: str) -> str:
-    """Return what two spellings of one username have in common (NFKC, case folded). Raises InvalidUsername."""
+    """Return the key under which a username is unique (NFKC, case folded). Raises InvalidUsername."""
     key = folded(username)
     if len(username) not in _USERNAME_LENGTH or len(key) not in _USERNAME_LENGTH:
         raise InvalidUsername("a username has 3 to 64 characters", (("username", "3 to 64 characters"),))
@@ -135,7 +135,7 @@ def _script(c: str) -> str:
 
 
 def checked_password(password: str, username: str, field: str = "password") -> str:
-    """Return the password as it is hashed (NFC). Raises WeakPassword; which passwords are common is asked elsewhere."""
+    """Return the password as it is hashed (NFC). Raises WeakPassword; common passwords are checked elsewhere."""
     normal = unicodedata.normalize("NFC", password)
     problem = ""
     if len(normal) not in _PASSWORD_LENGTH:
@@ -150,7 +150,7 @@ def checked_password(password: str, username: str, field: str = "password") -> s
 
 
 def check_without_words(password: str, words: Iterable[str], field: str) -> None:
-    """Raise WeakPassword when too little is left without words that anybody would guess; they are case folded."""
+    """Raise WeakPassword when too little remains without guessable words, which are given case folded."""
     left = password.casefold()
     for word in words:
         left = left.replace(word, "")

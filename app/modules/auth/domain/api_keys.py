@@ -57,7 +57,7 @@ def new_secret(key_id: UUID) -> NewSecret:
 
 
 def parsed(text: str) -> tuple[UUID, bytes] | None:
-    """Return id and hash of the secret; None for a mistyped key, which is found out without asking the database."""
+    """Return id and hash of the secret; None for a mistyped key, which is detected without a query."""
     match = _FORM.fullmatch(text)
     if match is None or f"{zlib.crc32(text[:-8].encode()):08x}" != match["checksum"]:
         return None

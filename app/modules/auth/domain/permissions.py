@@ -16,7 +16,7 @@ from app.modules.auth.domain.actors import SUPERUSER
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
 Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0, 1000), Doc("Permissions.")]
-"""Permissions to be granted."""
+"""Permissions to grant."""
 
 
 class RoleNotFound(NotFound):
@@ -69,7 +69,7 @@ def check_may_grant(caller: Caller, added: Iterable[str]) -> None:
 
 
 def check_may_change_role(caller: Caller, held: Iterable[str]) -> None:
-    """Raise Denied when the role holds what the caller does not: taking away needs the power of giving."""
+    """Raise Denied when the role holds what the caller does not: revoking a permission requires holding it."""
     if missing := _missing(caller, held):
         raise Denied(f"this role holds what you do not: {missing}")
 

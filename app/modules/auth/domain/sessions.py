@@ -10,11 +10,11 @@ from app.kernel.errors import Unauthenticated
 from app.modules.auth.domain.actors import SUPERUSER, Actor
 
 REFRESH_GRACE = timedelta(seconds=10)
-"""How long the refresh token just before the current one gets the same successor: for an answer that was lost."""
+"""How long the refresh token just before the current one gets the same successor: for a response that was lost."""
 
 
 MOST_SESSIONS = 100
-"""How many sessions an actor may have: one more ends the one that was not used for the longest time."""
+"""Maximum number of sessions of an actor: one more ends the least recently used one."""
 
 
 class InvalidCredentials(Unauthenticated):
@@ -80,13 +80,13 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class StoredSession(Session):
-    """A session as it is stored, and the time by the same clock."""
+    """A session as it is stored, and the time of the database."""
 
     ended_at: datetime | None
     now: datetime
 
     def verdict(self, counter: int) -> Literal["rotate", "repeat", "reused", "expired", "unknown"]:
-        """Return what becomes of a refresh token with this counter."""
+        """Return what to do with a refresh token that has this counter."""
         if self.ended_at is not None or counter > self.refresh_counter:
             return "unknown"
         if counter == self.refresh_counter - 1 and self.now - self.rotated_at <= REFRESH_GRACE:
@@ -121,7 +121,7 @@ class AuthenticatedCaller(Caller):
 
     actor: Actor = field(kw_only=True)
     is_noted: bool = False
-    """Whether it is noted that the actor was active within the last minute."""
+    """Whether `last_active_at` of the actor is within the last minute."""
 
     @property
     def held(self) -> list[str]:

@@ -96,7 +96,7 @@ class Actors:
 
     async def superusers(self, tx: Transaction) -> frozenset[UUID]:
         """Return the active superusers who can sign in; none of them changes until the transaction ends."""
-        # who comes second waits here, and then sees what the first one has left
+        # a concurrent transaction waits here, and then reads what the first one has left
         sql = """
             SELECT id FROM auth.actors
             WHERE is_superuser AND is_active AND type <> 'service_acc' AND password_hash IS NOT NULL
@@ -106,7 +106,7 @@ class Actors:
         return frozenset(actor_id for (actor_id,) in await tx.all(sql))
 
     async def set_password(self, db: Queries, actor_id: UUID, password_hash: str) -> None:
-        """Store another password."""
+        """Store a new password hash."""
         await db.run(
             "UPDATE auth.actors SET password_hash = %s, updated_at = now() WHERE id = %s", (password_hash, actor_id)
         )

@@ -43,7 +43,7 @@ class ApiKeys:
         return None if row is None else row[0]
 
     async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
-        """Return who holds a valid key of an active account, with the permissions of this moment."""
+        """Return who holds a valid key of an active account, with their present permissions."""
         # a superuser's key may do only what it lists
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
@@ -71,7 +71,7 @@ class ApiKeys:
         )
 
     async def touch(self, db: Queries, key_id: UUID) -> None:
-        """Note that the key is used; to the minute, so that reading does not write every time."""
+        """Store that the key is used, at most once a minute."""
         sql = """
             WITH used AS (
                 UPDATE auth.api_keys SET last_used_at = now()

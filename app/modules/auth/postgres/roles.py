@@ -46,7 +46,7 @@ class Roles:
         return [Role(*row) for row in await tx.all(sql, (list(role_ids),))]
 
     async def rename(self, tx: Transaction, role_id: UUID, name: str) -> Role | None:
-        """Store another name; return the role, or None when the name is taken."""
+        """Store a new name; return the role, or None when the name is taken."""
         sql = """
             UPDATE auth.roles SET name = %(name)s, updated_at = now()
             WHERE id = %(id)s AND NOT EXISTS (SELECT FROM auth.roles WHERE name = %(name)s AND id <> %(id)s)
@@ -56,16 +56,16 @@ class Roles:
         return None if row is None else Role(*row)
 
     async def delete(self, tx: Transaction, role_id: UUID) -> None:
-        """Remove the role from everybody and everything."""
+        """Delete the role, with its permissions and assignments."""
         await tx.run("DELETE FROM auth.roles WHERE id = %s", (role_id,))
 
     async def permissions(self, db: Queries, role_ids: Iterable[UUID]) -> frozenset[str]:
-        """Return the permissions of roles together."""
+        """Return the permissions of all these roles."""
         sql = "SELECT DISTINCT permission FROM auth.role_permissions WHERE role_id = ANY(%s)"
         return frozenset(permission for (permission,) in await db.all(sql, (list(role_ids),)))
 
     async def replace_permissions(self, tx: Transaction, role_id: UUID, permissions: Iterable[str]) -> None:
-        """Store other permissions of a role."""
+        """Replace the permissions of a role."""
         sql = """
             WITH wanted AS (SELECT unnest(%(permissions)s::text[]) AS permission),
                  gone AS (
@@ -89,7 +89,7 @@ class Roles:
         return [Role(*row) for row in await db.all(sql, (actor_id,))]
 
     async def replace_of_actor(self, tx: Transaction, actor_id: UUID, role_ids: Iterable[UUID]) -> None:
-        """Store other roles of an actor."""
+        """Replace the roles of an actor."""
         sql = """
             WITH wanted AS (SELECT unnest(%(roles)s::uuid[]) AS role_id),
                  gone AS (
@@ -115,7 +115,7 @@ class Roles:
         return frozenset(of_roles), frozenset(direct)
 
     async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
-        """Store other direct permissions of an actor."""
+        """Replace the direct permissions of an actor."""
         sql = """
             WITH wanted AS (SELECT unnest(%(permissions)s::text[]) AS permission),
                  gone AS (

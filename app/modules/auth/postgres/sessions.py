@@ -65,7 +65,7 @@ class Sessions:
         )
 
     async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
-        """Return who holds a live session of an active actor, with the permissions of this moment."""
+        """Return who holds a live session of an active actor, with their present permissions."""
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    ARRAY(
@@ -93,7 +93,7 @@ class Sessions:
         )
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
-        """Note that the actor is active; to the minute, so that reading does not write every time."""
+        """Store that the actor is active, at most once a minute."""
         sql = """
             UPDATE auth.actors SET last_active_at = now()
             WHERE id = %s AND last_active_at < now() - interval '1 minute'
@@ -155,7 +155,7 @@ class Sessions:
         return [LiveSession(*row) for row in await db.all(sql, {"actor_id": actor_id, "current": current})]
 
     async def prune(self, db: Queries, kept_s: float) -> int:
-        """Remove the sessions that ended or expired longer ago than that; return how many."""
+        """Remove the sessions that ended or expired longer ago than `kept_s`; return how many."""
         sql = """
             DELETE FROM auth.sessions WHERE id IN (
                 SELECT id FROM auth.sessions
