@@ -1,4 +1,4 @@
-"""Who somebody is: who holds a token, and whether it is still the one who signed in. Rules that features share."""
+"""Authentication: the holder of a token, and checks of password and second factor that features share."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -29,7 +29,7 @@ from app.modules.auth.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """Find who holds a token, and what they may do at this moment: part of every request, and the portal."""
+    """Find the holder of a token, with current permissions. Part of every request, and the portal."""
 
     db: Database
     sessions: Sessions
@@ -113,7 +113,7 @@ class Reauthenticate:
         return caller.actor
 
     async def _with_password(self, db: Database, caller: AuthenticatedCaller, password: str) -> Try:
-        """Return the try, still pending, after the password was found right."""
+        """Return the try, still pending. Raises InvalidCredentials, RateLimited."""
         actor = caller.actor
         limits = limits_of_proof(actor.id)
         check(limits, await self.limits.look(db, limits))

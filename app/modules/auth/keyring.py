@@ -111,7 +111,7 @@ class Keyring:
         return self._listed
 
     async def rotate(self, tx: Transaction, forget_before: datetime) -> tuple[str, list[str]]:
-        """Make a new signing key, and forget those whose tokens have expired; return the new id and the forgotten."""
+        """Add a signing key, and remove those whose tokens have expired. Returns the new id, and the removed ids."""
         kid, sealed = self._made()
         await self._stored.add(tx, kid, sealed)
         return kid, await self._stored.forget(tx, forget_before)

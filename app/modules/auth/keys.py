@@ -1,4 +1,4 @@
-"""Signing keys: published for those who verify access tokens themselves, listed and rotated by operators."""
+"""Signing keys: the public ones are published, operators list and rotate them."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,7 +38,7 @@ class KeyAdministration:
 
     @read("auth.get_jwks", GET="/.well-known/jwks.json", public=True, cache_s=300)
     async def jwks(self) -> KeySet:
-        """Publish the public keys, for those who verify access tokens themselves. Safe to repeat."""
+        """Publish the public keys that verify access tokens. Safe to repeat."""
         return KeySet(await self.keyring.public())
 
     @read("auth.list_keys", command="auth keys list")

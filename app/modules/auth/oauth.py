@@ -1,6 +1,6 @@
 """OAuth 2 for service accounts: tokens for API keys, introspection and revocation.
 
-Each action decides itself what is committed: a wrong secret counts, and is recorded, although it is refused.
+Each action takes the database and commits itself: a wrong secret counts, and is recorded, although it is refused.
 """
 
 from dataclasses import dataclass, field, replace
@@ -78,7 +78,7 @@ class TokenInQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Introspection:
-    """Whether a token is good at this moment, and if so, for whom and what."""
+    """Whether a token is active; if so, its holder and its permissions (RFC 7662, section 2.2)."""
 
     active: bool
     sub: str | None = None
@@ -158,10 +158,9 @@ class OAuth:
         raises=(InvalidClient, InvalidGrant, InvalidRequest, InvalidScope, RateLimited, UnsupportedGrantType),
     )
     async def token(self, db: Database, caller: Caller, basic: BasicAuth, request: TokenRequest) -> TokenResponse:
-        """Give a service account an access token for its API key, or rotate a refresh token.
+        """Issue an access token for a client's secret, or rotate a refresh token (RFC 6749, sections 4.4 and 6).
 
-        Return the token (RFC 6749, sections 4.4 and 6). Safe to repeat: each call is a session of its own, or within
-        the grace of a refresh.
+        Safe to repeat: each call with a secret starts a session; a refresh can be repeated within a few seconds.
         """
         if request.grant_type == "client_credentials":
             if basic.username and request.client_secret:
@@ -204,12 +203,10 @@ class OAuth:
         "auth.oauth_introspect", POST="/oauth/introspect", public=True, codec=OAUTH, raises=(InvalidClient, RateLimited)
     )
     async def introspect(self, db: Database, caller: Caller, basic: BasicAuth, asked: TokenInQuestion) -> Introspection:
-        """Tell a client whether an access token or API key that was sent to it is good.
+        """Describe an access token or an API key to a client (RFC 7662). Safe to repeat.
 
-        Of its own, and with the permission `auth:tokens:read` of everybody's; others are answered like none at all
-        (RFC 7662, section 4).
-
-        Return what is known of the token, or only that it is not active. Safe to repeat.
+        A client sees the tokens of its own account, and with the permission `auth:tokens:read` those of every actor.
+        Other tokens are answered as inactive (RFC 7662, section 4).
         """
         client, _ = await self.clients.check(db, caller, _sent(basic, asked))
         try:
@@ -224,11 +221,8 @@ class OAuth:
     async def revoke(self, db: Database, caller: Caller, basic: BasicAuth, given: TokenInQuestion) -> Nothing:
         """End the session of an access or refresh token, or revoke an API key (RFC 7009).
 
-        Whoever has it may do that: it is what to do with one that was found where it should not be.
-
-        End it, at once and everywhere; a token that is not valid needs no revocation. Safe to repeat.
-
-        Raises InvalidClient and RateLimited when credentials of a client are sent along, and are wrong.
+        Takes effect at once and in every process. The token itself is proof enough; credentials of a client are
+        checked if they are sent. An invalid token is answered with success. Safe to repeat.
         """
         if basic.username or basic.password or given.client_secret:
             await self.clients.check(db, caller, _sent(basic, given))
@@ -280,5 +274,5 @@ class OAuth:
 
 
 def _sent(basic: BasicAuth, given: TokenRequest | TokenInQuestion) -> BasicAuth:
-    """Return what a client has sent to prove who it is: in the header, or in the body."""
+    """Return the credentials of a client: those of the header, or else those of the body."""
     return basic if basic.username else BasicAuth(given.client_id, given.client_secret)

@@ -20,7 +20,7 @@ from app.modules.auth.tokens import Tokens
 async def keyring(p: Process) -> AsyncGenerator[Keyring]:
     """Provide the keys of this deployment, with a first one if there was none.
 
-    When the database is unavailable they are loaded by whoever needs them first.
+    While the database is unavailable, the keys are loaded at their first use.
     """
     secret = p.settings[AuthSettings].master_secret.get_secret_value()
     opened = Keyring(await make(p, Database), SigningKeys(), secret)
@@ -63,7 +63,7 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 
 @asynccontextmanager
 async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
-    """Provide what turns access tokens and API keys into callers."""
+    """Provide the authentication of access tokens and API keys."""
     yield (await make(p, Portal)).authenticate
 
 

@@ -1,6 +1,6 @@
 """The second factor: an authenticator app, and recovery codes.
 
-Each action decides itself what is committed: a wrong guess counts although it is refused.
+Each action takes the database and commits itself: a wrong guess counts although it is refused.
 """
 
 from dataclasses import dataclass, field
@@ -86,10 +86,7 @@ class SecondFactor:
         raises=(InvalidCredentials, RateLimited, SecondFactorExists, SessionNotFound),
     )
     async def start(self, db: Database, caller: AuthenticatedCaller, given: Reauthentication) -> PendingTotp:
-        """Make a secret for an authenticator app; it counts once a first password of it was confirmed.
-
-        Return the secret. Safe to repeat until confirmed.
-        """
+        """Create a secret for an authenticator app. It is in use after confirmation. Safe to repeat until then."""
         actor = await self.reauthenticate.by_password(db, caller, given.current_password)
         secret = new_secret()
         async with db.begin() as tx:
@@ -105,9 +102,9 @@ class SecondFactor:
         raises=(NoSecondFactor, InvalidOtp, RateLimited, SessionNotFound),
     )
     async def confirm(self, db: Database, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
-        """Turn on the second factor, with a one-time password that proves the app has the secret.
+        """Turn on the second factor with a first one-time password, and end the caller's other sessions.
 
-        Return the recovery codes, and end the caller's other sessions. Not safe to repeat.
+        Returns the recovery codes. Not safe to repeat.
         """
         actor = caller.actor
         found = await self.factors.get(db, actor.id)
@@ -135,10 +132,7 @@ class SecondFactor:
         raises=(*Reauthenticate.raises, NoSecondFactor),
     )
     async def remove(self, db: Database, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
-        """Remove the caller's authenticator and recovery codes.
-
-        Remove it, and end the caller's other sessions.
-        """
+        """Remove the caller's authenticator and recovery codes, and end the caller's other sessions."""
         actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
         async with db.begin() as tx:
             if not await self.factors.remove(tx, actor.id):

@@ -1,7 +1,7 @@
-"""Signing in and out, and what is one's own: the session, the permissions, the password.
+"""Sign-in, refresh and sign-out; the password and the permissions of the caller.
 
-Most actions take the database, and decide themselves what is committed: a refusal counts, is recorded or ends a
-session, and hashing a password takes too long to hold a connection meanwhile.
+Most actions take the database and commit themselves: a refusal counts, is recorded or ends a session, and hashing a
+password takes too long to hold a connection meanwhile.
 """
 
 from dataclasses import dataclass, field, replace
@@ -52,7 +52,7 @@ from app.modules.auth.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What proves who somebody is."""
+    """A username, its password, and a one-time password if there is a second factor."""
 
     username: Annotated[str, Len(1, 256), Doc("Username, in any case.")]
     password: Annotated[str, Len(1, 1024), Doc("Password.")] = field(repr=False)
@@ -138,16 +138,15 @@ class SignIn:
 
     @change("auth.login", POST="/auth/v1/login", public=True, raises=(RateLimited, OtpRequired, InvalidCredentials))
     async def login(self, db: Database, caller: Caller, credentials: Credentials) -> LoggedIn:
-        """Start a session for whoever knows the password.
+        """Start a session with a password. Returns the actor, and the tokens of the session.
 
-        Within 15 minutes, ten failures lock a name: even the right password is answered as a wrong one. Thirty failures
-        for a name, or a hundred from an address, are answered RATE_LIMITED before anything is computed; so is, for an
-        hour, a password that has failed for twenty names. A try counts before its password is looked at.
+        Within 15 minutes, ten failures lock a name: the right password is then refused like a wrong one. Thirty
+        failures for a name, a hundred from an address, or one password failing for twenty names within an hour are
+        answered RATE_LIMITED without hashing. A try counts before its password is verified.
 
-        Return the actor and tokens of a new session. Safe to repeat: each call is a session of its own.
-
-        Raises RateLimited; OtpRequired when the password is right and a second factor is needed; InvalidCredentials,
-        the same after the same time for a wrong password and an unknown, disabled or locked name.
+        OTP_REQUIRED means that the password is right and a second factor is needed. INVALID_CREDENTIALS is the same
+        answer after the same time for a wrong password and for an unknown, disabled or locked name. Safe to repeat:
+        each call starts a session.
         """
         account, limits = await self._find(db, caller, credentials)
         new_hash = None
@@ -174,7 +173,7 @@ class SignIn:
         raise InvalidCredentials
 
     async def _find(self, db: Database, caller: Caller, given: Credentials) -> tuple[Account | None, list[Limit]]:
-        """Return whose name it is, and the limits of a try; raise RateLimited at once, without waiting for a turn."""
+        """Return the account and the limits of a try. Raises RateLimited without waiting for a turn at hashing."""
         try:
             key = username_key(given.username)
         except InvalidUsername:
@@ -199,7 +198,7 @@ class SignIn:
     async def _start(
         self, db: Database, caller: Caller, verified: Account, new_hash: str | None, tried: Try
     ) -> LoggedIn | None:
-        """Return the session; None when what was verified has changed since."""
+        """Return the session; None if the account has changed since it was verified."""
         actor, settings = verified.actor, self.settings
         await self.keyring.signing()  # it may have to be read, which needs a connection beside the transaction's
         async with db.begin() as tx:
@@ -228,12 +227,8 @@ class SignIn:
         """Rotate a session's refresh token (RFC 9700, section 4.14.2).
 
         The current token is exchanged. The one just before it, within a few seconds, gets the same successor again: its
-        answer was lost. Anything older was stolen or is being replayed, and ends the session.
-
-        Return the session with new tokens.
-
-        Raises InvalidRefreshToken, RefreshTokenExpired; RefreshTokenReused after having ended the session. Safe to
-        repeat within the grace.
+        answer was lost. Anything older is reuse, and ends the session: REFRESH_TOKEN_REUSED. Safe to repeat within
+        those seconds.
         """
         session_id, counter = self.tokens.refresh_claims(given.refresh_token)
         await self.keyring.signing()  # as for a sign-in
@@ -254,10 +249,7 @@ class SignIn:
 
     @change("auth.logout", POST="/auth/v1/logout", public=True, raises=(InvalidToken,))
     async def logout(self, db: Database, caller: Caller, token: BearerToken) -> None:
-        """End the session of an access token.
-
-        End it at once and in every process. Raises InvalidToken. Safe to repeat, also after expiry.
-        """
+        """End the session of an access token, at once and in every process. Safe to repeat, also after expiry."""
         claims = await self.tokens.claims(token, allow_expired=True)
         asked = replace(caller, actor_id=claims.actor_id, session_id=claims.session_id)
         async with db.begin() as tx:
@@ -270,10 +262,7 @@ class SignIn:
         raises=(WeakPassword, *Reauthenticate.raises),
     )
     async def change_password(self, db: Database, caller: AuthenticatedCaller, given: NewPassword) -> None:
-        """Set another password for the caller, who proves to be the one who signed in.
-
-        Store it, and end the caller's other sessions.
-        """
+        """Change the caller's password, and end the caller's other sessions. The current password is checked."""
         actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
         normal = self.passwords.checked(given.new_password, actor.username, "new_password")
         password_hash = await self.passwords.hash(normal, caller.origin.limited)
@@ -286,18 +275,12 @@ class SignIn:
 
     @read("auth.get_me", GET="/auth/v1/me")
     async def me(self, caller: AuthenticatedCaller) -> Me:
-        """Show callers who they are and what they may do.
-
-        Return the caller as authenticated for this request. Safe to repeat.
-        """
+        """Show the caller: the actor, the session and the permissions. Safe to repeat."""
         return Me(caller.actor, caller.session_id, caller.held)
 
     @read("auth.verify", GET="/auth/v1/verify", headers=_identity, raises=(Denied,))
     async def verify(self, caller: AuthenticatedCaller, required: Requirement) -> Verified:
-        """Tell a reverse proxy whether to let a request through, and on whose behalf it is.
-
-        Return who asks. Raises Denied without the permission. Safe to repeat.
-        """
+        """Tell a reverse proxy whether to forward a request, and for which actor. Safe to repeat."""
         if required.permission is not None and not caller.may(required.permission):
             raise Denied(f"this needs the permission {required.permission}")
         return Verified(caller.actor.id, caller.actor.type, caller.held)

@@ -66,7 +66,7 @@ class Tokens:
         return SessionTokens(session.id, "Bearer", access, expires_at, self._refresh(session), refresh_expires_at)
 
     async def claims(self, token: str, *, allow_expired: bool = False) -> Claims:
-        """Return what an access token says. Raises InvalidToken, TokenExpired."""
+        """Return the claims of an access token. Raises InvalidToken, TokenExpired."""
         if len(token) > _LONGEST or not token.isascii():
             raise InvalidToken
         digest = hashlib.sha256(token.encode()).digest()

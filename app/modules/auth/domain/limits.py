@@ -23,8 +23,8 @@ SPRAY_WINDOW_S = 3600.0
 class Limit:
     """How many tries there may be under a key within a window.
 
-    With `locks_from`, tries that are not decided yet do not pass that bound, as long as fewer have failed. With
-    `once_for`, tries for the same thing count once within the window.
+    With `locks_from`, failed and pending tries stay within that bound until so many have failed. With `once_for`, tries
+    for the same thing count once within the window.
     """
 
     key: str
@@ -60,7 +60,7 @@ ACTOR_KEY = "login:actor:"
 
 
 def limits_of_sign_in(username: str, actor_id: UUID | None, address: str, password: str) -> list[Limit]:
-    """Return the limits of a sign-in: by name, by address, and by password, whose key is given."""
+    """Return the limits of a sign-in: by name, by address and by password (`limit_of_password`)."""
     by_name = limit_of_name(username, actor_id)
     return [
         Limit(by_name, REFUSED_FROM, locks_from=LOCKED_FROM),
@@ -70,12 +70,12 @@ def limits_of_sign_in(username: str, actor_id: UUID | None, address: str, passwo
 
 
 def limits_of_proof(actor_id: UUID) -> list[Limit]:
-    """Return the limits of a signed-in actor who proves once more who it is."""
+    """Return the limits of a signed-in actor whose password or second factor is checked again."""
     return [Limit(limit_of_name("", actor_id), LOCKED_FROM)]
 
 
 def limits_of_client(address: str, client_id: str) -> list[Limit]:
-    """Return the limits of an OAuth client: who knows its id cannot lock it out from another address."""
+    """Return the limits of an OAuth client. They are per address: nobody can lock it out from elsewhere."""
     by_address = f"oauth:address:{address}"
     return [Limit(by_address, REFUSED_FROM_ADDRESS), Limit(f"{by_address}:{_digest(client_id)}", REFUSED_FROM)]
 
@@ -104,7 +104,7 @@ def limit_of_password(secret: bytes, password: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Return what stands for a text of any length in a key."""
+    """Return a digest of a text, for use in a key."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 

@@ -62,14 +62,14 @@ def totp(secret: bytes, step: int) -> str:
 
 
 def as_meant(code: str) -> str:
-    """Return a code without what people type or paste along with it: white space, in whatever form and place."""
+    """Return a code without white space and invisible characters, in the form NFKC."""
     return "".join(
         c for c in unicodedata.normalize("NFKC", code) if not c.isspace() and unicodedata.category(c) != "Cf"
     )
 
 
 def matching_step(found: Totp, otp: str) -> int | None:
-    """Return the step whose password it is, if that is near and later than the last one used."""
+    """Return the time step of a one-time password; None if it is wrong, not current, or was used before."""
     given = as_meant(otp).encode(errors="replace")
     present = int(found.now.timestamp()) // STEP_S
     for step in range(present - _SKEW, present + _SKEW + 1):
@@ -100,5 +100,5 @@ def new_recovery_code() -> str:
 
 
 def recovery_hash(code: str) -> bytes:
-    """Return what is stored of a recovery code; its entropy needs no slow hash."""
+    """Return the stored hash of a recovery code. Its 120 random bits need no slow hash."""
     return hashlib.sha256(as_meant(code).lower().replace("-", "").encode(errors="replace")).digest()

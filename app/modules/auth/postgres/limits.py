@@ -9,7 +9,7 @@ from app.kernel.db import Queries, Row, run_in_chunks
 from app.kernel.errors import Unauthenticated, Unavailable
 from app.modules.auth.domain.limits import Limit, Tally, Try, check, too_many_at_once
 
-# in the order in which `reserve` locks: what was noted, then the limits by key
+# locks in the order of `reserve`: notes, then limits by key
 GIVE_BACK = """
     forgotten AS (
         DELETE FROM auth.limits WHERE key = ANY(%(noted)s) RETURNING key
@@ -39,7 +39,7 @@ def given_back(limits: Iterable[Limit], *, forgiven: str = "") -> dict[str, Any]
 class Limits:
     """Tries in `auth.limits`: one row a key, a fixed window from its first try; `hits` are failed and pending ones.
 
-    Rows are locked in one order: what is noted for a limit that counts things once, then the limits by key.
+    Rows are locked in one order: the notes of limits with `once_for`, then the limits by key.
     """
 
     async def look(self, db: Queries, limits: Sequence[Limit]) -> dict[str, Tally]:
@@ -123,10 +123,7 @@ class Limits:
 
     @asynccontextmanager
     async def undone_unless_decided(self, db: Queries, tried: Try) -> AsyncGenerator[None]:
-        """Give a try back when evaluating it ends in an outage, or because its time was over.
-
-        Not for what follows a wrong guess: failing there must not undo it.
-        """
+        """Give a try back if its evaluation is cancelled or fails for another reason than a wrong guess."""
         try:
             yield
         except Unauthenticated:

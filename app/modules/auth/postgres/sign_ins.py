@@ -24,7 +24,7 @@ _END_LEAST_USED = """
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An actor, and what it signs in with."""
+    """An actor, its password hash, and whether it has a second factor."""
 
     actor: Actor
     password_hash: str | None = field(repr=False)
@@ -38,7 +38,7 @@ class SignIns:
     async def find(
         self, db: Queries, username_key: str, limit_keys: list[str]
     ) -> tuple[Account | None, dict[str, Tally]]:
-        """Return whose name it is, and the tries so far under some keys and that of the actor."""
+        """Return the account of a username, and the tallies of some keys and of the actor's own."""
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    a.password_hash, t.confirmed_at IS NOT NULL,
@@ -92,9 +92,9 @@ class SignIns:
         return None if row is None else Session(*row)
 
     async def settle(self, tx: Transaction, actor_id: UUID, keep: int, tried: Try, *, forgiven: str) -> None:
-        """Give the try back, under the forgiven key with all failures, and end all but so many sessions.
+        """Give the try back, with all failures under the forgiven key, and end the least used sessions beyond `keep`.
 
-        The least used go first. `start` must have locked the actor: who waited for that sees the sessions of others.
+        Call it after `start`, which locks the actor, so that it sees the sessions of concurrent sign-ins.
         """
         given = {**given_back(tried.limits, forgiven=forgiven), "actor_id": actor_id, "keep": keep}
         await tx.run("WITH " + GIVE_BACK + _END_LEAST_USED, given)
