@@ -147,7 +147,7 @@ def new_process(name: str, settings: "Settings") -> "Process":
     providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
     providers[Catalogue] = lambda _: value(Catalogue(permissions))
-    providers[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names())))
+    providers[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names()), frozenset(_schedule_names())))
     migrates = name.startswith("run-")
     return Process(name, settings, ROOT, providers, migrates=migrates, data=DATA, constraints=constraints())
 
@@ -163,6 +163,10 @@ def _task_names() -> "Iterator[str]":
 
     for kind in (kind for module in modules() for kind in module.feature_classes()):
         yield from (work.id for _, work, _ in declared(kind) if isinstance(work, Work))
+
+
+def _schedule_names() -> "Iterator[str]":
+    return (schedule.name for module in modules() for schedule in module.scheduled())
 
 
 def sections() -> "list[type[Section]]":

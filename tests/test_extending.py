@@ -181,6 +181,8 @@ def test_it_works_in_its_own_process_gains_an_action_and_is_removed_without_a_tr
     audited = root.get("/platform/v1/audit", params={"action": "orders.rename_item"}).json()["items"]
     assert [entry["target"] for entry in audited] == order_ids(again)[1::-1]
 
+    assert copy.app("queues", "pause", "default").returncode == 0
+    assert copy.app("schedules", "trigger", "orders.prune").returncode == 0  # a job that nobody will run
     assert [orders.stop(), everything.stop()] == [0, 0]
     check_removal(copy)
     wanted = {line.removeprefix("app ") for block in blocks("sh") for line in block.splitlines()}
@@ -243,7 +245,21 @@ def check_removal(copy: Copy) -> None:
     """Remove the module as docs/modules.md says; nothing of it is left but history."""
     assert copy.app("migrate", "down", "--module", "orders", "--yes").returncode == 0
     remove_orders(copy)
-    assert copy.app("migrate", "status").returncode == 0
+    listed = json_of(copy.app("orphans", "list", "--json"))["items"]
+    assert [(orphan["kind"], orphan["name"]) for orphan in listed] == [
+        ("job", "orders.prune"),
+        ("schedule", "orders.prune"),
+        ("subscription", "orders.pack_placed_orders"),
+    ]
+    removed = copy.app("orphans", "remove", "--yes")
+    assert removed.stdout == "removed 1 schedules, 1 subscriptions, 1 jobs and 0 dead letters\n", removed.stderr
+    assert json_of(copy.app("orphans", "list", "--json"))["items"] == []
+    assert "orders" not in copy.app("--help").stdout
+    assert copy.app("config", "validate").returncode == 0
+    everything = copy.start("run-all-in-one")
+    tables = log_in(copy, everything).get("/platform/v1/schedules").json()["items"]
+    assert [row["name"] for row in tables if row["name"].startswith("orders.")] == []
+    assert everything.stop() == 0
 
 
 def json_of(done: "subprocess.CompletedProcess[str]") -> Any:

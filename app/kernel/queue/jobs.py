@@ -218,9 +218,10 @@ class JobAdmin:
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTasks:
-    """The tasks and subscribers that this release runs."""
+    """The tasks and subscribers that this release runs, and the schedules that it declares."""
 
     names: frozenset[str]
+    schedules: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ MODULE = Module(
         Feature("schedules:Schedules", "schedules", "See, trigger, pause and resume schedules."),
         Feature("events:Events", "events", "See the events that were published, and replay them."),
         Feature("errors:CapturedErrors", "errors", "See, resolve and mute captured errors."),
+        Feature("orphans:Orphans", "orphans", "See and remove what removed modules left in the queue."),
         Feature("alerts:Alerts", "errors"),
         Feature("maintenance:Maintenance"),
     ),

@@ -1,0 +1,79 @@
+"""What modules that were removed leave behind in the queue: schedules, subscriptions, jobs and dead letters."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from app.kernel.actions.columns import Column, Columns
+from app.kernel.db import Queries, Transaction
+from app.kernel.queue.jobs import DeclaredTasks
+
+_ORPHANS = """
+    SELECT 'schedule' AS kind, name, 1 FROM kernel.schedules WHERE name <> ALL(%(schedules)s)
+    UNION ALL
+    SELECT 'subscription', subscriber, 1 FROM kernel.subscriptions WHERE subscriber <> ALL(%(tasks)s)
+    UNION ALL
+    SELECT 'job', task, count(*) FROM kernel.jobs WHERE task <> ALL(%(tasks)s) GROUP BY task
+    UNION ALL
+    SELECT 'dead letter', task, count(*) FROM kernel.dead_letters WHERE task <> ALL(%(tasks)s) GROUP BY task
+    ORDER BY kind, name
+"""
+
+_REMOVE = """
+    WITH s AS (
+        DELETE FROM kernel.schedules WHERE name <> ALL(%(schedules)s) RETURNING 1
+    ), u AS (
+        DELETE FROM kernel.subscriptions WHERE subscriber <> ALL(%(tasks)s) RETURNING 1
+    ), j AS (
+        DELETE FROM kernel.jobs WHERE task <> ALL(%(tasks)s) AND lease_token IS NULL RETURNING 1
+    ), d AS (
+        DELETE FROM kernel.dead_letters WHERE task <> ALL(%(tasks)s) RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM s), (SELECT count(*) FROM u), (SELECT count(*) FROM j), (SELECT count(*) FROM d)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something that no module declares: a schedule, a subscription, or the jobs and dead letters of a task."""
+
+    kind: Literal["schedule", "subscription", "job", "dead letter"]
+    name: str
+    count: int
+
+    columns: ClassVar[Columns] = (Column("kind"), Column("name"), Column("count"))
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedOrphans:
+    """How many were removed."""
+
+    schedules: int
+    subscriptions: int
+    jobs: int
+    dead_letters: int
+
+    def __str__(self) -> str:
+        return (
+            f"removed {self.schedules} schedules, {self.subscriptions} subscriptions, {self.jobs} jobs"
+            f" and {self.dead_letters} dead letters"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanAdmin:
+    """Orphans among the tables of the queue."""
+
+    declared: DeclaredTasks
+
+    async def all(self, db: Queries) -> list[Orphan]:
+        """Return the orphans, by kind and name."""
+        return [Orphan(*row) for row in await db.all(_ORPHANS, self._given())]
+
+    async def remove(self, tx: Transaction) -> RemovedOrphans:
+        """Remove the orphans, but for jobs that are running."""
+        row = await tx.one(_REMOVE, self._given())
+        assert row is not None
+        return RemovedOrphans(*row)
+
+    def _given(self) -> dict[str, list[str]]:
+        return {"schedules": list(self.declared.schedules), "tasks": list(self.declared.names)}
