@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from dynaconf.vendor.ruamel import yaml
@@ -23,17 +23,16 @@ from app.kernel.config import (
     SentinelSettings,
     Settings,
     current_environment,
-    describe,
     environment_name,
     load,
+    schema,
 )
-from app.kernel.config.settings import schema
 from app.kernel.product import NAME
 from app.modules.auth.settings import AuthSettings
 from app.processes import sections
 from tests.support.project import ROOT, Project
 
-SCHEMA = {f"{kind.section}.{key}": meaning for kind in sections() for key, meaning in describe(kind).items()}
+SCHEMA = {setting.key: setting.description for kind in sections() for setting in schema(kind)}
 SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() if v.secret]
 OPTIONAL = ["sentinel.notify_urls", "telemetry.otlp_headers"]
 REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
@@ -403,7 +402,7 @@ def test_no_secret_is_in_the_representation_of_settings(folder: Folder, environm
     held = [
         value.get_secret_value()
         for section in settings.sections.values()
-        for value in (getattr(section, key) for key in describe(type(section)))
+        for value in (getattr(section, setting.name) for setting in schema(type(section)))
         if isinstance(value, SecretStr)
     ]
     assert sorted(held) == sorted(REAL.values())
@@ -687,12 +686,7 @@ WHOLE = [
     "1e3",
     "",
 ]
-INTEGERS = [
-    f"{kind.section}.{key}"
-    for kind in sections()
-    for key in describe(kind)
-    if getattr(get_type_hints(kind, include_extras=True)[key], "__origin__", None) is int
-]
+INTEGERS = [setting.key for kind in sections() for setting in schema(kind) if setting.type is int]
 
 
 @pytest.mark.parametrize("written", WHOLE)

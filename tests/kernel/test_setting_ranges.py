@@ -2,8 +2,7 @@
 
 import pytest
 
-from app.kernel.config import Misconfigured, environment_name, load
-from app.kernel.config.settings import schema
+from app.kernel.config import Misconfigured, environment_name, load, schema
 from app.processes import sections
 from tests.support.project import ROOT
 

@@ -30,8 +30,7 @@ from app.kernel.config.settings import (
     Misconfigured as Misconfigured,
     Problem as Problem,
     Settings as Settings,
-    Value as Value,
     current_environment as current_environment,
-    describe as describe,
     environment_name as environment_name,
+    schema as schema,
 )

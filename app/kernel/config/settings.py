@@ -163,11 +163,6 @@ def schema(kind: type[Section]) -> tuple[Setting, ...]:
     )
 
 
-def describe(kind: type[Section]) -> dict[str, str]:
-    """Return the keys of a section with what each means."""
-    return {setting.name: setting.description for setting in schema(kind)}
-
-
 def environment_name(key: str) -> str:
     """Return the environment variable that overrides `section.key`."""
     return key.replace(".", "_").upper()

@@ -3,10 +3,12 @@
 Spans cost next to nothing while they are not exported.
 """
 
+import functools
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
@@ -111,6 +113,32 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int)
         return _NOTHING
     parent = trace.get_current_span().get_span_context()
     return ExportedSpan(name, kind, parent, attributes, _ended) if parent.trace_flags.sampled else _NOTHING
+
+
+@functools.cache
+def trace_requests() -> None:
+    """Make a span of each HTTP request that is sent through `requests`, as Apprise does, and continue the trace there.
+
+    OpenTelemetry's own instrumentation writes the URL and the texts of exceptions into its spans, and those of webhooks
+    are secrets. Safe to repeat.
+    """
+    import requests
+    from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # pyright: ignore[reportPrivateUsage]
+
+    inner = requests.Session.send
+
+    def send(self: requests.Session, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        if context.get_value(_SUPPRESS_INSTRUMENTATION_KEY):  # an exporter's own
+            return inner(self, request, **kwargs)
+        host, method = urlsplit(request.url or "").hostname or "", request.method or ""
+        with span(method, SpanKind.CLIENT, **{"http.request.method": method, "server.address": host}) as made:
+            request.headers.update(outgoing())
+            response = inner(self, request, **kwargs)
+            if made is not None:
+                made.set_attribute("http.response.status_code", response.status_code)
+        return response
+
+    requests.Session.send = send
 
 
 def _begun(parent: SpanContext | None) -> SpanContext:

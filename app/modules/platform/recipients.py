@@ -75,7 +75,7 @@ async def _post(http: "HttpClient", url: str, message: Message) -> bool:
 def _notify(url: str, message: Message) -> bool:
     from apprise import Apprise  # takes a quarter of a second to import
 
-    from app.kernel.telemetry.requests import trace_requests
+    from app.kernel.telemetry.traces import trace_requests
 
     trace_requests()
     recipients: Any = Apprise()

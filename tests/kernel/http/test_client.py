@@ -17,8 +17,8 @@ from app.kernel.errors import NotFound, Unavailable
 from app.kernel.http import client as client_module
 from app.kernel.http.client import HttpClient
 from app.kernel.telemetry import traces
-from app.kernel.telemetry.requests import trace_requests
 from app.kernel.telemetry.spans import ExportedSpan
+from app.kernel.telemetry.traces import trace_requests
 from app.modules.platform.domain.messages import Message
 from app.modules.platform.recipients import NotifyRecipients, is_webhook
 
