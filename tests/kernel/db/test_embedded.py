@@ -363,7 +363,7 @@ def test_owners_that_die_during_initdb_leave_nothing_running(home):
     owner = home.owner()
     eventually(lambda: list(home.folder.glob("data-new-*/global")))
     owner.kill()
-    home.stopped(seconds=3)
+    home.stopped()
     assert not (home.folder / "data").exists()
 
 
