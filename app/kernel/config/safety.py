@@ -1,4 +1,4 @@
-"""Secrets that are none, and whom the settings of a laptop expose.
+"""Secrets that are easy to guess, and settings that make a process reachable from other machines.
 
 How hard a secret is to guess is not to be seen from its characters alone, but how easy it is: what is repeated, counts
 up, runs along the keyboard or is made of words says less than what follows nothing.
@@ -49,7 +49,7 @@ _ORDERS = (
 
 
 def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
-    """Return why a secret is none, empty when it may be one. A `key` must also be hard to guess."""
+    """Return why a value is not accepted as a secret; empty when it is. A `key` must also be hard to guess."""
     written = _written(secret)
     known = [(_written(text), _bare(text)) for text in (*published, *_MARKS) if _written(text)]
     readings = list(_readings(secret))
@@ -101,7 +101,7 @@ def bits(secret: str) -> float:
 
 
 def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
-    """Return how others than this machine get at the process or its data, empty when they do not."""
+    """Return why other machines can reach the process or its data; empty when they cannot."""
     for host in _text(tree, "postgres").split(","):
         if host.strip() and not host.strip().startswith(("/", "@")) and not is_loopback(host):
             return f"the database at {host.strip()} is not on this machine"

@@ -100,10 +100,12 @@ class HttpServerSettings:
     handle_timeout: Annotated[_Timeout, Field(description="a request that takes longer is answered 504")]
     max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3, description="a larger request body is answered 413")]
     max_connections: Annotated[
-        int, Field(ge=10, le=100_000, description="most connections at once; half of them of one address")
+        int, Field(ge=10, le=100_000, description="maximum number of connections; half of them from one address")
     ]
     trusted_proxies: Annotated[
-        Names, AfterValidator(_networks), Field(description="whose X-Forwarded-For is believed: addresses or CIDR")
+        Names,
+        AfterValidator(_networks),
+        Field(description="proxies whose X-Forwarded-For is trusted: addresses or CIDR"),
     ]
     body_timeout: Annotated[_Timeout, Field(description="a request body that takes longer is answered 408")]
     h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text, from clients that begin with it")]
@@ -136,9 +138,11 @@ class PostgresSettings:
     ssl_root_cert: Annotated[
         str, Field(description="file of trusted certificates for verify-full; system: the system's")
     ]
-    pool_size: Annotated[int, Field(ge=1, le=1000, description="most connections of one process")]
+    pool_size: Annotated[int, Field(ge=1, le=1000, description="maximum number of connections of one process")]
     pool_timeout: Annotated[_Timeout, Field(description="longest wait for a connection")]
-    pool_queue: Annotated[int, Field(ge=1, le=100_000, description="most requests that wait for a connection")]
+    pool_queue: Annotated[
+        int, Field(ge=1, le=100_000, description="maximum number of requests that wait for a connection")
+    ]
     statement_timeout: Annotated[_Timeout, Field(description="longest statement")]
     lock_timeout: Annotated[_Timeout, Field(description="longest wait for a lock")]
     startup_timeout: Annotated[Duration, Field(le=_DAY, description="how long a starting process waits for the server")]
@@ -163,7 +167,9 @@ class QueueSettings:
     names: Annotated[
         Names, AfterValidator(_queue_names), Field(min_length=1, description="queues that a consumer works on")
     ]
-    concurrency: Annotated[int, Field(ge=1, le=10_000, description="most jobs that one consumer runs at once")]
+    concurrency: Annotated[
+        int, Field(ge=1, le=10_000, description="maximum number of jobs that one consumer runs at once")
+    ]
     poll_interval: Annotated[
         Duration, Field(ge=_MS, le=_HOUR, description="longest time that a due job or tick goes unnoticed")
     ]
@@ -174,7 +180,7 @@ class QueueSettings:
 
 @dataclass(frozen=True, slots=True)
 class KeepSettings:
-    """How long what is over is kept."""
+    """Retention."""
 
     section: ClassVar[str] = "keep"
     finished_jobs: Annotated[_Retention, Field(description="jobs that are done or cancelled")]
@@ -186,7 +192,7 @@ class KeepSettings:
 
 @dataclass(frozen=True, slots=True)
 class SentinelSettings:
-    """Captured errors: whom to tell, how often, and what counts as an outage."""
+    """Captured errors: who is notified, how often, and what counts as an outage."""
 
     section: ClassVar[str] = "sentinel"
     notify_urls: Annotated[
