@@ -5,9 +5,8 @@ Reading this table loads nothing; each service imports what it needs when its pr
 
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.kernel.services import Service
 from app.modules import modules
@@ -98,8 +97,7 @@ async def traces(p: "Process") -> "Run | None":
     return span_exporter(p, settings)
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """A process: what it is for, its services, and whose settings --host and --port set."""
 
     help: str

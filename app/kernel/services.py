@@ -1,9 +1,7 @@
 """Services: what a process runs, and in which order. Light: the table of processes is read by `--help`."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import asyncio
@@ -13,8 +11,7 @@ if TYPE_CHECKING:
 Run = Callable[["asyncio.Event"], Coroutine[Any, Any, None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(NamedTuple):
     """Something that runs as long as the process does: it starts after some others, and stops before them.
 
     `make` opens what it needs and returns what runs, or None when there is nothing to do. What runs is given the event
@@ -32,6 +29,8 @@ class InvalidOrder(Exception):
 
 def in_order(services: Sequence[Service]) -> list[Service]:
     """Return the services, each behind those that it runs after. Raises InvalidOrder."""
+    from graphlib import CycleError, TopologicalSorter
+
     named = {service.name: service for service in services}
     for service in services:
         if unknown := [name for name in service.after if name not in named]:
