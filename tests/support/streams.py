@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from app.cli import main, table
+from app.kernel.product import NAME
 from app.modules import modules
 
 MODES = ("r", "w", "w")
@@ -67,7 +68,7 @@ def run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for module, _ in table().values():
-        import_module(module)
+        import_module(module, NAME)
     for manifest in modules():
         list(manifest.feature_classes())
         manifest.provided()

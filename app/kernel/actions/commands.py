@@ -318,6 +318,7 @@ def _show_page(chosen: _Declared, given: Any, page: Page[Any]) -> None:
 
     [row] = get_args(chosen.signature.returns)
     print_page(page, row.columns)
+    sys.stdout.flush()  # what cannot be written is the only thing to say then
     notes = [note for p in chosen.parameters if (note := p.note(given))]
     if not page.items:
         is_filtered = any(p.is_filter(given) for p in chosen.parameters)
