@@ -5,12 +5,11 @@ from typing import Annotated
 from uuid import UUID
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read, task
-from app.kernel.errors import NotFound
 from app.kernel.paging import Page
 from app.kernel.queue import Schedule, Task
 from app.modules.auth.actors import ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
-from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession
+from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession, NoSuchSession
 from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import Sessions
@@ -19,13 +18,6 @@ from app.modules.auth.power import Power
 PRUNE = Task[None]("auth.prune")
 SCHEDULES = (Schedule(PRUNE, cron="41 * * * *", overlap="skip"),)
 RETENTION_S = 7 * 86400.0
-
-
-class NoSuchSession(NotFound):
-    """There is no such session."""
-
-    code = "SESSION_NOT_FOUND"
-    title = "There is no such session"
 
 
 @dataclass(frozen=True, slots=True)

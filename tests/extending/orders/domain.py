@@ -31,21 +31,15 @@ class Order:
 
 
 class OrderNotFound(NotFound):
-    """There is no such order."""
-
     code = "ORDER_NOT_FOUND"
     title = "There is no such order"
 
 
 class TooManyOrders(Conflict):
-    """Too many orders are open."""
-
     code = "TOO_MANY_ORDERS"
     title = "Too many orders are open"
 
 
 class OrderPacked(Conflict):
-    """The order is packed and cannot be cancelled."""
-
     code = "ORDER_PACKED"
     title = "The order is packed"

@@ -25,8 +25,6 @@ FEATURES = [(module, kind) for module in modules() for kind in module.feature_cl
 
 
 class Taken(Conflict):
-    """The name is taken."""
-
     code = "NAME_TAKEN"
     title = "The name is taken"
 

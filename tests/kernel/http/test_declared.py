@@ -75,15 +75,11 @@ class Renamed:
 
 
 class Gone(NotFound):
-    """The thing is gone."""
-
     code = "GONE"
     title = "The thing is gone"
 
 
 class Moved(NotFound):
-    """The thing has moved."""
-
     code = "MOVED"
     title = "The thing has moved"
 

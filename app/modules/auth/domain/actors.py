@@ -32,43 +32,31 @@ Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc(
 
 
 class InvalidUsername(Invalid):
-    """The username cannot be used."""
-
     code = "INVALID_USERNAME"
     title = "The username cannot be used"
 
 
 class WeakPassword(Invalid):
-    """The password is too weak."""
-
     code = "WEAK_PASSWORD"
     title = "The password is too weak"
 
 
 class UsernameExists(Conflict):
-    """The username is taken."""
-
     code = "USERNAME_EXISTS"
     title = "The username is taken"
 
 
 class ActorAlreadyDisabled(Conflict):
-    """The actor is disabled already."""
-
     code = "ACTOR_ALREADY_DISABLED"
     title = "The actor is disabled already"
 
 
 class LastSuperuser(Conflict):
-    """The last active superuser must stay."""
-
     code = "LAST_SUPERUSER"
     title = "The last active superuser must stay"
 
 
 class ActorNotFound(NotFound):
-    """There is no such actor."""
-
     code = "ACTOR_NOT_FOUND"
     title = "There is no such actor"
 

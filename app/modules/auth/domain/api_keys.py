@@ -16,15 +16,11 @@ _FORM = re.compile(rf"{PREFIX}(?P<id>[0-9a-f]{{32}})_(?P<secret>[0-9a-f]{{64}})(
 
 
 class ApiKeyNotFound(NotFound):
-    """There is no such API key."""
-
     code = "API_KEY_NOT_FOUND"
     title = "There is no such API key"
 
 
 class NoServiceAccount(Conflict):
-    """Only service accounts have API keys."""
-
     code = "NO_SERVICE_ACCOUNT"
     title = "Only service accounts have API keys"
 

@@ -8,36 +8,26 @@ from app.kernel.http.problems import HttpProblem
 
 
 class InvalidClient(Unauthenticated):
-    """The client is unknown or its secret is wrong."""
-
     code = "invalid_client"
     title = "The client is unknown or its secret is wrong"
 
 
 class InvalidGrant(Invalid):
-    """The refresh token is not valid, has expired or was used before."""
-
     code = "invalid_grant"
     title = "The refresh token is not valid, has expired or was used before"
 
 
 class InvalidRequest(Invalid):
-    """The request lacks a parameter."""
-
     code = "invalid_request"
     title = "The request lacks a parameter"
 
 
 class InvalidScope(Invalid):
-    """The scope is more than the client may do."""
-
     code = "invalid_scope"
     title = "The scope is more than the client may do"
 
 
 class UnsupportedGrantType(Invalid):
-    """The grant type is not one of client_credentials and refresh_token."""
-
     code = "unsupported_grant_type"
     title = "The grant type is not one of client_credentials and refresh_token"
 

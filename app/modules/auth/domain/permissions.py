@@ -20,22 +20,16 @@ Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0,
 
 
 class RoleNotFound(NotFound):
-    """There is no such role."""
-
     code = "ROLE_NOT_FOUND"
     title = "There is no such role"
 
 
 class RoleNameExists(Conflict):
-    """The name of the role is taken."""
-
     code = "ROLE_NAME_EXISTS"
     title = "The name of the role is taken"
 
 
 class InvalidPermission(Invalid):
-    """The permission cannot be granted."""
-
     code = "INVALID_PERMISSION"
     title = "The permission cannot be granted"
 

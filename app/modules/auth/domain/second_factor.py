@@ -19,29 +19,21 @@ _SKEW = 1  # steps that a clock may be off
 
 
 class OtpRequired(Unauthenticated):
-    """A one-time password is needed."""
-
     code = "OTP_REQUIRED"
     title = "A one-time password is needed"
 
 
 class InvalidOtp(Unauthenticated):
-    """The one-time password is wrong or was used before."""
-
     code = "INVALID_CREDENTIALS"
     title = "The one-time password is wrong or was used before"
 
 
 class SecondFactorExists(Conflict):
-    """There is a second factor already; remove it first."""
-
     code = "SECOND_FACTOR_EXISTS"
     title = "There is a second factor already; remove it first"
 
 
 class NoSecondFactor(Conflict):
-    """There is no second factor to confirm or remove."""
-
     code = "NO_SECOND_FACTOR"
     title = "There is no second factor to confirm or remove"
 

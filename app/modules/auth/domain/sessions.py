@@ -6,7 +6,7 @@ from typing import Literal
 from uuid import UUID
 
 from app.kernel.callers import Caller
-from app.kernel.errors import Unauthenticated
+from app.kernel.errors import NotFound, Unauthenticated
 from app.modules.auth.domain.actors import SUPERUSER, Actor
 
 REFRESH_GRACE = timedelta(seconds=10)
@@ -18,52 +18,43 @@ MOST_SESSIONS = 100
 
 
 class InvalidCredentials(Unauthenticated):
-    """The username or the password is wrong."""
-
     code = "INVALID_CREDENTIALS"
     title = "The username or the password is wrong"
 
 
 class InvalidToken(Unauthenticated):
-    """The access token is not valid."""
-
     code = "INVALID_TOKEN"
     title = "The access token is not valid"
 
 
 class TokenExpired(Unauthenticated):
-    """The access token has expired."""
-
     code = "TOKEN_EXPIRED"
     title = "The access token has expired"
 
 
 class InvalidRefreshToken(Unauthenticated):
-    """The refresh token is not valid."""
-
     code = "INVALID_REFRESH_TOKEN"
     title = "The refresh token is not valid"
 
 
 class RefreshTokenReused(Unauthenticated):
-    """The refresh token was used before; its session has been ended."""
-
     code = "REFRESH_TOKEN_REUSED"
     title = "The refresh token was used before; its session has been ended"
 
 
 class RefreshTokenExpired(Unauthenticated):
-    """The refresh token has expired."""
-
     code = "REFRESH_TOKEN_EXPIRED"
     title = "The refresh token has expired"
 
 
 class SessionNotFound(Unauthenticated):
-    """The session has ended."""
-
     code = "SESSION_NOT_FOUND"
     title = "The session has ended"
+
+
+class NoSuchSession(NotFound):
+    code = "SESSION_NOT_FOUND"
+    title = "There is no such session"
 
 
 @dataclass(frozen=True, slots=True)

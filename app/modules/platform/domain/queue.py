@@ -11,57 +11,41 @@ Name = Annotated[str, Len(1, 128)]
 
 
 class JobNotFound(NotFound):
-    """There is no such job."""
-
     code = "JOB_NOT_FOUND"
     title = "There is no such job"
 
 
 class JobEnded(Conflict):
-    """The job has ended."""
-
     code = "JOB_ENDED"
     title = "The job has ended"
 
 
 class JobRunning(Conflict):
-    """The job is running."""
-
     code = "JOB_RUNNING"
     title = "The job is running"
 
 
 class JobWaiting(Conflict):
-    """The job waits for its turn."""
-
     code = "JOB_WAITING"
     title = "The job waits for its turn"
 
 
 class DeadLetterNotFound(NotFound):
-    """There is no such dead letter."""
-
     code = "DEAD_LETTER_NOT_FOUND"
     title = "There is no such dead letter"
 
 
 class ScheduleNotFound(NotFound):
-    """There is no such schedule."""
-
     code = "SCHEDULE_NOT_FOUND"
     title = "There is no such schedule"
 
 
 class ScheduleBusy(Conflict):
-    """The last job of the schedule has not ended, and its jobs must not overlap."""
-
     code = "SCHEDULE_BUSY"
     title = "The last job of the schedule has not ended, and its jobs must not overlap"
 
 
 class SubscriberNotFound(NotFound):
-    """There is no such subscriber."""
-
     code = "SUBSCRIBER_NOT_FOUND"
     title = "There is no such subscriber"
 
