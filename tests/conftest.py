@@ -215,7 +215,6 @@ def log_in(project: Project, process: Running) -> httpx.Client:
 def program(name: str) -> str:
     """Return the path of a program: on PATH, of Debian, or of a wheel. Skips the test when there is none."""
     places = [os.environ.get("PATH", ""), "/usr/sbin", str(Path(sys.executable).parent)]
-    places += [str(folder) for entry in sys.path for folder in Path(entry).glob(f"{name}_wheel/bin/*")]
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         required(name)
