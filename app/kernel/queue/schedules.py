@@ -35,10 +35,6 @@ _UNFINISHED = """
 _ENQUEUE = insert_jobs(
     rows="kernel.schedules WHERE name = %(name)s",
     id="%(id)s",
-    queue="queue",
-    task="task",
-    max_attempts="max_attempts",
-    timeout_s="timeout_s",
     unique_key="name || '@manual-' || %(id)s::text",
     turn_key="CASE WHEN overlap = 'wait' THEN 'schedule/' || name END",
     in_order="overlap = 'wait'",
