@@ -103,7 +103,9 @@ def test_a_part_of_several_ids_is_refused_with_the_ids_and_changes_nothing(
     _, first, second, *_ = on_terminal(on_migrated, "jobs", "list", "--queue", "q", "--task", "t")
     assert {first.split()[0], second.split()[0]} == {"0000abc0", "0000abc1"}
     assert refused(on_migrated.app("jobs", "show", "abcdef12"), 67).endswith("begins or ends with abcdef12")
-    assert "at least 4 of its first or last characters" in misused(on_migrated.app("jobs", "show", "abc"))
+    for wrong in ("abc", "a---", "a" * 33):
+        said = misused(on_migrated.app("jobs", "show", "--", wrong))
+        assert "at least 4 of its first or last characters" in said
 
 
 def test_ids_whose_ends_are_alike_are_shown_as_far_as_they_differ(on_migrated: Project, migrated: TestDatabase) -> None:

@@ -15,7 +15,7 @@ from app.kernel.decoding import name_outside
 from app.kernel.fields import Doc, IdOf, NameOf, Option
 
 T = TypeVar("T")
-_PART_OF_ID = re.compile(r"(?!.{36})[0-9a-fA-F-]{4,}", re.ASCII)
+_PART_OF_ID = re.compile(r"(?!.{36})(-*[0-9a-fA-F]){4,32}-*", re.ASCII)
 _DAY_S = 86400
 
 
