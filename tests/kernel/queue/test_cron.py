@@ -169,7 +169,7 @@ async def fire(cron: CronManager) -> None:
         pass
 
 
-@pytest.mark.parametrize(("misfire", "least", "most"), [("skip", 0, 0), ("one", 1, 4), ("all", 3600, 3603)])
+@pytest.mark.parametrize(("misfire", "least", "most"), [("skip", 0, 0), ("one", 1, 1), ("all", 3600, 3603)])
 async def test_ticks_of_an_outage_or_of_a_clock_put_forward_by_an_hour(
     bench: Bench, misfire: Any, least: int, most: int
 ) -> None:
@@ -181,9 +181,12 @@ async def test_ticks_of_an_outage_or_of_a_clock_put_forward_by_an_hour(
             "UPDATE kernel.schedules SET next_fire_at = now() - interval '1 hour', spec = 'every 7200 s'"
         )
         cron = manager(bench, Schedule(TICK, every_s=7200, misfire="skip"))
+    ((began,),) = await bench.rows("SELECT clock_timestamp()")
     await fire(cron)
     found = await keys(bench)
-    assert least <= len(found) <= most
+    missed = [tick for tick in found if tick <= began]  # later ones came due while the others were fired
+    assert least <= len(found)
+    assert len(missed) <= most
     assert {later - earlier for earlier, later in pairwise(found)} <= {timedelta(seconds=1)}
 
 

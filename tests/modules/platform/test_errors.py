@@ -233,6 +233,5 @@ def test_each_event_of_auth_has_a_subscriber_or_says_why_not() -> None:
     events = {kind for kind in vars(portal).values() if isinstance(kind, type) and hasattr(kind, "event_type")}
     works = [work for kind in MODULE.feature_classes() for _, work, _ in declared(kind) if isinstance(work, Work)]
     heard = {work.event for work in works if work.event is not None}
-    assert heard == {portal.ActorDisabled}
-    assert events - heard
-    assert "The others have no subscriber here: they are published for" in (portal.__doc__ or "")
+    assert portal.ActorDisabled in heard
+    assert not events - heard or "The others have no subscriber here: they are published for" in (portal.__doc__ or "")
