@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
 
 from app.kernel.actions import Action, Signature, Work, declared
-from app.kernel.actions.operation import ActionOperation, Call, timed
+from app.kernel.actions.operation import ActionOperation, Call, Timed
 from app.kernel.audit import Audit
 from app.kernel.callers import operator
 from app.kernel.config import Settings
@@ -117,7 +117,7 @@ class JobOperation:
 
     async def __call__(self, *arguments: Any) -> Any:
         """Run it with the transaction, if it takes one, and the payload."""
-        with timed(self.operation_id):
+        with Timed(self.operation_id):
             return await self._body(*((self._db, *arguments) if self._takes_database else arguments))
 
 

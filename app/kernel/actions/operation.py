@@ -2,8 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +27,20 @@ _NO_TOKEN, _NO_NAME = BearerToken(""), BasicAuth()
 Body = Callable[..., Coroutine[Any, Any, Any]]
 
 
-@contextmanager
-def timed(operation_id: str) -> Generator[None]:
-    """Log the outcome of what runs inside, with the time that it took."""
-    started, outcome = time.perf_counter(), "failed"
-    try:
-        yield
-        outcome = "done"
-    except Refusal as refusal:
-        outcome = refusal.code
-        raise
-    finally:
-        logger.debug("{} {} in {:.1f} ms", operation_id, outcome, (time.perf_counter() - started) * 1000)
+class Timed:
+    """Logs the outcome of what runs inside, with the time that it took. A class, as a generator costs twice as much."""
+
+    __slots__ = ("_id", "_started")
+
+    def __init__(self, operation_id: str) -> None:
+        self._id = operation_id
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        outcome = "done" if error is None else error.code if isinstance(error, Refusal) else "failed"
+        logger.debug("{} {} in {:.1f} ms", self._id, outcome, (time.perf_counter() - self._started) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class ActionOperation:
 
     async def __call__(self, call: Call, given: Any = None) -> Any:
         """Run the action with its input, in its transaction. Returns what it returns; raises what it raises."""
-        with span(self.id), timed(self.id):
+        with span(self.id), Timed(self.id):
             if not self.signature.is_transactional:
                 return await self._body(*self._bind(self._db, None, call.token, call.basic, call.caller, given))
             note = Note(_target(self.action.path, given))
