@@ -10,7 +10,7 @@ MODULES = ("auth", "platform")
 
 
 def modules() -> "list[Module]":
-    """Return the manifests, in the order above. Importing them loads nothing of what they name."""
+    """Return the manifests, in the order above. A manifest imports none of the parts that it names."""
     return [_manifest(name) for name in MODULES]
 
 

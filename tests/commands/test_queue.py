@@ -58,7 +58,7 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
     assert '"name": "José"' in on_migrated.app("jobs", "show", first).stdout
     assert on_migrated.app("jobs", "retry", first).stdout == f"{first} is ready\n"
     asked = on_migrated.app("jobs", "cancel", second)
-    assert asked.stdout == f"{second} is running; its worker has been asked to cancel it\n"
+    assert asked.stdout == f"{second} is running; its cancellation was requested\n"
     assert printed_json(on_migrated.app("jobs", "cancel", first, "--json")) == {
         "id": first, "state": "cancelled", "cancel_requested_at": None
     }  # fmt: skip
@@ -67,7 +67,7 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
     addresses = migrated.all("SELECT DISTINCT address FROM kernel.audit WHERE target = %s", first)
     user = pwd.getpwuid(os.getuid()).pw_name
     assert addresses == [(f"os:{user}@{socket.gethostname()}",)]
-    assert "is cancelled; jobs that ended stay as they are" in refused(on_migrated.app("jobs", "retry", first), 73)
+    assert "is cancelled; an ended job cannot be changed" in refused(on_migrated.app("jobs", "retry", first), 73)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_queues_are_listed_paused_limited_and_resumed(on_migrated: Project, migr
     job(migrated, "q2")
     paused = on_migrated.app("queues", "pause", "q2")
     assert (paused.returncode, paused.stderr) == (0, "")
-    assert paused.stdout.startswith("q2 is paused since 20")
+    assert paused.stdout.startswith("q2 has been paused since 20")
     assert on_migrated.app("queues", "limit", "q2", "4").stdout.endswith("; at most 4 of its jobs may run at once\n")
     lines = on_migrated.app("queues", "list").stdout.splitlines()
     [line] = [line for line in lines if line.startswith("q2 ")]
@@ -123,7 +123,7 @@ def test_purging_asks_and_shows_how_far_it_is_on_a_terminal(on_migrated: Project
     dead_letters(migrated, "q5", 2500)
     for answer, status, left in ((INTERRUPT, 130, 2500), ("yes\n", 0, 0)):
         with terminal(on_migrated, "dead-letters", "purge", "--queue", "q5") as asked:
-            asked.expect("Remove 2500 dead letters for good? [y/N]: ")
+            asked.expect("Permanently delete 2500 dead letters? [y/N]: ")
             asked.type(answer)
             assert asked.wait() == status
         assert "Traceback" not in asked.seen
@@ -188,7 +188,7 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
     manager.ready()
     worker.ready()
     heartbeat = "platform.heartbeat"
-    assert copied.app("schedules", "pause", heartbeat).stdout.startswith(f"{heartbeat} is paused since 20")
+    assert copied.app("schedules", "pause", heartbeat).stdout.startswith(f"{heartbeat} has been paused since 20")
     assert copied.app("queues", "pause", "default").returncode == 0
     job_id = printed_json(copied.app("schedules", "trigger", heartbeat, "--json"))["job_id"]
     time.sleep(0.5)
@@ -196,7 +196,7 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
     assert database.all(state, job_id) == [("ready",)]
     assert copied.app("queues", "resume", "default").returncode == 0
     eventually(lambda: database.all(state, job_id) == [("leased",)])
-    assert "its worker has been asked" in copied.app("jobs", "cancel", job_id).stdout
+    assert "its cancellation was requested" in copied.app("jobs", "cancel", job_id).stdout
     ended = eventually(lambda: database.all("SELECT outcome FROM kernel.finished_jobs WHERE id = %s", job_id), 5)
     assert ended == [("cancelled",)]
     heading, *lines = copied.app("schedules", "list").stdout.splitlines()

@@ -133,9 +133,9 @@ class QueueStatus:
     is_used: bool
 
     def __str__(self) -> str:
-        state = f"paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z" if self.paused_at else "not paused"
+        state = f"has been paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z" if self.paused_at else "is not paused"
         at_once = "any number of its jobs" if self.concurrency is None else f"at most {self.concurrency} of its jobs"
-        return f"{self.name} is {state}; {at_once} may run at once"
+        return f"{self.name} {state}; {at_once} may run at once"
 
 
 @dataclass(frozen=True, slots=True)

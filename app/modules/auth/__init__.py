@@ -1,17 +1,17 @@
-"""Who may do what: actors, sessions, permissions."""
+"""Authentication and authorisation: actors, sessions, roles and permissions."""
 
 from app.kernel.module import Feature, Module
 
 MODULE = Module(
     package=__name__,
-    summary="Actors, passwords and keys.",
+    summary="Manage actors, passwords and keys.",
     permissions={
-        "auth:superuser": "Everything.",
-        "auth:actors:read": "See actors, their sessions, roles and permissions.",
-        "auth:actors:write": "Create, change, disable and enable actors; end their sessions; manage API keys.",
-        "auth:roles:read": "See roles and the catalogue of permissions.",
-        "auth:roles:write": "Create, change and delete roles; grant roles and permissions that the caller holds.",
-        "auth:tokens:read": "Introspect any token at /oauth/introspect: whose it is, and what it may do.",
+        "auth:superuser": "All permissions.",
+        "auth:actors:read": "Read actors, their sessions, roles and permissions.",
+        "auth:actors:write": "Create, update, disable and enable actors; end their sessions; manage API keys.",
+        "auth:roles:read": "Read roles and the catalogue of permissions.",
+        "auth:roles:write": "Create, update and delete roles; grant roles and permissions that the caller holds.",
+        "auth:tokens:read": "Introspect the tokens of every actor at /oauth/introspect.",
     },
     features=(
         Feature("sign_in:SignIn"),
@@ -27,10 +27,10 @@ MODULE = Module(
     settings="settings:AuthSettings",
     providers="providers:PROVIDERS",
     schedules="sessions:SCHEDULES",
-    commands={"auth": "Actors, passwords and keys."},
+    commands={"auth": "Manage actors, passwords and keys."},
     constraints={
         "auth.actors_username_key_key": "domain.actors:UsernameExists",
         "auth.roles_name_key": "domain.permissions:RoleNameExists",
-        "auth.sessions_api_key_id_fkey": "domain.oauth:InvalidClient",  # the key was revoked meanwhile
+        "auth.sessions_api_key_id_fkey": "domain.oauth:InvalidClient",  # a concurrent request revoked the key
     },
 )

@@ -1,4 +1,4 @@
-"""Actors: see, create, change, disable and enable them."""
+"""Administration of actors."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -36,11 +36,11 @@ from app.modules.auth.power import LockedActor, Power
 
 @dataclass(frozen=True, slots=True)
 class ActorsWanted:
-    """Which actors, and how many of them."""
+    """Filters and page of a list of actors."""
 
-    type: Annotated[ActorType | None, Doc("Only those of this type.")] = None
-    is_active: Annotated[bool | None, Doc("Only those who are active, or who are not.")] = None
-    q: Annotated[Annotated[str, Len(1, 64)] | None, Doc("Only those whose username contains this.")] = None
+    type: Annotated[ActorType | None, Doc("Filter by type.")] = None
+    is_active: Annotated[bool | None, Doc("Filter by active or disabled actors.")] = None
+    q: Annotated[Annotated[str, Len(1, 64)] | None, Doc("Filter by a part of the username.")] = None
     limit: Limit = 20
     cursor: Cursor | None = None
 
@@ -65,7 +65,7 @@ class NewActor:
 
 @dataclass(frozen=True, slots=True)
 class ActorChange:
-    """What to change; what is absent stays."""
+    """Changes to an actor; absent fields stay unchanged."""
 
     id: Annotated[UUID, Doc("Id of the actor.")]
     type: Annotated[ActorType | None, Doc("Type of the actor.")] = None
@@ -77,7 +77,7 @@ class ActorChange:
 
 @dataclass(frozen=True, slots=True)
 class Disabled:
-    """Who was disabled, and how many sessions that ended."""
+    """A disabled actor, and the number of its sessions that ended."""
 
     id: UUID
     sessions_ended: int
@@ -85,7 +85,7 @@ class Disabled:
 
 @dataclass(frozen=True, slots=True)
 class ActorAdministration:
-    """See, create, change, disable and enable actors."""
+    """List, show, create, update, disable and enable actors."""
 
     actors: Actors
     sessions: Sessions
@@ -108,7 +108,7 @@ class ActorAdministration:
         status=201,
     )
     async def create(self, db: Database, caller: Caller, new: NewActor) -> Actor:
-        """Create an actor. Only a superuser creates admins and superusers. Not safe to repeat."""
+        """Create an actor. Only superusers can create admins and superusers. Not safe to repeat."""
         check_has_power_over(caller, (), is_superuser=new.is_superuser)
         if new.type == "admin" and not caller.is_superuser:
             raise Denied("only a superuser creates an admin")
@@ -138,14 +138,14 @@ class ActorAdministration:
         raises=(ActorNotFound, InvalidUsername, LastSuperuser, RateLimited, UsernameExists, WeakPassword),
     )
     async def update(self, db: Database, caller: Caller, wanted: ActorChange) -> Actor:
-        """Change an actor that holds no more than the caller. Safe to repeat.
+        """Update an actor. The caller must hold all permissions of the actor. Safe to repeat.
 
-        Setting a password, disabling the actor and taking the rank of superuser end the actor's sessions. Only a
-        superuser changes the type of another actor; what the new type does not sign in with is removed.
+        Setting a password, disabling the actor and revoking its superuser status end its sessions. Only superusers can
+        change the type of another actor. The change removes credentials that the new type does not use.
         """
         password_hash = None
         if wanted.password is not None:  # hashed before the transaction, which holds a connection
-            if wanted.id == caller.actor_id:  # a stolen token must not be enough to take an account over
+            if wanted.id == caller.actor_id:  # else a stolen token could take over the account
                 raise Denied("change your own password with PUT /auth/v1/me/password")
             name = wanted.username or (await self.actors.get(db, wanted.id)).username
             password_hash = await self._hashed(caller, wanted.password, name)
@@ -177,7 +177,7 @@ class ActorAdministration:
         raises=(ActorNotFound, ActorAlreadyDisabled, LastSuperuser),
     )
     async def disable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Disabled:
-        """Disable an actor: end its sessions, and refuse its password and API keys from now on, in every process."""
+        """Disable an actor: end its sessions and refuse its password and API keys, at once in every process."""
         found = await self.power.over(tx, caller, actor.id)
         if not found.actor.is_active:
             raise ActorAlreadyDisabled
@@ -189,7 +189,7 @@ class ActorAdministration:
         "auth.enable_actor", POST="/auth/v1/actors/{id}/enable", permission="auth:actors:write", raises=(ActorNotFound,)
     )
     async def enable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Actor:
-        """Enable an actor to sign in and use its API keys again. Safe to repeat."""
+        """Enable an actor: accept its password and API keys again. Safe to repeat."""
         found = await self.power.over(tx, caller, actor.id)
         note.recorded = not found.actor.is_active
         if found.actor.is_active:
@@ -203,7 +203,7 @@ class ActorAdministration:
     async def _save(
         self, tx: Transaction, found: LockedActor, wanted: Actor, password_hash: str | None = None
     ) -> tuple[Actor, int]:
-        """Store a change and its consequences; return the actor and the number of sessions that ended."""
+        """Store a change and its effects; return the actor and the number of ended sessions."""
         if found.is_last_superuser and not (wanted.is_superuser and wanted.signs_in):
             raise LastSuperuser
         if password_hash is not None:

@@ -23,17 +23,17 @@ from app.modules.auth.power import Power
 
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
-    """A new key: whose it is, what it is for, what it may do at most, and for how long."""
+    """A new API key of a service account."""
 
     id: Annotated[UUID, Doc("Id of the service account.")]
-    name: Annotated[str, Len(1, 64), Doc("What the key is for.")]
+    name: Annotated[str, Len(1, 64), Doc("Name of the key, such as its purpose.")]
     permissions: Permissions
     expires_in_days: Annotated[int, Interval(ge=1, le=3650), Doc("Days until the key expires.")] = 365
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedApiKey:
-    """A new key with its secret, which is shown only this once."""
+    """A new API key with its secret, which is shown only once."""
 
     id: UUID
     name: str
@@ -45,7 +45,7 @@ class CreatedApiKey:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyRef:
-    """A key of an account."""
+    """An API key of an account."""
 
     id: Annotated[UUID, Doc("Id of the service account.")]
     key_id: Annotated[UUID, Doc("Id of the key.")]
@@ -53,7 +53,7 @@ class ApiKeyRef:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyAdministration:
-    """See, create and revoke API keys."""
+    """List, create and revoke API keys."""
 
     actors: Actors
     api_keys: ApiKeys
@@ -74,10 +74,7 @@ class ApiKeyAdministration:
         status=201,
     )
     async def create(self, tx: Transaction, caller: Caller, new: NewApiKey, note: Note) -> CreatedApiKey:
-        """Create an API key of a service account with some of the account's permissions. Not safe to repeat.
-
-        The caller must hold the permissions of the key.
-        """
+        """Create an API key of a service account. The caller must hold its permissions. Not safe to repeat."""
         permissions = checked_permissions(new.permissions, self.catalogue.permissions)
         check_may_grant(caller, permissions)
         found = await self.power.over(tx, caller, new.id)
@@ -97,7 +94,7 @@ class ApiKeyAdministration:
         raises=(ActorNotFound, ApiKeyNotFound),
     )
     async def revoke(self, tx: Transaction, caller: Caller, key: ApiKeyRef, note: Note) -> None:
-        """Revoke an API key, at once and everywhere."""
+        """Revoke an API key, at once in every process."""
         await self.power.over(tx, caller, key.id)
         if not await self.api_keys.remove(tx, key.id, key.key_id):
             raise ApiKeyNotFound

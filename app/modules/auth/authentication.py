@@ -1,4 +1,4 @@
-"""Authentication: the holder of a token, and checks of password and second factor that features share."""
+"""Authentication of tokens, passwords and second factors."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -29,7 +29,7 @@ from app.modules.auth.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """Find the holder of a token, with current permissions. Part of every request, and the portal."""
+    """Authenticates access tokens and API keys, in every request. Implements the portal."""
 
     db: Database
     sessions: Sessions
@@ -37,7 +37,7 @@ class Authentication:
     tokens: Tokens
 
     async def authenticate(self, token: str, origin: Origin) -> AuthenticatedCaller:
-        """Return the caller. Raises InvalidToken, TokenExpired, SessionNotFound. Safe to repeat."""
+        """Return the caller with current permissions. Raises InvalidToken, TokenExpired, SessionNotFound."""
         if token.startswith(PREFIX):
             return await self._by_key(token, origin)
         claims = await self.tokens.claims(token)
@@ -60,14 +60,14 @@ class Authentication:
 
 @dataclass(frozen=True, slots=True)
 class SecondFactorCheck:
-    """An authenticator's one-time password, or a recovery code: each works once."""
+    """Checks one-time passwords and recovery codes. Each is valid once."""
 
     factors: SecondFactors
 
     async def __call__(
         self, db: Database, actor_id: UUID, otp: str | None
     ) -> Literal["none", "required", "good", "bad"]:
-        """Return whether the actor has a second factor, and whether this is it; a good one is used up."""
+        """Return whether the actor needs a second factor and whether `otp` is valid. Marks a valid one as used."""
         found = await self.factors.get(db, actor_id)
         if found is None or not found.is_confirmed:
             return "none"
@@ -83,7 +83,7 @@ class SecondFactorCheck:
 
 @dataclass(frozen=True, slots=True)
 class Reauthenticate:
-    """The caller's password, before what protects the account is changed; tries count like those of signing in."""
+    """Checks the caller's password before security settings change. Attempts count towards the limits of sign-in."""
 
     raises: ClassVar = (InvalidCredentials, RateLimited, OtpRequired, InvalidOtp, SessionNotFound)
 
@@ -100,7 +100,7 @@ class Reauthenticate:
         return caller.actor
 
     async def fully(self, db: Database, caller: AuthenticatedCaller, password: str, otp: str | None) -> Actor:
-        """Check the second factor too, if there is one. Raises OtpRequired and InvalidOtp as well."""
+        """Check the second factor too, if the actor has one. Also raises OtpRequired, InvalidOtp."""
         tried = await self._with_password(db, caller, password)
         async with self.limits.undone_unless_decided(db, tried):
             second = await self.second_factor(db, caller.actor.id, otp)
@@ -113,7 +113,7 @@ class Reauthenticate:
         return caller.actor
 
     async def _with_password(self, db: Database, caller: AuthenticatedCaller, password: str) -> Try:
-        """Return the try, still pending. Raises InvalidCredentials, RateLimited."""
+        """Return the pending attempt. Raises InvalidCredentials, RateLimited."""
         actor = caller.actor
         limits = limits_of_proof(actor.id)
         check(limits, await self.limits.look(db, limits))

@@ -1,4 +1,4 @@
-"""Commands of auth that do not fit a declaration: they ask for a password."""
+"""Commands that ask for a password."""
 
 import getpass
 from pathlib import Path
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 Username = Annotated[str, typer.Option(help="Username of the actor.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="Read the password from a file.")]
-NoInput = Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")]
+NoInput = Annotated[bool, typer.Option("--no-input", help="Fail instead of asking.")]
 
 _LONGEST = 4096
 
-_app = group("Actors, passwords and keys.")
+_app = group("Manage actors, passwords and keys.")
 
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
-    """Return the group."""
+    """Return the group of commands."""
     return _app
 
 
@@ -36,7 +36,7 @@ def create_superuser(
     no_input: NoInput = False,
     as_json: Json = False,
 ) -> None:
-    """Create an actor who may do everything. Safe to repeat: an existing superuser is left as it is.
+    """Create a superuser. Safe to repeat: an existing superuser stays unchanged.
 
     \b
     Examples:
@@ -61,7 +61,7 @@ def reset_password(
     no_input: NoInput = False,
     as_json: Json = False,
 ) -> None:
-    """Set a new password for an actor. Ends all of its sessions, and lifts the lock of failed sign-ins.
+    """Set a new password for an actor. Ends its sessions and unlocks its username.
 
     \b
     Examples:
@@ -100,7 +100,7 @@ def _password(from_stdin: bool, file: Path | None, no_input: bool) -> str:
 
 
 def _read(file: Path | None) -> str:
-    """Return the password that a file holds, or stdin."""
+    """Return the password from a file or stdin."""
     source = "stdin" if file is None else str(file)
     try:
         with open(0, "rb", closefd=False) if file is None else file.open("rb") as opened:

@@ -1,7 +1,7 @@
-"""Signed tokens (compact JWS, RFC 7515), in exactly the form in which we issue them; see ADR 9.
+"""Parsing and verification of signed tokens (compact JWS, RFC 7515); see ADR 9.
 
-The form is checked here, the signature by the cryptography library. A header that has, lacks or says anything else is
-refused, so there is no algorithm to choose, no extension to understand and no key to fetch.
+Only the header that this application issues is accepted, so that a token cannot select an algorithm, an extension or
+a key location. The cryptography library verifies the signature.
 """
 
 import base64
@@ -34,7 +34,7 @@ _HEADER = TypeAdapter(_Header)
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """The claims of an access token (RFC 9068, section 2.2); it may have more."""
+    """The claims of an access token (RFC 9068, section 2.2). Other claims are ignored."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore", "strict": True}
 
@@ -53,7 +53,7 @@ STATED = TypeAdapter(Stated)
 
 @dataclass(frozen=True, slots=True)
 class SignedToken:
-    """A token taken apart. Nothing in it is to be believed before `verified`."""
+    """The parts of a token. Its content is untrusted before `verified`."""
 
     kid: str
     _signed: bytes
@@ -61,26 +61,26 @@ class SignedToken:
     _signature: bytes
 
     def verified(self, key: EllipticCurvePublicKey) -> bytes:
-        """Return the payload. Raises ValueError when another key signed it (RFC 7518, section 3.4)."""
+        """Return the payload. Raises ValueError for a wrong signature (RFC 7518, section 3.4)."""
         r, s = self._signature[:_HALF_BYTES], self._signature[_HALF_BYTES:]
         if len(s) != _HALF_BYTES:
-            raise ValueError("the signature has another length")
+            raise ValueError("the signature has the wrong length")
         try:
             key.verify(encode_dss_signature(int.from_bytes(r), int.from_bytes(s)), self._signed, _ES256)
         except InvalidSignature:
-            raise ValueError("the signature does not fit") from None
+            raise ValueError("the signature is wrong") from None
         return self._payload
 
 
 def taken_apart(token: str) -> SignedToken:
-    """Return the parts of a token. Raises ValueError unless it has our form."""
+    """Return the parts of a token. Raises ValueError for another format."""
     signed, _, signature = token.encode("ascii").rpartition(b".")
     header, _, payload = signed.partition(b".")
     return SignedToken(_HEADER.validate_json(_decoded(header)).kid, signed, _decoded(payload), _decoded(signature))
 
 
 def _decoded(part: bytes) -> bytes:
-    """Decode base64url (RFC 4648, section 5). There is one way to write a content; Python would read others too."""
+    """Decode canonical base64url (RFC 4648, section 5). Python also accepts other encodings of the same bytes."""
     content = base64.urlsafe_b64decode(part + b"==")
     if base64.urlsafe_b64encode(content).rstrip(b"=") != part:
         raise ValueError("a part is not canonical base64url")

@@ -1,4 +1,4 @@
-"""The keyring: signing keys, in the database, encrypted under keys derived from the master secret."""
+"""Signing keys, stored in the database and encrypted with keys derived from the master secret."""
 
 import os
 import time
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 ALGORITHM = "ES256"
 _NONCE_BYTES = 12
-_FRESH_S = 30.0  # a rotated key is used by all processes within this time
+_FRESH_S = 30.0  # all processes use a rotated key within this time
 _PROMPT_S = 1.0
-_UNKNOWN_S = 1.0  # tokens with an unknown key id make us look at the database at most this often
+_UNKNOWN_S = 1.0  # minimum time between two reads of the database because of unknown key ids
 
 
 def derive(master_secret: str, purpose: str) -> bytes:
-    """Return 32 bytes for one purpose (HKDF, RFC 5869)."""
+    """Derive a key of 32 bytes for one purpose (HKDF, RFC 5869)."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -32,7 +32,7 @@ def derive(master_secret: str, purpose: str) -> bytes:
 
 
 class Sealer:
-    """Encrypts what is stored (AES-256-GCM), bound to the name it is stored under."""
+    """Encrypts stored secrets (AES-256-GCM). The name of a secret is authenticated with it."""
 
     def __init__(self, master_secret: str, purpose: str) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -40,12 +40,12 @@ class Sealer:
         self._cipher = AESGCM(derive(master_secret, purpose))
 
     def seal(self, content: bytes, name: str) -> bytes:
-        """Return nonce and ciphertext."""
+        """Encrypt a secret; return nonce and ciphertext."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, content, name.encode())
 
     def open(self, sealed: bytes, name: str) -> bytes:
-        """Return the content. Raises InvalidTag when it was sealed with another secret or under another name."""
+        """Decrypt a secret. Raises InvalidTag for another master secret or another name."""
         return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
 
 
@@ -67,7 +67,7 @@ class ListedKey:
 
 
 class Keyring:
-    """The keys of this deployment, followed as they rotate. The newest one signs, all of them verify."""
+    """The signing keys of this deployment, reloaded after a rotation. The newest key signs; all keys verify."""
 
     def __init__(self, db: Database, stored: SigningKeys, master_secret: str) -> None:
         self._db = db
@@ -76,25 +76,25 @@ class Keyring:
         self._keys: dict[str, ECKey] = {}
         self._listed: list[ListedKey] = []
         self._loaded_at = float("-inf")
-        self._ahead_s = 0.0  # of the database's clock, before that of `time.monotonic`
+        self._ahead_s = 0.0  # time of the database's clock minus `time.monotonic`
         self._reload = Shared(self._load)
         self.refresh_mac = derive(master_secret, "refresh tokens")
         self.marking_key = derive(master_secret, "failed passwords")
 
     async def open(self) -> None:
-        """Load the keys, making a first one if there is none. Safe to repeat, and in many processes at once.
+        """Load the keys; create the first one if there is none. Safe to repeat, also in concurrent processes.
 
-        Raises Misconfigured when the master secret is not the one the keys were encrypted with.
+        Raises Misconfigured if the keys were encrypted with another master secret.
         """
         await self._load()
 
     async def signing(self) -> "ECKey":
-        """Return the key to sign with."""
+        """Return the key that signs."""
         await self._fresh(_FRESH_S)
         return next(iter(self._keys.values()))
 
     async def find(self, kid: str) -> "ECKey | None":
-        """Return the key of a token."""
+        """Return the key with an id; None for an unknown id."""
         await self._fresh(_FRESH_S)
         if kid not in self._keys:
             await self._fresh(_UNKNOWN_S)
@@ -106,12 +106,12 @@ class Keyring:
         return [{**key.as_dict(private=False)} for key in self._keys.values()]
 
     async def listed(self) -> list[ListedKey]:
-        """Return the keys without their secrets, newest first."""
+        """Return the keys without their private parts, newest first."""
         await self._load()
         return self._listed
 
     async def rotate(self, tx: Transaction, forget_before: datetime) -> tuple[str, list[str]]:
-        """Add a signing key, and remove those whose tokens have expired. Returns the new id, and the removed ids."""
+        """Add a signing key and remove keys replaced before a time. Returns the new id and the removed ids."""
         kid, sealed = self._made()
         await self._stored.add(tx, kid, sealed)
         return kid, await self._stored.forget(tx, forget_before)
@@ -125,11 +125,11 @@ class Keyring:
         return kid, self._sealer.seal(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), kid)
 
     def now(self) -> float:
-        """Return the time by the database's clock: the one that issued the tokens, whichever process it was in."""
+        """Return the time of the database's clock, which sets the times in tokens."""
         return time.monotonic() + self._ahead_s
 
     def _measured(self, at: datetime, asked_at: float, answered_at: float) -> None:
-        # an answer that took long says little about when it was made
+        # a slow answer measures the clock imprecisely
         if answered_at - asked_at < _PROMPT_S or self._loaded_at == float("-inf"):
             self._ahead_s = at.timestamp() - (asked_at + answered_at) / 2
 
@@ -159,7 +159,7 @@ class Keyring:
                 pem = self._sealer.open(sealed, kid)
             except InvalidTag:
                 raise Misconfigured(
-                    "AUTH_MASTER_SECRET does not open the signing keys in the database; set the one they were made with"
+                    "AUTH_MASTER_SECRET does not decrypt the signing keys in the database; set their original secret"
                 ) from None
             keys[kid] = ECKey.import_key(pem, {"kid": kid, "alg": ALGORITHM, "use": "sig"})
         self._keys = keys

@@ -1,4 +1,4 @@
-"""Signing keys: the public ones are published, operators list and rotate them."""
+"""Administration of signing keys."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,18 +20,18 @@ class KeySet:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """The new signing key, and the keys that were removed because all tokens signed with them have expired."""
+    """The new signing key, and the removed keys, whose tokens have all expired."""
 
     kid: str
     forgotten: list[str]
 
     def __str__(self) -> str:
-        return f"the new key {self.kid} signs; {len(self.forgotten)} old keys were forgotten"
+        return f"the new key {self.kid} signs; {len(self.forgotten)} old keys were removed"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyAdministration:
-    """See and rotate the signing keys."""
+    """List and rotate signing keys."""
 
     keyring: Keyring
     settings: AuthSettings
@@ -43,17 +43,14 @@ class KeyAdministration:
 
     @read("auth.list_keys", command="auth keys list")
     async def list(self) -> Page[ListedKey]:
-        """List the signing keys, newest first.
-
-        The newest one signs, the others verify until their tokens have expired.
-        """
+        """List the signing keys, newest first. The newest key signs; the others verify tokens until they expire."""
         return Page(await self.keyring.listed())
 
     @change("auth.rotate_keys", command="auth keys rotate")
     async def rotate(self, tx: Transaction, note: Note) -> Rotated:
-        """Sign with a new key. Running processes follow within half a minute; tokens of the former key stay valid.
+        """Create a new signing key. Running processes use it within 30 seconds. Tokens of former keys stay valid.
 
-        Not safe to repeat: each run makes a new key.
+        Not safe to repeat: each run creates a key.
         """
         overlap = timedelta(seconds=self.settings.access_token_ttl + 60)
         kid, forgotten = await self.keyring.rotate(tx, await now(tx) - overlap)

@@ -1,6 +1,6 @@
 """OAuth 2 for service accounts: tokens for API keys, introspection and revocation.
 
-Each action takes the database and commits itself: a wrong secret counts, and is recorded, although it is refused.
+Actions take the database and commit themselves, because refusals are counted and recorded.
 """
 
 from dataclasses import dataclass, field, replace
@@ -44,21 +44,24 @@ from app.modules.auth.tokens import Tokens
 SEE_TOKENS = "auth:tokens:read"
 _METHODS = ["client_secret_basic", "client_secret_post"]
 
+ClientId = Annotated[str, Len(0, 256), Doc("Client id, unless the Authorization header has it.")]
+ClientSecret = Annotated[str, Len(0, 256), Doc("Client secret, unless the Authorization header has it.")]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What the token endpoint understands; other parameters are ignored, as the standard demands."""
+    """Parameters of the token endpoint. Others are ignored (RFC 6749, section 3.2)."""
 
     grant_type: Annotated[str, Len(0, 64), Doc("client_credentials or refresh_token.")] = ""
     scope: Annotated[str, Len(0, 4096), Doc("Permissions, separated by spaces.")] = ""
-    client_id: Annotated[str, Len(0, 256), Doc("Client id, unless in the Authorization header.")] = ""
-    client_secret: Annotated[str, Len(0, 256), Doc("Client secret, likewise optional.")] = field(default="", repr=False)
+    client_id: ClientId = ""
+    client_secret: ClientSecret = field(default="", repr=False)
     refresh_token: Annotated[str, Len(0, 512), Doc("Refresh token to exchange.")] = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:
-    """An access token, and how long it is valid."""
+    """An access token, and its lifetime in seconds."""
 
     access_token: str = field(repr=False)
     token_type: str
@@ -69,11 +72,11 @@ class TokenResponse:
 
 @dataclass(frozen=True, slots=True)
 class TokenInQuestion:
-    """The token that is asked about or to be revoked."""
+    """The token to introspect or revoke."""
 
     token: Annotated[str, Len(1, 4096), Doc("Access token, refresh token or API key.")] = field(repr=False)
-    client_id: Annotated[str, Len(0, 256), Doc("Client id, unless in the Authorization header.")] = ""
-    client_secret: Annotated[str, Len(0, 256), Doc("Client secret, likewise optional.")] = field(default="", repr=False)
+    client_id: ClientId = ""
+    client_secret: ClientSecret = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Introspection:
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """An empty answer."""
+    """An empty response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +206,10 @@ class OAuth:
         "auth.oauth_introspect", POST="/oauth/introspect", public=True, codec=OAUTH, raises=(InvalidClient, RateLimited)
     )
     async def introspect(self, db: Database, caller: Caller, basic: BasicAuth, asked: TokenInQuestion) -> Introspection:
-        """Describe an access token or an API key to a client (RFC 7662). Safe to repeat.
+        """Introspect an access token or an API key (RFC 7662). Safe to repeat.
 
-        A client sees the tokens of its own account, and with the permission `auth:tokens:read` those of every actor.
-        Other tokens are answered as inactive (RFC 7662, section 4).
+        A client can introspect tokens of its own account, and with the permission `auth:tokens:read` tokens of every
+        actor. Other tokens are reported as inactive (RFC 7662, section 4).
         """
         client, _ = await self.clients.check(db, caller, _sent(basic, asked))
         try:
@@ -221,8 +224,8 @@ class OAuth:
     async def revoke(self, db: Database, caller: Caller, basic: BasicAuth, given: TokenInQuestion) -> Nothing:
         """End the session of an access or refresh token, or revoke an API key (RFC 7009).
 
-        Takes effect at once and in every process. The token itself is proof enough; credentials of a client are
-        checked if they are sent. An invalid token is answered with success. Safe to repeat.
+        Takes effect at once in every process. Client credentials are optional, and checked if they are sent. An
+        invalid token is answered with success. Safe to repeat.
         """
         if basic.username or basic.password or given.client_secret:
             await self.clients.check(db, caller, _sent(basic, given))
@@ -274,5 +277,5 @@ class OAuth:
 
 
 def _sent(basic: BasicAuth, given: TokenRequest | TokenInQuestion) -> BasicAuth:
-    """Return the credentials of a client: those of the header, or else those of the body."""
+    """Return the client credentials of the header, or else of the body."""
     return basic if basic.username else BasicAuth(given.client_id, given.client_secret)

@@ -1,4 +1,4 @@
-"""Passwords with argon2id (RFC 9106), off the event loop, only so many at once, in turns between addresses."""
+"""Password hashing with argon2id (RFC 9106) in threads, with bounded concurrency and fairness between addresses."""
 
 import asyncio
 import unicodedata
@@ -13,12 +13,12 @@ from app.modules.auth.domain.actors import WeakPassword, check_without_words, ch
 
 T = TypeVar("T")
 _MOST, _MOST_OF_ADDRESS, _LONGEST_WAIT_S = 200, 100, 15.0
-# what an unknown name is compared with, so that it takes as long: a hash with the hasher's parameters, of nothing
+# an unknown name is compared with this hash, which has the hasher's parameters, to take the same time
 _DUMMY = "$argon2id$v=19$m=65536,t=3,p=4$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 
 class Hashing:
-    """Hashes and verifies on threads of its own."""
+    """Hashes and verifies passwords in threads."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         from argon2 import PasswordHasher
@@ -31,7 +31,7 @@ class Hashing:
         return await self._in_thread(self.hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Return whether the password fits; takes as long when there is no hash."""
+        """Return whether the password is right. Takes the same time without a hash."""
         fits = await self._in_thread(self._matches, password_hash or _DUMMY, password)
         return fits and password_hash is not None
 
@@ -48,7 +48,7 @@ class Hashing:
 
 
 class Passwords:
-    """Gives turns at hashing, and knows which passwords are too weak."""
+    """Limits concurrent hashing, and checks the strength of passwords."""
 
     def __init__(self, concurrency: int, words: Sequence[str] = ()) -> None:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
@@ -58,21 +58,21 @@ class Passwords:
 
     @asynccontextmanager
     async def turn(self, address: str = "") -> AsyncGenerator[Hashing]:
-        """Wait for a turn at hashing, shared fairly between addresses. Raises RateLimited, Unavailable."""
+        """Wait for a turn to hash. Addresses take turns. Raises RateLimited, Unavailable."""
         async with self._turns.turn(address):
             yield self._hashing
 
     async def hash(self, password: str, address: str = "") -> str:
-        """Return the encoded hash, made in a turn of its own. Raises RateLimited, Unavailable."""
+        """Return the encoded hash. Waits for a turn. Raises RateLimited, Unavailable."""
         async with self.turn(address) as hashing:
             return await hashing.hash(password)
 
     def is_outdated(self, password_hash: str) -> bool:
-        """Return whether the hash was made with other parameters than today's."""
+        """Return whether the hash has other parameters than the current ones."""
         return self._hashing.hasher.check_needs_rehash(password_hash)
 
     def checked(self, password: str, username: str, field: str = "password") -> str:
-        """Return the password as it is hashed. Raises WeakPassword, also for the 30,000 most used (zxcvbn's list)."""
+        """Return the normalised password. Raises WeakPassword, also for the 30,000 most used ones (zxcvbn's list)."""
         normal = checked_password(password, username, field)
         if normal.casefold() in _common():
             raise WeakPassword("the password is among the most used ones", ((field, "is among the most used ones"),))
@@ -80,7 +80,7 @@ class Passwords:
         return normal
 
     def close(self) -> None:
-        """Let the threads end. Safe to repeat."""
+        """Stop the threads. Safe to repeat."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

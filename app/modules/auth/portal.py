@@ -1,7 +1,7 @@
-"""What other modules may use of auth: who holds a token, and what has happened.
+"""The interface of auth to other modules: authentication and events.
 
-Of the events, platform subscribes to ActorDisabled. The others have no subscriber here: they are published for the
-modules of those who extend this platform, such as one that welcomes new users, so that auth need not be changed for it.
+Platform subscribes to ActorDisabled. The other events have no subscriber here: they are published for modules that
+extend this platform, such as one that welcomes new users.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from app.kernel.callers import Caller, Origin
 
 
 class Portal(Protocol):
-    """Auth, for others."""
+    """Authentication for other modules."""
 
     async def authenticate(self, token: str, origin: Origin) -> Caller:
-        """Return who holds the access token. Raises Unauthenticated, Unavailable."""
+        """Return the caller that holds a token. Raises Unauthenticated, Unavailable."""
         ...
 
 
@@ -31,7 +31,7 @@ class ActorCreated:
 
 @dataclass(frozen=True, slots=True)
 class ActorDisabled:
-    """An actor was disabled; all of its sessions have ended."""
+    """An actor was disabled, and its sessions ended."""
 
     event_type: ClassVar[str] = "auth.actor_disabled"
     actor_id: UUID
@@ -56,7 +56,7 @@ class SessionStarted:
 
 @dataclass(frozen=True, slots=True)
 class PasswordChanged:
-    """The password of an actor was changed, or reset by somebody else."""
+    """The password of an actor was changed or reset."""
 
     event_type: ClassVar[str] = "auth.password_changed"
     actor_id: UUID

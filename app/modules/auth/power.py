@@ -1,4 +1,4 @@
-"""Power over others: nobody changes an actor who may do more than they may."""
+"""The check that a caller holds all permissions of the actor that it changes."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,7 +13,7 @@ from app.modules.auth.postgres.roles import Roles
 
 @dataclass(frozen=True, slots=True)
 class LockedActor:
-    """An actor that nobody else changes until the transaction ends."""
+    """An actor that is locked until the transaction ends."""
 
     actor: Actor
     is_last_superuser: bool
@@ -21,14 +21,14 @@ class LockedActor:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Locks an actor for a change, if the caller may change it."""
+    """Locks an actor for a change if the caller may change it."""
 
     actors: Actors
     roles: Roles
 
     async def over(self, tx: Transaction, caller: Caller, actor_id: UUID) -> LockedActor:
-        """Return the actor, locked. Raises ActorNotFound; Denied when it may do more than the caller."""
-        superusers = await self.actors.superusers(tx)  # before the actor, always, to avoid deadlocks
+        """Return the actor, locked. Raises ActorNotFound; Denied if it holds permissions that the caller lacks."""
+        superusers = await self.actors.superusers(tx)  # locked before the actor to avoid deadlocks
         found = await self.actors.lock(tx, actor_id)
         if found is None:
             raise ActorNotFound

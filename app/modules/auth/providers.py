@@ -1,4 +1,4 @@
-"""What auth provides to features. The libraries behind are imported when a provider is opened, not before."""
+"""Providers of the auth module. Each imports its libraries when it is opened."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -18,10 +18,7 @@ from app.modules.auth.tokens import Tokens
 
 @asynccontextmanager
 async def keyring(p: Process) -> AsyncGenerator[Keyring]:
-    """Provide the keys of this deployment, with a first one if there was none.
-
-    While the database is unavailable, the keys are loaded at their first use.
-    """
+    """Provide the signing keys. If the database is unavailable, they are loaded at their first use."""
     secret = p.settings[AuthSettings].master_secret.get_secret_value()
     opened = Keyring(await make(p, Database), SigningKeys(), secret)
     with suppress(Unavailable):
@@ -31,7 +28,7 @@ async def keyring(p: Process) -> AsyncGenerator[Keyring]:
 
 @asynccontextmanager
 async def tokens(p: Process) -> AsyncGenerator[Tokens]:
-    """Provide the tokens of this deployment."""
+    """Provide tokens."""
     yield Tokens(await make(p, Keyring), p.settings[AuthSettings])
 
 

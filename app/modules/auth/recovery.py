@@ -1,4 +1,4 @@
-"""Recovery: what operators do at a terminal for those who cannot sign in."""
+"""Recovery of accounts by operators at a terminal."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -21,7 +21,7 @@ from app.modules.auth.postgres.sessions import Sessions
 
 @dataclass(frozen=True, slots=True)
 class NamedActor:
-    """An actor, by its name."""
+    """An actor by username."""
 
     username: Annotated[str, Doc("Username of the actor.")]
 
@@ -36,7 +36,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Superuser:
-    """The superuser, and whether this call created it."""
+    """A superuser, and whether this call created it."""
 
     id: UUID
     username: str
@@ -45,7 +45,7 @@ class Superuser:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Whose password or second factor was reset, and how many sessions that ended."""
+    """An actor whose password or second factor was reset, and the number of its sessions that ended."""
 
     username: str
     sessions_ended: int
@@ -53,7 +53,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Unlocked:
-    """Whether there was a lock to lift."""
+    """A username, and whether it was locked."""
 
     username: str
     unlocked: bool
@@ -64,7 +64,7 @@ class Unlocked:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Create a superuser, reset passwords and second factors, and lift locks."""
+    """Create superusers, reset passwords and second factors, and unlock usernames."""
 
     actors: Actors
     sessions: Sessions
@@ -76,10 +76,10 @@ class Recovery:
 
     @change("auth.create_superuser")
     async def create_superuser(self, db: Database, caller: Caller, new: Credentials) -> Superuser:
-        """Create an active superuser who signs in with a password.
+        """Create a superuser with a password.
 
-        Safe to repeat and to run many times at once: one is created, and its password stays. Raises InvalidUsername,
-        WeakPassword; UsernameExists when the name belongs to an actor who is no superuser.
+        Safe to repeat, also concurrently: an existing superuser keeps its password. Raises InvalidUsername,
+        WeakPassword; UsernameExists if another actor has the name.
         """
         key = username_key(new.username)
         password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
@@ -96,9 +96,9 @@ class Recovery:
 
     @change("auth.reset_password")
     async def reset_password(self, db: Database, caller: Caller, new: Credentials) -> Reset:
-        """Set a new password for an actor, end its sessions, and lift the lock of its name.
+        """Set a new password for an actor, end its sessions, and unlock its username. Safe to repeat.
 
-        Safe to repeat. Raises ActorNotFound, WeakPassword; Invalid for a service account.
+        Raises ActorNotFound, WeakPassword; Invalid for a service account.
         """
         username_key(new.username)
         password_hash = await self.passwords.hash(self.passwords.checked(new.password, new.username))
@@ -116,13 +116,13 @@ class Recovery:
     @change(
         "auth.reset_second_factor",
         command="auth reset-second-factor",
-        message="{username} has no second factor any more; {sessions_ended} sessions ended",
+        message="removed the second factor of {username}; {sessions_ended} sessions ended",
         examples=("--username ann",),
     )
     async def reset_second_factor(self, tx: Transaction, lost: NamedActor, note: Note) -> Reset:
-        """Remove the second factor of an actor who has lost it. Ends all of its sessions; the password stays.
+        """Remove the second factor of an actor and end its sessions. The password stays.
 
-        Verify the identity of whoever asks: afterwards the password alone is enough.
+        Verify the identity of the person first: afterwards the password alone is enough to sign in.
         """
         actor = await self._named(tx, lost.username)
         if not await self.second_factors.remove(tx, actor.id):
@@ -133,7 +133,7 @@ class Recovery:
 
     @change("auth.unlock", command="auth unlock", examples=("--username root",))
     async def unlock(self, tx: Transaction, locked: NamedActor, note: Note) -> Unlocked:
-        """Lift the lock that failed sign-ins have put on a name. Safe to repeat."""
+        """Unlock a username that failed sign-ins have locked. Safe to repeat."""
         actor = await self._named(tx, locked.username)
         note.target = actor.id
         return Unlocked(locked.username, await self.limits.forget(tx, limit_of_name(locked.username, actor.id)))

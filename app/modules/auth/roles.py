@@ -1,4 +1,4 @@
-"""Roles and permissions: what can be granted, to whom, and by whom."""
+"""Administration of roles and permissions."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -32,7 +32,7 @@ RoleName = Annotated[str, Len(1, 64), Doc("Name of the role.")]
 
 @dataclass(frozen=True, slots=True)
 class RolesWanted:
-    """Which page of the roles."""
+    """Page of a list of roles."""
 
     limit: Limit = 20
     cursor: Cursor | None = None
@@ -54,7 +54,7 @@ class NewRole:
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
-    """Another name for a role."""
+    """A new name for a role."""
 
     id: Annotated[UUID, Doc("Id of the role.")]
     name: RoleName
@@ -69,7 +69,7 @@ class RolePermissions:
 
 @dataclass(frozen=True, slots=True)
 class PermissionsWanted:
-    """The new permissions of a role or an actor; they replace the present ones."""
+    """Permissions that replace those of a role or an actor."""
 
     id: Annotated[UUID, Doc("Id of the role or the actor.")]
     permissions: Permissions
@@ -77,7 +77,7 @@ class PermissionsWanted:
 
 @dataclass(frozen=True, slots=True)
 class ActorRolesWanted:
-    """The new roles of an actor; they replace the present ones."""
+    """Roles that replace those of an actor."""
 
     id: Annotated[UUID, Doc("Id of the actor.")]
     role_ids: Annotated[list[UUID], Len(0, 100), Doc("Ids of the roles.")]
@@ -85,7 +85,7 @@ class ActorRolesWanted:
 
 @dataclass(frozen=True, slots=True)
 class ActorPermissions:
-    """What an actor may do, and why."""
+    """The permissions of an actor: from its roles, granted directly, and both together."""
 
     from_roles: list[str]
     direct: list[str]
@@ -102,7 +102,7 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class RoleAdministration:
-    """See, create, change and delete roles; grant roles and permissions."""
+    """List, show, create, rename and delete roles; grant roles and permissions."""
 
     actors: Actors
     roles: Roles
@@ -138,7 +138,7 @@ class RoleAdministration:
         raises=(RoleNotFound, RoleNameExists),
     )
     async def rename(self, tx: Transaction, caller: Caller, wanted: RoleChange, note: Note) -> Role:
-        """Give a role another name. The caller must hold the permissions of the role. Safe to repeat."""
+        """Rename a role. The caller must hold the permissions of the role. Safe to repeat."""
         await self._locked(tx, caller, wanted.id)
         role = await self.roles.rename(tx, wanted.id, wanted.name)
         if role is None:
@@ -148,7 +148,7 @@ class RoleAdministration:
 
     @change("auth.delete_role", DELETE="/auth/v1/roles/{id}", permission="auth:roles:write", raises=(RoleNotFound,))
     async def delete(self, tx: Transaction, caller: Caller, wanted: RoleRef, note: Note) -> None:
-        """Delete a role, and take it from everybody who has it, effective on their next request.
+        """Delete a role and revoke it from its actors, effective on their next request.
 
         The caller must hold the permissions of the role.
         """
@@ -176,9 +176,9 @@ class RoleAdministration:
     async def set_permissions_of_role(
         self, tx: Transaction, caller: Caller, wanted: PermissionsWanted, note: Note
     ) -> RolePermissions:
-        """Replace the permissions of a role, effective on the next request of those who have it. Safe to repeat.
+        """Replace the permissions of a role, effective on the next request of its actors. Safe to repeat.
 
-        The caller must hold both the present and the new permissions.
+        The caller must hold both the current and the new permissions.
         """
         permissions = checked_permissions(wanted.permissions, self.catalogue.permissions)
         await self._locked(tx, caller, wanted.id)
@@ -188,7 +188,7 @@ class RoleAdministration:
         return RolePermissions(given)
 
     async def _locked(self, tx: Transaction, caller: Caller, role_id: UUID) -> Role:
-        """Return the role, locked. Raises RoleNotFound; Denied unless the caller holds its permissions."""
+        """Return the role, locked. Raises RoleNotFound; Denied if it holds permissions that the caller lacks."""
         found = await self.roles.lock(tx, [role_id])
         if not found:
             raise RoleNotFound
@@ -212,7 +212,7 @@ class RoleAdministration:
     async def set_of_actor(self, tx: Transaction, caller: Caller, wanted: ActorRolesWanted, note: Note) -> Page[Role]:
         """Replace the roles of an actor, effective on its next request. Safe to repeat.
 
-        The caller must hold the permissions of the roles that are added.
+        The caller must hold the permissions of the added roles.
         """
         await self.power.over(tx, caller, wanted.id)
         before = {role.id for role in await self.roles.of_actor(tx, wanted.id)}
@@ -232,7 +232,7 @@ class RoleAdministration:
         raises=(ActorNotFound,),
     )
     async def permissions_of_actor(self, db: Database, actor: ActorRef) -> ActorPermissions:
-        """Show what an actor may do: by its roles, directly, and together."""
+        """Show the permissions of an actor: from its roles, granted directly, and both together."""
         return await self._permissions(db, await self.actors.get(db, actor.id))
 
     @change(
@@ -246,7 +246,7 @@ class RoleAdministration:
     ) -> ActorPermissions:
         """Replace the direct permissions of an actor, effective on its next request. Safe to repeat.
 
-        The caller must hold the permissions that are added.
+        The caller must hold the added permissions.
         """
         permissions = checked_permissions(wanted.permissions, self.catalogue.permissions)
         found = await self.power.over(tx, caller, wanted.id)
@@ -258,7 +258,7 @@ class RoleAdministration:
 
     @read("auth.list_permissions", GET="/auth/v1/permissions", permission="auth:roles:read")
     async def list_permissions(self) -> Page[Permission]:
-        """List what can be granted."""
+        """List the permissions that can be granted."""
         return Page([Permission(name, text) for name, text in sorted(self.catalogue.permissions.items())])
 
     async def _permissions(self, db: Queries, actor: Actor) -> ActorPermissions:

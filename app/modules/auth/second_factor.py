@@ -1,6 +1,6 @@
-"""The second factor: an authenticator app, and recovery codes.
+"""The second factor: an authenticator app and recovery codes.
 
-Each action takes the database and commits itself: a wrong guess counts although it is refused.
+Actions take the database and commit themselves, because refused attempts are counted.
 """
 
 from dataclasses import dataclass, field
@@ -34,14 +34,14 @@ from app.modules.auth.settings import AuthSettings
 
 @dataclass(frozen=True, slots=True)
 class Reauthentication:
-    """The caller's password, once more."""
+    """The caller's password."""
 
     current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingTotp:
-    """The secret for the authenticator app, as text and as the address of a QR code. Shown once."""
+    """The secret for an authenticator app, as text and as the URI for a QR code. Shown once."""
 
     secret: str = field(repr=False)
     otpauth_uri: str = field(repr=False)
@@ -49,14 +49,14 @@ class PendingTotp:
 
 @dataclass(frozen=True, slots=True)
 class FirstOtp:
-    """The first one-time password of the authenticator app."""
+    """The first one-time password of an authenticator app."""
 
     otp: Annotated[str, Len(6, 64), Doc("One-time password of the authenticator app.")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryCodes:
-    """Codes that work once each in place of the authenticator. Shown once."""
+    """Codes that replace a one-time password. Each is valid once. Shown once."""
 
     recovery_codes: list[str] = field(repr=False)
 
@@ -71,7 +71,7 @@ class FullReauthentication:
 
 @dataclass(frozen=True, slots=True)
 class SecondFactor:
-    """Turn the second factor on and off."""
+    """Enable and disable the second factor."""
 
     factors: SecondFactors
     sessions: Sessions
@@ -86,7 +86,7 @@ class SecondFactor:
         raises=(InvalidCredentials, RateLimited, SecondFactorExists, SessionNotFound),
     )
     async def start(self, db: Database, caller: AuthenticatedCaller, given: Reauthentication) -> PendingTotp:
-        """Create a secret for an authenticator app. It is in use after confirmation. Safe to repeat until then."""
+        """Create a secret for an authenticator app. Confirm it to enable it. Safe to repeat until then."""
         actor = await self.reauthenticate.by_password(db, caller, given.current_password)
         secret = new_secret()
         async with db.begin() as tx:
@@ -102,7 +102,7 @@ class SecondFactor:
         raises=(NoSecondFactor, InvalidOtp, RateLimited, SessionNotFound),
     )
     async def confirm(self, db: Database, caller: AuthenticatedCaller, given: FirstOtp) -> RecoveryCodes:
-        """Turn on the second factor with a first one-time password, and end the caller's other sessions.
+        """Enable the second factor with a first one-time password. Ends the caller's other sessions.
 
         Returns the recovery codes. Not safe to repeat.
         """
@@ -132,7 +132,7 @@ class SecondFactor:
         raises=(*Reauthenticate.raises, NoSecondFactor),
     )
     async def remove(self, db: Database, caller: AuthenticatedCaller, given: FullReauthentication) -> None:
-        """Remove the caller's authenticator and recovery codes, and end the caller's other sessions."""
+        """Remove the caller's authenticator and recovery codes. Ends the caller's other sessions."""
         actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
         async with db.begin() as tx:
             if not await self.factors.remove(tx, actor.id):

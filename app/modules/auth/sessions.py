@@ -1,4 +1,4 @@
-"""Sessions: listed and ended by their owners and by administrators."""
+"""Sessions: own and those of other actors."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -37,14 +37,14 @@ class ActorSessionRef:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """Number of sessions that ended."""
+    """Number of ended sessions."""
 
     deleted_count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Number of sessions and of counters of failed sign-ins that were removed."""
+    """Number of removed sessions and counters of failed sign-ins."""
 
     sessions: int
     limits: int
@@ -52,7 +52,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class SessionAdministration:
-    """See, end and remove sessions."""
+    """List, end and remove sessions."""
 
     actors: Actors
     sessions: Sessions
@@ -66,7 +66,7 @@ class SessionAdministration:
 
     @change("auth.end_my_session", DELETE="/auth/v1/me/sessions/{id}", raises=(NoSuchSession,))
     async def end_own(self, tx: Transaction, caller: AuthenticatedCaller, session: SessionRef) -> None:
-        """End one of the caller's sessions, at once and everywhere."""
+        """End one of the caller's sessions, at once in every process."""
         if not await self.sessions.end(tx, session.id, caller.actor.id):
             raise NoSuchSession
 
@@ -88,7 +88,7 @@ class SessionAdministration:
         raises=(ActorNotFound,),
     )
     async def end_all(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Deleted:
-        """End all sessions of an actor, at once and everywhere. Safe to repeat."""
+        """End all sessions of an actor, at once in every process. Safe to repeat."""
         await self.power.over(tx, caller, actor.id)
         ended = note.details["sessions_ended"] = await self.sessions.end_all(tx, actor.id)
         return Deleted(ended)
@@ -100,7 +100,7 @@ class SessionAdministration:
         raises=(ActorNotFound, NoSuchSession),
     )
     async def end(self, tx: Transaction, caller: Caller, session: ActorSessionRef, note: Note) -> None:
-        """End one session of an actor, at once and everywhere."""
+        """End one session of an actor, at once in every process."""
         await self.power.over(tx, caller, session.id)
         if not await self.sessions.end(tx, session.session_id, session.id):
             raise NoSuchSession
@@ -108,8 +108,5 @@ class SessionAdministration:
 
     @task(PRUNE)
     async def prune(self, db: Database) -> Pruned:
-        """Remove sessions a week after they ended or expired, and counts of failed sign-ins after their window.
-
-        Safe to repeat.
-        """
+        """Remove sessions a week after their end and limits of sign-ins after their window. Safe to repeat."""
         return Pruned(await self.sessions.prune(db, RETENTION_S), await self.limits.prune(db))

@@ -17,12 +17,12 @@ class AuthSettings:
     master_secret: Annotated[Key, Field(description="encrypts the signing keys; the same in every process")]
     issuer: Annotated[str, Field(min_length=1, description="`iss` of the tokens: the public address of the auth API")]
     audience: Annotated[str, Field(min_length=1, description="`aud` of the access tokens")] = NAME
-    access_token_ttl: Annotated[Duration, Field(ge=1, description="life of an access token")]
-    session_idle: Annotated[Duration, Field(ge=1, description="a session not used for this long ends")]
-    session_lifetime: Annotated[Duration, Field(ge=1, description="a session ends after this long in any case")]
+    access_token_ttl: Annotated[Duration, Field(ge=1, description="lifetime of an access token")]
+    session_idle: Annotated[Duration, Field(ge=1, description="a session ends after this idle time")]
+    session_lifetime: Annotated[Duration, Field(ge=1, description="maximum lifetime of a session")]
     password_hash_concurrency: Annotated[
-        int, Field(ge=1, le=64, description="passwords hashed at once; each takes 64 MiB")
+        int, Field(ge=1, le=64, description="maximum number of concurrent password hashes; each takes 64 MiB")
     ]
     password_words: Annotated[
-        Names, Field(description="names of the organisation, its products and roles; they do not count in passwords")
+        Names, Field(description="names of the organisation, products and roles; excluded from password length")
     ]

@@ -1,7 +1,7 @@
 """Sign-in, refresh and sign-out; the password and the permissions of the caller.
 
-Most actions take the database and commit themselves: a refusal counts, is recorded or ends a session, and hashing a
-password takes too long to hold a connection meanwhile.
+Most actions take the database and commit themselves: refusals are counted, recorded or end a session, and password
+hashing takes too long to hold a connection.
 """
 
 from dataclasses import dataclass, field, replace
@@ -52,7 +52,7 @@ from app.modules.auth.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A username, its password, and a one-time password if there is a second factor."""
+    """A username, its password, and a one-time password if the actor has a second factor."""
 
     username: Annotated[str, Len(1, 256), Doc("Username, in any case.")]
     password: Annotated[str, Len(1, 1024), Doc("Password.")] = field(repr=False)
@@ -61,7 +61,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class LoggedIn:
-    """Who signed in, and their new session."""
+    """The actor who signed in, and the new session."""
 
     actor: Actor
     session: SessionTokens
@@ -69,14 +69,14 @@ class LoggedIn:
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """A refresh token as it was issued."""
+    """A refresh token."""
 
     refresh_token: Annotated[str, Len(1, 512), Doc("Refresh token of the session.")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Me:
-    """The caller, as others see them."""
+    """The caller, its session and its permissions."""
 
     actor: Actor
     session_id: UUID | None
@@ -85,7 +85,7 @@ class Me:
 
 @dataclass(frozen=True, slots=True)
 class NewPassword:
-    """The present password, the one to come, and a one-time password if there is a second factor."""
+    """The current and the new password, and a one-time password if the actor has a second factor."""
 
     current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
     new_password: Password = field(repr=False)
@@ -94,14 +94,14 @@ class NewPassword:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """The permission that the request needs; none: a live session is enough."""
+    """The permission that the request needs. Without it, a live session is enough."""
 
     permission: Annotated[str, Len(1, 128), Doc("Permission that the caller must hold.")] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Who asks, as far as the service behind the proxy needs to know."""
+    """The caller, as the proxy describes it to the service behind it."""
 
     actor_id: UUID
     actor_type: ActorType
@@ -121,7 +121,7 @@ _REFUSALS = {"reused": RefreshTokenReused, "expired": RefreshTokenExpired}
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """Sign in and out, and change one's password."""
+    """Sign in and out, and change the own password."""
 
     sign_ins: SignIns
     actors: Actors
@@ -138,15 +138,15 @@ class SignIn:
 
     @change("auth.login", POST="/auth/v1/login", public=True, raises=(RateLimited, OtpRequired, InvalidCredentials))
     async def login(self, db: Database, caller: Caller, credentials: Credentials) -> LoggedIn:
-        """Start a session with a password. Returns the actor, and the tokens of the session.
+        """Sign in with a password. Returns the actor and the tokens of a new session.
 
-        Within 15 minutes, ten failures lock a name: the right password is then refused like a wrong one. Thirty
-        failures for a name, a hundred from an address, or one password failing for twenty names within an hour are
-        answered RATE_LIMITED without hashing. A try counts before its password is verified.
+        Within 15 minutes, ten failures lock a username: the right password is then refused like a wrong one. Thirty
+        failures for a username, 100 from an address, or one password failing for 20 usernames within an hour are
+        answered RATE_LIMITED without hashing. An attempt counts before its password is verified.
 
-        OTP_REQUIRED means that the password is right and a second factor is needed. INVALID_CREDENTIALS is the same
-        answer after the same time for a wrong password and for an unknown, disabled or locked name. Safe to repeat:
-        each call starts a session.
+        OTP_REQUIRED: the password is right, and a second factor is required. INVALID_CREDENTIALS: the password is
+        wrong, or the username is unknown, disabled or locked; the answers and their times are the same. Safe to
+        repeat: each request starts a session.
         """
         account, limits = await self._find(db, caller, credentials)
         new_hash = None
@@ -173,11 +173,11 @@ class SignIn:
         raise InvalidCredentials
 
     async def _find(self, db: Database, caller: Caller, given: Credentials) -> tuple[Account | None, list[Limit]]:
-        """Return the account and the limits of a try. Raises RateLimited without waiting for a turn at hashing."""
+        """Return the account and the limits of an attempt. Raises RateLimited without waiting for a turn to hash."""
         try:
             key = username_key(given.username)
         except InvalidUsername:
-            key = ""  # nobody has it; but look, so that it takes as long
+            key = ""  # matches no actor, in the same time
         address, password = caller.origin.limited, limit_of_password(self.keyring.marking_key, given.password)
         limits = limits_of_sign_in(given.username, None, address, password)
         account, tallies = await self.sign_ins.find(db, key, [limit.key for limit in limits])
@@ -192,15 +192,15 @@ class SignIn:
         await self.audit.refused(db, asked, "auth.login", InvalidCredentials.code)
         by_password = [tried.tallies[limit.key] for limit in tried.limits if limit.once_for]
         if any(tally.failed + tally.pending == SPRAYED_FROM for tally in by_password):
-            logger.error("password spraying: one password has failed for {} names within an hour", SPRAYED_FROM)
+            logger.error("password spraying: one password failed for {} usernames within an hour", SPRAYED_FROM)
             await self.audit.refused(db, caller, "auth.password_spraying", RateLimited.code)
 
     async def _start(
         self, db: Database, caller: Caller, verified: Account, new_hash: str | None, tried: Try
     ) -> LoggedIn | None:
-        """Return the session; None if the account has changed since it was verified."""
+        """Return the session; None if the account has changed since its verification."""
         actor, settings = verified.actor, self.settings
-        await self.keyring.signing()  # it may have to be read, which needs a connection beside the transaction's
+        await self.keyring.signing()  # before the transaction, because a reload takes another connection
         async with db.begin() as tx:
             session = await self.sign_ins.start(
                 tx, verified, uuid7(), caller.origin, settings.session_idle, settings.session_lifetime
@@ -226,12 +226,11 @@ class SignIn:
     async def refresh(self, db: Database, caller: Caller, given: RefreshToken) -> SessionTokens:
         """Rotate a session's refresh token (RFC 9700, section 4.14.2).
 
-        The current token is exchanged. The one just before it, within a few seconds, gets the same successor again: its
-        answer was lost. Anything older is reuse, and ends the session: REFRESH_TOKEN_REUSED. Safe to repeat within
-        those seconds.
+        For ten seconds the previous token returns the same successor again, in case the response was lost: within them
+        a request is safe to repeat. The use of an older token ends the session: REFRESH_TOKEN_REUSED.
         """
         session_id, counter = self.tokens.refresh_claims(given.refresh_token)
-        await self.keyring.signing()  # as for a sign-in
+        await self.keyring.signing()  # as for sign-in
         async with db.begin() as tx:
             session = await self.sessions.lock(tx, session_id)
             verdict = session.verdict(counter) if session else "unknown"
@@ -244,12 +243,12 @@ class SignIn:
                 await self.sessions.end(tx, session.id, session.actor_id)
                 asked = replace(caller, actor_id=session.actor_id, session_id=session.id)
                 await self.audit.record(tx, asked, "auth.refresh", outcome=RefreshTokenReused.code)
-        # raised only now, so that ending the session is committed although the request fails
+        # raised after the transaction, which commits the end of the session
         raise _REFUSALS.get(verdict, InvalidRefreshToken)
 
     @change("auth.logout", POST="/auth/v1/logout", public=True, raises=(InvalidToken,))
     async def logout(self, db: Database, caller: Caller, token: BearerToken) -> None:
-        """End the session of an access token, at once and in every process. Safe to repeat, also after expiry."""
+        """End the session of an access token, at once in every process. Safe to repeat, also after expiry."""
         claims = await self.tokens.claims(token, allow_expired=True)
         asked = replace(caller, actor_id=claims.actor_id, session_id=claims.session_id)
         async with db.begin() as tx:
@@ -262,7 +261,7 @@ class SignIn:
         raises=(WeakPassword, *Reauthenticate.raises),
     )
     async def change_password(self, db: Database, caller: AuthenticatedCaller, given: NewPassword) -> None:
-        """Change the caller's password, and end the caller's other sessions. The current password is checked."""
+        """Change the caller's password. Ends the caller's other sessions."""
         actor = await self.reauthenticate.fully(db, caller, given.current_password, given.otp)
         normal = self.passwords.checked(given.new_password, actor.username, "new_password")
         password_hash = await self.passwords.hash(normal, caller.origin.limited)
@@ -275,12 +274,12 @@ class SignIn:
 
     @read("auth.get_me", GET="/auth/v1/me")
     async def me(self, caller: AuthenticatedCaller) -> Me:
-        """Show the caller: the actor, the session and the permissions. Safe to repeat."""
+        """Show the caller's actor, session and permissions. Safe to repeat."""
         return Me(caller.actor, caller.session_id, caller.held)
 
     @read("auth.verify", GET="/auth/v1/verify", headers=_identity, raises=(Denied,))
     async def verify(self, caller: AuthenticatedCaller, required: Requirement) -> Verified:
-        """Tell a reverse proxy whether to forward a request, and for which actor. Safe to repeat."""
+        """Verify a request for a reverse proxy (forward authentication). Safe to repeat."""
         if required.permission is not None and not caller.may(required.permission):
-            raise Denied(f"this needs the permission {required.permission}")
+            raise Denied(f"the permission {required.permission} is required")
         return Verified(caller.actor.id, caller.actor.type, caller.held)

@@ -1,8 +1,4 @@
-"""Tokens.
-
-Access tokens are JWT (RFC 7519) of the type at+jwt (RFC 9068), signed with ES256. Refresh tokens are a counter and its
-MAC.
-"""
+"""Tokens: access tokens are JWT (RFC 9068) signed with ES256; refresh tokens are a session id, a counter and a MAC."""
 
 import base64
 import binascii
@@ -34,10 +30,7 @@ _REFRESH_BYTES = 16 + 8 + 32
 
 
 class Tokens:
-    """Issues and reads the tokens of one deployment.
-
-    The signature of a token does not change, so it is verified once and remembered; expiry is checked every time.
-    """
+    """Issues and verifies tokens. The result of a signature check is cached; expiry is checked every time."""
 
     def __init__(self, keyring: Keyring, settings: AuthSettings) -> None:
         self._keyring = keyring
@@ -46,7 +39,7 @@ class Tokens:
         self._verified: OrderedDict[bytes, tuple[str, int, Claims]] = OrderedDict()
 
     async def issue(self, session: Session, now: datetime) -> SessionTokens:
-        """Return a new access token, and the refresh token of the session's present counter."""
+        """Return a new access token and the refresh token of the session's current counter."""
         from joserfc import jwt
 
         key = await self._keyring.signing()
@@ -99,7 +92,7 @@ class Tokens:
         return claims
 
     def refresh_claims(self, token: str) -> tuple[UUID, int]:
-        """Return session and counter of a refresh token. Raises InvalidRefreshToken."""
+        """Return the session and the counter of a refresh token. Raises InvalidRefreshToken."""
         try:
             content = base64.b64decode(token.removeprefix(_REFRESH_PREFIX) + "=", altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):

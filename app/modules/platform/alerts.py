@@ -1,4 +1,4 @@
-"""Alerts: notifying people of captured errors, and of actors that were disabled."""
+"""Notifications about captured errors and disabled actors."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +18,7 @@ from app.modules.platform.domain.messages import SEND_MESSAGE, Message, Recipien
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A recipient, and why it did not accept a message; empty when it did."""
+    """The result of a test message; `problem` is empty if the recipient accepted it."""
 
     recipient: str
     problem: str
@@ -30,13 +30,13 @@ class Tried:
 
     @property
     def failed(self) -> bool:
-        """Whether it did not accept the message."""
+        """Whether the recipient rejected the message."""
         return bool(self.problem)
 
 
 @dataclass(frozen=True, slots=True)
 class Alerts:
-    """Notify people of captured errors, and of actors that were disabled."""
+    """Send notifications about captured errors and disabled actors."""
 
     errors: Errors
     recipients: Recipients
@@ -45,10 +45,7 @@ class Alerts:
 
     @task(NOTIFY)
     async def notify(self, tx: Transaction) -> int:
-        """Make a message for each recipient of each new or regressed group of errors, or a digest of many.
-
-        Return the number of groups. Exactly once: the messages are enqueued in the transaction.
-        """
+        """Enqueue messages about new and regressed groups of errors; return the number of groups. Exactly once."""
         due = await self.errors.take_due(tx)
         for title, body in texts(due, self.settings.environment):
             await self._enqueue(tx, title, body)
@@ -56,10 +53,7 @@ class Alerts:
 
     @subscriber("platform.notify_of_disabled_actor", ActorDisabled)
     async def actor_disabled(self, tx: Transaction, event: ActorDisabled) -> None:
-        """Notify people that an actor was disabled: it may be an attack, or the answer to one.
-
-        Exactly once: the messages are enqueued in the transaction.
-        """
+        """Enqueue messages about a disabled actor, which may indicate an attack. Exactly once."""
         title = f"[{self.settings.environment}] an actor was disabled"
         await self._enqueue(tx, title, f"actor {event.actor_id}: its sessions and keys have ended")
 
@@ -67,7 +61,7 @@ class Alerts:
     async def send(self, message: Message) -> None:
         """Send one message to one recipient.
 
-        Raises Unavailable to try again, NeverRetry when the recipient was removed from the settings.
+        Raises Unavailable if the job should be retried, NeverRetry if the settings no longer have the recipient.
         """
         try:
             await self.recipients.send(message)
@@ -76,13 +70,10 @@ class Alerts:
 
     @change("platform.try_recipients", command="errors notify-test")
     async def attempt(self) -> Page[Tried]:
-        """Send a test message to everybody who is notified of errors (sentinel.notify_urls). Not safe to repeat.
-
-        Raises Misconfigured when there is nobody.
-        """
+        """Send a test message to every recipient of error notifications (sentinel.notify_urls). Not safe to repeat."""
         names = self.recipients.names()
         if not names:
-            raise Misconfigured("nobody is told of errors; set sentinel.notify_urls")
+            raise Misconfigured("there are no recipients of error notifications; set sentinel.notify_urls")
         return Page([await self._try(name) for name in names])
 
     async def _enqueue(self, tx: Transaction, title: str, body: str) -> None:

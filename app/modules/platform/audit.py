@@ -1,4 +1,4 @@
-"""The audit trail, for people."""
+"""The audit trail."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,11 +13,11 @@ from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 
 @dataclass(frozen=True, slots=True)
 class EntriesWanted:
-    """Which entries, and how many of them."""
+    """Filters and page of a list of audit entries."""
 
-    actor_id: Annotated[UUID | None, Doc("Only what this actor did.")] = None
-    target: Annotated[Annotated[str, Len(1, 256)] | None, Doc("Only what was done to this.")] = None
-    action: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only this action.")] = None
+    actor_id: Annotated[UUID | None, Doc("Filter by the actor who acted.")] = None
+    target: Annotated[Annotated[str, Len(1, 256)] | None, Doc("Filter by the target of the action.")] = None
+    action: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by action.")] = None
     limit: Limit = 20
     cursor: Cursor | None = None
 
@@ -30,7 +30,7 @@ class AuditTrail:
 
     @read("platform.list_audit", GET="/platform/v1/audit", permission="platform:audit:read")
     async def list(self, db: Database, wanted: EntriesWanted) -> Page[Entry]:
-        """List the entries of the audit trail, newest first."""
+        """List audit entries, newest first."""
         filters = EntryFilters(wanted.actor_id, wanted.target, wanted.action)
         found = await self.audit.page(db, filters, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))

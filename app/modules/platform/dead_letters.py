@@ -1,4 +1,4 @@
-"""Dead letters: jobs that were given up."""
+"""Dead letters: jobs that failed permanently."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class DeadLettersWanted:
-    """Which dead letters, and how many of them."""
+    """Filters and page of a list of dead letters."""
 
     queue: OfQueue = None
     task: OfTask = None
@@ -36,46 +36,46 @@ class DeadLetterRef:
 
 @dataclass(frozen=True, slots=True)
 class DeadLettersChosen:
-    """Which dead letters: those that fit all that is given, or explicitly `all`; and where to go on."""
+    """A selection of dead letters: those that match every filter, or `all` of them."""
 
     queue: OfQueue = None
     task: OfTask = None
     died_before: Annotated[
-        datetime | None, Doc("Only those that died before this, such as 7d ago."), Option("older-than", "age")
+        datetime | None, Doc("Filter by age: dead before this time."), Option("older-than", "age")
     ] = None
-    all: Annotated[bool, Doc("All of them.")] = False
+    all: Annotated[bool, Doc("Select all dead letters.")] = False
     cursor: Cursor | None = None
 
     def filters(self) -> DeadLetterFilters:
-        """Return what is chosen. Raises Invalid when nothing, or what makes no sense, says which."""
+        """Return the filters. Raises Invalid unless there is either a filter or `all`."""
         check_zone(died_before=self.died_before)
         filters = DeadLetterFilters(self.queue, self.task, self.died_before)
         if self.all != (filters == DeadLetterFilters()):
-            raise Invalid("say which dead letters: by queue, task or age, or all of them")
+            raise Invalid("select dead letters by queue, task or age, or select all")
         return filters
 
     def details(self) -> dict[str, str | None]:
-        """Return what is chosen, for the audit trail."""
+        """Return the filters for the audit trail."""
         died_before = None if self.died_before is None else self.died_before.isoformat()
         return {"queue": self.queue, "task": self.task, "died_before": died_before}
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """How many were retried, how many stay because of their unique keys, and where to go on, if at all."""
+    """Result of a retry; `conflict_count` dead letters stay because unfinished jobs have their unique keys."""
 
     retried_count: int
     conflict_count: int
     next_cursor: str | None
 
     def __str__(self) -> str:
-        left = f"; {self.conflict_count} were left, as unfinished jobs have their unique keys"
+        left = f"; {self.conflict_count} remain because unfinished jobs have their unique keys"
         return f"retried {self.retried_count} dead letters{left if self.conflict_count else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """How many there were, and where to go on, if at all."""
+    """Result of a purge."""
 
     deleted_count: int
     next_cursor: str | None
@@ -83,7 +83,7 @@ class Purged:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """See, retry and purge jobs that were given up."""
+    """List, show, retry and purge dead letters."""
 
     admin: DeadLetterAdmin
 
@@ -92,11 +92,11 @@ class DeadLetters:
         GET="/platform/v1/dead-letters",
         permission="platform:dead_letters:read",
         command="dead-letters list",
-        empty="jobs that fail for good are listed here",
+        empty="jobs that fail permanently are listed here",
         examples=("", "--queue default --json"),
     )
     async def list(self, db: Database, wanted: DeadLettersWanted) -> Page[ListedDeadLetter]:
-        """List the jobs that were given up, and why; newest first."""
+        """List dead letters and their last errors, newest first."""
         filters = DeadLetterFilters(wanted.queue, wanted.task)
         found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
@@ -110,10 +110,10 @@ class DeadLetters:
         examples=("--task reports.render", "--all --dry-run"),
     )
     async def retry_some(self, tx: Transaction, chosen: DeadLettersChosen, note: Note) -> Retried:
-        """Retry the dead letters of a queue, of a task or of an age, or all of them.
+        """Retry dead letters, filtered by queue, task or age, or all of them.
 
-        At most 1000 in one call; `next_cursor` says where to go on. One whose unique key an unfinished job has by now
-        stays a dead letter. Safe to repeat: what was retried is no dead letter any more.
+        Each request retries up to 1000 and returns `next_cursor` if more may follow. A dead letter stays if an
+        unfinished job has its unique key. Safe to repeat.
         """
         done = await self.admin.revive_some(tx, chosen.filters(), AT_ONCE, after(chosen.cursor))
         note.details |= {**chosen.details(), "retried_count": done.changed}
@@ -125,14 +125,14 @@ class DeadLetters:
         permission="platform:dead_letters:write",
         command="dead-letters purge",
         count="platform.count_dead_letters",
-        confirm="Remove {count} dead letters for good?",
+        confirm="Permanently delete {count} dead letters?",
         message="purged {deleted_count} dead letters",
         examples=("--older-than 7d --yes", "--queue reports --older-than 12h"),
     )
     async def purge_some(self, tx: Transaction, chosen: DeadLettersChosen, note: Note) -> Purged:
-        """Remove the dead letters of a queue, of a task or of an age, or all of them, for good.
+        """Permanently delete dead letters, filtered by queue, task or age, or all of them.
 
-        At most 1000 in one call; `next_cursor` says where to go on. Safe to repeat.
+        Each request deletes up to 1000 and returns `next_cursor` if more may follow. Safe to repeat.
         """
         done = await self.admin.purge_some(tx, chosen.filters(), AT_ONCE, after(chosen.cursor))
         note.details |= {**chosen.details(), "deleted_count": done.changed}
@@ -147,7 +147,7 @@ class DeadLetters:
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def get(self, db: Database, letter: DeadLetterRef) -> DeadLetterDetails:
-        """Show everything about a dead letter: its payload, and why it was given up. A payload may be personal."""
+        """Show a dead letter with its payload and errors. Payloads may contain personal data."""
         found = await self.admin.get(db, letter.id)
         if found is None:
             raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
@@ -159,12 +159,12 @@ class DeadLetters:
         permission="platform:dead_letters:write",
         raises=(DeadLetterNotFound,),
         command="dead-letters purge",
-        confirm="Remove the dead letter {id} for good?",
+        confirm="Permanently delete the dead letter {id}?",
         message="purged 1 dead letter",
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def purge(self, tx: Transaction, letter: DeadLetterRef) -> None:
-        """Remove a dead letter for good."""
+        """Permanently delete a dead letter."""
         if not (await self.admin.purge(tx, letter.id)).changed:
             raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
 
@@ -177,15 +177,15 @@ class DeadLetters:
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def retry(self, tx: Transaction, letter: DeadLetterRef) -> JobChanged:
-        """Make a dead letter a job again, with all attempts before it. In a group it is the last one now."""
+        """Retry a dead letter as a job with all of its attempts. In its group it runs last."""
         done = await self.admin.revive(tx, letter.id)
         if not done.seen:
             raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
         if not done.changed:
-            raise JobExists("an unfinished job has its unique key by now; cancel that one, or purge this one")
+            raise JobExists("an unfinished job has its unique key; cancel that job or purge this dead letter")
         return JobChanged(letter.id, "ready")
 
     @read("platform.count_dead_letters")
     async def count(self, db: Database, chosen: DeadLettersChosen) -> int:
-        """Return how many dead letters are chosen."""
+        """Return the number of selected dead letters."""
         return await self.admin.count(db, chosen.filters())

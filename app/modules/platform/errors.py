@@ -1,4 +1,4 @@
-"""Captured errors: what went wrong, and who is notified of it."""
+"""Captured errors."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -25,25 +25,25 @@ class ErrorRef:
 
 @dataclass(frozen=True, slots=True)
 class ErrorsWanted:
-    """Which groups of errors, and how many of them."""
+    """Filters and page of a list of groups of errors."""
 
-    state: Annotated[State | None, Doc("Only those in this state.")] = None
-    kind: Annotated[Kind | None, Doc("Only those of this kind.")] = None
+    state: Annotated[State | None, Doc("Filter by state.")] = None
+    kind: Annotated[Kind | None, Doc("Filter by kind.")] = None
     limit: Limit = 20
     cursor: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorToMute:
-    """A group of errors, and for how long."""
+    """A group of errors, and how long to mute it."""
 
     id: ErrorId
-    seconds: Annotated[float, Interval(ge=1, le=_YEAR_S), Doc("For how long."), Option("for", "duration")] = 86400.0
+    seconds: Annotated[float, Interval(ge=1, le=_YEAR_S), Doc("Duration."), Option("for", "duration")] = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """A group of errors, with the contexts of the last few."""
+    """A group of errors, with the context of its latest errors."""
 
     error: StoredError
     samples: list[dict[str, Any]]
@@ -51,7 +51,7 @@ class ErrorDetails:
 
 @dataclass(frozen=True, slots=True)
 class CapturedErrors:
-    """See, resolve and mute captured errors."""
+    """List, show, resolve and mute captured errors."""
 
     errors: Errors
 
@@ -60,11 +60,11 @@ class CapturedErrors:
         GET="/platform/v1/errors",
         permission="platform:errors:read",
         command="errors list",
-        empty="errors that processes log are captured within seconds",
+        empty="errors in logs are captured within seconds",
         examples=("", "--state open --kind job --json"),
     )
     async def list(self, db: Database, wanted: ErrorsWanted) -> Page[StoredError]:
-        """List the groups of captured errors; those that appeared last come first."""
+        """List groups of captured errors, most recently seen first."""
         found = await self.errors.page(db, wanted.state, wanted.kind, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
 
@@ -77,7 +77,7 @@ class CapturedErrors:
         examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d",),
     )
     async def get(self, db: Database, error: ErrorRef) -> ErrorDetails:
-        """Show a group of errors: how often, since when, where, and what was going on the last times."""
+        """Show a group of errors: count, times, location, and the context of its latest errors."""
         found, samples = await self.errors.get(db, error.id)
         return ErrorDetails(found, samples)
 
@@ -91,7 +91,7 @@ class CapturedErrors:
         examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d",),
     )
     async def resolve(self, tx: Transaction, error: ErrorRef) -> None:
-        """Close a group of errors. It opens again, as regressed, when there is one more. Safe to repeat."""
+        """Resolve a group of errors. The next error reopens it as regressed. Safe to repeat."""
         await self.errors.resolve(tx, error.id)
 
     @change(
@@ -104,6 +104,6 @@ class CapturedErrors:
         examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d --for 7d",),
     )
     async def mute(self, tx: Transaction, error: ErrorToMute, note: Note) -> None:
-        """Notify nobody of a group of errors for a while. It is counted all the same. Safe to repeat."""
+        """Mute the notifications of a group of errors for a time. Errors are still counted. Safe to repeat."""
         note.details["seconds"] = int(error.seconds)
         await self.errors.mute(tx, error.id, error.seconds)

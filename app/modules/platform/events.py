@@ -1,4 +1,4 @@
-"""Events: what has happened, and delivering it again."""
+"""Published events, and their replay."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,15 +15,15 @@ from app.kernel.text import suggestion
 from app.modules.platform.domain.queue import SubscriberNotFound, check_zone
 
 AT_ONCE = 2000
-From = Doc("Published at this time or later, such as 2026-11-22T10:00:00Z.")
-To = Annotated[datetime | None, Doc("Published before this time.")]
+From = Doc("Start of the period, such as 2026-11-22T10:00:00Z.")
+To = Annotated[datetime | None, Doc("End of the period, excluded.")]
 
 
 @dataclass(frozen=True, slots=True)
 class EventsWanted:
-    """Which events, and how many of them."""
+    """Filters and page of a list of events."""
 
-    type: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this type.")] = None
+    type: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by type.")] = None
     from_: Annotated[datetime | None, From] = None
     to: To = None
     limit: Limit = 20
@@ -32,17 +32,17 @@ class EventsWanted:
 
 @dataclass(frozen=True, slots=True)
 class ReplayWanted:
-    """Which subscriber, and which events, up to now unless said; and where to go on."""
+    """A subscriber, and the period whose events it receives. The period ends now by default."""
 
-    subscriber: Annotated[str, Len(1, 128), Doc("Subscriber that is given the events.")]
+    subscriber: Annotated[str, Len(1, 128), Doc("Subscriber that receives the events.")]
     from_: Annotated[datetime, From]
     to: To = None
-    cursor: Annotated[WorkCursor | None, Doc("Where an earlier replay stopped.")] = None
+    cursor: Annotated[WorkCursor | None, Doc("`next_cursor` of an earlier replay.")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How many events were enqueued; when there may be more, the time of the last one and where to go on."""
+    """Result of a replay; `next_from` is the time of the last event if more may follow."""
 
     enqueued_count: int
     next_from: datetime | None
@@ -51,7 +51,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """See the events that were published, and replay them."""
+    """List and replay published events."""
 
     log: EventLog
     audit: Audit
@@ -65,7 +65,7 @@ class Events:
         examples=("--type auth.actor_created", "--from 2026-11-22T00:00:00Z --json"),
     )
     async def list(self, db: Database, wanted: EventsWanted) -> Page[ListedEvent]:
-        """List the events that were published, newest first, for as long as they are kept."""
+        """List published events, newest first, within their retention."""
         check_zone(**{"from": wanted.from_, "to": wanted.to})
         filters = EventFilters(wanted.type, wanted.from_, wanted.to)
         found = await self.log.page(db, filters, wanted.limit, after(wanted.cursor))
@@ -85,10 +85,10 @@ class Events:
         ),
     )
     async def replay(self, db: Database, caller: Caller, wanted: ReplayWanted) -> Replayed:
-        """Deliver events to a subscriber again, in the order of publishing, up to now unless `to` says otherwise.
+        """Redeliver the events of a period to a subscriber, in the order of publishing.
 
-        At most 2000 in one call; `next_cursor` says where to go on. What is enqueued within the next hour is delivered
-        before them. Not safe to repeat: each replay delivers once more.
+        Each request enqueues up to 2000 events and returns `next_cursor` if more may follow. Jobs that are enqueued
+        within the next hour run first. Not safe to repeat: each replay delivers the events again.
         """
         stretch = await self._stretch(db, wanted)
         async with db.begin() as tx:
@@ -108,7 +108,7 @@ class Events:
 
     @read("platform.count_replay", raises=(SubscriberNotFound,))
     async def count_replay(self, db: Database, wanted: ReplayWanted) -> int:
-        """Return how many events a replay would deliver."""
+        """Return the number of events that a replay would deliver."""
         return await self.log.count(db, wanted.subscriber, await self._stretch(db, wanted))
 
     async def _stretch(self, db: Database, wanted: ReplayWanted) -> Stretch:

@@ -1,4 +1,4 @@
-"""Jobs: what is to be done, and what was."""
+"""Jobs."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,10 +15,10 @@ from app.kernel.queue.jobs import JobAdmin, JobDetails, JobFilters, JobState, Li
 from app.kernel.queue.queues import QueueAdmin
 from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
 
-OfQueue = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Only those of this queue."), NameOf("queue", QueueAdmin)]
+OfQueue = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by queue."), NameOf("queue", QueueAdmin)]
 OfTask = Annotated[
     Annotated[str, Len(1, 128)] | None,
-    Doc("Only those of this task or subscriber."),
+    Doc("Filter by task or subscriber."),
     NameOf("task or subscriber", TaskNames),
 ]
 _TABLES = ("kernel.jobs", "kernel.finished_jobs", "kernel.dead_letters")
@@ -26,14 +26,14 @@ _TABLES = ("kernel.jobs", "kernel.finished_jobs", "kernel.dead_letters")
 
 @dataclass(frozen=True, slots=True)
 class JobsWanted:
-    """Which jobs, and how many of them."""
+    """Filters and page of a list of jobs."""
 
     queue: OfQueue = None
     task: OfTask = None
-    state: Annotated[JobState | None, Doc("Only those in this state.")] = None
+    state: Annotated[JobState | None, Doc("Filter by state.")] = None
     recurring: Annotated[
         bool,
-        Doc("Also the done jobs of schedules; those of a task that is named are listed anyway."),
+        Doc("Include done jobs of schedules. They are always included with a task."),
         Option("all", default=False, note="done jobs of schedules are not listed without --all or --task"),
     ] = True
     limit: Limit = 20
@@ -49,7 +49,7 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobChanged:
-    """What a job is now; one whose cancellation was requested is still leased."""
+    """The state of a job after a change. A job stays leased until its worker cancels it."""
 
     id: UUID
     state: JobState
@@ -57,13 +57,13 @@ class JobChanged:
 
     def __str__(self) -> str:
         if self.state == "leased":
-            return f"{self.id} is running; its worker has been asked to cancel it"
+            return f"{self.id} is running; its cancellation was requested"
         return f"{self.id} is {self.state}"
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """See, retry and cancel jobs."""
+    """List, show, retry and cancel jobs."""
 
     admin: JobAdmin
 
@@ -76,10 +76,10 @@ class Jobs:
         examples=("--queue default --state ready", "--task platform.heartbeat --limit 100 --json"),
     )
     async def list(self, db: Database, wanted: JobsWanted) -> Page[ListedJob]:
-        """List jobs, newest first: those to be done, and those that ended for as long as they are kept.
+        """List unfinished jobs, and finished jobs within their retention, newest first.
 
-        scheduled: not due yet, or waiting for the next attempt; ready: due; waiting: due, and behind others of its
-        group or concurrency key; leased: running; done; cancelled.
+        States: scheduled (due later, or before its next attempt), ready (due), waiting (due, behind other jobs of its
+        group or concurrency key), leased (running), done, cancelled.
         """
         filters = JobFilters(wanted.queue, wanted.task, wanted.state, wanted.recurring or wanted.task is not None)
         found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
@@ -94,11 +94,11 @@ class Jobs:
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def get(self, db: Database, job: JobRef) -> JobDetails:
-        """Show everything about a job: its payload, its errors, who runs it. A payload may be personal."""
+        """Show a job with its payload, errors and worker. Payloads may contain personal data."""
         found = await self.admin.get(db, job.id)
         if found is None:
             if await self.admin.ended(db, job.id) == "dead":
-                raise JobNotFound(f"{job.id} is a dead letter; look there")
+                raise JobNotFound(f"{job.id} is a dead letter; see the dead letters")
             raise JobNotFound(f"there is no job {job.id}")
         return found
 
@@ -111,13 +111,13 @@ class Jobs:
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def retry(self, tx: Transaction, job: JobRef, note: Note) -> JobChanged:
-        """Run a scheduled job now, such as one that waits for its next attempt. Safe to repeat."""
+        """Run a scheduled job now, for example before its next attempt is due. Safe to repeat."""
         state = await self._locked(tx, job.id)
         note.recorded = state == "scheduled"
         if state == "leased":
             raise JobRunning(f"{job.id} is running")
         if state == "waiting":
-            raise JobWaiting(f"{job.id} is due; it waits until others of its group or key are done")
+            raise JobWaiting(f"{job.id} is due; it waits for other jobs of its group or concurrency key")
         if state == "scheduled":
             await self.admin.hasten(tx, job.id)
         return JobChanged(job.id, "ready")
@@ -131,10 +131,7 @@ class Jobs:
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def cancel(self, tx: Transaction, job: JobRef, note: Note) -> JobChanged:
-        """Cancel a job: at once when it does not run, otherwise its worker is asked to.
-
-        A running job is still leased afterwards; it may end before its worker hears of it, and may take its time.
-        """
+        """Cancel a job. A running job stays leased until its worker cancels it, and may finish first."""
         state = note.details["was"] = await self._locked(tx, job.id)
         if state == "leased":
             return JobChanged(job.id, "leased", await self.admin.ask_to_cancel(tx, job.id))
@@ -150,7 +147,7 @@ class Jobs:
     async def _refuse_ended(self, tx: Transaction, job_id: UUID) -> NoReturn:
         ended = await self.admin.ended(tx, job_id)
         if ended == "dead":
-            raise JobEnded(f"{job_id} is a dead letter; retry or purge that")
+            raise JobEnded(f"{job_id} is a dead letter; retry or purge the dead letter")
         if ended is not None:
-            raise JobEnded(f"{job_id} is {ended}; jobs that ended stay as they are")
+            raise JobEnded(f"{job_id} is {ended}; an ended job cannot be changed")
         raise JobNotFound(f"there is no job {job_id}")

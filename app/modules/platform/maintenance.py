@@ -1,4 +1,4 @@
-"""Maintenance: the job that deletes what is old, and one that shows that jobs run."""
+"""Maintenance jobs: a heartbeat, and retention."""
 
 from dataclasses import dataclass
 
@@ -15,19 +15,19 @@ SCHEDULES = (Schedule(HEARTBEAT, cron="* * * * *"), Schedule(PRUNE, cron="17 * *
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """Keep the platform's tables small."""
+    """Run the maintenance jobs of the platform."""
 
     retention: Retention
 
     @task(HEARTBEAT)
     async def beat(self) -> None:
-        """Log every minute that cron manager, queue and consumer work together."""
+        """Log a message, which shows that cron manager, queue and consumer work."""
         logger.info("cron manager, queue and consumer work")
 
     @task(PRUNE)
     async def prune(self, db: Database) -> Pruned:
-        """Make the partitions of the days ahead; remove finished jobs, events and the like when they are old.
+        """Create partitions for the coming days and drop data past its retention. Safe to repeat.
 
-        Raises Unavailable while somebody reads what is to be dropped. Safe to repeat.
+        Raises Unavailable while a query reads a partition that must be dropped.
         """
         return await self.retention.prune(db)

@@ -1,4 +1,4 @@
-"""Orphans: what modules that were removed leave behind in the queue."""
+"""Orphans: schedules, subscriptions, jobs and dead letters of removed modules."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from app.kernel.queue.orphans import Orphan, OrphanAdmin, RemovedOrphans
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """See and remove what modules that were removed leave behind.
+    """List and remove orphans.
 
-    Only on the command line: a process of an older release takes for orphans what a newer one declares.
+    Only on the command line: to a process of an older release, declarations of a newer one are orphans.
     """
 
     admin: OrphanAdmin
@@ -21,10 +21,10 @@ class Orphans:
         """List schedules, subscriptions, jobs and dead letters that no module of this installation declares."""
         return Page(await self.admin.all(db))
 
-    @change("platform.remove_orphans", command="orphans remove", confirm="Remove everything that orphans list shows?")
+    @change("platform.remove_orphans", command="orphans remove", confirm="Remove all orphans?")
     async def remove(self, tx: Transaction) -> RemovedOrphans:
         """Remove schedules, subscriptions, jobs and dead letters that no module of this installation declares.
 
-        Jobs that are running stay. Safe to repeat.
+        Running jobs stay. Safe to repeat.
         """
         return await self.admin.remove(tx)

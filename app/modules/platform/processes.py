@@ -1,4 +1,4 @@
-"""Processes of the deployment."""
+"""Live processes."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from app.kernel.process.registry import LiveProcess, Registry
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """See the processes that are alive."""
+    """List live processes."""
 
     registry: Registry
 
     @read("platform.list_processes", GET="/platform/v1/processes", permission="platform:processes:read")
     async def list(self) -> Page[LiveProcess]:
-        """List the processes that are alive, by name."""
+        """List live processes by name."""
         return Page(await self.registry.alive())

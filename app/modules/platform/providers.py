@@ -1,4 +1,4 @@
-"""What platform provides to its features. Imports what a provider needs when it is opened, not before."""
+"""Providers of the platform module. Each imports its dependencies when it is opened."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from app.modules.platform.domain.messages import Recipients
 
 @asynccontextmanager
 async def recipients(p: Process) -> AsyncGenerator[Recipients]:
-    """Provide those who are notified of errors; the HTTP client is opened only for webhooks."""
+    """Provide the recipients of notifications; webhooks need the HTTP client."""
     from app.kernel.config import SentinelSettings
     from app.modules.platform.recipients import NotifyRecipients, is_webhook
 

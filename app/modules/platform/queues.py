@@ -1,4 +1,4 @@
-"""Queues: see how much there is to do, and how much of it at once."""
+"""Queues."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,19 +23,19 @@ class QueueRef:
 
 @dataclass(frozen=True, slots=True)
 class QueueLimit:
-    """How many jobs of a queue may run at once in the whole deployment."""
+    """Maximum number of concurrent jobs of a queue in the whole deployment."""
 
     name: QueueName
     concurrency: Annotated[
         Annotated[int, Interval(ge=1, le=1_000_000)] | None,
-        Doc("Maximum number of jobs that run at once; null for as many as the workers can."),
-        Option(is_argument=True, none="As many as the workers can."),
+        Doc("Maximum number of concurrent jobs; null means no limit."),
+        Option(is_argument=True, none="Remove the limit."),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Queues:
-    """See, pause, resume and limit queues."""
+    """List, pause, resume and limit queues."""
 
     admin: QueueAdmin
 
@@ -44,10 +44,10 @@ class Queues:
         GET="/platform/v1/queues",
         permission="platform:queues:read",
         command="queues list",
-        empty=f"consumers register theirs when they start: {NAME} run-event-consumer",
+        empty=f"consumers register their queues when they start: {NAME} run-event-consumer",
     )
     async def list(self, db: Database) -> Page[ListedQueue]:
-        """List queues: their jobs in each state, and for how long the oldest ready one has been due."""
+        """List queues with their job counts by state and the age of the oldest ready job."""
         return Page(await self.admin.all(db))
 
     @change(
@@ -83,6 +83,6 @@ class Queues:
         examples=("reports 2", "reports --none"),
     )
     async def limit(self, tx: Transaction, limit: QueueLimit, note: Note) -> QueueStatus:
-        """Limit how many jobs of a queue run at once in the whole deployment. Running jobs go on. Safe to repeat."""
+        """Limit the concurrent jobs of a queue in the whole deployment. Running jobs continue. Safe to repeat."""
         note.details["concurrency"] = limit.concurrency
         return await self.admin.limit(tx, limit.name, limit.concurrency)

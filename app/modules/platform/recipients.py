@@ -1,4 +1,4 @@
-"""Recipients of messages, one URL each: webhooks through the HTTP client, everything else through Apprise."""
+"""Recipients of messages: webhooks through the HTTP client, all others through Apprise."""
 
 import asyncio
 import hashlib
@@ -15,10 +15,7 @@ _WEBHOOKS = {"json": "http", "jsons": "https"}
 
 
 class NotifyRecipients:
-    """Those whose URLs are in the settings. The URLs hold secrets, so they go by fingerprints.
-
-    `http` is needed when one of them is a webhook.
-    """
+    """The recipients in the settings, named by fingerprints because their URLs hold secrets. Webhooks need `http`."""
 
     def __init__(self, urls: str, http: "HttpClient | None" = None) -> None:
         self._urls = {hashlib.sha256(url.encode()).hexdigest()[:12]: url for url in urls.split()}
@@ -41,10 +38,7 @@ class NotifyRecipients:
 
 
 def is_webhook(url: str) -> bool:
-    """Return whether the HTTP client sends to it: `json://` or `jsons://`, with no options but header fields.
-
-    What Apprise has beyond that, such as other methods or names of fields, is left to Apprise.
-    """
+    """Return whether the HTTP client serves a URL: `json://` or `jsons://` without Apprise options."""
     try:
         parts = urlsplit(url)
         fields = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -55,18 +49,18 @@ def is_webhook(url: str) -> bool:
 
 
 def _plus(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Undo what a form makes of the plus that marks a header field."""
+    """Restore the plus that marks a header field, which form decoding turns into a space."""
     return [(f"+{name[1:]}" if name[:1] == " " else name, value) for name, value in fields]
 
 
 async def _post(http: "HttpClient", url: str, message: Message) -> bool:
-    """Post a message in the form of Apprise's `json://`, version 1.0; return whether it was accepted."""
+    """Post a message in Apprise's `json://` format, version 1.0; return whether it was accepted."""
     parts = urlsplit(url)
     target = f"{_WEBHOOKS[parts.scheme]}://{parts.netloc}{parts.path}"
     headers = {name[1:]: value for name, value in _plus(parse_qsl(parts.query, keep_blank_values=True))}
-    told = {"version": "1.0", "title": message.title, "message": message.body, "type": "info"}
+    body = {"version": "1.0", "title": message.title, "message": message.body, "type": "info", "attachments": []}
     try:
-        answer = await http.post(target, json={**told, "attachments": []}, headers=headers)
+        answer = await http.post(target, json=body, headers=headers)
     except Unavailable:
         return False
     return answer.is_success

@@ -1,4 +1,4 @@
-"""Schedules: what happens when."""
+"""Schedules."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ class ScheduleRef:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleChanged:
-    """Since when a schedule is paused; None when it is not."""
+    """When a schedule was paused; null if it is not paused."""
 
     name: str
     paused_at: datetime | None
@@ -32,7 +32,7 @@ class ScheduleChanged:
     def __str__(self) -> str:
         if self.paused_at is None:
             return f"{self.name} is not paused"
-        return f"{self.name} is paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z"
+        return f"{self.name} has been paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Triggered:
 
 @dataclass(frozen=True, slots=True)
 class Schedules:
-    """See, trigger, pause and resume schedules."""
+    """List, trigger, pause and resume schedules."""
 
     admin: ScheduleAdmin
 
@@ -57,10 +57,10 @@ class Schedules:
         GET="/platform/v1/schedules",
         permission="platform:schedules:read",
         command="schedules list",
-        empty=f"cron managers register them when they start: {NAME} run-cron-manager",
+        empty=f"cron managers register schedules when they start: {NAME} run-cron-manager",
     )
     async def list(self, db: Database) -> Page[ListedSchedule]:
-        """List the schedules that cron managers know, and how their last jobs ended."""
+        """List schedules and the outcomes of their last jobs."""
         return Page(await self.admin.all(db))
 
     @change(
@@ -72,13 +72,13 @@ class Schedules:
         examples=("platform.heartbeat",),
     )
     async def trigger(self, tx: Transaction, schedule: ScheduleRef, note: Note) -> Triggered:
-        """Enqueue a job of a schedule now, besides its ticks; also when it is paused. Not safe to repeat.
+        """Enqueue a job of a schedule now, even if the schedule is paused. Not safe to repeat.
 
-        What the schedule says about overlapping jobs holds here too: one that skips is busy, one that waits, waits.
+        The overlap policy of the schedule applies: `skip` refuses while a job is unfinished, `wait` queues the job.
         """
         found = await self._locked(tx, schedule.name)
         if found.overlap == "skip" and (running := await self.admin.unfinished(tx, schedule.name)):
-            raise ScheduleBusy(f"its job {running} has not ended, and its jobs must not overlap")
+            raise ScheduleBusy(f"its job {running} is unfinished, and its jobs must not overlap")
         job_id = await self.admin.enqueue(tx, schedule.name)
         note.details["job_id"] = str(job_id)
         return Triggered(schedule.name, job_id)
@@ -92,7 +92,7 @@ class Schedules:
         examples=("platform.heartbeat",),
     )
     async def pause(self, tx: Transaction, schedule: ScheduleRef) -> ScheduleChanged:
-        """Let the ticks of a schedule pass without a job. What it has enqueued stays. Safe to repeat."""
+        """Pause a schedule: stop enqueueing its jobs. Jobs that are already enqueued still run. Safe to repeat."""
         await self._locked(tx, schedule.name)
         return ScheduleChanged(schedule.name, await self.admin.pause(tx, schedule.name))
 
@@ -105,7 +105,7 @@ class Schedules:
         examples=("platform.heartbeat",),
     )
     async def resume(self, tx: Transaction, schedule: ScheduleRef) -> ScheduleChanged:
-        """Fire a paused schedule again. Ticks that passed meanwhile are not made up for. Safe to repeat."""
+        """Resume a paused schedule. Ticks during the pause are skipped. Safe to repeat."""
         await self._locked(tx, schedule.name)
         await self.admin.resume(tx, schedule.name)
         return ScheduleChanged(schedule.name, None)

@@ -1,4 +1,4 @@
-"""Orders, and why one is refused."""
+"""Orders, and refusals."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Orders: place, list and cancel them, and pack what was placed."""
+"""Orders: place, list, cancel and pack them."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -19,17 +19,17 @@ from app.modules.orders.settings import OrdersSettings
 
 @dataclass(frozen=True, slots=True)
 class NewOrder:
-    """What is ordered."""
+    """A new order."""
 
     item: Annotated[str, Len(1, 100), Doc("Name of the item.")]
-    quantity: Annotated[int, Interval(ge=1, le=1000), Doc("How many of it.")] = 1
+    quantity: Annotated[int, Interval(ge=1, le=1000), Doc("Quantity.")] = 1
 
 
 @dataclass(frozen=True, slots=True)
 class OrdersWanted:
-    """Which orders, and how many of them."""
+    """Filters and page of a list of orders."""
 
-    state: Annotated[State | None, Doc("Only those in this state.")] = None
+    state: Annotated[State | None, Doc("Filter by state.")] = None
     limit: Limit = 20
     cursor: Cursor | None = None
 
@@ -106,17 +106,17 @@ class Orders:
 
     @subscriber("orders.pack_placed_orders", OrderPlaced)
     async def on_placed(self, tx: Transaction, event: OrderPlaced) -> None:
-        """Have an order packed that was placed."""
+        """Enqueue the packing of an order."""
         await self.queue.enqueue(tx, PACK, OrderRef(event.order_id))
 
     @task(PACK)
     async def pack(self, tx: Transaction, order: OrderRef) -> None:
-        """Pack an order, unless it was cancelled meanwhile. Exactly once, as it is given the transaction."""
+        """Pack an order unless it was cancelled. Exactly once, because it takes the transaction."""
         found = await self.orders.locked(tx, order.id)
         if found is not None and found.state == "placed":
             await self.orders.set_state(tx, order.id, "packed")
 
     @task(PRUNE)
     async def prune(self, db: Database) -> int:
-        """Delete cancelled orders that are old; return how many. Safe to repeat."""
+        """Delete cancelled orders past their retention; return their number. Safe to repeat."""
         return await self.orders.delete_cancelled(db, self.settings.retention)

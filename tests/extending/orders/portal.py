@@ -1,4 +1,4 @@
-"""What other modules may use of orders: what has happened."""
+"""The interface of orders to other modules: events."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -25,7 +25,7 @@ class PostgresOrders:
         return None if row is None else Order(*row)
 
     async def page(self, db: Queries, state: State | None, limit: int, after: UUID | None) -> list[Order]:
-        """Return orders, newest first, those after one."""
+        """Return orders after a given one, newest first."""
         sql = """
             SELECT id, item, quantity, state, created_at FROM orders.orders
             WHERE (%(state)s::text IS NULL OR state = %(state)s) AND (%(after)s::uuid IS NULL OR id < %(after)s)
@@ -34,7 +34,7 @@ class PostgresOrders:
         return [Order(*row) for row in await db.all(sql, {"state": state, "after": after, "limit": limit})]
 
     async def locked(self, tx: Transaction, order_id: UUID) -> Order | None:
-        """Return an order, which nobody else changes until the transaction ends."""
+        """Lock an order until the transaction ends, and return it."""
         sql = "SELECT id, item, quantity, state, created_at FROM orders.orders WHERE id = %s FOR UPDATE"
         row = await tx.one(sql, (order_id,))
         return None if row is None else Order(*row)
@@ -44,7 +44,7 @@ class PostgresOrders:
         await tx.run("UPDATE orders.orders SET state = %s WHERE id = %s", (state, order_id))
 
     async def delete_cancelled(self, db: Queries, retention_s: float) -> int:
-        """Delete orders that were cancelled and placed more than so many seconds ago; return how many."""
+        """Delete cancelled orders that were placed more than `retention_s` ago; return their number."""
         sql = """
             DELETE FROM orders.orders
             WHERE state = 'cancelled' AND created_at < now() - make_interval(secs => %s)

@@ -168,7 +168,8 @@ def test_a_dead_webhook_changes_nothing_and_the_message_is_tried_again(
 
 def test_the_way_to_people_can_be_tried(on_migrated: Project, webhook: Webhook) -> None:
     nobody = on_migrated.app("errors", "notify-test")
-    assert (nobody.returncode, nobody.stderr) == (78, "app: nobody is told of errors; set sentinel.notify_urls\n")
+    message = "app: there are no recipients of error notifications; set sentinel.notify_urls\n"
+    assert (nobody.returncode, nobody.stderr) == (78, message)
     accepted = on_migrated.app("errors", "notify-test", "--json", env={"SENTINEL_NOTIFY_URLS": webhook.url})
     assert accepted.returncode == 0, accepted.stderr
     assert [item["problem"] for item in json.loads(accepted.stdout)["items"]] == [""]
@@ -234,4 +235,5 @@ def test_each_event_of_auth_has_a_subscriber_or_says_why_not() -> None:
     works = [work for kind in MODULE.feature_classes() for _, work, _ in declared(kind) if isinstance(work, Work)]
     heard = {work.event for work in works if work.event is not None}
     assert portal.ActorDisabled in heard
-    assert not events - heard or "The others have no subscriber here: they are published for" in (portal.__doc__ or "")
+    reason = "The other events have no subscriber here: they are published for"
+    assert not events - heard or reason in (portal.__doc__ or "")

@@ -1,4 +1,4 @@
-"""Actors: who can act, under which name, with which password."""
+"""Actors, their usernames and their passwords."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -28,7 +28,6 @@ Username = Annotated[
 ]
 """A new username; its ASCII characters are letters, digits and . _ - @ +."""
 Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc("New password.")]
-"""A new password."""
 
 
 class InvalidUsername(Invalid):
@@ -63,7 +62,7 @@ class ActorNotFound(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Somebody or something that can act."""
+    """A user, an admin or a service account."""
 
     id: UUID
     type: ActorType
@@ -76,29 +75,29 @@ class Actor:
 
     @property
     def signs_in(self) -> bool:
-        """Whether a password may let it in: a service account has API keys instead."""
+        """Whether the actor can sign in with a password. A service account has API keys instead."""
         return self.is_active and self.type != "service_acc"
 
 
 def new_actor(kind: ActorType, username: str, *, is_superuser: bool, is_active: bool = True) -> Actor:
-    """Return an actor to be stored."""
+    """Return a new actor."""
     now = datetime.now(UTC)
     return Actor(uuid7(), kind, username, is_superuser, is_active, None, now, now)
 
 
 def check_may_have_password(kind: ActorType) -> None:
-    """Raise Invalid for service accounts: they have API keys instead."""
+    """Raise Invalid for service accounts, which have API keys instead."""
     if kind == "service_acc":
         raise Invalid("a service account has no password", (("password", "a service account has none"),))
 
 
 def folded(text: str) -> str:
-    """Return a text normalised for comparison (NFKC, case folded)."""
+    """Normalise a text for comparison (NFKC, case folded)."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
 def username_key(username: str) -> str:
-    """Return the key under which a username is unique (NFKC, case folded). Raises InvalidUsername."""
+    """Return the unique form of a username (NFKC, case folded). Raises InvalidUsername."""
     key = folded(username)
     if len(username) not in _USERNAME_LENGTH or len(key) not in _USERNAME_LENGTH:
         raise InvalidUsername("a username has 3 to 64 characters", (("username", "3 to 64 characters"),))
@@ -115,7 +114,7 @@ _TOGETHER = {"HIRAGANA": "JAPANESE", "KATAKANA": "JAPANESE", "CJK": "JAPANESE"}
 
 
 def _script(c: str) -> str:
-    """The script of a letter, so that look-alikes of two scripts cannot be mixed (UTS 39, single script)."""
+    """Return the script of a letter. A single script excludes look-alikes (UTS 39)."""
     if not c.isalpha():
         return ""
     script = unicodedata.name(c, "").partition(" ")[0]
@@ -123,7 +122,7 @@ def _script(c: str) -> str:
 
 
 def checked_password(password: str, username: str, field: str = "password") -> str:
-    """Return the password as it is hashed (NFC). Raises WeakPassword; common passwords are checked elsewhere."""
+    """Return the normalised password (NFC). Raises WeakPassword; does not check for common passwords."""
     normal = unicodedata.normalize("NFC", password)
     problem = ""
     if len(normal) not in _PASSWORD_LENGTH:
@@ -138,10 +137,10 @@ def checked_password(password: str, username: str, field: str = "password") -> s
 
 
 def check_without_words(password: str, words: Iterable[str], field: str) -> None:
-    """Raise WeakPassword when too little remains without guessable words, which are given case folded."""
+    """Raise WeakPassword if the password is too short without some guessable words, which are case folded."""
     left = password.casefold()
     for word in words:
         left = left.replace(word, "")
     if len(left) < _PASSWORD_LENGTH.start <= len(password):
-        problem = "8 characters besides words that anybody would guess here"
+        problem = "8 characters besides the names of the organisation, products and roles"
         raise WeakPassword(f"the password: {problem}", ((field, problem),))

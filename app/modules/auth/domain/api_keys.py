@@ -1,4 +1,4 @@
-"""API keys of service accounts: `NAME_<id>_<secret><checksum>`, after the name of the product."""
+"""API keys of service accounts: `NAME_<id>_<secret><checksum>`, where NAME is the name of the product."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ class NoServiceAccount(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key, without its secret. It may do what both it and its account may."""
+    """An API key without its secret. It grants those of its permissions that its account holds."""
 
     id: UUID
     name: str
@@ -39,7 +39,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
-    """The text of a new key, and what is stored of it."""
+    """A new key, and the stored hash of its secret."""
 
     key: str = field(repr=False)
     secret_hash: bytes = field(repr=False)
@@ -53,7 +53,7 @@ def new_secret(key_id: UUID) -> NewSecret:
 
 
 def parsed(text: str) -> tuple[UUID, bytes] | None:
-    """Return id and hash of the secret; None for a mistyped key, which is detected without a query."""
+    """Return the id and the hash of the secret; None for a malformed key or a wrong checksum."""
     match = _FORM.fullmatch(text)
     if match is None or f"{zlib.crc32(text[:-8].encode()):08x}" != match["checksum"]:
         return None

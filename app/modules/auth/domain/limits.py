@@ -1,4 +1,4 @@
-"""Limits of guessing. A try is reserved before it is evaluated, so that guesses side by side cannot outrun a limit."""
+"""Limits of password guessing. An attempt counts before its evaluation, so that concurrent ones stay in the limit."""
 
 import hashlib
 import hmac
@@ -15,16 +15,16 @@ LOCKED_FROM = 10
 REFUSED_FROM = 30
 REFUSED_FROM_ADDRESS = 100
 SPRAYED_FROM = 20
-"""For how many names one password may fail within `SPRAY_WINDOW_S`."""
+"""Number of names for which one password may fail within `SPRAY_WINDOW_S`."""
 SPRAY_WINDOW_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How many tries there may be under a key within a window.
+    """Maximum number of attempts under a key within a window.
 
-    With `locks_from`, failed and pending tries stay within that bound until so many have failed. With `once_for`, tries
-    for the same thing count once within the window.
+    `locks_from` limits failed and pending attempts until that number has failed. With `once_for`, attempts with the
+    same value count once within the window.
     """
 
     key: str
@@ -35,13 +35,13 @@ class Limit:
 
     @property
     def noted_as(self) -> str:
-        """The key under which it is noted that a try for the same thing has counted."""
+        """The key that notes that an attempt with this `once_for` has counted."""
         return f"{self.key}:{self.once_for}" if self.once_for else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Tries under a key in the present window: failed, not decided yet; and the seconds until it ends."""
+    """Failed and pending attempts under a key in the current window, and the seconds until its end."""
 
     failed: int = 0
     pending: int = 0
@@ -50,7 +50,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """A reserved try: the limits under which it counts until it is decided, and their tallies with it, by key."""
+    """A pending attempt, its limits, and their tallies by key, which include the attempt."""
 
     limits: Sequence[Limit]
     tallies: Mapping[str, Tally]
@@ -70,21 +70,18 @@ def limits_of_sign_in(username: str, actor_id: UUID | None, address: str, passwo
 
 
 def limits_of_proof(actor_id: UUID) -> list[Limit]:
-    """Return the limits of a signed-in actor whose password or second factor is checked again."""
+    """Return the limits of checks of a signed-in actor's password or second factor."""
     return [Limit(limit_of_name("", actor_id), LOCKED_FROM)]
 
 
 def limits_of_client(address: str, client_id: str) -> list[Limit]:
-    """Return the limits of an OAuth client. They are per address: nobody can lock it out from elsewhere."""
+    """Return the limits of an OAuth client. They are per address, so that other addresses cannot lock it out."""
     by_address = f"oauth:address:{address}"
     return [Limit(by_address, REFUSED_FROM_ADDRESS), Limit(f"{by_address}:{_digest(client_id)}", REFUSED_FROM)]
 
 
 def limit_of_name(username: str, actor_id: UUID | None) -> str:
-    """Return the key under which failures for a name are counted.
-
-    Those for an actor are counted under its id: whoever may change its name could start anew with each.
-    """
+    """Return the key of failures for a name: the id of its actor, so that renaming does not reset the count."""
     if actor_id is not None:
         return f"{ACTOR_KEY}{actor_id}"
     try:
@@ -95,28 +92,24 @@ def limit_of_name(username: str, actor_id: UUID | None) -> str:
 
 
 def limit_of_password(secret: bytes, password: str) -> str:
-    """Return the key under which the names are counted that a password failed for.
-
-    24 bits of a MAC: enough to tell a few thousand passwords apart, too few to find out what a password was.
-    """
+    """Return the key of failures of a password: 24 bits of a MAC, too few to recover the password."""
     normal = unicodedata.normalize("NFC", password).encode(errors="replace")
     return "login:password:" + hmac.digest(secret, normal, "sha256")[:3].hex()
 
 
 def _digest(text: str) -> str:
-    """Return a digest of a text, for use in a key."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def check(limits: Iterable[Limit], tallies: Mapping[str, Tally]) -> None:
-    """Raise RateLimited when a limit is reached: until its window ends, or for a second while tries are pending."""
+    """Raise RateLimited if a limit is reached: until its window ends, or for a second because of pending attempts."""
     found = [(limit, tallies[limit.key]) for limit in limits if limit.key in tallies]
     if ends_in_s := max((tally.ends_in_s for limit, tally in found if tally.failed >= limit.most), default=0):
-        raise RateLimited("too many failed tries; try again later", retry_after_s=ends_in_s)
+        raise RateLimited("too many failed attempts; try again later", retry_after_s=ends_in_s)
     if any(tally.failed + tally.pending >= limit.most for limit, tally in found):
         raise too_many_at_once()
 
 
 def too_many_at_once() -> RateLimited:
-    """Return the refusal of a try beside too many that are not decided yet."""
-    return RateLimited("too many tries at once; try again", retry_after_s=1)
+    """Return the refusal of an attempt because of too many pending ones."""
+    return RateLimited("too many concurrent attempts; try again", retry_after_s=1)

@@ -1,4 +1,4 @@
-"""OAuth 2: forms in, and refusals as the standards name them (RFC 6749, section 5)."""
+"""OAuth 2: form bodies and error responses (RFC 6749, section 5)."""
 
 import json
 
@@ -33,10 +33,10 @@ class UnsupportedGrantType(Invalid):
 
 
 class OAuthCodec(Form):
-    """Unknown parameters are ignored, absent members of a result left out, and refusals are OAuth's own."""
+    """Ignores unknown parameters, omits absent members of results, and answers refusals as OAuth error responses."""
 
     ignores_unknown = omits_none = True
-    error_schema = {  # noqa: RUF012 - nobody changes it
+    error_schema = {  # noqa: RUF012 - never changed
         "type": "object",
         "required": ["error"],
         "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},

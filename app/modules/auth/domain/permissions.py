@@ -1,4 +1,4 @@
-"""Roles and permissions: what may be granted, and by whom."""
+"""Roles, permissions, and the rules for granting them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,6 @@ from app.modules.auth.domain.actors import SUPERUSER
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
 Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0, 1000), Doc("Permissions.")]
-"""Permissions to grant."""
 
 
 class RoleNotFound(NotFound):
@@ -45,10 +44,10 @@ class Role:
 
 
 def checked_permissions(asked: Iterable[str], catalogue: Mapping[str, str]) -> frozenset[str]:
-    """Return the permissions as a set. Raises InvalidPermission for those that no module declares."""
+    """Return the permissions as a set. Raises InvalidPermission for undeclared ones."""
     wanted = frozenset(asked)
     if SUPERUSER in wanted:
-        raise InvalidPermission(f"{SUPERUSER} is no permission to grant; set is_superuser on the actor")
+        raise InvalidPermission(f"{SUPERUSER} cannot be granted; set is_superuser on the actor")
     wrong = sorted(p for p in wanted if not _FORM.fullmatch(p) or p not in catalogue)
     if wrong:
         fields = tuple(("permissions", f"unknown permission {p[:100]}") for p in wrong)
@@ -57,23 +56,23 @@ def checked_permissions(asked: Iterable[str], catalogue: Mapping[str, str]) -> f
 
 
 def check_may_grant(caller: Caller, added: Iterable[str]) -> None:
-    """Raise Denied unless the caller holds everything that is granted."""
+    """Raise Denied unless the caller holds the permissions."""
     if missing := _missing(caller, added):
-        raise Denied(f"you can only grant what you hold, not {missing}")
+        raise Denied(f"you can only grant permissions that you hold; you lack {missing}")
 
 
 def check_may_change_role(caller: Caller, held: Iterable[str]) -> None:
-    """Raise Denied when the role holds what the caller does not: revoking a permission requires holding it."""
+    """Raise Denied unless the caller holds the permissions of the role."""
     if missing := _missing(caller, held):
-        raise Denied(f"this role holds what you do not: {missing}")
+        raise Denied(f"the role has permissions that you lack: {missing}")
 
 
 def check_has_power_over(caller: Caller, permissions: Iterable[str], *, is_superuser: bool) -> None:
-    """Raise Denied when the other actor may do more than the caller: changing it would be a way to become it."""
+    """Raise Denied unless the caller holds the permissions of the actor, which a changed actor could pass to it."""
     if is_superuser and not caller.is_superuser:
         raise Denied("only a superuser can change a superuser")
     if missing := _missing(caller, permissions):
-        raise Denied(f"this actor holds what you do not: {missing}")
+        raise Denied(f"the actor has permissions that you lack: {missing}")
 
 
 def _missing(caller: Caller, permissions: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The second factor: one-time passwords of an authenticator app, and recovery codes."""
+"""One-time passwords of authenticator apps, and recovery codes."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from app.kernel.errors import Conflict, Unauthenticated
 
 STEP_S = 30
 RECOVERY_CODES = 10
-_SKEW = 1  # steps that a clock may be off
+_SKEW = 1  # tolerated clock skew in steps
 
 
 class OtpRequired(Unauthenticated):
@@ -40,7 +40,7 @@ class NoSecondFactor(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class Totp:
-    """An authenticator app's secret, the last step that was used, so that no password works twice, and the time."""
+    """An authenticator: its secret, its last used step, which prevents reuse, and the current time."""
 
     secret: bytes
     is_confirmed: bool
@@ -54,14 +54,14 @@ def totp(secret: bytes, step: int) -> str:
 
 
 def as_meant(code: str) -> str:
-    """Return a code without white space and invisible characters, in the form NFKC."""
+    """Normalise a code (NFKC, without white space and invisible characters)."""
     return "".join(
         c for c in unicodedata.normalize("NFKC", code) if not c.isspace() and unicodedata.category(c) != "Cf"
     )
 
 
 def matching_step(found: Totp, otp: str) -> int | None:
-    """Return the time step of a one-time password; None if it is wrong, not current, or was used before."""
+    """Return the time step of a one-time password; None if it is wrong, outdated or used."""
     given = as_meant(otp).encode(errors="replace")
     present = int(found.now.timestamp()) // STEP_S
     for step in range(present - _SKEW, present + _SKEW + 1):
@@ -76,12 +76,12 @@ def new_secret() -> bytes:
 
 
 def base32(secret: bytes) -> str:
-    """Return the secret as authenticator apps take it."""
+    """Return the secret in base32, the format of authenticator apps."""
     return base64.b32encode(secret).decode()
 
 
 def otpauth_uri(secret: bytes, username: str, issuer: str) -> str:
-    """Return the address that authenticator apps read from a QR code."""
+    """Return the URI for a QR code."""
     return f"{TOTP(base32(secret)).provisioning_uri(name=f'{issuer}:{username}')}&issuer={quote(issuer, safe='')}"
 
 

@@ -1,4 +1,4 @@
-"""Sessions, and the tokens to use them."""
+"""Sessions and their tokens."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -10,11 +10,10 @@ from app.kernel.errors import NotFound, Unauthenticated
 from app.modules.auth.domain.actors import SUPERUSER, Actor
 
 REFRESH_GRACE = timedelta(seconds=10)
-"""How long the refresh token just before the current one gets the same successor: for a response that was lost."""
-
+"""How long the previous refresh token returns the same successor, in case the response was lost."""
 
 MOST_SESSIONS = 100
-"""Maximum number of sessions of an actor: one more ends the least recently used one."""
+"""Maximum number of sessions of an actor. A new one beyond it ends the least recently used one."""
 
 
 class InvalidCredentials(Unauthenticated):
@@ -59,7 +58,7 @@ class NoSuchSession(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A signed-in actor, on one device."""
+    """A session of an actor."""
 
     id: UUID
     actor_id: UUID
@@ -71,13 +70,13 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class StoredSession(Session):
-    """A session as it is stored, and the time of the database."""
+    """A stored session, and the time of the database."""
 
     ended_at: datetime | None
     now: datetime
 
     def verdict(self, counter: int) -> Literal["rotate", "repeat", "reused", "expired", "unknown"]:
-        """Return what to do with a refresh token that has this counter."""
+        """Return the verdict on a refresh token with this counter."""
         if self.ended_at is not None or counter > self.refresh_counter:
             return "unknown"
         if counter == self.refresh_counter - 1 and self.now - self.rotated_at <= REFRESH_GRACE:
@@ -87,7 +86,7 @@ class StoredSession(Session):
         return "expired" if self.now >= min(self.idle_expires_at, self.expires_at) else "rotate"
 
     def rotated(self, idle_s: float) -> "StoredSession":
-        """Return it with its next counter, from now on."""
+        """Return the session with its next counter and a new idle limit."""
         idle_expires_at = min(self.now + timedelta(seconds=idle_s), self.expires_at)
         counter = self.refresh_counter + 1
         return replace(self, refresh_counter=counter, rotated_at=self.now, idle_expires_at=idle_expires_at)
@@ -95,7 +94,7 @@ class StoredSession(Session):
 
 @dataclass(frozen=True, slots=True)
 class LiveSession:
-    """A live session, as its owner sees it."""
+    """A live session."""
 
     id: UUID
     created_at: datetime
@@ -108,21 +107,21 @@ class LiveSession:
 
 @dataclass(frozen=True, slots=True)
 class AuthenticatedCaller(Caller):
-    """A caller whose session lives, with the actor as it is now."""
+    """An authenticated caller, with its current actor."""
 
     actor: Actor = field(kw_only=True)
     is_noted: bool = False
-    """Whether `last_active_at` of the actor is within the last minute."""
+    """Whether `last_active_at` is less than a minute ago."""
 
     @property
     def held(self) -> list[str]:
-        """The permissions of the caller, sorted. A superuser's contain the one that implies all."""
+        """The sorted permissions of the caller, with `auth:superuser` for superusers."""
         return sorted(self.permissions | {SUPERUSER} if self.is_superuser else self.permissions)
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a valid access token says: who, and under which session. Never what they may do."""
+    """The actor and the session of a valid access token. Permissions are not in tokens."""
 
     actor_id: UUID
     session_id: UUID
@@ -130,7 +129,7 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class SessionTokens:
-    """A session with the tokens to use it."""
+    """The tokens of a session."""
 
     id: UUID
     token_type: str

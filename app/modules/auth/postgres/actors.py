@@ -22,7 +22,7 @@ class Actors:
         return None if row is None else (Actor(*row[:-1]), row[-1])
 
     async def lock(self, tx: Transaction, actor_id: UUID) -> tuple[Actor, str | None] | None:
-        """Return the actor and its password hash; nobody else changes them until the transaction ends."""
+        """Lock an actor until the transaction ends; return it and its password hash."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at, password_hash
             FROM auth.actors
@@ -35,7 +35,7 @@ class Actors:
     async def page(
         self, db: Queries, kind: ActorType | None, is_active: bool | None, q: str | None, limit: int, after: UUID | None
     ) -> list[Actor]:
-        """Return actors, newest first, those after one: of a type, active or not, with `q` in the username."""
+        """Return a page of actors, newest first; `q` is a part of the username."""
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
@@ -63,7 +63,7 @@ class Actors:
         return Actor(*row)
 
     async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
-        """Store a new actor; return it, or None when the username is taken."""
+        """Store a new actor; return it, or None if the username is taken."""
         sql = """
             INSERT INTO auth.actors (id, type, username, username_key, password_hash, is_superuser, is_active)
             VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -75,7 +75,7 @@ class Actors:
         return None if row is None else Actor(*row)
 
     async def save(self, tx: Transaction, actor: Actor, username_key: str) -> Actor | None:
-        """Store what has changed; return the actor, or None when the username is taken."""
+        """Store a changed actor; return it, or None if the username is taken."""
         sql = """
             UPDATE auth.actors
             SET type = %(type)s, username = %(username)s, username_key = %(key)s, is_superuser = %(superuser)s,
@@ -95,8 +95,7 @@ class Actors:
         return None if row is None else Actor(*row)
 
     async def superusers(self, tx: Transaction) -> frozenset[UUID]:
-        """Return the active superusers who can sign in; none of them changes until the transaction ends."""
-        # a concurrent transaction waits here, and then reads what the first one has left
+        """Lock the active superusers who can sign in until the transaction ends; return their ids."""
         sql = """
             SELECT id FROM auth.actors
             WHERE is_superuser AND is_active AND type <> 'service_acc' AND password_hash IS NOT NULL
@@ -112,7 +111,7 @@ class Actors:
         )
 
     async def forget_ways_in(self, tx: Transaction, actor_id: UUID) -> None:
-        """Remove password, second factor, recovery codes and API keys."""
+        """Remove the password, second factor, recovery codes and API keys of an actor."""
         sql = """
             WITH keys AS (DELETE FROM auth.api_keys WHERE actor_id = %(id)s),
                  second_factor AS (DELETE FROM auth.totp WHERE actor_id = %(id)s)

@@ -23,7 +23,7 @@ class ApiKeys:
         await tx.run(sql, (key.id, actor_id, key.name, secret_hash, key.permissions, key.expires_at, key.created_at))
 
     async def of_actor(self, db: Queries, actor_id: UUID) -> list[ApiKey]:
-        """Return the keys of an account, newest first; at most a hundred."""
+        """Return up to 100 keys of an account, newest first."""
         sql = """
             SELECT id, name, permissions, expires_at, last_used_at, created_at FROM auth.api_keys
             WHERE actor_id = %s
@@ -33,18 +33,18 @@ class ApiKeys:
         return [ApiKey(*row) for row in await db.all(sql, (actor_id,))]
 
     async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
-        """Remove a key of the account; return whether there was one."""
+        """Remove a key of an account; return whether it existed."""
         return await tx.run("DELETE FROM auth.api_keys WHERE id = %s AND actor_id = %s", (key_id, actor_id)) == 1
 
     async def revoke(self, tx: Transaction, key_id: UUID, secret_hash: bytes) -> UUID | None:
-        """Remove a key whose secret is known, valid or not; return whose it was."""
+        """Remove a key by its secret, also an expired one; return the id of its actor."""
         sql = "DELETE FROM auth.api_keys WHERE id = %s AND secret_hash = %s RETURNING actor_id"
         row = await tx.one(sql, (key_id, secret_hash))
         return None if row is None else row[0]
 
     async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
-        """Return who holds a valid key of an active account, with their present permissions."""
-        # a superuser's key may do only what it lists
+        """Return the active account of a valid key, with the permissions that both have."""
+        # a superuser's key has only the permissions that it lists
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    ARRAY(
@@ -71,7 +71,7 @@ class ApiKeys:
         )
 
     async def touch(self, db: Queries, key_id: UUID) -> None:
-        """Store that the key is used, at most once a minute."""
+        """Store the time of use of a key, at most once a minute."""
         sql = """
             WITH used AS (
                 UPDATE auth.api_keys SET last_used_at = now()

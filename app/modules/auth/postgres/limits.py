@@ -1,4 +1,4 @@
-"""Tries in `auth.limits`."""
+"""Limits in `auth.limits`."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -9,7 +9,7 @@ from app.kernel.db import Queries, Row, run_in_chunks
 from app.kernel.errors import Unauthenticated, Unavailable
 from app.modules.auth.domain.limits import Limit, Tally, Try, check, too_many_at_once
 
-# locks in the order of `reserve`: notes, then limits by key
+# locks rows in the order of `reserve`: notes, then limits by key
 GIVE_BACK = """
     forgotten AS (
         DELETE FROM auth.limits WHERE key = ANY(%(noted)s) RETURNING key
@@ -25,11 +25,11 @@ GIVE_BACK = """
         WHERE l.key = locked.key
     )
 """
-"""Parts of a statement that give a try back; their parameters are those of `given_back`."""
+"""Parts of a statement that uncounts an attempt; `given_back` returns their parameters."""
 
 
 def given_back(limits: Iterable[Limit], *, forgiven: str = "") -> dict[str, Any]:
-    """Return the parameters of `GIVE_BACK` for the limits of a try. Under the forgiven key, failures go, too."""
+    """Return the parameters of `GIVE_BACK`. Failures under the `forgiven` key are reset too."""
     found = list(limits)
     noted = [limit.noted_as for limit in found if limit.noted_as]
     return {"keys": [limit.key for limit in found], "noted": noted, "forgiven": forgiven}
@@ -37,13 +37,13 @@ def given_back(limits: Iterable[Limit], *, forgiven: str = "") -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Tries in `auth.limits`: one row a key, a fixed window from its first try; `hits` are failed and pending ones.
+    """Limits in `auth.limits`: a row per key, a fixed window from the first attempt; `hits` = failed and pending.
 
-    Rows are locked in one order: the notes of limits with `once_for`, then the limits by key.
+    To avoid deadlocks, rows are locked in one order: notes of limits with `once_for`, then limits by key.
     """
 
     async def look(self, db: Queries, limits: Sequence[Limit]) -> dict[str, Tally]:
-        """Return the tries so far, by key."""
+        """Return the tallies by key."""
         sql = """
             SELECT key, hits - pending, pending, ceil(extract(epoch FROM started_at - now()) + window_s)::int
             FROM auth.limits
@@ -52,12 +52,12 @@ class Limits:
         return tallies(await db.all(sql, ([limit.key for limit in limits],)))
 
     async def reserve(self, db: Queries, limits: Sequence[Limit]) -> Try:
-        """Count a pending try under each key. One statement, in no transaction.
+        """Count a pending attempt under each key, in one statement outside a transaction.
 
-        Raises RateLimited, having counted nothing, when one of the limits is reached. `fail` or `give_back`
-        follows; a try that is left pending, because its process died, counts as failed until the window ends.
+        Raises RateLimited if a limit is reached, and counts nothing then. Call `fail` or `give_back` afterwards. If the
+        process dies before that, the attempt counts as failed until the window ends.
         """
-        # a window begins with the first try that counts
+        # a window begins with the first counted attempt
         sql = """
             WITH asked AS (
                 SELECT * FROM unnest(%(keys)s::text[], %(most)s::int[], %(locks)s::int[], %(windows)s::real[],
@@ -113,7 +113,7 @@ class Limits:
         return Try(counted, tallies([(key, *row[:-1]) for key, row in rows.items()]))
 
     async def fail(self, db: Queries, tried: Try) -> None:
-        """Turn a pending try into a failure."""
+        """Turn a pending attempt into a failed one."""
         sql = """
             INSERT INTO auth.limits AS l (key, hits, window_s)
             SELECT key, 1, window_s FROM unnest(%s::text[], %s::float[]) AS asked (key, window_s) ORDER BY key
@@ -123,29 +123,29 @@ class Limits:
 
     @asynccontextmanager
     async def undone_unless_decided(self, db: Queries, tried: Try) -> AsyncGenerator[None]:
-        """Give a try back if its evaluation is cancelled or fails for another reason than a wrong guess."""
+        """Uncount an attempt if its evaluation is cancelled or fails for another reason than a wrong secret."""
         try:
             yield
         except Unauthenticated:
             raise
         except BaseException:
-            with suppress(Unavailable):  # then it counts as failed until its window ends
+            with suppress(Unavailable):  # the attempt then counts as failed until its window ends
                 await self.give_back(db, tried)
             raise
 
     async def give_back(self, db: Queries, tried: Try) -> None:
-        """Forget a pending try: it was right, or was not evaluated."""
+        """Uncount a pending attempt that was right or was not evaluated."""
         await self._give_back(db, given_back(tried.limits))
 
     async def _give_back(self, db: Queries, given: dict[str, Any]) -> None:
         await db.run("WITH " + GIVE_BACK + "SELECT", given)
 
     async def forget(self, db: Queries, key: str) -> bool:
-        """Start anew; return whether there was something to forget."""
+        """Reset the count of a key; return whether it was above 0."""
         return await db.one("DELETE FROM auth.limits WHERE key = %s RETURNING nullif(hits, 0)", (key,)) not in _NOTHING
 
     async def prune(self, db: Queries) -> int:
-        """Remove the counts whose window has ended; return how many."""
+        """Remove counts whose window has ended; return their number."""
         sql = """
             DELETE FROM auth.limits WHERE key IN (
                 SELECT key FROM auth.limits WHERE started_at < now() - window_s * interval '1 second'
@@ -159,5 +159,5 @@ _NOTHING: tuple[Row | None, Row] = (None, (None,))
 
 
 def tallies(rows: Iterable[Sequence[Any]]) -> dict[str, Tally]:
-    """Return tallies by key, of rows that begin with key, failures, pending tries and seconds left."""
+    """Return tallies by key from rows of key, failed attempts, pending attempts and seconds left."""
     return {key: Tally(failed, pending, max(1, ends_in_s)) for key, failed, pending, ends_in_s in rows}

@@ -1,4 +1,4 @@
-"""Roles in `auth.roles`, and who has what."""
+"""Roles in `auth.roles`, and grants of roles and permissions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from app.modules.auth.domain.permissions import Role, RoleNotFound
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Roles in `auth.roles`, and who has what."""
+    """Roles in `auth.roles`, and grants of roles and permissions."""
 
     async def page(self, db: Queries, limit: int, after: UUID | None) -> list[Role]:
-        """Return roles by id, those after one."""
+        """Return a page of roles, newest first."""
         sql = """
             SELECT id, name, created_at, updated_at FROM auth.roles
             WHERE %(after)s::uuid IS NULL OR id < %(after)s
@@ -23,7 +23,7 @@ class Roles:
         return [Role(*row) for row in await db.all(sql, {"after": after, "limit": limit})]
 
     async def add(self, db: Queries, role_id: UUID, name: str) -> Role | None:
-        """Store a new role; return it, or None when the name is taken."""
+        """Store a new role; return it, or None if the name is taken."""
         sql = """
             INSERT INTO auth.roles (id, name) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING
             RETURNING id, name, created_at, updated_at
@@ -39,14 +39,14 @@ class Roles:
         return Role(*row)
 
     async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
-        """Return the roles; nobody else changes them or their permissions until the transaction ends."""
+        """Lock roles and their permissions until the transaction ends; return the roles."""
         sql = """
             SELECT id, name, created_at, updated_at FROM auth.roles WHERE id = ANY(%s) ORDER BY id FOR UPDATE
         """
         return [Role(*row) for row in await tx.all(sql, (list(role_ids),))]
 
     async def rename(self, tx: Transaction, role_id: UUID, name: str) -> Role | None:
-        """Store a new name; return the role, or None when the name is taken."""
+        """Rename a role; return it, or None if the name is taken."""
         sql = """
             UPDATE auth.roles SET name = %(name)s, updated_at = now()
             WHERE id = %(id)s AND NOT EXISTS (SELECT FROM auth.roles WHERE name = %(name)s AND id <> %(id)s)
@@ -56,11 +56,11 @@ class Roles:
         return None if row is None else Role(*row)
 
     async def delete(self, tx: Transaction, role_id: UUID) -> None:
-        """Delete the role, with its permissions and assignments."""
+        """Delete a role with its permissions and grants."""
         await tx.run("DELETE FROM auth.roles WHERE id = %s", (role_id,))
 
     async def permissions(self, db: Queries, role_ids: Iterable[UUID]) -> frozenset[str]:
-        """Return the permissions of all these roles."""
+        """Return the permissions of some roles."""
         sql = "SELECT DISTINCT permission FROM auth.role_permissions WHERE role_id = ANY(%s)"
         return frozenset(permission for (permission,) in await db.all(sql, (list(role_ids),)))
 
@@ -102,7 +102,7 @@ class Roles:
         await tx.run(sql, {"id": actor_id, "roles": list(role_ids)})
 
     async def held(self, db: Queries, actor_id: UUID) -> tuple[frozenset[str], frozenset[str]]:
-        """Return the permissions that an actor holds by its roles, and directly."""
+        """Return the permissions of an actor: from its roles, and granted directly."""
         sql = """
             SELECT ARRAY(
                        SELECT p.permission

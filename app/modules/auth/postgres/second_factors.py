@@ -21,7 +21,7 @@ class SecondFactors:
         return None if row is None else Totp(self.sealer.open(bytes(row[0]), str(actor_id)), *row[1:])
 
     async def start(self, tx: Transaction, actor_id: UUID, secret: bytes) -> bool:
-        """Store one to be confirmed, in place of another unconfirmed one; return False when one is confirmed."""
+        """Store or replace an unconfirmed authenticator; return False if there is a confirmed one."""
         sql = """
             INSERT INTO auth.totp AS t (actor_id, secret) VALUES (%s, %s)
             ON CONFLICT (actor_id) DO UPDATE SET secret = excluded.secret, created_at = now()
@@ -30,7 +30,7 @@ class SecondFactors:
         return await tx.run(sql, (actor_id, self.sealer.seal(secret, str(actor_id)))) == 1
 
     async def confirm(self, tx: Transaction, actor_id: UUID, step: int, recovery_hashes: list[bytes]) -> bool:
-        """Confirm the authenticator with its recovery codes; return False when it was confirmed meanwhile."""
+        """Confirm the authenticator and store recovery codes; return False if it is already confirmed."""
         sql = "UPDATE auth.totp SET confirmed_at = now(), last_step = %s WHERE actor_id = %s AND confirmed_at IS NULL"
         if await tx.run(sql, (step, actor_id)) == 0:
             return False
@@ -39,15 +39,15 @@ class SecondFactors:
         return True
 
     async def use_step(self, db: Queries, actor_id: UUID, step: int) -> bool:
-        """Note that a step was used; return False when it, or a later one, was used before."""
+        """Store the last used step; return False if that step or a later one was used before."""
         sql = "UPDATE auth.totp SET last_step = %(step)s WHERE actor_id = %(id)s AND last_step < %(step)s"
         return await db.run(sql, {"id": actor_id, "step": step}) == 1
 
     async def use_recovery_code(self, db: Queries, actor_id: UUID, code_hash: bytes) -> bool:
-        """Use up a recovery code; return whether there was one."""
+        """Remove a recovery code; return whether it existed."""
         sql = "DELETE FROM auth.recovery_codes WHERE actor_id = %s AND code_hash = %s"
         return await db.run(sql, (actor_id, code_hash)) == 1
 
     async def remove(self, tx: Transaction, actor_id: UUID) -> bool:
-        """Remove authenticator and recovery codes; return whether there were any."""
+        """Remove the authenticator and recovery codes of an actor; return whether they existed."""
         return await tx.run("DELETE FROM auth.totp WHERE actor_id = %s", (actor_id,)) == 1

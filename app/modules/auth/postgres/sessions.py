@@ -29,9 +29,9 @@ class Sessions:
         scope: list[str] | None = None,
         api_key_id: UUID | None = None,
     ) -> bool:
-        """Store a new session, and that its actor is active now; return False when the actor is disabled.
+        """Store a new session and the activity of its actor; return False if the actor is disabled.
 
-        With a scope it may do no more than that; with an API key it ends with the key at the latest.
+        A scope limits the permissions of the session. A session of an API key expires with the key.
         """
         sql = """
             WITH active AS (
@@ -65,7 +65,7 @@ class Sessions:
         )
 
     async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
-        """Return who holds a live session of an active actor, with their present permissions."""
+        """Return the active actor of a live session, with its current permissions."""
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    ARRAY(
@@ -85,7 +85,7 @@ class Sessions:
         if row is None:
             return None
         actor, held, scope = Actor(*row[:-3]), frozenset(row[-3]), row[-2]
-        if scope is not None:  # a superuser's client may do only what its scope lists
+        if scope is not None:  # a superuser's client has only the permissions of its scope
             held = frozenset(scope) if actor.is_superuser else held.intersection(scope)
         is_superuser = actor.is_superuser and scope is None
         return AuthenticatedCaller(
@@ -93,7 +93,7 @@ class Sessions:
         )
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
-        """Store that the actor is active, at most once a minute."""
+        """Store the activity of an actor, at most once a minute."""
         sql = """
             UPDATE auth.actors SET last_active_at = now()
             WHERE id = %s AND last_active_at < now() - interval '1 minute'
@@ -101,7 +101,7 @@ class Sessions:
         await db.run(sql, (actor_id,))
 
     async def lock(self, tx: Transaction, session_id: UUID) -> StoredSession | None:
-        """Return the session of an active actor; nobody else rotates or ends it until the transaction ends."""
+        """Lock a session of an active actor until the transaction ends, and return it."""
         sql = """
             SELECT s.id, s.actor_id, s.refresh_counter, s.rotated_at, s.idle_expires_at, s.expires_at, s.ended_at,
                    now()
@@ -114,28 +114,25 @@ class Sessions:
         return None if row is None else StoredSession(*row)
 
     async def check_still_lives(self, tx: Transaction, caller: Caller) -> None:
-        """Raise SessionNotFound when the caller's session has ended since the request began; lock it otherwise.
-
-        Whoever ended it took care of the account, and what it asks for would come after that.
-        """
+        """Lock the caller's session. Raises SessionNotFound if it has ended since the request began."""
         session = await self.lock(tx, caller.session_id) if caller.session_id else None
         if session is None or session.ended_at is not None:
             raise SessionNotFound
 
     async def rotate(self, tx: Transaction, session: Session) -> None:
-        """Store the session's next counter and idle limit."""
+        """Store the next counter and idle limit of a session."""
         sql = """
             UPDATE auth.sessions SET refresh_counter = %s, rotated_at = %s, idle_expires_at = %s WHERE id = %s
         """
         await tx.run(sql, (session.refresh_counter, session.rotated_at, session.idle_expires_at, session.id))
 
     async def end(self, db: Queries, session_id: UUID, actor_id: UUID) -> bool:
-        """End a session of the actor; return whether it was live."""
+        """End a session of an actor; return whether it was live."""
         sql = "UPDATE auth.sessions SET ended_at = now() WHERE id = %s AND actor_id = %s AND ended_at IS NULL"
         return await db.run(sql, (session_id, actor_id)) == 1
 
     async def end_all(self, db: Queries, actor_id: UUID, but: UUID | None = None) -> int:
-        """End all sessions of the actor but one; return how many were live."""
+        """End all sessions of an actor except `but`; return the number of ended sessions."""
         sql = """
             UPDATE auth.sessions SET ended_at = now()
             WHERE actor_id = %s AND id IS DISTINCT FROM %s AND ended_at IS NULL
@@ -143,7 +140,7 @@ class Sessions:
         return await db.run(sql, (actor_id, but))
 
     async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
-        """Return the live sessions of an actor, newest first; at most a hundred."""
+        """Return up to 100 live sessions of an actor, newest first."""
         sql = """
             SELECT id, created_at, rotated_at, least(idle_expires_at, expires_at),
                    coalesce(address, ''), coalesce(user_agent, ''), id IS NOT DISTINCT FROM %(current)s
@@ -155,7 +152,7 @@ class Sessions:
         return [LiveSession(*row) for row in await db.all(sql, {"actor_id": actor_id, "current": current})]
 
     async def prune(self, db: Queries, kept_s: float) -> int:
-        """Remove the sessions that ended or expired longer ago than `kept_s`; return how many."""
+        """Remove sessions that ended or expired more than `kept_s` ago; return their number."""
         sql = """
             DELETE FROM auth.sessions WHERE id IN (
                 SELECT id FROM auth.sessions

@@ -1,4 +1,4 @@
-"""The statements of signing in: each does the work of several, so that a sign-in waits for few round trips."""
+"""The statements of a sign-in, combined to save round trips."""
 
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -33,12 +33,12 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class SignIns:
-    """What a sign-in reads and writes, in `auth.actors`, `auth.sessions` and `auth.limits`."""
+    """Statements on `auth.actors`, `auth.sessions` and `auth.limits`."""
 
     async def find(
         self, db: Queries, username_key: str, limit_keys: list[str]
     ) -> tuple[Account | None, dict[str, Tally]]:
-        """Return the account of a username, and the tallies of some keys and of the actor's own."""
+        """Return the account of a username, and the tallies of some keys and of the actor."""
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    a.password_hash, t.confirmed_at IS NOT NULL,
@@ -59,9 +59,9 @@ class SignIns:
     async def start(
         self, tx: Transaction, verified: Account, session_id: UUID, origin: Origin, idle_s: float, lifetime_s: float
     ) -> Session | None:
-        """Store a new session, and that its actor is active now. Nobody else changes the actor until the end.
+        """Store a new session and the activity of its actor. Locks the actor until the transaction ends.
 
-        Return None when the actor was disabled, or its password or second factor changed, since they were verified.
+        Returns None if the actor was disabled, or its password or second factor changed, since their verification.
         """
         sql = """
             WITH active AS (
@@ -92,9 +92,9 @@ class SignIns:
         return None if row is None else Session(*row)
 
     async def settle(self, tx: Transaction, actor_id: UUID, keep: int, tried: Try, *, forgiven: str) -> None:
-        """Give the try back, with all failures under the forgiven key, and end the least used sessions beyond `keep`.
+        """Uncount the attempt, reset failures under the forgiven key, and end the least used sessions above `keep`.
 
-        Call it after `start`, which locks the actor, so that it sees the sessions of concurrent sign-ins.
+        Call it after `start`: the lock on the actor makes the sessions of concurrent sign-ins visible.
         """
         given = {**given_back(tried.limits, forgiven=forgiven), "actor_id": actor_id, "keep": keep}
         await tx.run("WITH " + GIVE_BACK + _END_LEAST_USED, given)

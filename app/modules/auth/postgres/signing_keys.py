@@ -1,4 +1,4 @@
-"""Signing keys in `auth.signing_keys`; the private part arrives and leaves encrypted."""
+"""Signing keys in `auth.signing_keys`."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,10 +8,10 @@ from app.kernel.db import Queries, Transaction
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """Signing keys in `auth.signing_keys`."""
+    """Signing keys in `auth.signing_keys`. Private keys are encrypted before they are stored."""
 
     async def all(self, db: Queries) -> list[tuple[str, bytes, datetime, datetime]]:
-        """Return key ids, encrypted private keys, times of creation and the time it is, newest first."""
+        """Return key ids, encrypted private keys, creation times and the current time, newest first."""
         sql = """
             SELECT kid, private_key, created_at, clock_timestamp() FROM auth.signing_keys
             ORDER BY created_at DESC, kid DESC
@@ -24,7 +24,7 @@ class SigningKeys:
         await tx.run(sql, (kid, private_key))
 
     async def add_first(self, tx: Transaction, kid: str, private_key: bytes) -> None:
-        """Store the first key, unless another process was faster."""
+        """Store a key if there is none."""
         await tx.run("LOCK TABLE auth.signing_keys IN SHARE ROW EXCLUSIVE MODE")
         sql = """
             INSERT INTO auth.signing_keys (kid, algorithm, private_key)
@@ -33,7 +33,7 @@ class SigningKeys:
         await tx.run(sql, (kid, private_key))
 
     async def forget(self, tx: Transaction, before: datetime) -> list[str]:
-        """Remove all keys but the newest that were replaced before a moment; return their ids."""
+        """Remove the keys that were replaced before a time; return their ids."""
         sql = """
             DELETE FROM auth.signing_keys
             WHERE kid IN (

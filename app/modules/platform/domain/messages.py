@@ -1,4 +1,4 @@
-"""Messages to people about captured errors."""
+"""Messages about captured errors."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message to one recipient, which is named by a fingerprint: its address is a secret."""
+    """A message to one recipient, named by a fingerprint because its address is a secret."""
 
     recipient: str
     title: str
@@ -24,19 +24,19 @@ SEND_MESSAGE = Task("platform.send_message", Message, timeout_s=60)
 
 
 class Recipients(Protocol):
-    """Those who are notified of errors."""
+    """Recipients of notifications."""
 
     def names(self) -> list[str]:
-        """Return a fingerprint for each."""
+        """Return the fingerprint of each recipient."""
         ...
 
     async def send(self, message: Message) -> None:
-        """Send it. Raises NotFound when there is no such recipient any more, Unavailable when it was not accepted."""
+        """Send a message. Raises NotFound for an unknown recipient, Unavailable if the recipient rejects it."""
         ...
 
 
 def texts(due: list[DueGroup], environment: str) -> list[tuple[str, str]]:
-    """Return titles and bodies: one for each group, or a single digest when many opened at once."""
+    """Return titles and bodies: one for each group, or a single digest of many groups."""
     if len(due) <= ONE_BY_ONE:
         return [(f"[{environment}] {_opening(group)}", _about(group)) for group in due]
     lines = [f"- {_opening(group)} ({group.since} times): {NAME} errors show {group.id}" for group in due[:_SHOWN]]

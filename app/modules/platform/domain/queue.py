@@ -1,13 +1,8 @@
-"""What operators name, and why they are refused."""
+"""Refusals of the administration of the queue."""
 
 from datetime import datetime
-from typing import Annotated
-
-from annotated_types import Len
 
 from app.kernel.errors import Conflict, Invalid, NotFound
-
-Name = Annotated[str, Len(1, 128)]
 
 
 class JobNotFound(NotFound):
