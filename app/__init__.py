@@ -13,8 +13,8 @@ _INSTALLED = _BUNDLED.is_dir()
 _HOME = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
 
 ROOT = _BUNDLED if _INSTALLED else _PACKAGE.parent
-"""The folder of `migrations` and `settings`: the checkout, or a part of the package where a wheel was installed."""
+"""The folder of `migrations` and `settings`: the checkout, or a folder of an installed wheel."""
 
 # Path.expanduser raises without a home folder
 DATA = Path(os.path.expanduser(_HOME), NAME) if _INSTALLED else ROOT / ".local"  # noqa: PTH111
-"""The folder of the embedded database, made when it is used."""
+"""The folder of the embedded database, created on its first use."""

@@ -1,6 +1,6 @@
-"""The command line: a table of names, resolved when asked for, and what becomes of errors.
+"""The entrypoint of the command line: lazily loaded commands, and exit statuses of errors.
 
-`--help` is printed from the table, without loading Typer: importing it alone takes longer than the rest.
+`--help` is printed without Typer, because the import of Typer takes longer than the rest.
 """
 
 import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 COMMANDS = {
-    "config": (".commands.config", "Show, explain and validate the settings."),
+    "config": (".commands.config", "Show, explain and validate settings."),
     "db": (".commands.db", "Open a shell on the database."),
-    "health": (".commands.health", "Ask the local process whether it lives."),
+    "health": (".commands.health", "Check the health of the local process."),
     "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
 }
 
@@ -42,7 +42,7 @@ _ROOT_HELP: tuple[list[str], ...] = ([], ["-h"], ["--help"])
 
 
 def table() -> dict[str, tuple[str, str]]:
-    """Return every command: name to the module that has it and a line of help. Loads none of them."""
+    """Return the Python module and the summary of every command, without loading them."""
     from app.processes import PROCESSES
 
     found = {name: (".commands.run", spec.help) for name, spec in PROCESSES.items()}
@@ -52,7 +52,7 @@ def table() -> dict[str, tuple[str, str]]:
 
 
 def root_help() -> str:
-    """Return the help of the command itself."""
+    """Return the help of `app`."""
     commands = {name: summary.strip().splitlines()[0] for name, (_, summary) in table().items()}
     processes = {name: summary for name, summary in commands.items() if name.startswith("run-")}
     others = {name: summary for name, summary in commands.items() if name not in processes}
@@ -64,7 +64,7 @@ def root_help() -> str:
 
 
 def command() -> "TyperGroup":
-    """Return the whole command line as one Typer group whose commands are loaded when they are run or completed."""
+    """Return the command line as a Typer group that loads a command when it is run or completed."""
     import typer
     from typer.core import TyperCommand, TyperGroup
     from typer.main import get_command
@@ -86,7 +86,7 @@ def command() -> "TyperGroup":
             return name, real, rest
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            if ctx.resilient_parsing and not args:  # completing the first word; Typer would import pydantic for nothing
+            if ctx.resilient_parsing and not args:  # completing the first word; avoids Typer's import of pydantic
                 return []
             return super().parse_args(ctx, args)
 
@@ -111,7 +111,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line of this process and exit with its status (sysexits.h)."""
+    """Run the command line and exit with its status (sysexits.h)."""
     open_streams()
     if sys.argv[1:2] and sys.argv[1].startswith("run-"):
         heed_while_loading()
@@ -134,7 +134,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _translated(run: Callable[[], object]) -> int:
-    """Run it; return the exit status, having said in one line what is wrong when something is."""
+    """Run a function; print an error in one line; return the exit status."""
     try:
         run()
     except SystemExit as asked:
@@ -142,13 +142,13 @@ def _translated(run: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except Exception as error:  # noqa: BLE001 - the last one to know
+    except Exception as error:  # noqa: BLE001 - the outermost handler
         return _reported(error)
     return 0
 
 
 def _reported(error: Exception) -> int:
-    """Say what is wrong; return the exit status."""
+    """Print an error; return the exit status."""
     status = 0 if isinstance(error, CannotWrite) and error.reader_left else _status(error)  # as head does
     if isinstance(error, OSError) and error.filename is not None:  # a read-only folder, a full disk
         status, error = 1, RuntimeError(f"{error.filename}: {error.strerror}")
@@ -165,7 +165,7 @@ def _reported(error: Exception) -> int:
 
 
 def _status(error: Exception) -> int | None:
-    """Return the exit status of an expected error. Its kinds are imported when there is one: completion is faster."""
+    """Return the exit status of an expected error. The imports here make completion faster."""
     from app.kernel.config import Misconfigured
     from app.kernel.errors import (
         Conflict,

@@ -1,6 +1,6 @@
-"""The composition root: which services make up which process. The whole deployment on one screen.
+"""The composition root: the services of each process.
 
-Reading this table loads nothing; each service imports what it needs when its process starts.
+This module imports no infrastructure; each service imports its dependencies when its process starts.
 """
 
 from collections.abc import Callable, Coroutine, Generator, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def http(*served: "Module") -> "Make":
-    """The HTTP API of some modules."""
+    """Return the service of the HTTP API of some modules."""
 
     async def make(p: "Process") -> "Run":
         from app.kernel.config import HttpServerSettings
@@ -46,7 +46,7 @@ def http(*served: "Module") -> "Make":
 
 
 async def probes(p: "Process") -> "Run":
-    """/health, /ready and /metrics of a process without an API."""
+    """Return the service of /health, /ready and /metrics, for processes without an API."""
     from app.kernel.config import OperationsSettings
     from app.kernel.http.probes import Probes
     from app.kernel.http.server import bind, http_service
@@ -56,14 +56,14 @@ async def probes(p: "Process") -> "Run":
 
 
 async def cron(p: "Process") -> "Run":
-    """The cron manager over the schedules of all modules."""
+    """Return the cron manager of the schedules of all modules."""
     from app.kernel.queue.cron import cron_manager
 
     return await cron_manager(p, [schedule for module in modules() for schedule in module.scheduled()])
 
 
 async def consumer(p: "Process") -> "Run":
-    """The event consumer over the handlers and subscribers of all modules."""
+    """Return the consumer of the jobs and events of all modules."""
     from app.kernel.actions.compose import handlers
     from app.kernel.queue.consumer import consumer
 
@@ -72,21 +72,21 @@ async def consumer(p: "Process") -> "Run":
 
 
 async def reporter(p: "Process") -> "Run":
-    """Reports the process to the registry."""
+    """Return the service that reports the process to the registry."""
     from app.kernel.process.registry import reporter
 
     return await reporter(p)
 
 
 async def sentinel(p: "Process") -> "Run":
-    """Captures errors and outages."""
+    """Return the service that captures errors and outages."""
     from app.kernel.sentinel.service import sentinel
 
     return await sentinel(p)
 
 
 async def traces(p: "Process") -> "Run | None":
-    """Exports traces, if there is somewhere to send them."""
+    """Return the exporter of traces, if an endpoint is configured."""
     from app.kernel.config import TelemetrySettings
 
     settings = p.settings[TelemetrySettings]
@@ -98,7 +98,7 @@ async def traces(p: "Process") -> "Run | None":
 
 
 class Spec(NamedTuple):
-    """A process: what it is for, its services, and whose settings --host and --port set."""
+    """A process: its help, its services, and the section that --host and --port set."""
 
     help: str
     services: "tuple[Service, ...]"
@@ -134,7 +134,7 @@ PROCESSES = _processes()
 
 
 def new_process(name: str, settings: "Settings") -> "Process":
-    """Return a process that has opened nothing yet, with the providers of the kernel and of all modules."""
+    """Return a process with the providers of the kernel and of all modules. Opens nothing."""
     from app import DATA, ROOT
     from app.kernel.actions.compose import value
     from app.kernel.module import Catalogue
@@ -151,12 +151,12 @@ def new_process(name: str, settings: "Settings") -> "Process":
 
 
 def constraints() -> "Constraints":
-    """Return what it means when a constraint is violated. Each refusal is imported when it is needed."""
+    """Return the refusals of violated constraints, by constraint. They are imported on use."""
     return {name: partial(module.load, kind) for module in modules() for name, kind in module.constraints.items()}
 
 
 def _task_names() -> "Iterator[str]":
-    """Yield the tasks and subscribers of all features; imports them."""
+    """Yield the tasks and subscribers of all features, which it imports."""
     from app.kernel.actions import Work, declared
 
     for kind in (kind for module in modules() for kind in module.feature_classes()):
@@ -168,14 +168,14 @@ def _schedule_names() -> "Iterator[str]":
 
 
 def sections() -> "list[type[Section]]":
-    """Return every section of settings: the kernel's, then the modules'."""
+    """Return the sections of settings of the kernel and of all modules."""
     from app.kernel.config import KERNEL_SECTIONS
 
     return [*KERNEL_SECTIONS, *(section for module in modules() if (section := module.section()) is not None)]
 
 
 def load_settings(overrides: dict[str, object] | None = None, *, uses_secrets: bool = True) -> "Settings":
-    """Return the effective settings, for what uses secrets or does not. Raises Misconfigured with every problem."""
+    """Return the effective settings. Raises Misconfigured with all problems."""
     from app import ROOT
     from app.kernel.config import load
 

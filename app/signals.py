@@ -1,4 +1,4 @@
-"""Signals to a process that has not begun yet, or has ended: nothing is open then, so asking it to stop ends it."""
+"""Signal handling before start-up and after shutdown, when nothing is open and a stop signal ends the process."""
 
 import faulthandler
 import os
@@ -9,16 +9,16 @@ _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def end_at_once(status: int) -> None:
-    """Let signals that stop end this process with a status, without cleaning up. Safe to repeat."""
+    """Exit with a status on stop signals, without cleanup. Safe to repeat."""
     for number in _STOP:
-        # no exception: raised in an import, it would be lost, or taken for an error of what is imported
+        # not an exception, which an import could swallow
         signal.signal(number, lambda _number, _frame: os._exit(status))
 
 
 def heed_while_loading() -> None:
-    """Answer signals as documented from the first moment on: loading what a process needs takes longer than one."""
+    """Handle signals as documented while the process loads."""
     end_at_once(0)
-    for number in (signal.SIGHUP, signal.SIGUSR1):  # what rotates logs signals a process that only starts, too
+    for number in (signal.SIGHUP, signal.SIGUSR1):  # log rotation may also signal a starting process
         signal.signal(number, lambda _number, _frame: None)
     if sys.stdout.isatty():
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))

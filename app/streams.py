@@ -1,8 +1,7 @@
-"""The standard streams of a command: never closed, never undecodable, and stdout says what it could not take.
+"""Robust standard streams: always open, without decoding errors, and with a clear error if stdout fails.
 
-A closed one is replaced by /dev/null at once: else the next file or socket would become stdout or stderr, and be
-written to. stdin and stdout are then opened the wrong way round, so that using them is an error; stderr takes
-everything.
+A closed stream is replaced by /dev/null: else the next file or socket would become stdout or stderr. stdin and stdout
+are then opened in the wrong direction, so that their use is an error.
 """
 
 import io
@@ -13,7 +12,7 @@ from typing import cast
 
 
 class CannotWrite(Exception):
-    """stdout does not take what is written to it. No OSError: those that are in between would handle it their way."""
+    """Writing to stdout failed. It is not an OSError, so that no library handles it."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"cannot write to stdout: {error.strerror}")
@@ -24,7 +23,7 @@ class _Stdout(io.FileIO):
     _failed = False
 
     def write(self, data: "bytes | bytearray | memoryview", /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self._failed:  # said already; what the buffer still holds goes nowhere
+        if self._failed:  # already reported; the rest of the buffer is dropped
             return len(data)
         try:
             return super().write(data)
@@ -41,24 +40,24 @@ class _Stderr(io.FileIO):
 
 
 def open_streams() -> None:
-    """Make the standard streams usable, whatever this process was started with. Safe to repeat."""
+    """Replace closed standard streams and set their error handlers. Safe to repeat."""
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # takes the lowest number that is free: this one
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - so it is when it was closed
+            os.set_inheritable(os.open(os.devnull, flags), True)  # open returns the lowest free number: this fd
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - None if it was closed
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays open
     elif sys.stdin is sys.__stdin__:
         cast("io.TextIOWrapper", sys.stdin).reconfigure(errors="backslashreplace")
-    if sys.stdout is sys.__stdout__:  # else somebody listens in, such as a test
+    if sys.stdout is sys.__stdout__:  # else it was replaced, such as by a test
         sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.__stdout__)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.__stderr__)
 
 
 def _text(raw: io.FileIO, former: "io.TextIOWrapper | None") -> io.TextIOWrapper:
-    """Return a text stream with the encoding of the former one; what that lacks is written as an escape sequence."""
+    """Return a text stream with the encoding of the former one, which escapes characters that the encoding lacks."""
     encoding, at_once = (former.encoding, former.write_through) if former is not None else ("utf-8", False)
     in_lines = raw.fileno() == 2 or raw.isatty()
     return io.TextIOWrapper(

@@ -1,1 +1,1 @@
-"""Commands of the kernel. Those of a module are in its own `cli.py`."""
+"""Commands of the kernel. A module has its own commands in `cli.py`."""

@@ -1,4 +1,4 @@
-"""`app config`: the effective settings, redacted."""
+"""`app config`."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.processes import load_settings, sections
 
-_app = group("Show, explain and validate the settings.")
+_app = group("Show, explain and validate settings.")
 
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
@@ -19,7 +19,7 @@ def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every na
 
 @_app.command()
 def show(as_json: Json = False) -> None:
-    """Show every setting and where it comes from; secrets are redacted.
+    """Show all settings and their sources. Secrets are redacted.
 
     \b
     Examples:
@@ -37,8 +37,8 @@ def show(as_json: Json = False) -> None:
 
 
 @_app.command()
-def explain(key: Annotated[str, typer.Argument(help="For example postgres.host.")], as_json: Json = False) -> None:
-    """Explain one setting: what it means, its value, where that comes from, how to change it.
+def explain(key: Annotated[str, typer.Argument(help="Setting, such as postgres.host.")], as_json: Json = False) -> None:
+    """Explain a setting: its meaning, value, source and environment variable.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def explain(key: Annotated[str, typer.Argument(help="For example postgres.host."
 
 @_app.command()
 def validate(as_json: Json = False) -> None:
-    """Check the settings of the present APP_ENV; every problem at once.
+    """Check the settings of the current APP_ENV and report all problems at once.
 
     \b
     Examples:

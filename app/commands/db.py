@@ -1,4 +1,4 @@
-"""`app db`: the database itself."""
+"""`app db`."""
 
 import os
 import shutil
@@ -27,8 +27,8 @@ def _group() -> None:
 
 
 @_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to psql.")] = None) -> None:
-    """Open psql on whatever is configured: the server of the settings, or the embedded one.
+def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of psql.")] = None) -> None:
+    """Open psql on the configured database server, or on the embedded one.
 
     \b
     Examples:
@@ -48,11 +48,11 @@ def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Passed on 
                 "psql is not installed here, nor in the image; run this where PostgreSQL's client is, such as Debian's"
                 " postgresql-client"
             )
-        # the password goes by the environment, where other users cannot see it
+        # in the environment, unlike on the command line, other users cannot see the password
         known = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
         known |= {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}
         variables = {known[key]: str(value) for key, value in found.parameters.items() if key in known}
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is psql's: it cancels a query
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # in psql Ctrl-C cancels a query
         return subprocess.run([psql, *(arguments or [])], env=os.environ | variables, check=False).returncode  # noqa: S603, ASYNC221
 
     raise typer.Exit(run_once("db shell", work))

@@ -1,4 +1,4 @@
-"""`app health`: for container health checks."""
+"""`app health`, for container health checks."""
 
 import http.client
 import json
@@ -22,20 +22,20 @@ def typer_app(name: str) -> typer.Typer:
 
 def health(
     ready: Annotated[
-        bool, typer.Option("--ready", help="Ask whether it can accept work, not only whether it lives.")
+        bool, typer.Option("--ready", help="Check readiness (/ready) instead of liveness (/health).")
     ] = False,
     port: Annotated[
         int | None,
         typer.Option(
             parser=whole(1, 65535),
             metavar="NUMBER",
-            help="Where to ask.",
-            show_default="the API's port of the settings, then the workers'",
+            help="Port of the process.",
+            show_default="http_server.port, then operations.port",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the process on this machine whether it lives; the exit status is 0, 1 (not ready) or 69 (no answer).
+    """Check the health of the process on this machine. Exit status: 0 (ok), 1 (not ready) or 69 (no answer).
 
     \b
     Examples:
@@ -61,7 +61,7 @@ def health(
 
 
 def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, Any]] | None:
-    """Return the status and the answer, or None when nothing of ours answers."""
+    """Return the status and the body of a response; None without a valid response."""
     connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", path)
@@ -75,5 +75,5 @@ def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, Any]] | None:
 
 
 def _reachable(host: str) -> str:
-    """Return an address to connect to for one that is listened on."""
+    """Return the address to connect to for a listening address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on

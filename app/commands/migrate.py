@@ -1,4 +1,4 @@
-"""`app migrate`: the schema."""
+"""`app migrate`."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from app import ROOT
 from app.commands.once import run_once
-from app.kernel.cli import Json, can_ask, confirm, group, print_json
+from app.kernel.cli import Json, NoInput, can_ask, confirm, group, print_json
 from app.modules import MODULES
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def _with_migrator(work: "Callable[[Migrator], Any]") -> Any:
 
 @_app.command()
 def create(
-    module: Annotated[str, typer.Argument(help="The module whose schema it changes.")],
-    description: Annotated[str, typer.Argument(help="What it does, such as add_user_roles.")],
+    module: Annotated[str, typer.Argument(help="Module of the schema.")],
+    description: Annotated[str, typer.Argument(help="Description, such as add_user_roles.")],
 ) -> None:
-    """Create an empty migration with its rollback, named {yyyymmddHHMMSS}_{module}_{description}.sql.
+    """Create an empty migration and its rollback, {yyyymmddHHMMSS}_{module}_{description}.sql.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def create(
 
 @_app.command()
 def up(as_json: Json = False) -> None:
-    """Apply every pending migration. Processes do this by themselves when they start.
+    """Apply all pending migrations. Processes also do this when they start.
 
     \b
     Examples:
@@ -78,9 +78,9 @@ def up(as_json: Json = False) -> None:
 @_app.command()
 def down(
     module: Annotated[str, typer.Option("--module", help="Roll back all migrations of this module.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, without running it.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    no_input: Annotated[bool, typer.Option("--no-input", help="Never ask; fail instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL without running it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
+    no_input: NoInput = False,
     as_json: Json = False,
 ) -> None:
     """Roll back the newest applied migration, or all migrations of a module. This may drop tables and their rows.
@@ -96,9 +96,9 @@ def down(
         return
     if not yes:
         if no_input or not can_ask():
-            raise typer.BadParameter("this may drop data; say --yes to do it", param_hint="--yes")
+            raise typer.BadParameter("this may drop data; say --yes to confirm", param_hint="--yes")
         what = f"all migrations of {module}" if module else "the newest migration"
-        confirm(f"This may drop tables with what is in them. Roll back {what}?")
+        confirm(f"This may drop tables and their rows. Roll back {what}?")
     undone: list[str] = _with_migrator(lambda migrator: migrator.down(_tell, module))
     if as_json:
         print_json({"rolled_back": undone if module else next(iter(undone), None)})
@@ -108,7 +108,7 @@ def down(
 
 @_app.command()
 def status(as_json: Json = False) -> None:
-    """Show every migration: applied, pending, edited (refused), or unknown (applied by a newer release).
+    """List migrations and their states: applied, pending, edited (refused), or unknown (of a newer release).
 
     \b
     Examples:
@@ -125,7 +125,7 @@ def status(as_json: Json = False) -> None:
 
 @_app.command()
 def plan(as_json: Json = False) -> None:
-    """Show what `app migrate up` would run, without running it.
+    """Print the SQL of pending migrations without running it.
 
     \b
     Examples:
@@ -136,7 +136,7 @@ def plan(as_json: Json = False) -> None:
 
 
 def _print_sql(files: "list[tuple[str, Path]]", as_json: bool, nothing: str = "nothing to roll back") -> None:
-    """Print the files in the order in which they would run."""
+    """Print the SQL of some files."""
     found = [(name, path, path.read_text(encoding="utf-8")) for name, path in files]
     if as_json:
         print_json({"items": [{"id": name, "sql": text} for name, _, text in found]})

@@ -1,4 +1,4 @@
-"""The commands of modules: their groups, and the process that one runs in for as long as its work takes."""
+"""The commands of modules."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def typer_app(name: str) -> typer.Typer:
-    """Return the group of a name: the commands that features of its module declare, and those written by hand."""
+    """Return a group: the commands that features of its module declare, and those in its `cli.py`."""
     from app.kernel.actions.commands import add_commands
     from app.kernel.cli import group
 
@@ -26,7 +26,7 @@ def typer_app(name: str) -> typer.Typer:
 
 
 def run_once(name: str, work: "Callable[[Process], Awaitable[T]]") -> T:
-    """Run a one-off command: a Process for as long as the work takes. Returns what the work returns."""
+    """Run work in a process that ends with it. Returns its result."""
     from app.kernel.telemetry.logs import configure_command
     from app.kernel.telemetry.redact import remember
     from app.processes import load_settings, new_process

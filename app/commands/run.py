@@ -1,4 +1,4 @@
-"""The `run-*` commands: one process each, out of `app.processes`."""
+"""The `run-*` commands: one per process of `app.processes`."""
 
 import asyncio
 from typing import Annotated
@@ -20,12 +20,15 @@ Port = Annotated[
         show_default="from the settings",
     ),
 ]
-NoMigrate = Annotated[bool, typer.Option("--no-migrate", help="Refuse to start when migrations are pending.")]
+NoMigrate = Annotated[bool, typer.Option("--no-migrate", help="Fail if migrations are pending.")]
 Queues = Annotated[list[str] | None, typer.Option("--queue", help="Queue to work on; repeatable.")]
 Concurrency = Annotated[
     int | None,
     typer.Option(
-        parser=whole(1, 10_000), metavar="NUMBER", help="Most jobs at once.", show_default="from the settings"
+        parser=whole(1, 10_000),
+        metavar="NUMBER",
+        help="Maximum number of concurrent jobs.",
+        show_default="from the settings",
     ),
 ]
 

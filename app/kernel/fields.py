@@ -1,4 +1,4 @@
-"""What the declaration of an input field says beyond its type, as annotations: `Annotated[str, Pattern("...")]`."""
+"""Annotations of input fields: `Annotated[str, Pattern("...")]`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,47 +9,47 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A regular expression that the text must match; `^` and `$` stand for its ends."""
+    """A regular expression that the text must match."""
 
     regex: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Return the schema with the pattern in it."""
+        """Add the pattern to the schema."""
         return {**handler(source), "pattern": self.regex}
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the domain checks itself, and refuses with a code of its own: only the documentation says it."""
+    """A constraint that the domain checks with its own error code. It is only documentation."""
 
     pattern: str | None = None
     min_length: int | None = None
     max_length: int | None = None
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Schema]) -> Schema:
-        """Return the JSON schema with the rule in it."""
-        said = {_camel(field.name): getattr(self, field.name) for field in fields(self)}
-        return {**handler(core), **{keyword: value for keyword, value in said.items() if value is not None}}
+        """Add the rule to the JSON schema."""
+        rule = {_camel(field.name): getattr(self, field.name) for field in fields(self)}
+        return {**handler(core), **{keyword: value for keyword, value in rule.items() if value is not None}}
 
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """What a field means, for OpenAPI and the command line."""
+    """The description of a field, for OpenAPI and the command line."""
 
     text: str
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Schema]) -> Schema:
-        """Return the JSON schema with the description in it."""
+        """Add the description to the JSON schema."""
         return {**handler(core), "description": self.text}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field is given on the command line, where its name and type do not say it.
+    """How a field is given on the command line, if it differs from its name and type.
 
-    `form` is how a person writes it: seconds as a `duration` such as 7d, a time as an `age` such as 7d. A flag that is
-    not given is `default`; on a terminal, `note` says then what is not shown. `none` is what null means, for a number
-    that must be given and may be null: --none.
+    `form` is the notation: `duration` for seconds and `age` for a time, both such as 7d. `default` is the value of an
+    absent flag; `note` describes on a terminal what the list omits then. `none` is the help of --none, which stands
+    for null.
     """
 
     name: str = ""
@@ -62,7 +62,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class IdOf:
-    """The field identifies a row of these tables: on the command line, a part of it that is unique will do."""
+    """The field is the id of a row of these tables. The command line also accepts a unique part of it."""
 
     what: str
     tables: tuple[LiteralString, ...]
@@ -70,7 +70,7 @@ class IdOf:
 
 @dataclass(frozen=True, slots=True)
 class NameOf:
-    """The field names something. `known` has `names(db)`, to tell a name that nothing has from an empty list."""
+    """The field is a name. `names(db)` of `known` returns all names, to detect an unknown one."""
 
     what: str
     known: type[Any]

@@ -1,4 +1,4 @@
-"""Lists in pages: `?limit=` (1 to 100, default 20) and `&cursor=`; the answer says where the next page starts."""
+"""Cursor pagination: `?limit=` (1 to 100, default 20) and `&cursor=`, the `next_cursor` of the previous page."""
 
 import base64
 from collections.abc import Sequence
@@ -16,35 +16,31 @@ T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 Limit = Annotated[int, Interval(ge=1, le=100), Doc("Maximum number of rows.")]
-Cursor = Annotated[
-    str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("Where an earlier page said that the next one starts.")
-]
-"""Where a page starts: 16 bytes in base64url."""
-WorkCursor = Annotated[
-    str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"), Doc("Where an earlier answer said that the work goes on.")
-]
-"""Where work goes on, with two moments: 32 bytes in base64url."""
+Cursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("`next_cursor` of the previous page.")]
+"""An id: 16 bytes in base64url."""
+WorkCursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"), Doc("`next_cursor` of a response.")]
+"""An id and two times: 32 bytes in base64url."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A part of a list, and where the next one starts; nowhere when this is the last."""
+    """A page of a list; `next_cursor` is null on the last page."""
 
     items: list[T]
     next_cursor: str | None = None
 
 
 class HasId(Protocol):
-    """What can be listed."""
+    """A row of a list."""
 
     @property
     def id(self) -> UUID:
-        """Its identifier, by which the list is ordered."""
+        """The id, which orders the list."""
         ...
 
 
 def after(cursor: str | None) -> UUID | None:
-    """Return where a page starts. Raises Invalid for a cursor that was not ours."""
+    """Return the id that a page starts after. Raises Invalid for a malformed cursor."""
     if cursor is None:
         return None
     try:
@@ -54,20 +50,20 @@ def after(cursor: str | None) -> UUID | None:
 
 
 def next_cursor(items: Sequence[HasId], limit: int) -> str | None:
-    """Return the cursor of the next page; None when this one is not full."""
+    """Return the cursor of the next page; None if this page is not full."""
     if len(items) < limit:
         return None
     return _text(items[-1].id.bytes)
 
 
 def mark(last: UUID, *moments: datetime) -> str:
-    """Return a cursor for work that goes on where it stopped: an identifier, and moments to the microsecond."""
+    """Return a cursor of an id and times to the microsecond."""
     numbers = [(moment - _EPOCH) // _MICROSECOND for moment in moments]
     return _text(last.bytes + b"".join(number.to_bytes(8, "big", signed=True) for number in numbers))
 
 
 def marked(cursor: str, moments: int) -> tuple[UUID, list[datetime]]:
-    """Return what `mark` was given, so many moments. Raises Invalid for a cursor that was not ours."""
+    """Return the id and the times of a cursor. Raises Invalid for a malformed cursor."""
     try:
         found = _bytes(cursor)
         numbers = [int.from_bytes(found[at : at + 8], "big", signed=True) for at in range(16, len(found), 8)]
@@ -79,7 +75,7 @@ def marked(cursor: str, moments: int) -> tuple[UUID, list[datetime]]:
 
 
 def _bytes(cursor: str) -> bytes:
-    return base64.urlsafe_b64decode(cursor + "==")  # what is wrong with it is a ValueError
+    return base64.urlsafe_b64decode(cursor + "==")  # raises ValueError
 
 
 def _text(position: bytes) -> str:

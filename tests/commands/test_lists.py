@@ -196,7 +196,7 @@ def test_a_dry_run_counts_and_changes_nothing(on_migrated: Project, migrated: Te
     assert counted == {"dry_run": True, "count": 1500}
     assert migrated.all(count) == [(1500,)]
     one = migrated.all("SELECT id FROM kernel.dead_letters WHERE queue = 'dry' LIMIT 1")[0][0]
-    assert "--dry-run counts what options choose" in misused(
+    assert "--dry-run needs options that select rows" in misused(
         on_migrated.app("dead-letters", "purge", str(one), "--dry-run")
     )
 

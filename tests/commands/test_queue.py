@@ -157,7 +157,7 @@ def test_a_replay_that_is_interrupted_says_how_to_go_on_and_nothing_is_lost_or_d
     ((enqueued, _),) = migrated.all(counted)
     assert 0 < enqueued < total
     assert f"stopped after {enqueued} events, at 2026-11-22T10:00:0" in said
-    cursor = said.partition("go on with --cursor ")[2].split()[0]
+    cursor = said.partition("continue with --cursor ")[2].split()[0]
     rest = printed_json(on_migrated.app(*replay, "--cursor", cursor, "--json"))
     assert rest == {"subscriber": "greeter", "enqueued_count": total - enqueued}
     assert migrated.all(counted) == [(total, total)]

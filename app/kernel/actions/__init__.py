@@ -1,8 +1,8 @@
 """Actions: the unit of business work, declared once.
 
-An action is a method of a feature class under `@read` or `@change`. From the declaration follow its route, its OpenAPI
-entry, its command, its permission check, its transaction, its audit record and its span. The decorators return the
-method as it is, so a test calls it like any other.
+An action is a method of a feature class under `@read` or `@change`. Its route, OpenAPI entry, command, permission
+check, transaction, audit record and span are derived from the declaration. The decorators return the method unchanged,
+so tests call it directly.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,28 +23,28 @@ _DECLARED = "__declared__"
 
 @dataclass(slots=True)
 class Note:
-    """What an action adds to its audit record: to whom it was done, and details that hold no secret."""
+    """The part of an audit record that an action sets: the target, and details without secrets."""
 
     target: object = None
     recorded: bool = True
-    """False when nothing was changed, so that there is nothing to record."""
+    """False if nothing was changed."""
     details: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
 class Action:
-    """What is declared of an action.
+    """The declaration of an action.
 
-    Whoever is signed in may run it, holders of `permission` when it names one, everyone when it is `public`. `raises`
-    are the refusals that callers must expect, besides those of every request.
+    The caller must hold `permission`; without one, a live session is enough; a `public` action needs neither. `raises`
+    lists the refusals of the action, without those of every request.
 
-    `command` is its name on the command line. A change with `confirm` is destructive: it asks that question first.
-    `message` reports success, when the result has no text of its own. `{field}` in both stands for a field of the input
-    or the result. A list that is empty says `empty`: what to do next. A change with `count`, the id of the action that
-    counts the rows, works in parts: its result has `next_cursor`, and the command goes on until that is None.
+    `command` is its name on the command line. A destructive change asks `confirm` first. `message` reports success
+    unless the result has its own text. `{field}` in both is a field of the input or the result. An empty list prints
+    `empty`, a next step. `count` is the id of the action that counts the rows of a batched change: the result has
+    `next_cursor`, and the command repeats the change until it is None.
 
-    Over HTTP, `authenticator` finds out who asks, `codec` reads and writes bodies, `headers` makes further header
-    fields of a result, caches may keep a result for `cache_s` seconds, and `timeout_s` seconds replace
+    Over HTTP, `authenticator` authenticates the request, `codec` reads and writes bodies, `headers` returns header
+    fields of a result, `cache_s` is the maximum age of a cached result, and `timeout_s` replaces
     `http_server.handle_timeout`.
     """
 
@@ -70,7 +70,7 @@ class Action:
 
 
 class Declared(TypedDict, total=False):
-    """What every action may declare: fields of `Action`."""
+    """Options of `@read` and `@change`: fields of `Action`."""
 
     permission: str
     public: bool
@@ -91,7 +91,7 @@ class Declared(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Work:
-    """What is declared of a method that runs jobs: of a task, or of the events of a class."""
+    """The declaration of a method that runs the jobs of a task or of an event class."""
 
     id: str
     task: Task[Any] | None = None
@@ -100,7 +100,7 @@ class Work:
 
 
 def read(action_id: str, *, GET: str = "", **declared: Unpack[Declared]) -> Callable[[F], F]:  # noqa: N803
-    """Declare an action that changes nothing. It is given the Database if it asks for it."""
+    """Declare an action that changes nothing. Reads take the Database."""
     return _declaring(Action(action_id, False, "GET" if GET else "", GET, **declared))
 
 
@@ -113,10 +113,10 @@ def change(
     DELETE: str = "",  # noqa: N803
     **declared: Unpack[Declared],
 ) -> Callable[[F], F]:
-    """Declare an action that changes something.
+    """Declare an action that changes data.
 
-    One that takes a Transaction is given one that is open, is recorded in the audit trail inside it, and is rolled back
-    when it raises. One that must itself decide what is committed takes the Database instead, and records itself.
+    An action that takes a Transaction runs inside it with its audit record, and is rolled back if it raises. An action
+    that takes the Database commits and records by itself.
     """
     paths = {"POST": POST, "PUT": PUT, "PATCH": PATCH, "DELETE": DELETE}
     routes = [(method, path) for method, path in paths.items() if path]
@@ -127,12 +127,12 @@ def change(
 
 
 def task(work: Task[Any]) -> Callable[[F], F]:
-    """Declare a method that runs the jobs of a task; with a Transaction among its parameters, exactly once."""
+    """Declare a method that runs the jobs of a task. With a Transaction parameter it runs them exactly once."""
     return _declaring(Work(work.name, task=work))
 
 
 def subscriber(name: str, event: type[Event], **options: Any) -> Callable[[F], F]:
-    """Declare a method that is given each event of a class; `options` are those of `queue.Subscriber`."""
+    """Declare a method that receives the events of a class; `options` are those of `queue.Subscriber`."""
     return _declaring(Work(name, event=event, options=options))
 
 
@@ -146,16 +146,16 @@ def _declaring(declared: Action | Work) -> Callable[[F], F]:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a method asks for and returns, by the types of its parameters."""
+    """The types of the parameters and the result of a method."""
 
     parameters: tuple[Any, ...]
     returns: Any
     input: Any = None
-    """The dataclass that it takes as input, or the list when that is an array; None when there is none."""
+    """The input: a dataclass or a list; None without an input."""
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> "Signature":
-        """Return the signature of a method. Raises TypeError for one that no adapter could call."""
+        """Return the signature of a method. Raises TypeError for an unsupported one."""
         hints = get_type_hints(function, include_extras=True)
         returns = hints.pop("return")
         inputs = {name: hint for name, hint in hints.items() if not _is_given(_plain(hint))}
@@ -167,12 +167,12 @@ class Signature:
         return cls(tuple(map(_plain, hints.values())), returns, next(iter(inputs.values()), None))
 
     def takes(self, kind: object) -> bool:
-        """Return whether it asks for this."""
+        """Return whether the method takes a type."""
         return kind in self.parameters
 
     @property
     def is_transactional(self) -> bool:
-        """Whether it takes part in a transaction of its caller."""
+        """Whether the method takes a transaction."""
         return Transaction in self.parameters
 
 
@@ -185,7 +185,7 @@ def _is_given(kind: Any) -> bool:
 
 
 def is_caller(kind: Any) -> bool:
-    """Return whether a type is that of who calls."""
+    """Return whether a type is Caller or a subclass."""
     return isinstance(kind, type) and issubclass(kind, Caller)
 
 
@@ -197,7 +197,7 @@ def _plain(hint: Any) -> Any:
 
 
 def declared(feature: type[Any]) -> Iterator[tuple[str, Action | Work, Signature]]:
-    """Yield what a feature class declares, in the order of its text: the name of the method, declaration, signature."""
+    """Yield the declarations of a feature class in source order: name of the method, declaration, signature."""
     for name, method in vars(feature).items():
         found = getattr(method, _DECLARED, None)
         if found is not None:

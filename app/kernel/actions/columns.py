@@ -1,4 +1,4 @@
-"""Columns of lists for people, declared on the row type: they serve the terminal's table and the CSV alike."""
+"""Columns of lists, declared on the row type, for tables on a terminal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from typing import Any
 class Column:
     """A column.
 
-    `of` is the field that it shows (that of its heading, unless said), or a function of the row, which may return
-    several values. An `extra` column is left out where there is no room for it; the words of a state have colours.
+    `of` is the name of a field (by default the heading), or a function of the row that returns one or more values. A
+    narrow terminal omits `extra` columns. A state is coloured.
     """
 
     heading: str
@@ -19,7 +19,7 @@ class Column:
     is_state: bool = False
 
     def value(self, row: object) -> object:
-        """Return what the column shows of a row."""
+        """Return the value of the column in a row."""
         if callable(self.of):
             return self.of(row)
         return getattr(row, self.of or self.heading.replace(" ", "_"))

@@ -1,4 +1,4 @@
-"""Commands from actions: what stands in the path is an argument, the rest are options; validated as over HTTP."""
+"""Commands derived from actions: path parameters are arguments, other fields are options, validated as over HTTP."""
 
 import inspect
 import sys
@@ -27,23 +27,23 @@ T = TypeVar("T")
 _SHOWN = 5
 _FLAGS = {
     "as_json": ("--json", "Print JSON."),
-    "yes": ("--yes", "Do not ask."),
-    "no_input": ("--no-input", "Never ask; fail instead."),
-    "dry_run": ("--dry-run", "Only say how many there are; change nothing."),
+    "yes": ("--yes", "Skip the confirmation."),
+    "no_input": ("--no-input", "Fail instead of asking."),
+    "dry_run": ("--dry-run", "Print the number of affected rows without changing them."),
 }
 
 
 class RunOnce(Protocol):
-    """Run a one-off command: a Process for as long as the work takes."""
+    """Runs work in a process that ends with it."""
 
     def __call__(self, name: str, work: Callable[[Process], Awaitable[T]]) -> T:
-        """Return what the work returns."""
+        """Return the result of the work."""
         ...
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """An action of a feature that is a command, and its parameters there."""
+    """An action that is a command, and its parameters."""
 
     feature: type[Any]
     method: str
@@ -53,22 +53,22 @@ class _Declared:
 
     @property
     def noun(self) -> str:
-        """What the command is about: the name of its group."""
+        """The name of the group of the command."""
         return self.action.command.split()[-2].replace("-", " ")
 
 
 @dataclass(frozen=True)
 class _Input:
-    """The input of an action; `parts` are identifiers of which only a part was given."""
+    """The input of an action; `parts` are partial ids by field."""
 
     given: Any
     parts: dict[str, str]
 
 
 def add_commands(group: typer.Typer, name: str, features: Iterable[type[Any]], run_once: RunOnce) -> None:
-    """Add to a group the commands that some features declare for it, and a group for each word between.
+    """Add the commands that features declare to a group, with nested groups.
 
-    Two actions may be one command: one for a single thing, its argument, and one for those that options choose.
+    Two actions may share a command: one for a single row, named by an argument, and one for rows that options select.
     """
     found: dict[str, list[_Declared]] = {}
     for feature in features:
@@ -97,7 +97,7 @@ def _parameters(action: Action, signature: Signature) -> list[Parameter]:
 
 
 def _help(actions: list[_Declared]) -> str:
-    """Return the docstring of the method, that of a second action in one line, and examples."""
+    """Return the docstring of the first action, the summary of the second one, and examples."""
     texts = [inspect.getdoc(getattr(each.feature, each.method)) or each.action.id for each in actions]
     text = "\n\n".join([texts[0], *(more.partition("\n")[0] for more in texts[1:])])
     examples = [example for each in actions for example in each.action.examples] or [""]
@@ -112,10 +112,10 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
         chosen = _chosen(actions, options)
         action, wanted = chosen.action, _read(chosen, options)
         if dry_run and not action.count:
-            raise typer.BadParameter("this changes one thing; --dry-run counts what options choose")
+            raise typer.BadParameter("--dry-run needs options that select rows")
         asks = bool(action.confirm) and not yes and not dry_run
         if asks and (no_input or not can_ask()):
-            raise typer.BadParameter("this cannot be undone; say --yes to do it", param_hint="--yes")
+            raise typer.BadParameter("this cannot be undone; say --yes to confirm", param_hint="--yes")
         if asks or dry_run:
             wanted, count = run_once(action.command, lambda p: _prepared(p, chosen, wanted))
             if dry_run:
@@ -138,7 +138,7 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
 
 
 def _chosen(actions: list[_Declared], options: dict[str, Any]) -> _Declared:
-    """Return the action that is meant. Raises BadParameter when not exactly one of them is."""
+    """Return the action that the options select. Raises BadParameter unless it is exactly one."""
     if len(actions) == 1:
         return actions[0]
     one, many = actions
@@ -153,7 +153,7 @@ def _chosen(actions: list[_Declared], options: dict[str, Any]) -> _Declared:
 
 
 def _read(chosen: _Declared, options: dict[str, Any]) -> _Input:
-    """Return the input that some options make. Raises BadParameter, which names the first that is wrong."""
+    """Decode options to the input. Raises BadParameter for the first invalid option."""
     if chosen.signature.input is None:
         return _Input(None, {})
     texts: dict[str, str] = {}
@@ -177,7 +177,7 @@ def _read(chosen: _Declared, options: dict[str, Any]) -> _Input:
 
 
 async def _prepared(p: Process, chosen: _Declared, wanted: _Input) -> tuple[_Input, int]:
-    """Return the input with whole identifiers, and how many rows it chooses."""
+    """Return the input with whole ids, and the number of rows that it selects."""
     given = await _with_whole_ids(p, chosen, wanted)
     if not chosen.action.count:
         return _Input(given, {}), 1
@@ -188,7 +188,7 @@ async def _prepared(p: Process, chosen: _Declared, wanted: _Input) -> tuple[_Inp
 
 
 async def _done(p: Process, chosen: _Declared, wanted: _Input) -> tuple[Any, Any]:
-    """Run the action; return its input and result. Raises NotFound when a name is unknown and nothing was found."""
+    """Run the action; return its input and result. Raises NotFound if a name is unknown and the result is empty."""
     run, given = Operations(await operations(p, [chosen.feature])), await _with_whole_ids(p, chosen, wanted)
     if chosen.action.count:
         result = await _in_parts(run, chosen, given)
@@ -211,7 +211,7 @@ async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:
 
 
 async def _whole_id(db: Database, of: IdOf, part: str) -> UUID:
-    """Return the identifier that begins or ends with some characters. Raises NotFound, and Invalid when several do."""
+    """Return the id that begins or ends with some characters. Raises NotFound; Invalid if there are several."""
     digits = part.replace("-", "").lower()
     begin = str(UUID(digits.ljust(32, "0")))[: len(digits) + sum(len(digits) > at for at in (8, 12, 16, 20))]
     end = str(UUID(digits.rjust(32, "0")))[-len(digits) - sum(len(digits) > at for at in (12, 16, 20, 24)) :]
@@ -228,7 +228,7 @@ async def _whole_id(db: Database, of: IdOf, part: str) -> UUID:
 
 
 async def _check_names(p: Process, chosen: _Declared, given: Any) -> None:
-    """Raise NotFound, with the name that is nearest, when an option names what does not exist."""
+    """Raise NotFound, with the nearest name, if an option has an unknown name."""
     for parameter in chosen.parameters:
         name = getattr(given, parameter.name, None)
         if parameter.name_of is None or name is None:
@@ -239,9 +239,9 @@ async def _check_names(p: Process, chosen: _Declared, given: Any) -> None:
 
 
 async def _in_parts(run: Operations, chosen: _Declared, given: Any) -> Any:
-    """Run an action until it has nothing more to do; return its last result with all counts added up.
+    """Run an action until `next_cursor` is None; return its last result with the sums of all counts.
 
-    Shows progress on a terminal; when interrupted, says how far it came.
+    Shows progress on a terminal. When interrupted, it prints the number of changed rows and a cursor.
     """
     action, done = chosen.action, dict[str, int]()
     total = await run(action.count, given) if can_show_progress() else None
@@ -265,9 +265,9 @@ async def _in_parts(run: Operations, chosen: _Declared, given: Any) -> Any:
 
 def _stopped(noun: str, count: int, last: Any) -> str:
     if last.next_cursor is None:
-        return f"stopped after {count} {noun}, which were all"
+        return f"stopped after all {count} {noun}"
     at = f", at {last.next_from.isoformat()}" if getattr(last, "next_from", None) else ""
-    return f"stopped after {count} {noun}{at}; go on with --cursor {last.next_cursor}"
+    return f"stopped after {count} {noun}{at}; continue with --cursor {last.next_cursor}"
 
 
 def _counts(result: Any) -> dict[str, int]:
@@ -275,7 +275,7 @@ def _counts(result: Any) -> dict[str, int]:
 
 
 def _named(record: Any) -> dict[str, Any]:
-    """Return the fields of a record by the names that clients have for them; nothing for none."""
+    """Return the fields of a record by their external names; empty for None."""
     items = fields(record) if is_dataclass(record) else ()
     return {name_outside(item.name): getattr(record, item.name) for item in items}
 
@@ -306,7 +306,7 @@ def _show(chosen: _Declared, given: Any, result: Any, *, as_json: bool) -> None:
 
 
 def _for_programs(action: Action, given: Any, result: Any) -> Any:
-    """Return what --json prints: the result; what was asked for when there is none; counts of work in parts."""
+    """Return the output of --json: the result, or the input if there is none; counts for a batched change."""
     if action.count:
         words = [name for _, name, _, _ in Formatter().parse(action.message) if name]
         return {**{name: value for name, value in _named(given).items() if name in words}, **_counts(result)}

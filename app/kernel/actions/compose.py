@@ -1,7 +1,7 @@
-"""Composition by type: a feature names what it needs as fields, and each is made from its type, once a process.
+"""Composition by type: the fields of a feature are its dependencies. Each type has one object per process.
 
-A type is made by the provider that is registered for it, taken from the settings when it is a section of them, or, when
-it is a dataclass, made of its own fields in the same way.
+The object of a type comes from its provider, from the settings if the type is a section, or, if the type is a
+dataclass, from its constructor with its own dependencies.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
@@ -23,13 +23,13 @@ Providers = Mapping[type[Any], Provider[Any]]
 
 
 class MissingProvider(InvalidDeclaration):
-    """Nothing makes a type that a class needs; the message names class, field and type."""
+    """A type has no provider; the message names the class, the field and the type."""
 
 
 async def make(p: Process, kind: type[T]) -> T:
-    """Return the one object of a type in this process. Raises MissingProvider, and what providers raise.
+    """Return the object of a type in this process; create it first if needed.
 
-    Call it while starting. Safe to repeat: it is made once.
+    Call it during start-up. Raises MissingProvider and the errors of providers. Safe to repeat.
     """
     if kind in p.made:
         return p.made[kind]
@@ -46,7 +46,7 @@ async def make(p: Process, kind: type[T]) -> T:
 
 
 def check(kind: type[Any], providers: Providers, sections: Iterable[type[Any]]) -> None:
-    """Raise MissingProvider unless a class can be made; opens nothing."""
+    """Raise MissingProvider if a dependency of a class has no provider. Opens nothing."""
     known = frozenset({*sections, Settings})
     for _, needed in _needs(kind, providers, known):
         if needed not in providers and needed not in known:
@@ -68,7 +68,7 @@ def _can_be_made(kind: Any) -> bool:
 
 
 async def operations(p: Process, features: Iterable[type[Any]]) -> list[ActionOperation]:
-    """Return the actions of some features, with what they need. Raises what `make` raises."""
+    """Return the actions of some features. Raises like `make`."""
     found: list[ActionOperation] = []
     for kind in features:
         feature = await make(p, kind)
@@ -80,18 +80,18 @@ async def operations(p: Process, features: Iterable[type[Any]]) -> list[ActionOp
 
 
 class Operations:
-    """Some actions, called by their ids: for commands that are written by hand."""
+    """Actions by id, for commands."""
 
     def __init__(self, found: Iterable[ActionOperation]) -> None:
         self._found = {operation.id: operation for operation in found}
 
     async def __call__(self, action_id: str, given: Any = None) -> Any:
-        """Run an action as the operating system's user."""
+        """Run an action as the user of the operating system."""
         return await self._found[action_id](Call(operator()), given)
 
 
 async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | Subscriber]:
-    """Return what runs the jobs of some features' tasks and subscribers. Raises what `make` raises."""
+    """Return the handlers and subscribers of some features. Raises like `make`."""
     found: list[Handler | Subscriber] = []
     for kind in features:
         works = [(name, work, signature) for name, work, signature in declared(kind) if isinstance(work, Work)]
@@ -107,7 +107,7 @@ async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | 
 
 
 class JobOperation:
-    """A method of a feature that runs jobs, with a log line about each; the worker makes the span."""
+    """A method of a feature that runs jobs. Logs each run; the worker creates the span."""
 
     def __init__(self, operation_id: str, body: Callable[..., Any], signature: Signature, db: Database) -> None:
         self.operation_id = operation_id
@@ -116,12 +116,12 @@ class JobOperation:
         self._takes_database = signature.takes(Database)
 
     async def __call__(self, *arguments: Any) -> Any:
-        """Run it with the transaction, if it takes one, and the payload."""
+        """Run the method with the transaction, if it takes one, and the payload."""
         with Timed(self.operation_id):
             return await self._body(*((self._db, *arguments) if self._takes_database else arguments))
 
 
 @asynccontextmanager
 async def value(made: T) -> AsyncGenerator[T]:
-    """Provide something that exists already, such as what a test puts in the place of a provider's."""
+    """Provide an existing object."""
     yield made

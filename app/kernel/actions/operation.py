@@ -1,4 +1,4 @@
-"""Actions of built features, as every adapter runs them: span, permission, transaction, audit record."""
+"""Actions as HTTP and the command line run them: with span, transaction and audit record."""
 
 import inspect
 import time
@@ -28,7 +28,7 @@ Body = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class Timed:
-    """Logs the outcome of what runs inside, with the time that it took. A class, as a generator costs twice as much."""
+    """Logs the outcome and the duration of its body. A generator would cost twice as much."""
 
     __slots__ = ("_id", "_started")
 
@@ -45,7 +45,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who calls, and what they sent to prove it."""
+    """A caller and its credentials."""
 
     caller: Caller
     token: BearerToken = _NO_TOKEN
@@ -53,7 +53,7 @@ class Call:
 
 
 class ActionOperation:
-    """One action of a feature, with what it needs to run."""
+    """An action of a feature object."""
 
     def __init__(self, action: Action, body: Body, signature: Signature, db: Database, audit: Audit) -> None:
         self.id = action.id
@@ -67,7 +67,7 @@ class ActionOperation:
         self._audit = audit
 
     async def __call__(self, call: Call, given: Any = None) -> Any:
-        """Run the action with its input, in its transaction. Returns what it returns; raises what it raises."""
+        """Run the action with its input, in its transaction."""
         with span(self.id), Timed(self.id):
             if not self.signature.is_transactional:
                 return await self._body(*self._bind(self._db, None, call.token, call.basic, call.caller, given))
@@ -84,9 +84,9 @@ _CALLER, _INPUT = 4, 5
 
 
 def binder(signature: Signature) -> Callable[..., list[Any]]:
-    """Return what picks the arguments of a method, by the types of its parameters.
+    """Return a function that selects the arguments of a method by the types of its parameters.
 
-    It is given the database or transaction, the note, the token, the name and password, the caller, and the input.
+    It takes the database or transaction, the note, the token, the name and password, the caller, and the input.
     """
     places = [_PLACES.get(kind, _CALLER if is_caller(kind) else _INPUT) for kind in signature.parameters]
     return lambda *there: [there[place] for place in places]
@@ -97,6 +97,6 @@ def _named(target: object) -> str | None:
 
 
 def _target(path: str, given: Any) -> Any:
-    """Return to whom something is done: what the first parameter of the path names."""
+    """Return the target: the first parameter of the path."""
     _, _, rest = path.partition("{")
     return getattr(given, rest.partition("}")[0], None) if rest else None

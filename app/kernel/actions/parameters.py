@@ -1,4 +1,4 @@
-"""Parameters of commands from fields of inputs: names, help, and how people write values."""
+"""Parameters of commands, derived from the fields of inputs."""
 
 import inspect
 import re
@@ -21,7 +21,7 @@ _DAY_S = 86400
 
 @dataclass(frozen=True)
 class Parameter:
-    """A field of an input as the command line has it. `name` is that of the field, `option` what people type."""
+    """A field of an input on the command line. `name` is the field, `option` the name of the option or argument."""
 
     name: str
     option: str
@@ -60,11 +60,11 @@ class Parameter:
 
     @property
     def hint(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return self.option.upper() if self.is_argument else f"--{self.option}"
 
     def declared(self, *, is_optional: bool) -> inspect.Parameter:
-        """Return it for the signature of the command; `is_optional` when another one may take its place."""
+        """Return it for the signature of the command; `is_optional` if another one may replace it."""
         required = self.default is MISSING and not self.about.none and not is_optional
         if self.is_flag:
             shown: Any = typer.Option(f"--{self.option}", help=self.help)
@@ -81,7 +81,7 @@ class Parameter:
         )
 
     def text(self, options: dict[str, Any]) -> str | None:
-        """Return the text to decode; None when it was not given. Raises BadParameter."""
+        """Return the text to decode; None if it is absent. Raises BadParameter."""
         value = options.get(self.name)
         if self.about.none:
             if (value is None) != bool(options[f"no_{self.name}"]):
@@ -94,27 +94,27 @@ class Parameter:
         return bool(options.get(f"no_{self.name}"))
 
     def is_part(self, text: str) -> bool:
-        """Return whether this is a part of an identifier."""
+        """Return whether the text is a part of an id."""
         return self.id_of is not None and _PART_OF_ID.fullmatch(text) is not None
 
     def is_filter(self, given: Any) -> bool:
-        """Return whether it was given and leaves out a part of a list."""
+        """Return whether it was given and filters a list."""
         return self.name not in ("limit", "cursor") and not self.is_flag and getattr(given, self.name) is not None
 
     def note(self, given: Any) -> str:
-        """Return what to say about what a flag that was not given left out."""
+        """Return the note about rows that the list omits because of an absent flag."""
         return self.about.note if self.is_flag and getattr(given, self.name) == self.about.default else ""
 
 
 def flag(name: str, option: str, text: str) -> inspect.Parameter:
-    """Return the flag of a command that is no field."""
+    """Return a flag that is not a field."""
     shown: Any = typer.Option(option, help=text)
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, shown])
 
 
 def _parts(hint: Any) -> Iterator[Any]:
-    """Yield a type, its annotations, outermost first, and what it is made of."""
+    """Yield a type, its annotations, outermost first, and the types inside it."""
     yield hint
     if get_origin(hint) is not Literal:
         for part in reversed(get_args(hint)):
@@ -131,12 +131,12 @@ def _help(text: str, default: Any, parts: list[Any], about: Option) -> str:
         text = f"{text} One of {', '.join(choices)}."
     if default not in (None, MISSING) and bool not in parts:
         shown = f"{default / _DAY_S:g}d" if about.form == "duration" else default
-        text = f"{text} {shown} unless given."
+        text = f"{text} Default: {shown}."
     return text
 
 
 def _parser(about: Option, parts: list[Any]) -> Callable[[str], str] | None:
-    """Return what makes a text of the command line one that requests have."""
+    """Return the conversion of a text on the command line to the notation of requests."""
     if about.form == "age":
         age = seconds()
         return lambda text: (datetime.now(UTC) - timedelta(seconds=age(text))).isoformat()

@@ -1,4 +1,4 @@
-"""What commands share: groups, parameters, JSON, questions, progress. Tables are in `tables`, which loads rich."""
+"""Shared parts of commands: groups, parameters, JSON, confirmation, progress. `tables`, which loads rich, is apart."""
 
 import asyncio
 import json
@@ -17,10 +17,11 @@ _WHOLE = re.compile("0|[1-9][0-9]{0,18}", re.ASCII)
 _SENTENCE = re.compile(r"(?<=\.)\s")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+NoInput = Annotated[bool, typer.Option("--no-input", help="Fail instead of asking.")]
 
 
 def whole(least: int, most: int) -> Callable[[str | int], int]:
-    """Return a parser of whole numbers between two bounds, for a parameter: in plain digits, as in settings."""
+    """Return a parameter parser of integers in decimal digits between two bounds."""
 
     def parse(given: str | int) -> int:
         text = str(given)  # a default is a number
@@ -32,7 +33,7 @@ def whole(least: int, most: int) -> Callable[[str | int], int]:
 
 
 class _Group(TyperGroup):
-    """A group whose help shows the whole first sentence of each command."""
+    """A group whose help has the first sentence of each command."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         texts = {
@@ -51,7 +52,7 @@ def group(summary: str) -> typer.Typer:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON on stdout. Where that has no UTF-8, in ASCII: an escape sequence of its own is no JSON."""
+    """Print a value as JSON on stdout, in ASCII if stdout is not UTF-8."""
     from pydantic_core import to_json
 
     text = to_json(value, indent=2).decode()
@@ -61,12 +62,12 @@ def print_json(value: object) -> None:
 
 
 def can_ask() -> bool:
-    """Return whether there is somebody at a terminal to ask."""
+    """Return whether stdin is a terminal."""
     return sys.stdin.isatty()
 
 
 def confirm(question: str) -> None:
-    """Ask on stderr, since stdout is data. Raises Refusal unless the answer is yes."""
+    """Ask for confirmation on stderr, because stdout is data. Raises Refusal unless the answer is yes."""
     from app.kernel.errors import Refusal
 
     sys.stderr.write(f"{question} [y/N]: ")
@@ -76,7 +77,7 @@ def confirm(question: str) -> None:
 
 
 def moment(text: str) -> datetime:
-    """Return a moment of RFC 3339, or a day; in UTC unless it says otherwise. For a parameter's parser."""
+    """Parse an RFC 3339 time or a day, in UTC by default. A parameter parser."""
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
@@ -85,7 +86,7 @@ def moment(text: str) -> datetime:
 
 
 def seconds(*, least_s: float = 0, most_days: int = 36_500) -> Callable[[str], float]:
-    """Return a parser of durations between two bounds, for a parameter; it returns seconds."""
+    """Return a parameter parser of durations between two bounds; it returns seconds."""
 
     def parse(text: str) -> float:
         from pydantic import TypeAdapter, ValidationError
@@ -104,11 +105,11 @@ def seconds(*, least_s: float = 0, most_days: int = 36_500) -> Callable[[str], f
 
 
 class Chunk(Protocol):
-    """What a part of a longer work returned."""
+    """The result of a batch."""
 
     @property
     def next_cursor(self) -> str | None:
-        """Where the next part starts; None when this was the last."""
+        """The cursor of the next batch; None after the last one."""
         ...
 
 
@@ -116,7 +117,7 @@ C = TypeVar("C", bound=Chunk)
 
 
 async def in_chunks(step: Callable[[str | None], Awaitable[C]], cursor: str | None = None) -> AsyncGenerator[C]:
-    """Yield what each part of a longer work returned. When interrupted, the part under way is finished first."""
+    """Yield the result of each batch. An interrupt takes effect after the current batch."""
     while True:
         under_way = asyncio.ensure_future(step(cursor))
         try:
@@ -131,13 +132,13 @@ async def in_chunks(step: Callable[[str | None], Awaitable[C]], cursor: str | No
 
 
 def can_show_progress() -> bool:
-    """Return whether stderr is a terminal that can move its cursor."""
+    """Return whether stderr is a terminal that supports progress bars."""
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
 def progress(what: str, total: int | None) -> Generator[Callable[[int], None]]:
-    """Show on stderr, if it is a terminal, how far something is: call what this returns with how much was done."""
+    """Show a progress bar if stderr is a terminal. Call the yielded function with the progress since its last call."""
     if not can_show_progress():
         yield lambda _: None
         return

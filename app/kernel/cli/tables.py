@@ -1,8 +1,8 @@
-"""Lists and records for people: on a terminal one line a row, elsewhere everything whole.
+"""Tables and records.
 
-On a terminal identifiers are shortened to their last characters, at least 8 and as many as tell the listed ones apart;
-commands take these, or as many of the first ones, in place of a whole one. Times are relative, and what is too long
-ends in an ellipsis. In a pipe nothing is shortened, and times are RFC 3339 in UTC.
+A terminal shows one line per row: ids are shortened to their last 8 or more characters that are unique in the list,
+which commands accept; times are relative; long texts end in an ellipsis. In a pipe nothing is shortened, and times are
+in UTC.
 """
 
 import json
@@ -39,14 +39,14 @@ _COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in 
 
 
 def print_page(page: "Page[Any]", columns: "Columns") -> None:
-    """Print a part of a list; when there may be more, say on stderr how to get it."""
+    """Print a page, and on stderr the cursor of the next one."""
     print_list(page.items, columns)
     if page.next_cursor is not None:
         sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
 
 
 def print_list(items: Sequence[object], columns: "Columns") -> None:
-    """Print rows by their columns; nothing for none on a terminal, where a heading alone says nothing."""
+    """Print rows by their columns. An empty list prints nothing on a terminal, and only a heading in a pipe."""
     values = [[column.value(item) for column in columns] for item in items]
     if not sys.stdout.isatty():
         _print_whole([column.heading for column in columns], [[_whole(value) for value in row] for row in values])
@@ -55,7 +55,7 @@ def print_list(items: Sequence[object], columns: "Columns") -> None:
 
 
 def _print_lines(columns: "Columns", values: list[list[object]]) -> None:
-    """Print one line a row: without the columns that may be left out, and with shorter texts, when it is narrow."""
+    """Print one line per row. A narrow terminal omits extra columns and shortens texts."""
     console, now = Console(), datetime.now(UTC)
     length = _unique_length([row[0] for row in values if isinstance(row[0], UUID)])
     cells = [[_short(column, value, now, length) for column, value in zip(columns, row, strict=True)] for row in values]
@@ -74,10 +74,9 @@ def _print_lines(columns: "Columns", values: list[list[object]]) -> None:
 
 
 def _widths(columns: "Columns", contents: list[int], is_text: list[bool], room: int) -> dict[int, int]:
-    """Return the columns that are shown, with their widths.
+    """Return the widths of the shown columns.
 
-    Where there is no room for all, columns that may be left out go until each text has some; then texts are shortened,
-    the longest ones first, and at last headings.
+    Without enough room, extra columns are omitted first; then texts are shortened, the longest first, then headings.
     """
     widths = {at: max(content, len(columns[at].heading)) for at, content in enumerate(contents)}
     while _over({at: min(width, _READABLE) if is_text[at] else width for at, width in widths.items()}, room) > 0:
@@ -98,7 +97,7 @@ def _over(widths: dict[int, int], room: int) -> int:
 
 
 def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
-    """Return what a cell shows on a terminal."""
+    """Return a cell for a terminal."""
     if isinstance(value, UUID):
         return Text(str(value)[-length:] if length else str(value))
     if isinstance(value, datetime):
@@ -111,13 +110,13 @@ def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
 
 
 def _unique_length(ids: Sequence[UUID]) -> int:
-    """Return how many of the last characters tell some identifiers apart."""
+    """Return the number of last characters that make ids unique."""
     texts = {str(each) for each in ids}
     return next((n for n in range(_SHORTEST_ID, 36) if len({text[-n:] for text in texts}) == len(texts)), 36)
 
 
 def relative(moment: datetime, now: datetime) -> str:
-    """Return a moment as people say it: `3 min ago`, `in 2 h`; the day when it is far away."""
+    """Return a relative time: `3 min ago`, `in 2 h`; the date if it is far away."""
     distance = abs(moment - now)
     if distance > _FAR:
         return f"{moment:%Y-%m-%d}"
@@ -129,10 +128,7 @@ def relative(moment: datetime, now: datetime) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows that are read rather than scanned, such as settings: on a terminal long texts go on below.
-
-    Columns without names have no heading.
-    """
+    """Print rows with wrapped texts, such as settings. Columns without names have no heading."""
     if not sys.stdout.isatty():
         _print_whole(columns, rows)
         return
@@ -141,7 +137,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def _print_whole(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print aligned plain text, never cut to a width."""
+    """Print aligned plain text without a maximum width."""
     console = Console(width=10_000, color_system=None)
     with console.capture() as captured:
         console.print(_table(columns, rows))
@@ -149,7 +145,7 @@ def _print_whole(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    heading = "" if _is_plain() else "bold"  # rich leaves out the colours, but not the bold type
+    heading = "" if _is_plain() else "bold"  # with NO_COLOR, rich omits colours but not bold type
     table = Table(box=None, pad_edge=False, show_edge=False, header_style=heading, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -163,12 +159,12 @@ def _is_plain() -> bool:
 
 
 def _harmless(text: str) -> str:
-    """Keep a terminal from obeying what somebody else has written, such as the message of an error."""
+    """Escape control characters, which may come from other people, such as in the message of an error."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _whole(value: object) -> object:
-    """Return what a cell shows in a pipe."""
+    """Return a cell for a pipe."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -179,14 +175,14 @@ def _whole(value: object) -> object:
 
 
 def shown(moment: datetime | None) -> str:
-    """Return a moment for people, in UTC; nothing for none."""
+    """Return a time in UTC; an empty text for None."""
     return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""
 
 
 def print_details(found: Any) -> None:
-    """Print a record as a table of names and values; the lists of records that it holds, as tables below.
+    """Print a record as a table of names and values, and its lists of records as tables below.
 
-    What is wrapped in a record, as its first field, is shown as if it were the record.
+    The fields of a record in the first field are shown as fields of the record itself.
     """
     rows: dict[str, object] = {}
     below: list[list[Any]] = []
@@ -211,12 +207,12 @@ def print_details(found: Any) -> None:
 
 
 def _described(rows: dict[str, object]) -> list[tuple[str, object]]:
-    """Return the names and values of a record, without those that are empty."""
+    """Return the names and values of a record without empty ones."""
     return [(name.replace("_", " "), text) for name, value in rows.items() if (text := _value(value)) not in (None, "")]
 
 
 def _value(value: object) -> object:
-    """Return what a record shows of a value; a list of texts is one a line."""
+    """Return a value for a record; a list of texts has one per line."""
     if isinstance(value, datetime):
         return f"{shown(value)} ({relative(value, datetime.now(UTC))})" if sys.stdout.isatty() else shown(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[object]", value)):
@@ -227,5 +223,5 @@ def _value(value: object) -> object:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass; of anything else, none."""
+    """Return the fields of a dataclass; empty for other values."""
     return {item.name: getattr(record, item.name) for item in fields(record)} if is_dataclass(record) else {}

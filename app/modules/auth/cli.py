@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands.once import run_once
-from app.kernel.cli import Json, can_ask, group, print_json
+from app.kernel.cli import Json, NoInput, can_ask, group, print_json
 from app.kernel.errors import Invalid, Refusal
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 Username = Annotated[str, typer.Option(help="Username of the actor.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="Read the password from a file.")]
-NoInput = Annotated[bool, typer.Option("--no-input", help="Fail instead of asking.")]
 
 _LONGEST = 4096
 

@@ -58,7 +58,13 @@ async def _post(http: "HttpClient", url: str, message: Message) -> bool:
     parts = urlsplit(url)
     target = f"{_WEBHOOKS[parts.scheme]}://{parts.netloc}{parts.path}"
     headers = {name[1:]: value for name, value in _plus(parse_qsl(parts.query, keep_blank_values=True))}
-    body = {"version": "1.0", "title": message.title, "message": message.body, "type": "info", "attachments": []}
+    body: dict[str, Any] = {
+        "version": "1.0",
+        "title": message.title,
+        "message": message.body,
+        "type": "info",
+        "attachments": [],
+    }
     try:
         answer = await http.post(target, json=body, headers=headers)
     except Unavailable:
