@@ -21,7 +21,8 @@ SCHEDULES = (Schedule(TASK, cron="* * * * *"),)
 
 def test_the_declarations_of_all_modules_are_right() -> None:
     providers = new_process("check", Settings("test")).providers
-    assert problems(modules(), providers, sections(), PROCESSES) == []
+    found = problems(modules(), providers, sections(), PROCESSES)
+    assert not found, "\n".join(found)
 
 
 @dataclass(frozen=True, slots=True)

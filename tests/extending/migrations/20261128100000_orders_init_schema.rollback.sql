@@ -1,1 +1,2 @@
-DROP SCHEMA orders CASCADE;
+DROP TABLE orders.orders;
+DROP SCHEMA orders;

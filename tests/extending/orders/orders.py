@@ -7,6 +7,7 @@ from uuid import UUID
 from annotated_types import Interval, Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read, subscriber, task
+from app.kernel.fields import IdOf
 from app.kernel.identifiers import uuid7
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue import Schedule, Task
@@ -38,7 +39,7 @@ class OrdersWanted:
 class OrderRef:
     """An order."""
 
-    id: Annotated[UUID, Doc("Id of the order.")]
+    id: Annotated[UUID, Doc("Id of the order."), IdOf("order", ("orders.orders",))]
 
 
 PACK = Task("orders.pack", OrderRef)

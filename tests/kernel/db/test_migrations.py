@@ -156,7 +156,8 @@ UNDOCUMENTED = """
 
 def test_every_schema_table_column_function_and_type_has_a_comment(database: TestDatabase) -> None:
     Schema(ROOT / "migrations", database).up()
-    assert database.all(UNDOCUMENTED) == []
+    without = [name for (name,) in database.all(UNDOCUMENTED)]
+    assert not without, f"write COMMENT ON for {', '.join(without)}"
     database.run("CREATE TABLE kernel.bare (n int); CREATE TYPE kernel.kind AS ENUM ('a')")
     assert {name for (name,) in database.all(UNDOCUMENTED)} == {"kernel.bare", "kernel.bare.n", "kernel.kind"}
 
@@ -503,8 +504,7 @@ def all_messages(processes: list[Running]) -> list[str]:
 def test_eight_processes_started_at_once_on_an_empty_database_apply_each_migration_once(
     project: Project, database: TestDatabase
 ) -> None:
-    kinds = [*PROCESSES, *list(PROCESSES)[1:4]]
-    assert len(kinds) == 8
+    kinds = [*PROCESSES, *list(PROCESSES)[1:]][:8]
     processes = [project.start(kind) for kind in kinds]
     for process in processes:
         process.ready(120)
