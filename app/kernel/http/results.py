@@ -88,7 +88,9 @@ class ServerSentEvent:
     id: str = ""
 
     def encoded(self) -> bytes:
-        """Return the event as it is sent."""
+        """Return the event as it is sent. Raises ValueError when `name` or `id` would end its line."""
+        if not {"\r", "\n", "\0"}.isdisjoint(self.name + self.id):
+            raise ValueError("the name and the id of an event are single lines")
         lines = [f"{field}: {value}" for field, value in (("event", self.name), ("id", self.id)) if value]
         lines += [f"data: {line}" for line in self.data.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
         return "\n".join([*lines, "", ""]).encode()

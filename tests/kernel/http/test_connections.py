@@ -115,8 +115,8 @@ async def served(**environment: str) -> AsyncGenerator[Served]:
             await about.release.wait()
         await respond(send, 200, b"text/plain", b"x" * 3_000_000 if path == "/large" else path.encode())
 
-    service = http_service(process, Probes(process, app), sock)
-    running = asyncio.ensure_future(service.run(stop))
+    service = http_service(process, Probes(process, app), sock, "http", drains=True)
+    running = asyncio.ensure_future(service(stop))
     about = Served(f"http://127.0.0.1:{port}", port, process, stop, running)
     await asyncio.sleep(0.01)
     try:

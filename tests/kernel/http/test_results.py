@@ -233,6 +233,13 @@ async def test_a_stream_that_fails_is_cut_and_the_process_goes_on(served: Served
     assert "200" in head
 
 
+@pytest.mark.parametrize("text", ["a\ndata: forged", "a\r", "\0"])
+def test_the_name_and_the_id_of_an_event_cannot_add_lines(text: str) -> None:
+    for event in (ServerSentEvent("", name=text), ServerSentEvent("", id=text)):
+        with pytest.raises(ValueError, match="single lines"):
+            event.encoded()
+
+
 async def test_head_asks_for_no_events(served: Served) -> None:
     _, writer, head = await served.open("/events", "HEAD")
     writer.close()
