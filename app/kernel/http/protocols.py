@@ -247,7 +247,9 @@ class Http2(H2Protocol):
         await self.context.mark_request()
 
     async def stream_send(self, event: StreamEvent) -> None:
-        if isinstance(event, Response):  # RFC 9113, section 8.2.2
+        if isinstance(event, Response):  # RFC 9113, sections 8.2.1 and 8.2.2
+            if any(value.translate(None, TEXT) for _, value in event.headers):  # h2 sends it, h11 does not
+                raise ValueError("a header of the response has a control character")
             event.headers[:] = [field for field in event.headers if field[0] != b"connection"]
         elif isinstance(event, StreamClosed):
             buffer = self.stream_buffers.get(event.stream_id)

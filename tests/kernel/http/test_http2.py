@@ -39,6 +39,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         raise ConnectionAbortedError("cut")
+    if scope["path"] == "/inject":
+        with pytest.raises(ValueError, match="control character"):
+            await respond(send, 200, b"text/html\r\nset-cookie: a=b", b"")
+        return
     if scope["path"] == "/early":
         raise HttpProblem(413, "", ((b"connection", b"close"),))
     body = await read_body(scope, receive, 1_000_000, 5)
@@ -271,6 +275,12 @@ async def test_a_body_that_nobody_reads_any_more_hurts_nobody(server: Serving) -
 async def test_an_answer_that_is_cut_is_reset(server: Serving) -> None:
     client = await connect(server)
     assert await client.until(client.request(changed(path="/cut"))) is None
+    assert await client.until(client.request(GET)) == (200, b"0")
+
+
+async def test_an_answer_whose_headers_have_control_characters_is_never_sent(server: Serving) -> None:
+    client = await connect(server)
+    assert await client.until(client.request(changed(path="/inject"))) == (500, b"")
     assert await client.until(client.request(GET)) == (200, b"0")
 
 
