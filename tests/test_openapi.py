@@ -45,7 +45,7 @@ def test_the_document_is_valid_and_complete(root: httpx.Client) -> None:
 
     document = root.get("/openapi.json").json()
     assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
-    assert document["servers"] == [{"url": "/", "description": "Where this document was served"}]
+    assert document["servers"] == [{"url": "/", "description": "The server of this document"}]
     schemes = document["components"]["securitySchemes"]
     operations = {
         f"{method.upper()} {path}": operation

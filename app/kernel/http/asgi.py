@@ -1,4 +1,4 @@
-"""ASGI without a framework, so that workers can answer probes without one."""
+"""ASGI types and helpers without a framework, so that workers answer probes without one."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -10,23 +10,23 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 AtStart = Callable[[list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]]]
-"""Returns what is added to the fields of a response that starts."""
+"""Returns the header fields to add to a response when it starts."""
 CLOSE = ((b"connection", b"close"),)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REFUSED = "app.refused"
-"""In the scope: why a request is not served, an HttpProblem if it cannot be read, Unavailable if there is no room."""
+"""In the scope of a refused request: HttpProblem if it is malformed, Unavailable if a limit was reached."""
 LEFT = "app.left"
-"""In the scope when the client has left before the response started."""
+"""In the scope when the client has disconnected before the response started."""
 CLIENT_LEFT = 499
-"""The status that is logged and measured when the client has left before an answer. As in nginx."""
+"""The status in logs and metrics when the client has disconnected before the response, as in nginx."""
 CONTINUE = "app.continue"
-"""In the scope of a client that waits for 100 (Continue) before it sends the body: a function that sends it."""
+"""In the scope of a request with `Expect: 100-continue`: a function that sends 100."""
 REFUSED_BODY = "app.refused_body"
-"""In a message: why the rest of the body is refused, an Unavailable."""
+"""In a message: the Unavailable that refuses the rest of the body."""
 TIMEOUT = "app.timeout"
-"""In the scope: a function that gives the request so many seconds, from now on, or any number of them (None)."""
+"""In the scope: a function that sets the timeout of the request, in seconds from now; None for no timeout."""
 CLOSING = "app.closing"
-"""In the scope: an asyncio.Event that is set when the server accepts no more connections."""
+"""In the scope: an asyncio.Event that is set when the server stops accepting connections."""
 _ANSWER = "app.answer"
 
 
@@ -35,8 +35,7 @@ def _no_more(_fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 class Answer:
-    """How far a request has been answered. One for all middlewares: a wrapper of `send` in each would cost as much as
-    they do."""
+    """State of a response, shared by all middlewares: a `send` wrapper in each would double their cost."""
 
     __slots__ = (
         "_at_start",
@@ -55,21 +54,21 @@ class Answer:
         self._send = send
         self._at_start = at_start
         self.headers: list[tuple[bytes, bytes]] = [(b"x-content-type-options", b"nosniff")]
-        """Fields that the response gets when it starts."""
+        """Header fields to add when the response starts."""
         self.status = 0
         """0 until the response starts."""
         self.instead = 500
-        """The status that will be sent when the application ends without a response."""
+        """The status when the application ends without a response."""
         self.size_bytes = 0
-        """Of the body, as far as it was sent."""
+        """Bytes of the body sent so far."""
         self.streamed_at = 0.0
-        """`time.perf_counter()` when a stream of events began: the request itself took until then."""
+        """`time.perf_counter()` when an event stream began; the duration of the request ends then."""
         self.at_end: Callable[[], None] | None = None
         """Called once, with the last part of the body."""
 
     @property
     def outcome(self) -> int:
-        """The one status of the request: of its answer, its log line, its measurement and its span."""
+        """The status of the request in its response, log line, metrics and span."""
         if self.status:
             return self.status
         return CLIENT_LEFT if LEFT in self._scope else self.instead
@@ -89,10 +88,7 @@ class Answer:
 
 
 def answering(scope: Scope, send: Send, at_start: AtStart | None = None) -> tuple[Answer, Send]:
-    """Return the answer to a request, and what sends it. The outermost caller makes it; `at_start` has its last fields.
-
-    Safe to repeat.
-    """
+    """Return the Answer of a request and its `send`. The outermost caller makes it. Safe to repeat."""
     answer: Answer | None = scope.get(_ANSWER)
     if answer is None:
         answer = scope[_ANSWER] = Answer(scope, send, at_start or _no_more)

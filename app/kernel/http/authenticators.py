@@ -1,4 +1,4 @@
-"""Who sends a request: credentials of the Authorization header, and the authenticators that routes declare."""
+"""Authentication of requests: the Authorization header, and the authenticators that routes declare."""
 
 import base64
 from collections.abc import Mapping
@@ -12,28 +12,28 @@ from app.kernel.http.asgi import Scope, header
 
 
 class Authenticate(Protocol):
-    """Turn an access token into who asks. A module provides it."""
+    """Verifies an access token. A module provides it."""
 
     async def __call__(self, token: str, origin: Origin) -> Caller:
-        """Return who holds the token. Raises Unauthenticated, Unavailable."""
+        """Return the holder of the token. Raises Unauthenticated, Unavailable."""
         ...
 
 
 class Authenticator(Protocol):
-    """Finds out who sends a request. A dataclass: it is made of its fields, as features are."""
+    """Authenticates a request. A dataclass: it is made of its fields, as features are."""
 
     name: ClassVar[str]
     scheme: ClassVar[Mapping[str, Any]]
-    """The OpenAPI security scheme, under that name."""
+    """The OpenAPI security scheme."""
 
     async def __call__(self, scope: Scope, origin: Origin) -> Caller:
-        """Return who asks. Raises Unauthenticated, Unavailable."""
+        """Return the caller. Raises Unauthenticated, Unavailable."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """An access token in the Authorization header (RFC 6750, section 2.1), the only place it is taken from."""
+    """An access token in the Authorization header (RFC 6750, section 2.1)."""
 
     name: ClassVar[str] = "bearer"
     scheme: ClassVar[Mapping[str, Any]] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
@@ -41,7 +41,7 @@ class Bearer:
     authenticate: Authenticate
 
     async def __call__(self, scope: Scope, origin: Origin) -> Caller:
-        """Return who holds the token. Raises Unauthenticated, Unavailable."""
+        """Return the holder of the token. Raises Unauthenticated, Unavailable."""
         return await self.authenticate(bearer_token(scope), origin)
 
 
@@ -54,7 +54,7 @@ def bearer_token(scope: Scope) -> BearerToken:
 
 
 def basic_auth(scope: Scope) -> BasicAuth:
-    """Return name and password of the Authorization header, decoded as OAuth 2 wants it (RFC 6749, section 2.3.1)."""
+    """Return name and password of the Authorization header, decoded as in RFC 6749, section 2.3.1."""
     scheme, _, encoded = (header(scope, b"authorization") or b"").partition(b" ")
     if scheme.lower() != b"basic":
         return BasicAuth()

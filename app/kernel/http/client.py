@@ -1,6 +1,6 @@
-"""The HTTP client for calls to other services: kept-alive, bounded, and part of the trace.
+"""The HTTP client for calls to other services, with timeouts, limits and tracing.
 
-Import this inside the provider that needs it: it costs a process 60 ms and 20 MB.
+Import it inside the provider that needs it: the import takes 60 ms and 20 MB.
 """
 
 import asyncio
@@ -29,26 +29,26 @@ _NO_ANSWER = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtoco
 
 
 class HttpClient(httpx2.AsyncClient):
-    """An `httpx2.AsyncClient` that continues the trace and always ends.
+    """An `httpx2.AsyncClient` with timeouts, limits and tracing.
 
-    Every request has a limit for each phase (`PHASES`) and in all (`TOTAL_S`, or `extensions={"total_s": ...}`), and an
-    answer at most `MOST_BYTES`; with `stream=True` the total ends with the header fields, and reading on is up to the
-    caller. No cookies are kept, and redirects are not followed unless asked for. Spans and metrics have the method, the
-    host and the status, never a path or a query; `extensions={"template": "/orders/{id}"}` names the operation.
+    Every request has a timeout for each phase (`PHASES`) and in total (`TOTAL_S`, or `extensions={"total_s": ...}`).
+    Responses are limited to `MOST_BYTES`. With `stream=True`, the total timeout covers the header fields only, and the
+    caller limits the body. Cookies are dropped. Redirects are followed only on request. Spans and metrics carry method,
+    host and status, never path or query; `extensions={"template": "/orders/{id}"}` names the operation.
 
-    Raises Unavailable when the service cannot be reached, does not answer in time, or breaks off. A status of the
-    service is the caller's to judge. Nothing is repeated.
+    Raises Unavailable when the service is unreachable, times out, or closes the connection. The caller checks the
+    status. Requests are not retried.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Take the options of `httpx2.AsyncClient`; a test passes `transport`."""
+        """Accept the options of `httpx2.AsyncClient`; tests pass `transport`."""
         jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         headers = {"user-agent": f"{NAME}/{VERSION}", "accept-encoding": "identity"}
         super().__init__(timeout=PHASES, limits=CONNECTIONS, cookies=jar, headers=headers, **options)
         self._hosts: set[str] = set()
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-        """Send a request in a span of its own. Raises Unavailable."""
+        """Send a request in its own span. Raises Unavailable."""
         method, host = request.method, request.url.host
         started, status = time.perf_counter(), "error"
         try:
@@ -66,13 +66,13 @@ class HttpClient(httpx2.AsyncClient):
             return response
         except (TimeoutError, *_NO_ANSWER) as error:
             logger.warning("{} to {} failed: {}", method, host, type(error).__name__)
-            raise Unavailable("another service did not answer") from error  # its name is nothing to our own client
+            raise Unavailable("another service did not answer") from error  # our client must not see its name
         finally:
             took_s = time.perf_counter() - started
             metrics.outgoing_request_ended(method, self._known(host), status, took_s, traces.exemplar())
 
     def _known(self, host: str) -> str:
-        """Return the host, or `other` for all those after the first fifty: the number of series is bounded."""
+        """Return the host, or `other` after the first fifty hosts: this limits the number of series."""
         if len(self._hosts) < _HOSTS:
             self._hosts.add(host)
         return host if host in self._hosts else "other"
@@ -80,7 +80,7 @@ class HttpClient(httpx2.AsyncClient):
 
 @asynccontextmanager
 async def http_client(p: Process) -> AsyncGenerator[HttpClient]:  # noqa: ARG001 - a provider
-    """Provide the client of this process: all modules share its connections."""
+    """Provide the client of this process. All modules share its connections."""
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs URLs with their queries
     async with HttpClient() as client:
         yield client
@@ -99,7 +99,7 @@ def _about(request: httpx2.Request) -> dict[str, str | int]:
 
 
 async def _read(response: httpx2.Response) -> None:
-    """Read the body, as far as it is allowed to go. Raises Unavailable beyond that."""
+    """Read the body. Raises Unavailable when it is compressed or too large."""
     try:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise Unavailable("the answer is compressed, which was not asked for")

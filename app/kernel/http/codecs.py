@@ -1,8 +1,8 @@
-"""How a route reads bodies, writes results and answers refusals. Loads no framework: actions declare their codec.
+"""Codecs: how a route decodes bodies, encodes results and answers refusals. Loads no framework: actions declare them.
 
-Bodies are hostile: bounded in size and time, and JSON only in the form that everybody reads alike. Refused besides what
-is no JSON (RFC 8259): duplicate names, NaN and Infinity, NUL, lone surrogates, integers beyond 64 bits, nesting beyond
-64, anything but UTF-8. That is I-JSON (RFC 7493) with bounds.
+Bodies are limited in size and time. JSON is I-JSON (RFC 7493) with limits. Besides malformed JSON (RFC 8259), these are
+refused: duplicate names, NaN, Infinity, NUL, lone surrogates, integers beyond 64 bits, nesting beyond 64, and encodings
+other than UTF-8.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from app.kernel.decoding import Decoder
 
-_DEEPEST = 64
-_LONGEST_INTEGER = 20
+_MAX_DEPTH = 64
+_MAX_INTEGER_DIGITS = 20
 _INTEGERS = range(-(2**63), 2**64)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _PARAMETER = re.compile(rb"""[ \t]*;[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([!#$%&'*+.^_`|~0-9A-Za-z-]+|"[^"\\]*")""")
@@ -46,16 +46,16 @@ class Codec:
     """JSON in and out, and problem details for refusals. Subclasses override what differs."""
 
     media_type = "application/json"
-    """Of request bodies."""
+    """Media type of request bodies."""
     ignores_unknown = False
-    """Whether unknown fields of a body are ignored; otherwise they are refused."""
+    """Whether unknown fields of a body are ignored instead of refused."""
     omits_none = False
-    """Whether members that are None are left out of a result."""
+    """Whether results omit members that are None."""
     error_schema: Mapping[str, Any] | None = None
-    """JSON schema of the refusals that `refuse` answers with JSON, for OpenAPI."""
+    """JSON schema of the responses of `refuse`, for OpenAPI."""
 
     def decode(self, decoder: "Decoder[Any]", body: bytes, path: Mapping[str, str]) -> Any:
-        """Return the input that a body and the path's parameters stand for. Raises Invalid, HttpProblem."""
+        """Return the input from a body and path parameters. Raises Invalid, HttpProblem."""
         value = parse_json(body)
         if path:
             if not isinstance(value, dict) or value.keys() & path.keys():
@@ -64,15 +64,15 @@ class Codec:
         return decoder.json(value)
 
     def encode(self, output: "TypeAdapter[Any]", result: Any) -> bytes:
-        """Return a result as the body of a response."""
+        """Return the body of a response."""
         return output.dump_json(result, exclude_none=self.omits_none)
 
     def refuse(self, refusal: Refusal | HttpProblem) -> Response | None:  # noqa: ARG002 - for subclasses
-        """Return the response to a refusal; None for problem details."""
+        """Return the response to a refusal, or None for problem details."""
         return None
 
     def status_of(self, kind: type[Refusal]) -> int:
-        """Return the status that a kind of refusal is answered with."""
+        """Return the status of a kind of refusal."""
         return status_of(kind)
 
 
@@ -89,16 +89,16 @@ JSON = Codec()
 
 
 def merged_text(encoded: bytes, path: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters of a query or a form, and those of the path.
+    """Return the parameters of a query or a form, together with those of the path.
 
-    Raises HttpProblem 400 for what can be read in two ways, Invalid for a parameter that the path has, too.
+    Raises HttpProblem 400 for malformed or duplicate parameters, Invalid for one that is also in the path.
     """
     try:
         pairs = parse_qsl(encoded.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
         raise HttpProblem(400, "parameters must be percent-encoded UTF-8") from None
     if _BROKEN_ESCAPE.search(encoded):
-        raise HttpProblem(400, "a % in the parameters escapes nothing; write it as %25")
+        raise HttpProblem(400, "invalid percent-encoding in the parameters; write % as %25")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise HttpProblem(400, "duplicate parameter")
@@ -110,7 +110,7 @@ def merged_text(encoded: bytes, path: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_media_type(scope: Scope, media_type: str) -> None:
-    """Raise HttpProblem 415 unless the body is said to be of this type, in UTF-8, and not encoded further."""
+    """Raise HttpProblem 415 unless Content-Type is this media type in UTF-8, without Content-Encoding."""
     wanted = media_type.encode()
     types = [value for name, value in scope["headers"] if name == b"content-type"]
     if types != [wanted]:
@@ -128,7 +128,7 @@ def check_media_type(scope: Scope, media_type: str) -> None:
 async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
     """Return the whole body.
 
-    Raises HttpProblem: 413 when it is larger, 408 when it does not arrive in time; Unavailable when there are too many.
+    Raises HttpProblem 413 when it is too large, 408 when it times out; Unavailable when too many bodies are in memory.
     """
     length = header(scope, b"content-length")
     if length is not None and int(length) > most_bytes:
@@ -139,7 +139,7 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: 
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise scope.get(REFUSED) or malformed("the client left before the body was complete")
+                    raise scope.get(REFUSED) or malformed("the client disconnected before the body was complete")
                 if REFUSED_BODY in message:
                     raise message[REFUSED_BODY]
                 body += message.get("body", b"")
@@ -152,12 +152,12 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int, timeout_s: 
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value of a body. Raises HttpProblem 400 unless it is JSON that cannot be misread."""
+    """Return the value of a JSON body. Raises HttpProblem 400 unless it is I-JSON within the limits."""
     try:
         text = body.decode()
         _check_depth(body)
         value = _DECODER.decode(text)
-        if "\\u" in text:  # only an escape can hide a NUL or half a surrogate pair
+        if "\\u" in text:  # only an escape can encode NUL or a lone surrogate
             plain = json.dumps(value, ensure_ascii=False)
             plain.encode()
             if "\\u0000" in plain.replace("\\\\", ""):
@@ -178,13 +178,13 @@ def _not_json(reason: str) -> HttpProblem:
 
 
 def _check_depth(body: bytes) -> None:
-    if body.count(b"[") + body.count(b"{") <= _DEEPEST:
+    if body.count(b"[") + body.count(b"{") <= _MAX_DEPTH:
         return
     depth = 0
     for match in _BRACKET.finditer(_STRING.sub(b"", body)):
         depth += 1 if match[0] in b"[{" else -1
-        if depth > _DEEPEST:
-            raise ValueError(f"it is nested deeper than {_DEEPEST}")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _LONGEST_INTEGER or int(digits) not in _INTEGERS:
+    if len(digits) > _MAX_INTEGER_DIGITS or int(digits) not in _INTEGERS:
         raise ValueError("an integer is beyond 64 bits")
     return int(digits)
 

@@ -1,7 +1,7 @@
-"""One connection: passes what arrives to Hypercorn's protocols, and closes without losing a response.
+"""One connection: passes received data to Hypercorn's protocols, and closes without losing a response.
 
-It replaces Hypercorn's TCPServer, which closes connections that have just received a request, hangs on a body that
-nobody reads, and treats a client that has finished sending as one that has left.
+It replaces Hypercorn's TCPServer, which closes connections that have just received a request, hangs on an unread body,
+and treats a half-closed connection as closed.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ _LINGER_S = 30.0
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It is the transport's protocol, and to Hypercorn what runs applications."""
+    """One connection: asyncio's protocol, and the task group that Hypercorn starts applications in."""
 
     def __init__(self, server: "Listener", address: str, refusal: str, *, is_proxy: bool) -> None:
         self.server = server
         self.address = address
         self.refusal = refusal
-        """Why only the probes are served; empty when everything is."""
+        """The limit that was reached, so that only the probes are served; empty when everything is served."""
         self.is_proxy = is_proxy
         self.is_idle = True
         self._received: deque[bytes] = deque()
@@ -56,9 +56,9 @@ class Connection(asyncio.Protocol):
         self._arrived: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._has_ended = False  # the client: it sends no more
-        self._reads = True  # we do
-        self._has_part = self._is_late = False  # of a head
+        self._has_ended = False  # end of file was received
+        self._reads = True
+        self._has_part = self._is_late = False  # of a request header
         self._left_at = 0.0
         self._lingering_bytes = 0
 
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         """Whether the next response is the last one."""
         return bool(self.refusal) or self.server.is_leaving
 
-    # what asyncio calls
+    # called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._has_ended = True
         _wake(self._arrived)
-        return not self._left_at  # a client that has only finished sending still reads
+        return not self._left_at  # a half-closed client still reads
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         self._has_ended = True
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         _wake(self._writable)
         self._writable = None
 
-    # what Hypercorn calls
+    # called by Hypercorn
 
     async def spawn_app(
         self,
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
         scope: Scope,
         send: HypercornSend,
     ) -> Callable[[Message], Awaitable[None]]:
-        """Begin an exchange; return what takes the messages of its request."""
+        """Begin an exchange; return the function that receives the messages of its request."""
         scope[CLOSING] = self.server.closing
         exchange = Exchange(self, scope, send)
         running = exchange.run(self.server.application(self, app, scope))
@@ -154,10 +154,10 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, Closed):
             self.leave()
 
-    # its life
+    # lifetime
 
     async def run(self, client: tuple[str, int], server: tuple[str, int]) -> None:
-        """Serve it until it is closed."""
+        """Serve the connection until it is closed."""
         protocol = self._protocol = ProtocolWrapper(
             cast("Any", self.server.app),
             self.server.config,
@@ -169,14 +169,14 @@ class Connection(asyncio.Protocol):
             server,
             self.send,
         )
-        self._task = cast("asyncio.Task[None]", asyncio.current_task())  # which ends with the connection
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             await self._read(protocol)
             await self._lost
         except asyncio.CancelledError:
             if not self._lost.done():
                 raise
-        except Exception as error:  # noqa: BLE001 - of one connection
+        except Exception as error:  # noqa: BLE001 - it must not stop the server
             logs.failed(error, "a connection failed: {}", type(error).__name__)
         finally:
             self._task = None
@@ -185,11 +185,11 @@ class Connection(asyncio.Protocol):
             for task in self._side_tasks:
                 task.cancel()
             await self._lost
-            if self._exchanges:  # they go on when their client is lost: what has begun may have had an effect
+            if self._exchanges:  # a request may have effects, so it continues without its client
                 await asyncio.wait(self._exchanges.values())
 
     async def _read(self, protocol: ProtocolWrapper) -> None:
-        """Pass what arrives to the protocol until nothing more will."""
+        """Pass received data to the protocol until the end of the input."""
         await protocol.initiate()
         while data := await self._next():
             await protocol.handle(RawData(data))
@@ -202,14 +202,14 @@ class Connection(asyncio.Protocol):
         if self._is_late and isinstance(protocol.protocol, Http1):
             await protocol.protocol.refuse(HttpProblem(408, "the header did not arrive in time", CLOSE))
         if self._left_at:
-            await protocol.handle(Closed())  # what is not answered by now never will be
+            await protocol.handle(Closed())  # no further response is sent
         for exchange in self._exchanges:
             exchange.client_ended()
         if self.is_idle:
             self.leave()
 
     async def _next(self) -> bytes:
-        """Return what has arrived; nothing when nothing more will."""
+        """Return received data; empty at the end of the input."""
         while not self._received:
             if self._has_ended or self._left_at or self._is_late:
                 return b""
@@ -237,10 +237,7 @@ class Connection(asyncio.Protocol):
             self.server.idle.begin(self)
 
     def leave(self) -> None:
-        """Send what is buffered, then close; read on for a while, or the client may lose the response. Safe to repeat.
-
-        A socket that is closed with something unread resets the connection (RFC 9112, section 9.6).
-        """
+        """Flush, then wait for the client to close: a reset would lose data (RFC 9112, section 9.6). Safe to repeat."""
         if self._left_at or self._lost.done():
             return
         self._left_at = time.monotonic()
@@ -250,12 +247,12 @@ class Connection(asyncio.Protocol):
         if self._has_ended:
             self._transport.close()
         else:
-            with suppress(OSError):  # it has gone
+            with suppress(OSError):  # already closed
                 self._transport.write_eof()
             self._resume_reading()
 
     def expire(self) -> None:
-        """End the wait for a request, or for the client to read the last response."""
+        """End the wait for a request, or the lingering close."""
         waited_s = time.monotonic() - self._left_at if self._left_at else _LINGER_S
         if self._lost.done():
             return
@@ -268,7 +265,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def stop(self) -> None:
-        """Close, unless a request is on its way: in the socket's buffer, or of a new client."""
+        """Close an idle connection, unless a request is in the socket's buffer."""
         if not self._is_connected or self._received or self not in self.server.idle:
             return
         waiting = array("i", [0])
@@ -276,13 +273,13 @@ class Connection(asyncio.Protocol):
         if waiting[0]:
             return
         protocol = self._protocol.protocol if self._protocol else None
-        if isinstance(protocol, H2Protocol):  # only now: many clients give up the streams in flight at a GOAWAY
+        if isinstance(protocol, H2Protocol):  # not earlier: many clients abandon streams in flight at a GOAWAY
             last = protocol.connection.highest_inbound_stream_id
             self._transport.write(GoAwayFrame(0, last_stream_id=last).serialize())
         self.leave()
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self._left_at = self._left_at or time.monotonic()
         if self._is_connected:
             self._transport.abort()

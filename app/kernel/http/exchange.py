@@ -1,4 +1,4 @@
-"""A request and its answer, between Hypercorn and the application."""
+"""A request and its response, between Hypercorn and the application."""
 
 import asyncio
 from collections import deque
@@ -19,28 +19,28 @@ HypercornSend = Callable[[Message | None], Awaitable[None]]
 
 
 class Exchange:
-    """A request and its answer, in a task of its own."""
+    """A request and its response, in their own task."""
 
     def __init__(self, connection: "Connection", scope: Scope, send: HypercornSend) -> None:
         self._connection = connection
         self._scope = scope
         self._end = send
-        # RFC 9113, section 8.2.2: never in HTTP/2
+        # HTTP/2 has no Connection header (RFC 9113, section 8.2.2)
         at_start = self._at_start if scope["http_version"][0] == "1" else None
         self._answer, self._send = answering(scope, send, at_start)
         self._messages: deque[Message] = deque()
-        self._waiting: asyncio.Future[None] | None = None  # the application for messages, or Hypercorn for room
+        self._waiting: asyncio.Future[None] | None = None  # for messages, or for room in the queue
         self._is_complete = self._is_over = self._refused = False
         self._counted = 0
 
     async def run(self, app: App) -> None:
-        """Run the application. A cancelled request is answered, too."""
+        """Run the application. Answer 503 when it is cancelled."""
         try:
             await app(self._scope, self.receive, self._send)
         except asyncio.CancelledError:
             if not self._answer.status:
-                await send_problem(self._scope, self._send, Unavailable("this process is stopping; ask another", 1))
-        except Exception:  # noqa: BLE001, S110 - it is logged where it happened, and its answer has begun
+                await send_problem(self._scope, self._send, Unavailable("this process is stopping; try again", 1))
+        except Exception:  # noqa: BLE001, S110 - already logged, and the response has started
             pass
         finally:
             self._is_over = True
@@ -50,18 +50,18 @@ class Exchange:
             await self._end(None)
 
     def cut(self) -> None:
-        """Answer 503 when the task that is now cancelled has not answered."""
+        """Mark the request as cancelled: its status is 503 unless the response has started."""
         self._answer.instead = 503
 
     def _at_start(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        # what is left of a body is not read: the connection ends with this answer
+        # the rest of an unread body makes the connection unusable
         is_last = self._connection.is_last or not self._is_complete
         return [_CLOSE] if is_last and _CLOSE not in fields else []
 
     async def receive(self) -> Message:
-        """Return the next message of the request, as ASGI says.
+        """Return the next message of the request (ASGI).
 
-        Only now is a client that waits for 100 told to go on (RFC 9110, section 10.1.1): what is refused is not sent.
+        The first call sends 100 (Continue) to a client that waits for it (RFC 9110, section 10.1.1).
         """
         if not self._messages and (go_on := self._scope.pop(CONTINUE, None)) is not None:
             await go_on()
@@ -73,7 +73,7 @@ class Exchange:
         return message
 
     async def put(self, message: Message) -> None:
-        """Take a message of the request. Waits while the application does not keep up, but not beyond its end."""
+        """Queue a message of the request. Waits while the queue is full and the application runs."""
         is_part = message["type"] == "http.request" and message["more_body"]
         if is_part:
             if self._is_over or self._refused:
@@ -93,7 +93,7 @@ class Exchange:
             await self._waiting
 
     def client_ended(self) -> None:
-        """Tell the application that the rest of the request will not come, if it has not come."""
+        """Report a disconnect to the application unless the request is complete."""
         if not self._is_complete:
             self._messages.append({"type": "http.disconnect"})
             self._wake()

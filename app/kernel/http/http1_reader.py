@@ -1,6 +1,6 @@
-"""The reader of HTTP/1: h11 0.16's state machine, with readers that let nothing ambiguous pass (RFC 9112).
+"""The HTTP/1 parser: h11 0.16's state machine with readers that refuse ambiguous input (RFC 9112).
 
-tests/kernel/http/test_grammar.py notices when a version of h11 goes round them.
+tests/kernel/http/test_grammar.py fails when a version of h11 bypasses them.
 """
 
 import re
@@ -24,7 +24,7 @@ _CHUNK = re.compile(
 )
 _LONGEST_CHUNK_LINE = 1024
 Buffer = Any
-"""h11's ReceiveBuffer, whose bytes have no public name."""
+"""h11's ReceiveBuffer, whose bytes are private."""
 
 
 def _lines(head: bytes) -> list[bytes]:
@@ -45,7 +45,7 @@ def _fields(lines: Iterable[bytes]) -> list[tuple[bytes, bytes, bytes]]:
 
 
 def _unfinished(buffer: Buffer, most: int) -> None:
-    """Raise LocalProtocolError when what is to come cannot make these lines valid."""
+    """Raise LocalProtocolError when no further input can make these lines valid."""
     data = buffer._data
     if len(data) > most:
         raise LocalProtocolError("the header is too long", error_status_hint=431)
@@ -54,15 +54,15 @@ def _unfinished(buffer: Buffer, most: int) -> None:
 
 
 def _read_request(buffer: Buffer) -> h11.Request | None:
-    """Read a request line and its header (RFC 9112, sections 2.2, 3, 5 and 6)."""
+    """Parse a request line and its header (RFC 9112, sections 2.2, 3, 5 and 6)."""
     data = buffer._data
-    while data[:2] == b"\r\n":  # empty lines before are ignored
+    while data[:2] == b"\r\n":  # empty lines before a request are ignored
         buffer._extract(2)
     end = data.find(b"\r\n\r\n")
     if end < 0:
         _unfinished(buffer, LONGEST_HEAD)
         if data and data[0] < 0x21 and data != b"\r":
-            raise LocalProtocolError("this is not HTTP")
+            raise LocalProtocolError("the request is not HTTP")
         return None
     if end > LONGEST_HEAD:
         raise LocalProtocolError("the header is too long", error_status_hint=431)
@@ -80,7 +80,7 @@ def _read_request(buffer: Buffer) -> h11.Request | None:
 
 
 def _framed(fields: list[tuple[bytes, bytes, bytes]], version: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """Return the fields without `Upgrade`, which is ignored; raise LocalProtocolError unless they say one length."""
+    """Return the fields without `Upgrade`, which is ignored. Raises LocalProtocolError for an ambiguous length."""
     lengths, codings, kept = 0, 0, list[tuple[bytes, bytes, bytes]]()
     for field in fields:
         _, name, value = field
@@ -96,14 +96,14 @@ def _framed(fields: list[tuple[bytes, bytes, bytes]], version: bytes) -> list[tu
             continue
         kept.append(field)
     if lengths + codings > 1:
-        raise LocalProtocolError("the length of the body is stated twice")
+        raise LocalProtocolError("Content-Length and Transfer-Encoding exclude each other")
     if codings and version == b"1.0":
         raise LocalProtocolError("HTTP/1.0 has no Transfer-Encoding")
     return kept
 
 
 class _Chunked:
-    """Reads a chunked body (RFC 9112, section 7.1). Trailers are read and dropped."""
+    """Reads a chunked body (RFC 9112, section 7.1). Trailers are dropped."""
 
     def __init__(self) -> None:
         self._left = 0
@@ -115,7 +115,7 @@ class _Chunked:
             if len(buffer) < 2:
                 return None
             if buffer._extract(2) != b"\r\n":
-                raise LocalProtocolError("a chunk is longer than it says")
+                raise LocalProtocolError("a chunk is longer than its stated size")
             self._ends_chunk = False
         if self._left == 0 and not self._in_trailer:
             line = buffer.maybe_extract_next_line()
@@ -146,11 +146,11 @@ class _Chunked:
         return h11.EndOfMessage()
 
     def read_eof(self) -> None:
-        raise h11.RemoteProtocolError("the client left before the body was complete")
+        raise h11.RemoteProtocolError("the client disconnected before the body was complete")
 
 
 def _discard(buffer: Buffer) -> None:
-    """Ignore what follows the last request of a connection (RFC 9112, section 9.6)."""
+    """Ignore input after the last request of a connection (RFC 9112, section 9.6)."""
     buffer._extract(len(buffer))
 
 

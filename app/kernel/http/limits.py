@@ -1,4 +1,4 @@
-"""Limits of what anonymous clients use: connections, and memory for request bodies; and the log of refusals."""
+"""Limits on connections and on memory for request bodies, and the log of refusals."""
 
 import asyncio
 import os
@@ -16,61 +16,61 @@ if TYPE_CHECKING:
     from app.kernel.http.connection import Connection
 
 SPARES = 8
-"""Connections beyond the bound, for the operators' paths and for telling the others."""
+"""Connections beyond the limit. They serve the probes and answer 503 to everything else."""
 LEAST_CONNECTIONS = 4
 _OTHER_FILES = 12
-_SAY_AGAIN_S = 10.0
-_SAID = {
-    "full": "the bound of all connections (http_server.max_connections, or the limit of open files)",
-    "address": "the bound of connections of one address (half of all; not for http_server.trusted_proxies)",
+_LOG_INTERVAL_S = 10.0
+_LIMITS = {
+    "full": "the connection limit (http_server.max_connections, or the limit of open files)",
+    "address": "the connection limit of one address (half of all; not for http_server.trusted_proxies)",
     "files": "the limit of open files",
-    "body": "the bound of request bodies in memory",
+    "body": "the limit of request bodies in memory",
 }
 
 
 def most_connections(wanted: int, pool_size: int) -> int:
-    """Return how many connections the limit of open files allows, beside open files and those to the database."""
+    """Return the wanted number of connections, or fewer if the limit of open files has no room for them."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return wanted
     room = limit - len(os.listdir("/dev/fd")) - pool_size - _OTHER_FILES - SPARES  # noqa: PTH208 - not their paths
     if room < min(wanted, 100):
         room = max(room, LEAST_CONNECTIONS)
-        logger.warning("the limit of open files, {}, leaves room for {} connections; raise it", limit, room)
+        logger.warning("the limit of open files ({}) leaves room for {} connections; raise it", limit, room)
     return min(wanted, room)
 
 
 class Refusals:
-    """Counts and logs refusals: the first at once, then their number every ten seconds."""
+    """Counts and logs refusals: the first one at once, then their number every ten seconds."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def note(self, reason: str) -> None:
-        """Count one: `full`, `address`, `files` or `body`."""
+        """Count a refusal: `full`, `address`, `files` or `body`."""
         metrics.client_refused(reason)
         self._counts[reason] += 1
         if reason not in self._timers:
-            self._say(reason)
+            self._log(reason)
 
-    def _say(self, reason: str) -> None:
+    def _log(self, reason: str) -> None:
         self._timers.pop(reason, None)
         if count := self._counts.pop(reason, 0):
-            logger.bind(reason=reason, count=count).warning("refused {} because of {}", count, _SAID[reason])
-            self._timers[reason] = asyncio.get_running_loop().call_later(_SAY_AGAIN_S, self._say, reason)
+            logger.bind(reason=reason, count=count).warning("refused {} because of {}", count, _LIMITS[reason])
+            self._timers[reason] = asyncio.get_running_loop().call_later(_LOG_INTERVAL_S, self._log, reason)
 
     def close(self) -> None:
-        """Log what was not logged yet."""
+        """Log the remaining counts."""
         for reason, timer in list(self._timers.items()):
             timer.cancel()
-            self._say(reason)
+            self._log(reason)
         for timer in self._timers.values():
             timer.cancel()
 
 
 class Bodies:
-    """The bytes of request bodies in memory, in all and by address."""
+    """The bytes of request bodies in memory, in total and by address."""
 
     def __init__(self, most_bytes: int, refusals: Refusals) -> None:
         self._most = most_bytes
@@ -79,7 +79,7 @@ class Bodies:
         self._of: Counter[str] = Counter()
 
     def take(self, address: str, size: int) -> Unavailable | None:
-        """Count bytes of a client; return a refusal when there are too many. One client may use half of all."""
+        """Count bytes of a client; return a refusal above the limit. One client may use half of it."""
         if self._all + size > self._most or self._of[address] + size > self._most // 2:
             self._refusals.note("body")
             return Unavailable("there are too many request bodies at once")
@@ -96,10 +96,10 @@ class Bodies:
 
 
 class Waiting(dict["Connection", float]):
-    """Connections that wait for one thing and the time since when, the longest first."""
+    """Connections in one state, and since when; the oldest first."""
 
     def begin(self, connection: "Connection") -> None:
-        """Add a connection, which waits from now on."""
+        """Add a connection; its time starts now."""
         self.pop(connection, None)
         self[connection] = time.monotonic()
 
@@ -108,7 +108,7 @@ class Waiting(dict["Connection", float]):
         self.pop(connection, None)
 
     def first(self, least_s: float, address: str | None) -> "Connection | None":
-        """Return the connection that has waited longest, of an address or of all, if it has waited so many seconds."""
+        """Return the oldest connection, of an address or of all, if it has waited at least `least_s`."""
         latest = time.monotonic() - least_s
         for connection, since in self.items():
             if since > latest:
@@ -118,7 +118,7 @@ class Waiting(dict["Connection", float]):
         return None
 
     def expire(self, seconds: float) -> None:
-        """Remove those that have waited so many seconds, and expire them."""
+        """Remove and expire the connections that have waited for `seconds`."""
         latest = time.monotonic() - seconds
         for connection in [connection for connection, since in self.items() if since <= latest]:
             self.end(connection)

@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 from the same declarations that are served, and a page for people to read it."""
+"""OpenAPI 3.1 of the declared actions, and a page that shows it."""
 
 import html
 import json
@@ -55,7 +55,7 @@ def openapi(operations: Sequence[ActionOperation], title: str) -> dict[str, Any]
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": VERSION},
-        "servers": [{"url": "/", "description": "Where this document was served"}],
+        "servers": [{"url": "/", "description": "The server of this document"}],
         "paths": paths,
         "components": {
             "schemas": {**schemas.definitions, "Problem": _PROBLEM},
@@ -65,7 +65,7 @@ def openapi(operations: Sequence[ActionOperation], title: str) -> dict[str, Any]
 
 
 class Documentation:
-    """Answer /openapi.json and /docs; everything else goes to the application. Made when first asked for."""
+    """Answer /openapi.json and /docs, made at the first request; pass everything else to the application."""
 
     def __init__(self, app: App, operations: Sequence[ActionOperation], title: str) -> None:
         self._app = app
@@ -92,7 +92,7 @@ class Documentation:
 
 
 class _Schemas:
-    """The JSON schemas of all inputs and outputs, with shared parts by reference."""
+    """The JSON schemas of all inputs and outputs; shared parts are references."""
 
     def __init__(self, operations: Sequence[ActionOperation]) -> None:
         wanted: list[tuple[tuple[int, str], JsonSchemaMode, TypeAdapter[Any]]] = []
@@ -106,14 +106,14 @@ class _Schemas:
         self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
         self.definitions = cast("dict[str, Any]", document.get("$defs", {}))
         for found in [*self._found.values(), *self.definitions.values()]:
-            _say_what_is_accepted(found)
+            _add_patterns(found)
 
     def get(self, number: int, what: str, mode: JsonSchemaMode) -> dict[str, Any] | None:
-        """Return the schema of a operation's input or output."""
+        """Return the schema of an operation's input or output."""
         return self._found.get(((number, what), mode))
 
     def resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """Return what a schema refers to, or itself."""
+        """Return the target of a reference, or the schema itself."""
         reference = schema.get("$ref")
         return self.definitions[reference.rpartition("/")[2]] if reference else schema
 
@@ -161,7 +161,7 @@ def _security(operation: ActionOperation) -> list[dict[str, list[str]]]:
 
 
 def _refusals(operation: ActionOperation) -> dict[str, str]:
-    """Return the statuses of refusals and why: those of HTTP itself, and those of the operation."""
+    """Return the statuses of refusals and their reasons: those of HTTP, and those of the operation."""
     edge = {400, 504}
     if path_parameters(operation.action.path):
         edge.add(404)
@@ -176,7 +176,7 @@ def _refusals(operation: ActionOperation) -> dict[str, str]:
 
 
 def _input(operation: ActionOperation, schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters and the body that stand for an input."""
+    """Return the parameters and the request body of an input."""
     action, properties, required = operation.action, schema["properties"], schema.get("required", [])
     in_path = [name for name in path_parameters(action.path) if name in properties]
     rest = {name: property_ for name, property_ in properties.items() if name not in in_path}
@@ -203,12 +203,12 @@ def _input(operation: ActionOperation, schema: dict[str, Any]) -> dict[str, Any]
 
 
 def _as_segment(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of what is a segment of a path."""
+    """Return the schema of a path segment."""
     return {**schema, "pattern": _SEGMENT} if schema.get("pattern") == _NO_NUL else schema
 
 
 def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of what is sent as text, in a query or a form: there is no null in these, but absence."""
+    """Return the schema of a query or form parameter: these have no null."""
     choices = [choice for choice in schema.get("anyOf", []) if choice.get("type") != "null"]
     if not choices:
         return schema
@@ -216,11 +216,11 @@ def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
     return {**choices[0], **rest} if len(choices) == 1 else {**rest, "anyOf": choices}
 
 
-def _say_what_is_accepted(schema: Any) -> None:
-    """Add to a schema, in place, what is refused before a type is looked at."""
+def _add_patterns(schema: Any) -> None:
+    """Add, in place, the patterns that strings are checked against before their type."""
     if isinstance(schema, list):
         for part in cast("list[Any]", schema):
-            _say_what_is_accepted(part)
+            _add_patterns(part)
         return
     if not isinstance(schema, dict):
         return
@@ -232,11 +232,11 @@ def _say_what_is_accepted(schema: Any) -> None:
             found["pattern"] = _NO_NUL
     for key, value in found.items():
         if key not in {"default", "enum", "const", "examples"}:
-            _say_what_is_accepted(value)
+            _add_patterns(value)
 
 
 def page(document: dict[str, Any]) -> str:
-    """Return the document as a page of HTML, without scripts or anything from elsewhere."""
+    """Return the document as a self-contained HTML page without scripts."""
     rows: list[str] = []
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

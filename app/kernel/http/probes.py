@@ -1,4 +1,4 @@
-"""/health, /ready and /metrics, the same in every process, without a framework."""
+"""/health, /ready and /metrics of every process, without a framework."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _LONGEST = 4096
 
 
 class Probes:
-    """Answer the operators' paths; everything else goes to the application, if there is one."""
+    """Answer the probes; pass everything else to the application, if there is one."""
 
     def __init__(self, process: Process, app: App | None = None) -> None:
         self._process = process
@@ -55,10 +55,10 @@ class Probes:
 
 
 def preferred(scope: Scope, offered: Mapping[str, frozenset[str]]) -> str:
-    """Return the media type that the request's `Accept` puts first, and the first offered if it wants none of them.
+    """Return the offered media type that `Accept` prefers; the first one when it accepts none of them.
 
-    `offered` has the versions that each type may be asked for in. Of equals the one that is named more exactly wins,
-    then the first offered. What is malformed is passed over.
+    `offered` maps each type to its versions. Of equal qualities the more specific range wins, then the first type
+    offered. Malformed elements are ignored.
     """
     accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
     ranges = list(_ranges(accept[:_LONGEST].decode("latin-1").lower()))
@@ -71,7 +71,7 @@ def preferred(scope: Scope, offered: Mapping[str, frozenset[str]]) -> str:
 
 
 def _ranges(accept: str) -> Iterator[tuple[str, str, float]]:
-    """Find media range, version and quality of each well-formed element."""
+    """Yield media range, version and quality of each well-formed element."""
     for element in _ELEMENT.findall(accept):
         if (found := _RANGE.fullmatch(element)) is None:
             continue
@@ -84,7 +84,7 @@ def _ranges(accept: str) -> Iterator[tuple[str, str, float]]:
 def _matches(
     ranges: list[tuple[str, str, float]], media_type: str, versions: frozenset[str]
 ) -> Iterator[tuple[int, float]]:
-    """Find how exactly each range that covers the type names it, and how much it is wanted."""
+    """Yield specificity and quality of each range that matches the type."""
     for name, version, quality in ranges:
         if name == media_type and (not version or version in versions):
             yield (4 if version else 3), quality

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457). The only place where a kind of refusal becomes a status."""
+"""Errors as problem details (RFC 9457). The only place that maps a kind of refusal to a status."""
 
 from typing import Any
 
@@ -23,16 +23,16 @@ _TITLES = {
     405: ("METHOD_NOT_ALLOWED", "The resource does not support this method"),
     408: ("REQUEST_TIMEOUT", "The request did not arrive in time"),
     413: ("BODY_TOO_LARGE", "The request body is too large"),
-    415: ("UNSUPPORTED_MEDIA_TYPE", "The request body is of a kind that is not supported"),
+    415: ("UNSUPPORTED_MEDIA_TYPE", "The media type of the request body is not supported"),
     431: ("HEADER_TOO_LARGE", "The request header is too large"),
-    500: ("INTERNAL_ERROR", "Something went wrong here"),
+    500: ("INTERNAL_ERROR", "Internal error"),
     504: ("TIMEOUT", "The request took too long"),
     505: ("VERSION_NOT_SUPPORTED", "This version of HTTP is not supported"),
 }
 
 
 class HttpProblem(Exception):
-    """The request cannot be handled as HTTP: it never reached an action."""
+    """An error of HTTP itself; the request did not reach an action."""
 
     def __init__(self, status: int, detail: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         super().__init__(detail)
@@ -42,22 +42,22 @@ class HttpProblem(Exception):
 
 
 def malformed(detail: str) -> HttpProblem:
-    """Return the refusal of a request after which nothing on its connection can be trusted."""
+    """Return the refusal of a request that makes the rest of its connection unreadable."""
     return HttpProblem(400, detail, CLOSE)
 
 
 def status_of(kind: type[Refusal]) -> int:
-    """Return the status that a kind of refusal is answered with."""
+    """Return the status of a kind of refusal."""
     return next(status for base, status in _STATUS.items() if issubclass(kind, base))
 
 
 def title_of(status: int) -> str:
-    """Return the title of what is refused before it reaches an action."""
+    """Return the title of the problem with this status."""
     return _TITLES[status][1]
 
 
 async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -> None:
-    """Answer with what went wrong."""
+    """Send an error as problem details."""
     headers: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
     fields: list[dict[str, str]] = []
     if isinstance(error, HttpProblem):

@@ -1,8 +1,8 @@
-"""HTTP/1 and HTTP/2: the protocols of Hypercorn 0.18 over h11 0.16 and h2 4.4, made strict.
+"""HTTP/1 and HTTP/2: strict variants of Hypercorn 0.18's protocols over h11 0.16 and h2 4.4.
 
-Everything that is changed inside these libraries stands in this file and in http1_reader.py, and
-tests/kernel/http/test_protocol.py notices when a version of them does otherwise. What cannot be read becomes a request
-that `Validation` refuses, so it is answered, logged and measured like every other one.
+This file and http1_reader.py have all changes to these libraries; tests/kernel/http/test_protocol.py fails when a
+version of them behaves differently. Malformed input becomes a request that `Validation` refuses, so it is answered,
+logged and measured like any other request.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,13 +32,13 @@ _MOST_RESETS = 100
 
 
 def read_strictly() -> None:
-    """Make Hypercorn's connections read with the classes of this file. Safe to repeat."""
+    """Make Hypercorn use the protocols of this file. Safe to repeat."""
     hypercorn.protocol.H11Protocol = Http1  # pyright: ignore[reportPrivateImportUsage] - there is no option for it
     hypercorn.protocol.H2Protocol = Http2  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Stream(HTTPStream):
-    """A request and its answer, in either version."""
+    """A request and its response, in either version."""
 
     async def open(
         self,
@@ -49,7 +49,7 @@ class _Stream(HTTPStream):
         refused: HttpProblem | None,
         go_on: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Hand the request to the application."""
+        """Pass the request to the application."""
         self.start_time = 0.0  # of Hypercorn's access log, which is off
         self._received, self._expected = 0, None
         if version == "2" and refused is None:
@@ -88,7 +88,7 @@ class _Stream(HTTPStream):
         self.app_put = await self.task_group.spawn_app(self.app, self.config, self.scope, self.app_send)
 
     async def refuse(self, problem: HttpProblem) -> None:
-        """Tell the application that what follows cannot be read."""
+        """Tell the application that the rest of the request is malformed."""
         cast("Any", self.scope)[REFUSED] = problem
         await self.app_put({"type": "http.disconnect"})
 
@@ -96,7 +96,7 @@ class _Stream(HTTPStream):
         if isinstance(event, Body):
             self._received += len(event.data)
         elif isinstance(event, EndBody) and self._expected not in (None, self._received):
-            await self.refuse(malformed("the body is not as long as its Content-Length"))
+            await self.refuse(malformed("the body and its Content-Length differ in length"))
             return
         elif isinstance(event, StreamClosed) and self.state is ASGIHTTPState.REQUEST:
             cast("Any", self.scope)[LEFT] = True
@@ -163,7 +163,7 @@ class Http1(H11Protocol):
         await self.context.mark_request()
 
     async def refuse(self, problem: HttpProblem) -> None:
-        """Answer what cannot be read, and read no further."""
+        """Answer malformed input, and stop reading."""
         self._refused = True
         if self.stream is None and self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             await self.send(Updated(idle=False))
@@ -189,14 +189,14 @@ class Http2(H2Protocol):
 
     async def handle(self, event: Event) -> None:
         await super().handle(event)
-        if isinstance(event, Closed):  # nothing sends what waits there any more
+        if isinstance(event, Closed):  # waiting data is no longer sent
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             if isinstance(event, h2.events.DataReceived):
-                if (stream := self.streams.get(event.stream_id)) is not None:  # else it is answered already
+                if (stream := self.streams.get(event.stream_id)) is not None:  # None: already answered
                     await stream.handle(Body(stream_id=event.stream_id, data=event.data))
                 self._give_back(event)
             elif isinstance(event, h2.events.RequestReceived) and self.context.terminated.is_set():
@@ -215,12 +215,12 @@ class Http2(H2Protocol):
         await self._flush()
 
     def _refuse_stream(self, number: int) -> None:
-        """Tell the client that nothing was done and that it may ask elsewhere (RFC 9113, section 8.7)."""
+        """Tell the client that the request was not processed and may be retried (RFC 9113, section 8.7)."""
         self.connection.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
         self.connection.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 0})
 
     def _give_back(self, event: h2.events.DataReceived) -> None:
-        with suppress(h2.exceptions.ProtocolError):  # the stream may have ended meanwhile
+        with suppress(h2.exceptions.ProtocolError):  # the stream may have ended
             self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
@@ -242,7 +242,7 @@ class Http2(H2Protocol):
         self.priority.insert_stream(number)
         self.priority.block(number)
         await stream.open(method.decode(), headers, "2", where, refused)
-        # not keep_alive_requests: at the most of these, Hypercorn closes without answering what is in flight
+        # not keep_alive_requests: at its maximum, Hypercorn closes without answering requests in flight
         self._requests += 1
         await self.context.mark_request()
 
@@ -253,7 +253,7 @@ class Http2(H2Protocol):
             event.headers[:] = [field for field in event.headers if field[0] != b"connection"]
         elif isinstance(event, StreamClosed):
             buffer = self.stream_buffers.get(event.stream_id)
-            if buffer is not None and not buffer._complete:  # pyright: ignore[reportPrivateUsage] - the application has ended before its answer
+            if buffer is not None and not buffer._complete:  # pyright: ignore[reportPrivateUsage] - the application ended before its response
                 with suppress(h2.exceptions.ProtocolError):
                     self.connection.reset_stream(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
                     await self._flush()
@@ -262,7 +262,7 @@ class Http2(H2Protocol):
 
 
 def _check_h2(method: bytes, scheme: bytes, where: bytes, headers: list[tuple[bytes, bytes]], *, ended: bool) -> None:
-    """Raise HttpProblem 400 for what h2 lets pass (RFC 9113, sections 8.1.1 and 8.3.1)."""
+    """Raise HttpProblem 400 for malformed requests that h2 accepts (RFC 9113, sections 8.1.1 and 8.3.1)."""
     if not method or method.translate(None, TOKEN):
         raise malformed("the method is malformed")
     is_path = where.startswith(b"/") or (method, where) == (b"OPTIONS", b"*") or method == b"CONNECT"

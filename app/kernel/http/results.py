@@ -15,16 +15,16 @@ class Result(Protocol):
     """A result that sends itself."""
 
     documented_as: ClassVar[str]
-    """Its media type in OpenAPI."""
+    """Media type in OpenAPI."""
 
     async def send(self, scope: Scope, receive: Receive, send: Send, status: int, headers: Headers) -> None:
-        """Send the response, with these header fields beside its own."""
+        """Send the response with these additional header fields."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Html:
-    """A page. It may load styles, scripts and images of this origin only, unless `policy` says otherwise (CSP)."""
+    """A page. Its `policy` (CSP) allows styles, scripts and images of this origin only."""
 
     documented_as: ClassVar[str] = "text/html"
 
@@ -42,9 +42,9 @@ class Html:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file: whole, or in parts that are made while it is sent, within the timeout of the route.
+    """A file, as bytes or as a generator of parts; the timeout of the route applies.
 
-    With a `name` it is saved under that name, without one it is shown. A generator is closed when the client leaves.
+    With a `name`, browsers save it, otherwise they show it. The generator is closed when the client disconnects.
     """
 
     documented_as: ClassVar[str] = "*/*"
@@ -81,14 +81,14 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class ServerSentEvent:
-    """One event of a stream. `name` and `id` are single lines."""
+    """One server-sent event. `name` and `id` are single lines."""
 
     data: str
     name: str = ""
     id: str = ""
 
     def encoded(self) -> bytes:
-        """Return the event as it is sent. Raises ValueError when `name` or `id` would end its line."""
+        """Return the event in the wire format. Raises ValueError when `name` or `id` has a line break or NUL."""
         if not {"\r", "\n", "\0"}.isdisjoint(self.name + self.id):
             raise ValueError("the name and the id of an event are single lines")
         lines = [f"{field}: {value}" for field, value in (("event", self.name), ("id", self.id)) if value]
@@ -98,12 +98,12 @@ class ServerSentEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventStream:
-    """Server-sent events, until the generator ends, the client leaves, the server closes, or `longest_s` is over.
+    """Server-sent events, until the generator ends, the client disconnects, the server closes, or `longest_s` expires.
 
-    No other timeout counts. Browsers connect again by themselves, to another replica if this one closes, and are then
-    authenticated anew: permissions are not looked up during a stream. The generator is closed with the stream; it runs
-    after the action has returned, so it must not use the action's transaction. A comment is sent when nothing was sent
-    for `keep_alive_s` seconds: proxies keep the connection, and a client that has left is noticed.
+    No other timeout applies. Browsers reconnect and are authenticated again; permissions are not checked during a
+    stream. The generator runs after the action has returned, so it must not use the action's transaction; it is closed
+    with the stream. A comment after `keep_alive_s` idle seconds keeps proxies from closing the connection, and detects
+    disconnected clients.
     """
 
     documented_as: ClassVar[str] = "text/event-stream"
@@ -113,7 +113,7 @@ class EventStream:
     keep_alive_s: float = field(default=15, kw_only=True)
 
     async def send(self, scope: Scope, receive: Receive, send: Send, status: int, headers: Headers) -> None:
-        """Send the events as they come."""
+        """Send the events."""
         scope[TIMEOUT](None)
         answering(scope, send)[0].streamed_at = time.perf_counter()
         fields = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *headers]
@@ -146,13 +146,13 @@ class EventStream:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Wait until the client has left."""
+    """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _ended(*tasks: "asyncio.Future[Any]") -> None:
-    """Cancel tasks and wait for their end."""
+    """Cancel tasks and wait for them."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

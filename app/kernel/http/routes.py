@@ -1,4 +1,4 @@
-"""From action to route: one generic endpoint finds out who asks, decodes, runs and encodes."""
+"""From action to route: one generic endpoint authenticates, decodes, runs and encodes."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -24,11 +24,11 @@ from app.kernel.telemetry import logs
 
 Authenticators = Mapping[type[Authenticator], Authenticator]
 NoteDenied = Callable[[Caller, str], Awaitable[None]]
-"""Notes that a caller was denied an action, for the audit trail."""
+"""Records in the audit trail that a caller was denied an action."""
 
 
 async def api(p: Process, operations: Sequence[ActionOperation]) -> App:
-    """Return the application that serves the actions, with what this process provides. Raises MissingProvider."""
+    """Return the application that serves the actions, with the providers of this process. Raises MissingProvider."""
     kinds = {operation.action.authenticator for operation in operations if not operation.action.public}
     authenticators = {kind: await make(p, kind) for kind in kinds}
     return router(operations, authenticators, await make(p, DenialLog), p.settings[HttpServerSettings])
@@ -150,13 +150,13 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noq
     raise HttpProblem(404)
 
 
-# What a route of an action is, for the router and for OpenAPI.
+# Properties of routes, for the router and OpenAPI.
 
 
 def input_type(operation: ActionOperation) -> Any:
-    """Return what an action takes as input: a dataclass, a list for a body that is an array, or None.
+    """Return the input type of an action: a dataclass, a list for a JSON array, or None.
 
-    Raises TypeError for what cannot be served.
+    Raises TypeError for one that cannot be served.
     """
     action, kind = operation.action, operation.signature.input
     is_array = kind is not None and not is_dataclass(kind)
@@ -166,7 +166,7 @@ def input_type(operation: ActionOperation) -> Any:
 
 
 def input_names(kind: Any) -> set[str]:
-    """Return the names of an input's fields as clients write them; those of an array are none."""
+    """Return the external names of an input's fields; none for an array."""
     return {name_outside(field.name) for field in fields(kind)} if is_dataclass(kind) else set()
 
 
@@ -179,17 +179,17 @@ def has_body(operation: ActionOperation) -> bool:
 
 
 def path_parameters(path: str) -> list[str]:
-    """Return the names in braces of a path, in order."""
+    """Return the parameter names of a path, in order."""
     return [part[1:-1] for part in path.split("/") if part.startswith("{")]
 
 
 def sends_itself(returned: Any) -> bool:
-    """Return whether what an action returns is a `results.Result`."""
+    """Return whether the return type is a `results.Result`."""
     return isinstance(returned, type) and hasattr(returned, "documented_as")
 
 
 def refusals(operation: ActionOperation) -> set[type[Refusal]]:
-    """Return the refusals that callers must expect: those of every request like it, and those declared."""
+    """Return the refusals that callers must expect: the implied and the declared ones."""
     action, signature = operation.action, operation.signature
     found: set[type[Refusal]] = {Unavailable, *action.raises}
     if not action.public or signature.takes(BearerToken) or signature.takes(BasicAuth):

@@ -1,10 +1,10 @@
-"""The HTTP server: Hypercorn's protocols on a listener and connections of our own, with a drain.
+"""The HTTP server: Hypercorn's protocols on our own listener and connections.
 
-First /ready is 503 and every response says `Connection: close`, for the drain delay. Then the backlog is accepted, the
-port closes, and requests in flight are finished, within the grace period of the process.
+To stop, it first answers 503 to /ready and `Connection: close` to every request for the drain delay. Then it accepts
+the backlog, closes the port, and finishes requests in flight within the grace period of the process.
 
-Connections are limited in all and per address. A client beyond a limit is refused on one of a few spare connections,
-which serve only the probes: /health answers whatever other clients do.
+Connections are limited in total and per address. Clients beyond a limit get one of a few spare connections, which serve
+only the probes, so /health answers under any load.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _HEAD_S = 10.0
 _IDLE_S = 75.0
 _LINGER_S = 5.0
 _SPARE_S = 2.0
-_LAST_S = 1.0  # while stopping: for who has not begun a request, and for who has not noticed the end
+_LAST_S = 1.0  # while stopping: for connections without a request, and for the lingering close
 _SWEEP_S = 0.25
 _AT_ONCE = 16
 _AGAIN_S = 0.02
@@ -52,7 +52,7 @@ _BODIES = 32
 
 
 class _Config(Config):
-    """Hypercorn's settings. The Date of responses (RFC 9110, section 6.6.1) is made once a second, not for each."""
+    """Hypercorn's settings. The Date header (RFC 9110, section 6.6.1) is formatted once a second."""
 
     h2c = False
 
@@ -66,7 +66,7 @@ def _date(second: int) -> bytes:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address. Raises Unavailable when it is taken or not ours, saying what to change."""
+    """Return a socket bound to the address. Raises Unavailable with a reason and a remedy."""
     sock: socket.socket | None = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -84,17 +84,17 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _why_not(host: str, port: int, error: Exception) -> str:
-    """Return why there is no socket on the address, and what to do. `--host` and `--port` are settings, too."""
+    """Return why the address cannot be used, and what to change."""
     if isinstance(error, socket.gaierror | UnicodeError):
-        reason = error.strerror if isinstance(error, socket.gaierror) else "it is no host name"
+        reason = error.strerror if isinstance(error, socket.gaierror) else "it is not a host name"
         return f"the host {host!r} does not resolve ({reason}); give an address of this machine with --host"
     match getattr(error, "errno", None):
         case errno.EADDRINUSE:
             return f"port {port} on {host} is in use; choose another with --port"
         case errno.EACCES | errno.EPERM:
-            return f"port {port} on {host} is reserved for root; choose one from 1024 on with --port"
+            return f"port {port} on {host} is reserved for root; choose 1024 or higher with --port"
         case errno.EADDRNOTAVAIL:
-            return f"{host} is no address of this machine; choose another with --host"
+            return f"{host} is not an address of this machine; choose another with --host"
         case errno.EAFNOSUPPORT:
             return f"{host} is an IPv6 address, which this machine does not support; choose another with --host"
         case _:
@@ -102,9 +102,9 @@ def _why_not(host: str, port: int, error: Exception) -> str:
 
 
 def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains: bool) -> Run:
-    """Return what serves the application, inside the middlewares, on the socket; it closes that.
+    """Return a service that serves the application inside the middlewares on the socket, and closes the socket.
 
-    One that `drains` keeps serving for a while when it is asked to stop, so that balancers notice.
+    With `drains`, it keeps serving for the drain delay when asked to stop, so that load balancers notice.
     """
     settings, limits = p.settings[HttpServerSettings], p.settings[ProcessSettings]
     wrapped = stack(Validation(app), settings)
@@ -163,7 +163,7 @@ class Listener:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, most: int, most_body_bytes: int) -> None:
-        """Start to accept: at most so many connections, and so many bytes of bodies in memory."""
+        """Start accepting, up to a number of connections and of bytes of bodies in memory."""
         self._most = most
         self._most_of_one = max(LEAST_CONNECTIONS, most // 2)
         self.bodies = Bodies(most_body_bytes, self.refusals)
@@ -172,7 +172,7 @@ class Listener:
         self._sweep()
 
     async def close(self) -> None:
-        """Accept what waits in the backlog, then no more; close connections without a request. Safe to repeat."""
+        """Accept the backlog, close the socket and connections without a request. Safe to repeat."""
         if self.closing.is_set():
             return
         self.closing.set()
@@ -193,7 +193,7 @@ class Listener:
         self._forget()
 
     async def cut(self) -> int:
-        """Cancel the requests in flight, wait for their clean-up, and close; return how many there were."""
+        """Cancel the requests in flight, wait for their clean-up, and close; return the number of requests."""
         await self.close()
         cut = [task for connection in self._all() for task in connection.cut()]
         if cut:
@@ -224,7 +224,7 @@ class Listener:
                 return
 
     def _next(self) -> Accepted | None:
-        """Return the next connection of the backlog, None when there is none."""
+        """Return the next connection of the backlog, or None."""
         if self._pending is not None:
             accepted, self._pending = self._pending, None
             return accepted
@@ -234,15 +234,15 @@ class Listener:
             except BlockingIOError:
                 return None
             except ConnectionError:
-                continue  # it has gone
-            except OSError:  # no descriptor, no memory
+                continue  # the client has disconnected
+            except OSError:  # out of descriptors or memory
                 self.refusals.note("files")
                 self._evict(None)
                 self._pause(_AGAIN_S)
                 return None
 
     def _pause(self, seconds: float | None = None) -> None:
-        """Stop accepting, for some seconds or for good."""
+        """Stop accepting, for some seconds or permanently."""
         self._loop.remove_reader(self._sock)
         if seconds is not None and not self.closing.is_set():
             self._loop.call_later(seconds, self._resume)
@@ -253,7 +253,7 @@ class Listener:
             self._accept()
 
     def _admit(self, accepted: Accepted) -> bool:
-        """Serve a connection, if need be as a spare one; return False when no spare one is free."""
+        """Serve a connection, above a limit as a spare one; return False when no spare one is free."""
         sock, peer = accepted
         is_proxy = bool(self._trusted) and is_in(peer[0], self._trusted)
         address = limited(peer[0])
@@ -278,7 +278,7 @@ class Listener:
         return True
 
     def _evict(self, address: str | None) -> bool:
-        """Close a connection that waits, of an address or of all; return False when there is none."""
+        """Close a waiting connection, of an address or of all; return False when there is none."""
         for waiting, least_s in ((self.lingering, _AGAIN_S), (self.idle, 0), (self.heads, _SLOW_S)):
             if found := waiting.first(least_s, address):
                 self._release(found)
@@ -292,7 +292,7 @@ class Listener:
             await self._loop.connect_accepted_socket(lambda: connection, sock)
             await connection.run(peer, server)
         except OSError:
-            sock.close()  # it has gone
+            sock.close()  # the client has disconnected
         finally:
             self._release(connection)
 
@@ -310,26 +310,26 @@ class Listener:
     def _all(self) -> list[Connection]:
         return [*self._held, *self._spares]
 
-    # what connections say and ask
+    # called by connections
 
     @property
     def is_leaving(self) -> bool:
-        """Whether every answer is the last one of its connection."""
+        """Whether every response is the last one of its connection."""
         return self._process.state == "stopping"
 
     def begun(self, connection: Connection) -> None:
-        """Note that a request has begun to arrive on a connection."""
+        """Record that a connection is receiving a request."""
         self.idle.pop(connection, None)
         self.heads.pop(connection, None)
         self.spare.pop(connection, None)
 
     def left(self, connection: Connection) -> None:
-        """Note that a connection only waits for its client to read the last response."""
+        """Record that a connection is in its lingering close."""
         self.begun(connection)
         (self.spare if connection.refusal else self.lingering).begin(connection)
 
     def application(self, connection: Connection, app: App, scope: Scope) -> App:
-        """Return what answers a request; one beyond a limit is marked to be refused."""
+        """Return the application for a request; mark a request above a limit as refused."""
         reason = connection.refusal
         if not reason and scope["http_version"] == "2":  # in HTTP/1, a connection has one request at a time
             if not connection.is_proxy and self._requests_of[connection.address] >= self._most_of_one:
@@ -354,10 +354,8 @@ class Listener:
             del self._requests_of[connection.address]
 
     def client_of(self, scope: Scope) -> str:
-        """Return the address that a request counts for."""
+        """Return the client address that limits of a request apply to."""
         return limited(client_address(scope, self._trusted))
-
-    # time
 
     def _sweep(self) -> None:
         is_closing = self.closing.is_set()

@@ -1,7 +1,4 @@
-"""Validation of a request before anything else reads it: what a proxy could read in another way is refused.
-
-The rules are those of RFC 9110, 9112 and 9113; both versions of HTTP come here.
-"""
+"""Validation of requests of both HTTP versions (RFC 9110, 9112, 9113): ambiguous requests are refused."""
 
 import functools
 import ipaddress
@@ -27,17 +24,17 @@ _SLASH = re.compile("%(2[Ff])")
 
 
 class Target(NamedTuple):
-    """What a request asks for."""
+    """A request target."""
 
     path: str
     raw_path: bytes
     query: bytes
     authority: bytes | None
-    """Of a target in absolute form, which replaces the Host header (RFC 9112, section 3.2.2)."""
+    """Authority of the absolute form; it replaces the Host header (RFC 9112, section 3.2.2)."""
 
 
 class Validation:
-    """Refuse what the parser could not read, and answer the methods that belong to no resource."""
+    """Refuse malformed requests; answer OPTIONS *, CONNECT and TRACE."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -50,13 +47,13 @@ class Validation:
             await send({"type": "http.response.start", "status": 204, "headers": _ALLOW})
             await send({"type": "http.response.body", "body": b""})
         elif method in ("CONNECT", "TRACE"):
-            raise HttpProblem(405, "this is no proxy", (*_ALLOW, *CLOSE))
+            raise HttpProblem(405, "this server is not a proxy", (*_ALLOW, *CLOSE))
         else:
             await self._app(scope, receive, send)
 
 
 def target(method: bytes, text: bytes) -> Target:
-    """Read a request target (RFC 9112, section 3.2). Raises HttpProblem 400."""
+    """Parse a request target (RFC 9112, section 3.2). Raises HttpProblem 400."""
     if method == b"CONNECT":
         check_host(text)
         return Target("", b"", b"", None)
@@ -85,20 +82,20 @@ def _path(raw: bytes) -> str:
         raise malformed("the path is not ASCII") from None
     if "%" in path:
         if _ESCAPE.search(path):
-            raise malformed("the path has a % that escapes nothing, or NUL")
-        # an encoded slash separates nothing (RFC 3986, section 2.2), so it stays encoded
+            raise malformed("the path has invalid percent-encoding, or NUL")
+        # an encoded slash is not a separator (RFC 3986, section 2.2), so it stays encoded
         path = unquote(_SLASH.sub(r"%25\1", path))
     return path
 
 
 def check_host(value: bytes) -> None:
-    """Raise HttpProblem 400 unless the value names a host, and maybe a port (RFC 9110, section 7.2)."""
+    """Raise HttpProblem 400 unless the value is a host with an optional port (RFC 9110, section 7.2)."""
     if not _is_host(value):
         raise malformed("the host is invalid")
 
 
 def check_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise HttpProblem 400 for a duplicate header that may have one value: a proxy might read the other one."""
+    """Raise HttpProblem 400 for a duplicate single-value header: a proxy might read the other one."""
     names = [name for name, _ in headers if name in _SINGLE]
     if len(names) > len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)

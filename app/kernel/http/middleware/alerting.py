@@ -1,4 +1,4 @@
-"""Alerting: unexpected errors are logged with their context, once, where they happened."""
+"""Alerting: logs unexpected errors once, with their context."""
 
 from loguru import logger
 
@@ -7,7 +7,7 @@ from app.kernel.telemetry import logs
 
 
 class Alerting:
-    """Log every unexpected exception with its stack, and every 5xx: the sentinel captures what is logged so."""
+    """Log every unexpected exception with its stack, and every 5xx; the sentinel captures these log lines."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -19,7 +19,7 @@ class Alerting:
         except Exception as error:
             logs.failed(error, "unhandled {}", type(error).__name__, route=_route(scope))
             raise
-        if answer.status >= 500 and (route := _route(scope)):  # not a probe, whose 503 is an answer
+        if answer.status >= 500 and (route := _route(scope)):  # not for probes: their 503 is a regular answer
             logger.bind(route=route).error("{} {} was answered {}", scope["method"], route, answer.status)
 
 

@@ -8,7 +8,7 @@ from app.kernel.http.problems import HttpProblem, send_problem
 
 
 class ErrorHandler:
-    """Answer what the application refuses. It decides before a response starts, so nothing was sent yet."""
+    """Answer refusals with problem details. Actions refuse before a response starts."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -21,11 +21,11 @@ class ErrorHandler:
         except BaseException as error:
             if isinstance(error, Exception) or _was_cancelled(error):
                 raise
-            # SystemExit, or the cancellation of something else: an operation's failure like any other
+            # SystemExit, or a cancellation of another task: a failure of the operation
             raise RuntimeError(f"the operation raised {type(error).__name__}") from error
 
 
 def _was_cancelled(error: BaseException) -> bool:
-    """Return whether somebody has cancelled this request."""
+    """Return whether this request was cancelled."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

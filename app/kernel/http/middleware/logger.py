@@ -12,7 +12,7 @@ _LINE = "{} {} {} in {:.1f} ms"
 
 
 class Logger:
-    """Log what was asked and how it was answered when the request is over; probes only at debug level."""
+    """Log request and response when the request ends; probes at debug level."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -31,7 +31,7 @@ class Logger:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and answer.instead == 500:  # not for its timeout
                 answer.instead = 503
-            if not answer.status:  # somebody outside answers
+            if not answer.status:  # an outer middleware answers
                 complete, answer.at_end = True, record
                 raise
             record()
@@ -54,15 +54,15 @@ def _record(scope: Scope, answer: Answer, took_s: float, *, complete: bool, exam
     }
     cut = not complete and status != CLIENT_LEFT
     if cut:
-        fields["cut"] = True  # the client was sent a part of the answer
+        fields["cut"] = True  # the response is incomplete
     level = _level(status, cut=cut, probe=path in _PROBES)
     asked = scope["method"][:_LONGEST], path[:_LONGEST]
     logs.ended(level, _LINE, *asked, status, took_s * 1000, fields=fields, span=state.get("span"))
 
 
 def _level(status: int, *, cut: bool, probe: bool) -> logs.Level:
-    if probe and (status < 400 or status == 503):  # to be not ready is an answer
+    if probe and (status < 400 or status == 503):  # 503 of /ready is a regular answer
         return "DEBUG"
-    if (status >= 500 and status != 505) or cut:  # 505 says that the client is wrong
+    if (status >= 500 and status != 505) or cut:  # 505 is the client's error
         return "ERROR"
     return "INFO" if status < 400 else "WARNING"

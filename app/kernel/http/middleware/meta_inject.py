@@ -1,4 +1,4 @@
-"""MetaInject: request id and origin. A well-formed request id is accepted, otherwise one is made; it is returned."""
+"""MetaInject: request id and origin. A well-formed `X-Request-Id` is accepted, otherwise one is generated."""
 
 import re
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ def origin(scope: Scope, trusted: Sequence[Network]) -> Origin:
 
 
 def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
-    """Return the address of the client, in its one spelling.
+    """Return the canonical address of the client.
 
-    `X-Forwarded-For` counts as far as trusted proxies wrote it: from the last element to the first that is none of
-    theirs. At one that is no address (`unknown`, an obfuscated name) it is unknown who was before, so the proxy that
-    wrote it counts. `Forwarded` and `X-Real-IP` are not read.
+    `X-Forwarded-For` is read from its last element while trusted proxies wrote it. An element that is not an address
+    (`unknown`, an obfuscated name) ends it: the client is then the proxy that wrote the element. `Forwarded` and
+    `X-Real-IP` are ignored.
     """
     client = scope.get("client")
     address = (canonical(client[0]) or client[0]) if client else ""
@@ -53,7 +53,7 @@ def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
         return address
     forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
     for hop in reversed(forwarded.decode("latin-1").rsplit(",", _MOST_HOPS)[-_MOST_HOPS:]):
-        if not (written := hop.strip(" \t")):  # RFC 9110, section 5.6.1.2: an empty element means nothing
+        if not (written := hop.strip(" \t")):  # empty elements are ignored (RFC 9110, section 5.6.1.2)
             continue
         if not (found := canonical(written)):
             break

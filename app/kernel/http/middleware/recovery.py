@@ -1,11 +1,11 @@
-"""Recovery: no exception reaches the server; the client gets a 500 without details."""
+"""Recovery: answers unexpected exceptions with 500, without details."""
 
 from app.kernel.http.asgi import App, Receive, Scope, Send, answering
 from app.kernel.http.problems import HttpProblem, send_problem
 
 
 class Recovery:
-    """Answer 500 to what nothing inside has answered. A response that has started can only be cut."""
+    """Answer 500 for an unhandled exception. A response that has started is aborted."""
 
     def __init__(self, app: App, *, debug: bool) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Timeout: every request is answered within its timeout."""
+"""Timeout: cancels requests that exceed their timeout."""
 
 import asyncio
 from typing import cast
@@ -11,7 +11,7 @@ from app.kernel.http.problems import HttpProblem, send_problem
 
 
 class Timeout:
-    """Cancel a request over its timeout and answer 504. A response that has started can only be cut."""
+    """Cancel a request that exceeds its timeout and answer 504. A response that has started is aborted."""
 
     def __init__(self, app: App, seconds: float) -> None:
         self._app = app
@@ -36,7 +36,7 @@ class Timeout:
                 answer.instead = 504
             task.cancel()
 
-        # what asyncio.timeout does, at a fraction of its cost: this is for every request
+        # like asyncio.timeout, at a fraction of its cost
         task = cast("asyncio.Task[None]", asyncio.current_task())
         cancelling = task.cancelling()
         deadlines.begin(expire)
@@ -44,7 +44,7 @@ class Timeout:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            if not expired or task.uncancel() > cancelling:  # somebody else has cancelled it, too
+            if not expired or task.uncancel() > cancelling:  # it was also cancelled elsewhere
                 raise
             if answer.status:
                 raise TimeoutError from None

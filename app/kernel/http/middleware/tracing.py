@@ -8,7 +8,7 @@ from app.kernel.telemetry.traces import continued
 
 
 class Tracing:
-    """Continue the caller's trace, or begin one, so that every log line and problem names it."""
+    """Continue the caller's trace, or begin one, so that log lines and problem details carry its id."""
 
     def __init__(self, app: App) -> None:
         self._app = app
