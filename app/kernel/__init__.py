@@ -1,1 +1,1 @@
-"""What modules share. It knows no module."""
+"""Shared by all modules. Imports none of them."""

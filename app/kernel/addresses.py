@@ -1,4 +1,4 @@
-"""IP addresses: one spelling of each, and what of them is limited together."""
+"""IP addresses: canonical spelling, networks, and the unit of rate limits."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Network = IPv4Network | IPv6Network
 _WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
 _WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[0-9.]+)(?=:))(?::(?P<port>[0-9]{1,5}))?")
-_LEAST = 0xFFFF  # `::`, `::1` and what else is next to them is IPv6
+_LEAST = 0xFFFF  # `::`, `::1` and their neighbours are IPv6
 _LONGEST = 128
 _REMEMBERED = 4096
 _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -16,11 +16,10 @@ _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loop
 
 @lru_cache(_REMEMBERED)
 def canonical(text: str) -> str:
-    """Return the one spelling of an address, empty when the text is none.
+    """Return the canonical spelling of an address, or an empty text when it is invalid.
 
-    It may have a port, brackets, quotes or a zone, which do not count. An IPv4 address in an IPv6 one, mapped
-    (RFC 4291, section 2.5.5.2), translated (RFC 6052, section 2.1, and RFC 2765, section 2.1) or compatible (RFC 4291,
-    section 2.5.5.1), is the IPv4 address.
+    Port, brackets, quotes and zone are dropped. An IPv4 address in an IPv6 one - mapped (RFC 4291, section 2.5.5.2),
+    translated (RFC 6052, section 2.1; RFC 2765, section 2.1) or compatible (RFC 4291, section 2.5.5.1) - becomes IPv4.
     """
     address = parsed(text)
     return "" if address is None else str(address)
@@ -28,7 +27,7 @@ def canonical(text: str) -> str:
 
 @lru_cache(_REMEMBERED)
 def limited(address: str) -> str:
-    """Return what counts as one client: the address, or the /64 of an IPv6 one, of which a client has all."""
+    """Return the unit of rate limits: the IPv4 address, or the /64 network of an IPv6 one."""
     found = parsed(address)
     if isinstance(found, IPv6Address):
         return str(IPv6Network((found, 64), strict=False))
@@ -36,7 +35,7 @@ def limited(address: str) -> str:
 
 
 def network(text: str) -> Network:
-    """Return the network that is written as an address or in CIDR. Raises ValueError."""
+    """Parse an address or CIDR. Raises ValueError."""
     found = ip_network(text)
     if isinstance(found, IPv6Network) and found.prefixlen >= 96 and (v4 := found.network_address.ipv4_mapped):
         return IPv4Network((v4, found.prefixlen - 96))
@@ -44,7 +43,7 @@ def network(text: str) -> Network:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can connect to an address or name."""
+    """Return whether an address or name is a loopback one."""
     name = host.strip().lower().removesuffix(".")
     if name in _LOCAL_NAMES or name.endswith(".localhost"):
         return True
@@ -54,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache(_REMEMBERED)
 def parsed(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that `canonical` spells; None when the text is none."""
+    """Return the address as `canonical` does, or None."""
     if len(text) > _LONGEST:
         return None
     bare = text.strip(" \t")
@@ -78,7 +77,7 @@ def parsed(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def networks(texts: Iterable[str]) -> list[Network]:
-    """Return the networks that are written as addresses or CIDR. Raises ValueError."""
+    """Parse addresses or CIDR. Raises ValueError."""
     return [network(text) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""The audit trail: who did what to whom, from where, with which outcome. Append only."""
+"""The append-only audit trail: actor, action, target, origin and outcome."""
 
 import json
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ _ADD = """
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
-# The first one of a window is an entry, the others are counted there. Beyond so many entries, they have neither address
-# nor actor.
+# The first refusal of a window adds an entry, repeated ones count there. Above a maximum of entries, refusals are
+# counted in one without address and actor.
 _COUNT = """
     UPDATE kernel.audit SET count = count + 1, last_at = now()
     WHERE window_at = to_timestamp(floor(extract(epoch FROM now()) / %(window_s)s) * %(window_s)s)
@@ -69,9 +69,9 @@ _PAGE = """
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Who did what to whom, from where, with which outcome.
+    """An entry of the audit trail.
 
-    A refusal that repeats within a quarter of an hour is one entry: the first one, how many, and when the last one was.
+    Repeated refusals within 15 minutes share an entry: the first one, the count, and the time of the last one.
     """
 
     id: UUID
@@ -92,7 +92,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class EntryFilters:
-    """Which entries: all that are given must fit."""
+    """Filters of entries; an entry must match all of them."""
 
     actor_id: UUID | None = None
     target: str | None = None
@@ -101,13 +101,13 @@ class EntryFilters:
 
 @dataclass(frozen=True, slots=True)
 class DenialLog:
-    """Notes in the audit trail that somebody was denied an operation."""
+    """Records in the audit trail that a caller was denied an operation."""
 
     db: Database
     audit: "Audit"
 
     async def __call__(self, caller: Caller, operation_id: str) -> None:
-        """Count it. Raises Unavailable."""
+        """Record the denial. Raises Unavailable."""
         await self.audit.refused(self.db, caller, operation_id, Denied.code)
 
 
@@ -116,7 +116,7 @@ class Audit:
     """Writes and reads the audit trail."""
 
     async def page(self, db: Queries, filters: EntryFilters, limit: int, after: UUID | None) -> list[Entry]:
-        """Return entries that fit, newest first, those after one."""
+        """Return matching entries, newest first, after an id."""
         given = {"actor_id": filters.actor_id, "target": filters.target, "action": filters.action}
         return [Entry(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
 
@@ -130,9 +130,9 @@ class Audit:
         target: UUID | str | None = None,
         **details: str | int | bool | list[str] | None,
     ) -> None:
-        """Add an entry. Give it the transaction of the act, so that both are there or neither; a refusal gets its own.
+        """Add an entry, in the transaction of the change; for a refusal, in a separate one.
 
-        `details` never hold a secret. `outcome` is `done` or the code of the refusal.
+        `details` must not hold a secret. `outcome` is `done` or the code of the refusal.
         """
         context = trace.get_current_span().get_span_context()
         await db.run(
@@ -153,10 +153,9 @@ class Audit:
         )
 
     async def refused(self, db: Queries, caller: Caller, action: str, outcome: str) -> None:
-        """Note a refusal: one entry for each address (IPv6: /64), actor, action and outcome in a quarter of an hour.
+        """Record a refusal: one entry per address (IPv6: /64), actor, action and outcome in 15 minutes.
 
-        Whoever is refused cannot fill the trail: an action has at most 250 such entries in that time. What comes from
-        further addresses is counted in one that names none.
+        An action has at most 250 such entries in that time; further ones are counted in an entry without an address.
         """
         context = trace.get_current_span().get_span_context()
         about = {

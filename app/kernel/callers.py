@@ -1,4 +1,4 @@
-"""Who calls, from where, and what they sent to prove it."""
+"""Callers: identity, origin and credentials."""
 
 import os
 import pwd
@@ -10,12 +10,12 @@ from uuid import UUID
 from app.kernel.addresses import limited
 
 BearerToken = NewType("BearerToken", str)
-"""A token as it was sent, for the few operations that must see it even when its session has ended."""
+"""An access token as sent, for operations that need it even when its session has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class BasicAuth:
-    """Name and password of the Authorization header (RFC 7617); both empty when there are none."""
+    """Name and password of the Authorization header (RFC 7617), empty without one."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -23,7 +23,7 @@ class BasicAuth:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a call comes from: empty for commands and jobs."""
+    """Origin of a call; empty for commands and jobs."""
 
     address: str = ""
     user_agent: str = ""
@@ -31,13 +31,13 @@ class Origin:
 
     @property
     def limited(self) -> str:
-        """What limits count as one client: the address, or the /64 of an IPv6 one."""
+        """The unit of rate limits: the IPv4 address, or the /64 network of an IPv6 one."""
         return limited(self.address)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: an actor under a session, or nobody known."""
+    """The caller of an action: an actor with a session, or anonymous."""
 
     actor_id: UUID | None = None
     session_id: UUID | None = None
@@ -46,12 +46,12 @@ class Caller:
     origin: Origin = field(default_factory=Origin)
 
     def may(self, permission: str) -> bool:
-        """Return whether the caller holds the permission; a superuser holds every one."""
+        """Return whether the caller has the permission. A superuser has every permission."""
         return self.is_superuser or permission in self.permissions
 
 
 def operator() -> Caller:
-    """Return whoever has started this command, as the audit trail names them: os:USER@HOST."""
+    """Return the caller of a command; its address in the audit trail is os:USER@HOST."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -1,4 +1,4 @@
-"""Deadlines, work that is shared, and fair turns at something scarce."""
+"""Deadlines, shared work, and fair queueing."""
 
 import asyncio
 from collections import deque
@@ -12,22 +12,22 @@ _AGAIN_S = 5
 
 
 class Deadlines:
-    """Deadlines that are all the same time after their beginning, so one timer of the loop does for all of them."""
+    """Deadlines of equal length, so that one timer of the loop serves all of them."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._pending: dict[Callable[[], None], float] = {}  # in the order of expiring
+        self._pending: dict[Callable[[], None], float] = {}  # in order of expiry
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, expire: Callable[[], None]) -> None:
-        """Call `expire` once when the time is over, unless it ends before."""
+        """Call `expire` once at the deadline, unless `end` is called before."""
         loop = asyncio.get_running_loop()
         at = self._pending[expire] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(at, self._look, loop)
 
     def end(self, expire: Callable[[], None]) -> None:
-        """Do not call it any more. Safe to repeat."""
+        """Cancel the deadline. Safe to repeat."""
         self._pending.pop(expire, None)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -44,9 +44,9 @@ class Deadlines:
 
 
 class Shared:
-    """Does one thing at a time: whoever asks while it is under way gets its result, or its error, too.
+    """Runs one call at a time; callers that arrive while it runs share its result or error.
 
-    With a lock each would begin anew after the one before has failed, and a queue of them wait for many timeouts.
+    With a lock, each waiting caller would retry after a failure, and the last would wait for many timeouts.
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -54,7 +54,7 @@ class Shared:
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self) -> None:
-        """Wait until it is done. It goes on when whoever asked is cancelled."""
+        """Wait for the running call. It continues when the caller is cancelled."""
         if self._running is None:
             self._running = asyncio.ensure_future(self._work())
             self._running.add_done_callback(self._ended)
@@ -63,14 +63,13 @@ class Shared:
     def _ended(self, running: "asyncio.Task[None]") -> None:
         self._running = None
         if not running.cancelled():
-            running.exception()  # nobody may be left to hear of it
+            running.exception()  # all callers may have been cancelled
 
 
 class Turns:
-    """At most `at_once` work at a time, and no group of those who wait delays another one by its size.
+    """Fair queueing: at most `at_once` holders at a time, and groups of waiters are served in turn.
 
-    A group that begins to wait is served soon: in turns with those that were served before. When `most` work or wait,
-    the longest line gives up its last place to a shorter one.
+    With `most` holders and waiters, a new waiter displaces the last one of the longest group.
     """
 
     def __init__(self, at_once: int, most: int, most_of_group: int, longest_s: float) -> None:
@@ -79,15 +78,15 @@ class Turns:
         self._most_of_group = most_of_group
         self._longest_s = longest_s
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
-        self._fresh: deque[str] = deque()  # groups that were not served since they began to wait
+        self._fresh: deque[str] = deque()  # groups that have not been served yet
         self._served: deque[str] = deque()
         self._fresh_first = True
 
     @asynccontextmanager
     async def turn(self, group: str = "") -> AsyncGenerator[None]:
-        """Wait for a turn, which ends with the context. Without a name, a group has no bound of its own.
+        """Wait for a turn, which ends with the context. The group without a name has no limit of its own.
 
-        Raises RateLimited when too many of the group wait, Unavailable when too many wait, or this one does too long.
+        Raises RateLimited when too many of the group wait, Unavailable when too many wait in total or on timeout.
         """
         if self._free and not self._lines:
             self._free -= 1
@@ -112,7 +111,7 @@ class Turns:
         except BaseException as error:
             if not place.done() or place.cancelled():
                 self._leave(group, place)
-            elif place.exception() is None:  # it was our turn at the same moment
+            elif place.exception() is None:  # its turn came at the same moment
                 self._end()
             if isinstance(error, TimeoutError):
                 raise _too_many() from None
@@ -160,7 +159,7 @@ class Turns:
             if not place.done():
                 place.set_result(None)
                 return
-            self._room += 1  # cancelled, and not left yet
+            self._room += 1  # cancelled, but still in the queue
         self._free += 1
 
 

@@ -1,7 +1,7 @@
-"""From text to input: the one place that says how values are written, in requests and on the command line.
+"""Decodes inputs from requests and command lines.
 
-Integers are decimal digits, truth values `true` and `false`, times RFC 3339 with a zone, identifiers UUIDs of 36
-characters. Nothing is trimmed, rounded or guessed. In JSON an integer may be written as 5.0, as JSON Schema has it.
+Integers are decimal digits, booleans `true` and `false`, times RFC 3339 with a zone, identifiers UUIDs (36 characters).
+Values are not trimmed, rounded or guessed. In JSON an integer may be written as 5.0, as in JSON Schema.
 """
 
 from dataclasses import is_dataclass
@@ -32,7 +32,7 @@ _EXACT_FLOATS = 2**53
 
 
 class Decoder(Generic[T]):
-    """Makes inputs of one type: a dataclass, or a list. Unknown fields are refused, unless told to ignore them."""
+    """Decodes inputs of one type: a dataclass or a list. Refuses unknown fields unless `ignore_unknown`."""
 
     def __init__(self, kind: Any, *, ignore_unknown: bool = False) -> None:
         core = adapter(kind, ignore_unknown=ignore_unknown).core_schema
@@ -40,14 +40,14 @@ class Decoder(Generic[T]):
         self._text = SchemaValidator(_written(core, text=True))
 
     def json(self, value: Any) -> T:
-        """Return the input that a parsed JSON text stands for. Raises Invalid."""
+        """Return the input from a parsed JSON value. Raises Invalid."""
         try:
             return self._json.validate_python(value)
         except ValidationError as error:
             raise _refused(error) from None
 
     def text(self, values: dict[str, str]) -> T:
-        """Return the input that named texts stand for: of a path, a query, a form, or options. Raises Invalid."""
+        """Return the input from named texts: of a path, a query, a form, or options. Raises Invalid."""
         try:
             return self._text.validate_strings(cast("Any", values))
         except ValidationError as error:
@@ -55,24 +55,24 @@ class Decoder(Generic[T]):
 
 
 def adapter(kind: Any, *, ignore_unknown: bool = False) -> TypeAdapter[Any]:
-    """Return what knows the schema of an input type and of the dataclasses that it is made of."""
+    """Return the TypeAdapter of an input type."""
     config: ConfigDict = {
         "extra": "ignore" if ignore_unknown else "forbid",
         "strict": True,
         "alias_generator": name_outside,
     }
-    # pydantic takes no configuration beside a dataclass, but beside another name of it; what is inside inherits it
+    # pydantic accepts a configuration for an alias of a dataclass, not for the dataclass; nested types inherit it
     named: Any = NewType("Input", kind) if is_dataclass(kind) else kind  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
     return TypeAdapter[Any](named, config=config)
 
 
 def name_outside(field: str) -> str:
-    """Return what clients call a field: one whose name is a keyword of Python, such as from_, has an underscore."""
+    """Return the external name of a field, without the underscore of names such as from_ (a keyword of Python)."""
     return field.removesuffix("_")
 
 
 def _written(schema: Any, *, text: bool) -> Any:
-    """Return a schema of pydantic's in which each value must be written as it should be, in texts or in JSON."""
+    """Return a pydantic schema that checks the form of each value, in texts or in JSON."""
     if isinstance(schema, list):
         return [_written(part, text=text) for part in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -112,7 +112,7 @@ def _refused(error: ValidationError) -> Invalid:
 
 
 def _message(error: dict[str, Any]) -> str:
-    """Return what is wrong with a field, in our words where we have them."""
+    """Return the error message of a field, in our words where defined."""
     known = _MESSAGES.get(error["type"])
     given: dict[str, Any] = error.get("ctx", {})
     return error["msg"] if known is None else known.format(**given)

@@ -1,13 +1,13 @@
-"""Six kinds of refusal. A module subclasses one with a `code` and a `title`; adapters translate the kind, once."""
+"""Six kinds of refusal. A module subclasses one with a `code` and a `title`; the edges translate the kind."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 
 class Refusal(Exception):
-    """The request was understood and will not be carried out.
+    """The request was understood and refused.
 
-    `code` is what programs compare, `title` what people read, and `str(error)` the detail. Both are declared together.
+    `code` is for programs, `title` for people, `str(error)` is the detail. Subclasses declare both or neither.
     """
 
     code: ClassVar[str] = "REFUSED"
@@ -24,7 +24,7 @@ class Refusal(Exception):
 class Invalid(Refusal):
     """The input is invalid.
 
-    `fields` names what is wrong: pairs of field and message. It never holds the value.
+    `fields` has pairs of field and message, never the value.
     """
 
     code = "INVALID_INPUT"
@@ -36,38 +36,35 @@ class Invalid(Refusal):
 
 
 class Unauthenticated(Refusal):
-    """The caller is not known."""
+    """The caller is not authenticated."""
 
     code = "INVALID_TOKEN"
     title = "Authentication failed"
 
 
 class Denied(Refusal):
-    """The caller may not do this."""
+    """The caller lacks a permission."""
 
     code = "PERMISSION_DENIED"
     title = "Permission denied"
 
 
 class NotFound(Refusal):
-    """What is named does not exist."""
+    """The resource does not exist."""
 
     code = "NOT_FOUND"
     title = "Not found"
 
 
 class Conflict(Refusal):
-    """The current state does not allow it."""
+    """The current state does not allow the action."""
 
     code = "CONFLICT"
     title = "The current state does not allow this"
 
 
 class Unavailable(Refusal):
-    """A dependency is unavailable; the same request may succeed later.
-
-    `retry_after_s` is when to try again, in whole seconds.
-    """
+    """A dependency is unavailable. The request may succeed after `retry_after_s` whole seconds."""
 
     code = "NOT_READY"
     title = "A dependency is unavailable; try again later"
@@ -85,4 +82,4 @@ class RateLimited(Unavailable):
 
 
 Constraints = Mapping[str, Callable[[], type[Refusal]]]
-"""What the violation of `schema.constraint` is refused with, whoever loses a race for it."""
+"""`schema.constraint` to the refusal of its violation, for whoever loses a race."""

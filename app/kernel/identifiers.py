@@ -1,4 +1,4 @@
-"""Identifiers, and the random bits in them."""
+"""Identifiers: UUID version 7."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ _FETCHED = 4096
 
 
 class _Entropy:
-    """Random bytes of the operating system, fetched many at a time: a system call for each would be half of a uuid7."""
+    """Random bytes of the operating system, fetched in blocks: a system call for each would take half of a uuid7."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,6 +46,6 @@ def uuid7() -> UUID:
 
 
 def uuid7_text() -> str:
-    """Return one as text, without the object: that is a third of the cost."""
+    """Return a new identifier as text, at a third of the cost of a UUID."""
     text = f"{_uuid7():032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,4 +1,4 @@
-"""The manifest of a module. Light, and no dataclass, which takes 6 ms to import: `app --help` reads all manifests."""
+"""The manifest of a module. `app --help` reads all manifests, so this file avoids dataclasses (6 ms to import)."""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class Catalogue(NamedTuple):
-    """What can be granted: every permission that a module declares, with what it allows."""
+    """The permissions that can be granted: name to description."""
 
     permissions: Mapping[str, str]
 
 
 class Feature(NamedTuple):
-    """A feature class of a module as `file:Class`; the group that its commands belong to, if any.
+    """A feature class of a module as `file:Class`, and the group of its commands, if any.
 
-    One of the features of a group says what the group is for.
+    One feature of a group has the summary of the group.
     """
 
     where: str
@@ -29,11 +29,10 @@ class Feature(NamedTuple):
 
 
 class Module(NamedTuple):
-    """What a module is made of. Names as `file:NAME` are relative to its package, and loaded where they are needed.
+    """The parts of a module. `file:NAME` is relative to its package, and loaded on demand.
 
-    `settings` is a section, `providers` a mapping of types to what provides them, `schedules` a sequence. What does not
-    fit a declaration is written by hand: `commands` says which groups of commands `cli.py` adds to, and what those are
-    for that no feature has.
+    `settings` is a section, `providers` a mapping of types to providers, `schedules` a sequence. `commands` are the
+    groups that `cli.py` adds commands to; those without a feature have a summary here.
     """
 
     package: str
@@ -45,22 +44,22 @@ class Module(NamedTuple):
     schedules: str = ""
     commands: Mapping[str, str] = MappingProxyType({})
     constraints: Mapping[str, str] = MappingProxyType({})
-    """What the loser of a race is told: `schema.constraint` to the refusal, as `file:Class`."""
+    """`schema.constraint` to the refusal of its violation, as `file:Class`."""
     serves: bool = True
-    """False when no action of its features has a route, so that there is no run-NAME-http."""
+    """Whether the module has routes, and so a process run-NAME-http."""
 
     @property
     def name(self) -> str:
-        """The name of the module."""
+        """Name of the module."""
         return self.package.rpartition(".")[2]
 
     @property
     def process(self) -> str:
-        """What its HTTP process, run-NAME-http, is for; empty when there is none."""
+        """Summary of its process run-NAME-http; empty without one."""
         return f"Serve the {self.name} API." if self.serves and self.features else ""
 
     def load(self, where: str) -> Any:
-        """Import what `file:NAME` names. Raises InvalidDeclaration for a file or a name that does not exist."""
+        """Import `file:NAME`. Raises InvalidDeclaration when it does not exist."""
         file, _, name = where.partition(":")
         path = f"{self.package}.{file}"
         try:
@@ -79,7 +78,7 @@ class Module(NamedTuple):
         return InvalidDeclaration(f"the manifest of the module {self.name} names {where!r}, but {why}")
 
     def feature_classes(self, group: str | None = None) -> Iterator[type[Any]]:
-        """Import the features, or those whose commands form a group."""
+        """Import the features, or those of a group of commands."""
         for feature in self.features:
             if group is None or feature.group == group:
                 yield self.load(feature.where)
@@ -97,5 +96,5 @@ class Module(NamedTuple):
         return tuple(self.load(self.schedules)) if self.schedules else ()
 
     def groups(self) -> dict[str, str]:
-        """Return the groups of commands, each with what it is for."""
+        """Return the groups of commands with their summaries."""
         return {**self.commands, **{f.group: f.summary for f in self.features if f.summary}}

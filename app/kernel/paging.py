@@ -41,46 +41,28 @@ class HasId(Protocol):
 
 def after(cursor: str | None) -> UUID | None:
     """Return the id that a page starts after. Raises Invalid for a malformed cursor."""
-    if cursor is None:
-        return None
-    try:
-        return UUID(bytes=_bytes(cursor))
-    except ValueError:
-        raise _not_ours() from None
+    return None if cursor is None else marked(cursor, 0)[0]
 
 
 def next_cursor(items: Sequence[HasId], limit: int) -> str | None:
     """Return the cursor of the next page; None if this page is not full."""
-    if len(items) < limit:
-        return None
-    return _text(items[-1].id.bytes)
+    return None if len(items) < limit else mark(items[-1].id)
 
 
 def mark(last: UUID, *moments: datetime) -> str:
     """Return a cursor of an id and times to the microsecond."""
     numbers = [(moment - _EPOCH) // _MICROSECOND for moment in moments]
-    return _text(last.bytes + b"".join(number.to_bytes(8, "big", signed=True) for number in numbers))
+    position = last.bytes + b"".join(number.to_bytes(8, "big", signed=True) for number in numbers)
+    return base64.urlsafe_b64encode(position).rstrip(b"=").decode()
 
 
 def marked(cursor: str, moments: int) -> tuple[UUID, list[datetime]]:
     """Return the id and the times of a cursor. Raises Invalid for a malformed cursor."""
     try:
-        found = _bytes(cursor)
+        found = base64.urlsafe_b64decode(cursor + "==")
         numbers = [int.from_bytes(found[at : at + 8], "big", signed=True) for at in range(16, len(found), 8)]
         if len(found) != 16 + 8 * moments:
             raise ValueError
         return UUID(bytes=found[:16]), [_EPOCH + number * _MICROSECOND for number in numbers]
     except (ValueError, OverflowError):
-        raise _not_ours() from None
-
-
-def _bytes(cursor: str) -> bytes:
-    return base64.urlsafe_b64decode(cursor + "==")  # raises ValueError
-
-
-def _text(position: bytes) -> str:
-    return base64.urlsafe_b64encode(position).rstrip(b"=").decode()
-
-
-def _not_ours() -> Invalid:
-    return Invalid("the cursor is not one of ours", (("cursor", "not one of ours"),))
+        raise Invalid("the cursor is invalid", (("cursor", "is invalid"),)) from None

@@ -1,4 +1,4 @@
-"""What the kernel provides, by type. Imports what a provider needs when it is opened, not before."""
+"""Providers of the kernel, by type. A provider imports its dependencies when it is opened."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ async def database(p: Process) -> AsyncGenerator[Database]:
 
 @asynccontextmanager
 async def events(p: Process) -> AsyncGenerator[EventTransport]:  # noqa: ARG001 - PostgreSQL needs nothing
-    """Provide the transport of events."""
+    """Provide the event transport."""
     from app.kernel.queue.transport.postgres import PostgresEvents
 
     yield PostgresEvents()
@@ -37,7 +37,7 @@ async def errors(p: Process) -> AsyncGenerator[Errors]:
 
 @asynccontextmanager
 async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
-    """Provide what operators see and change of queues."""
+    """Provide the administration of queues."""
     from app.kernel.config import QueueSettings
 
     yield QueueAdmin(p.settings[QueueSettings].names)

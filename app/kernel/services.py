@@ -1,4 +1,4 @@
-"""Services: what a process runs, and in which order. Light: the table of processes is read by `--help`."""
+"""Services of a process, and their order. Light, because `--help` reads the table of processes."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,10 +12,10 @@ Run = Callable[["asyncio.Event"], Coroutine[Any, Any, None]]
 
 
 class Service(NamedTuple):
-    """Something that runs as long as the process does: it starts after some others, and stops before them.
+    """A part of a process: starts after the services in `after`, and stops before them.
 
-    `make` opens what it needs and returns what runs, or None when there is nothing to do. What runs is given the event
-    that asks it to drain and return.
+    `make` opens its resources and returns the coroutine function to run, or None when there is nothing to do. The
+    function takes the stop event; once it is set, it drains and returns.
     """
 
     name: str
@@ -24,17 +24,18 @@ class Service(NamedTuple):
 
 
 class InvalidOrder(Exception):
-    """Services run after each other, or after one that the process does not have; the message names them."""
+    """The order of services has a cycle or an unknown service; the message names them."""
 
 
 def in_order(services: Sequence[Service]) -> list[Service]:
-    """Return the services, each behind those that it runs after. Raises InvalidOrder."""
+    """Return the services in start order. Raises InvalidOrder."""
     from graphlib import CycleError, TopologicalSorter
 
     named = {service.name: service for service in services}
     for service in services:
         if unknown := [name for name in service.after if name not in named]:
-            raise InvalidOrder(f"service {service.name} runs after {', '.join(unknown)}, which the process has not")
+            names = ", ".join(unknown)
+            raise InvalidOrder(f"service {service.name} runs after {names}, which the process does not have")
     try:
         order = TopologicalSorter({service.name: service.after for service in services}).static_order()
         return [named[name] for name in order]

@@ -1,4 +1,4 @@
-"""Text from outside: what can be logged, encoded and stored. The one place that decides it."""
+"""Makes text from outside safe to log, encode and store."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -12,14 +12,14 @@ _FEW = 8
 
 
 def storable(text: str) -> str:
-    """Return the text as UTF-8 and PostgreSQL can hold it: lone surrogates become `?`, NUL goes. Safe to repeat."""
+    """Return text that UTF-8 and PostgreSQL accept: lone surrogates become `?`, NUL is removed. Safe to repeat."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "").encode(errors="replace").decode()
 
 
 def storable_tree(value: object, depth: int = _DEEPEST) -> Any:
-    """Return the same of mappings and lists, down to a depth: what JSON can hold stays, other things become texts."""
+    """Apply `storable` to mappings and lists, down to a depth; values that JSON does not have become text."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if depth and isinstance(value, Mapping):
@@ -31,33 +31,33 @@ def storable_tree(value: object, depth: int = _DEEPEST) -> Any:
 
 
 def shown(value: object, how: Callable[[object], str] = str) -> str:
-    """Return `str(value)` or `repr(value)`, or its type when that fails, whatever a stranger's method raises."""
+    """Return `str(value)` or `repr(value)`, or its type when that raises. Never raises."""
     try:
         return how(value)
-    except BaseException:  # noqa: BLE001 - it is not what was asked for
+    except BaseException:  # noqa: BLE001 - the method is not ours
         return f"<{_kind(value)} that cannot be shown>"
 
 
 def said(error: BaseException) -> str:
-    """Return an exception's type and text, storable, of bounded length. Never raises."""
+    """Return type and text of an exception, storable, of limited length. Never raises."""
     text = storable(shown(error)[:_LONGEST])
     return f"{_kind(error)}: {text}" if text else _kind(error)
 
 
 def _kind(value: object) -> str:
-    """Return the name of a value's type, past what a metaclass says."""
+    """Return the name of a value's type, whatever its metaclass returns."""
     return storable(type.__dict__["__name__"].__get__(type(value)))
 
 
 def misnamed(option: str, value: object) -> str:
-    """Return what is wrong with a name; an empty text when an index can hold it and people can tell it from others."""
+    """Return the error message for an invalid name, empty for a valid one."""
     if isinstance(value, str) and value.strip() == value and 0 < len(value) <= _LONGEST_NAME and value.isprintable():
         return ""
     return f"{option} must have 1 to {_LONGEST_NAME} printable characters, without spaces around them"
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Return what to add to the message about a name that does not exist: the nearest one, or all when they are few."""
+    """Return the end of a message about an unknown name: the closest name, or all names when they are few."""
     if near := get_close_matches(name, known, 1):
         return f"; did you mean {near[0]}?"
     return f", but {', '.join(sorted(known))}" if 0 < len(known) <= _FEW else ""

@@ -174,7 +174,7 @@ async def test_services_that_cannot_be_put_in_order_are_refused_before_anything_
     async def make(p: Process) -> None:
         opened.append(p.name)
 
-    with pytest.raises(InvalidOrder, match="service worker runs after watcher, which the process has not"):
+    with pytest.raises(InvalidOrder, match="service worker runs after watcher, which the process does not have"):
         await process().run([Service("worker", make, after=("watcher",))])
     with pytest.raises(InvalidOrder, match=r"(a -> b -> a|b -> a -> b)"):
         await process().run([Service("a", make, after=("b",)), Service("b", make, after=("a",))])
@@ -421,8 +421,11 @@ def test_a_port_in_use_is_one_clear_line(cli: Project) -> None:
         ("nowhere.invalid", r"the host 'nowhere\.invalid' does not resolve \(.+\); give an address .+ with --host"),
         ("x" * 70, r"the host 'x{70}' does not resolve .+ with --host"),
         ("[::1]", r"the host '\[::1\]' does not resolve .+ with --host"),
-        ("203.0.113.9", r"203\.0\.113\.9 is no address of this machine; choose another with --host"),
-        ("2001:db8::1", r"2001:db8::1 is (no address of this machine|an IPv6 address.+); choose another with --host"),
+        ("203.0.113.9", r"203\.0\.113\.9 is not an address of this machine; choose another with --host"),
+        (
+            "2001:db8::1",
+            r"2001:db8::1 is (not an address of this machine|an IPv6 address.+); choose another with --host",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_listened_on_is_one_line_that_names_the_option(
@@ -444,7 +447,7 @@ def test_a_port_that_only_root_may_use_is_one_line_that_names_the_option(cli: Pr
     become = "import os, encodings.idna; os.getuid() or os.setuid(65534)"
     body = f"from app.kernel.http.server import bind; {become}; bind('127.0.0.1', 1)"
     done = subprocess.run([cli.python, "-c", body], cwd=cli.root, capture_output=True, text=True, check=False)
-    assert "port 1 on 127.0.0.1 is reserved for root; choose one from 1024 on with --port" in done.stderr
+    assert "port 1 on 127.0.0.1 is reserved for root; choose 1024 or higher with --port" in done.stderr
 
 
 def test_a_name_with_addresses_of_both_families_is_listened_on_as_ipv4() -> None:

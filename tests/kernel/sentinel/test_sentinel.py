@@ -106,8 +106,8 @@ async def test_ten_thousand_alike_are_one_group_and_one_message(watch: Watch, be
         fail(f"number {number}")
     async with bench.consuming(watch.handlers()):
         (message,) = await watch.told(1)
-    assert await watch.groups() == [("service", "Invalid", "Invalid: the cursor is not one of ours", "open", 10_000)]
-    assert message.title == "[test] Invalid: the cursor is not one of ours"
+    assert await watch.groups() == [("service", "Invalid", "Invalid: the cursor is invalid", "open", 10_000)]
+    assert message.title == "[test] Invalid: the cursor is invalid"
     assert "10000 times" in message.body
 
 
