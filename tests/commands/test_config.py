@@ -45,7 +45,7 @@ def test_explain_says_what_a_setting_means_and_where_its_value_comes_from(cli: P
     assert done.returncode == 0, done.stderr
     assert [line.split(maxsplit=1) for line in done.stdout.splitlines()] == [
         ["key", "process.grace"],
-        ["meaning", "for what is in flight, after the drain delay"],
+        ["meaning", "for requests and jobs to finish after the drain delay"],
         ["value", "90s"],
         ["source", "PROCESS_GRACE"],
         ["environment", "PROCESS_GRACE"],
@@ -65,7 +65,7 @@ def test_explain_does_not_show_a_secret(cli: Project, options: list[str]) -> Non
 def test_explain_as_json_has_a_stable_schema(cli: Project) -> None:
     assert printed_json(cli.app("config", "explain", "http_server.port", "--json")) == {
         "key": "http_server.port",
-        "meaning": "port to listen on; 0 takes a free one",
+        "meaning": "port to listen on; 0 for a free one",
         "value": 8080,
         "source": "settings/default.yaml",
         "environment": "HTTP_SERVER_PORT",

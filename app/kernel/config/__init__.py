@@ -1,10 +1,10 @@
-"""Settings: Dynaconf layers, validated into frozen dataclasses. Every problem at once; secrets never shown.
+"""Settings: Dynaconf layers, validated into frozen dataclasses. Reports all problems at once, and no secrets.
 
-Layers, later ones win: `settings/default.yaml`, `settings/{APP_ENV}.yaml`, `settings/.secrets.yaml`, the environment
-(`SECTION_KEY`, or `SECTION_KEY_FILE` for the name of a file that holds the value), options of the command.
+Later layers override earlier ones: `settings/default.yaml`, `settings/{APP_ENV}.yaml`, `settings/.secrets.yaml`, the
+environment (`SECTION_KEY`, or `SECTION_KEY_FILE` with the name of a file that has the value), command options.
 """
 
-# ruff: noqa: I001 - it would take the names apart, a statement each
+# ruff: noqa: I001 - it would split the import
 from app.kernel.config.layers import load as load
 from app.kernel.config.sections import (
     DURATION_FORM as DURATION_FORM,

@@ -1,4 +1,4 @@
-"""Reads the files of settings, through Dynaconf, as what they say: nothing in them is a directive to it (ADR 25)."""
+"""Reads settings files through Dynaconf, without its directives (ADR 25)."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _VARIABLES = re.compile(r".*_FOR_DYNACONF|DYNACONF_.*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """What a file holds: sections, and the text of what stands under each `section.key`."""
+    """Content of a file: sections, and the text of each `section.key`."""
 
     label: str
     content: dict[str, object]
@@ -25,7 +25,7 @@ class File:
 
 
 def read(files: list[Path]) -> dict[Path, File]:
-    """Return what each file holds. Raises Misconfigured with everything that keeps them from being read."""
+    """Return the content of each file. Raises Misconfigured with all problems."""
     problems: list[Problem] = []
     found: dict[Path, File] = {}
     for file in files:
@@ -45,18 +45,15 @@ def read(files: list[Path]) -> dict[Path, File]:
 
 
 def read_value(path: str) -> str:
-    """Return a value that stands alone in a file, without a byte order mark and the ends of its last line.
-
-    Raises OSError, UnicodeDecodeError.
-    """
+    """Return a file's content without byte order mark and trailing newlines. Raises OSError, UnicodeDecodeError."""
     return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
 
 
 def _yaml(file: Path) -> dict[str, object]:
-    """Return what a file holds, every scalar as its text."""
+    """Return the content of a file, with scalars as text."""
     from dynaconf.vendor.ruamel import yaml  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-    text = file.read_text(encoding="utf-8-sig")  # Dynaconf only warns of what it may not read
+    text = file.read_text(encoding="utf-8-sig")  # Dynaconf only warns of an unreadable file
     content: object = cast("Any", yaml).load(text, Loader=cast("Any", yaml).BaseLoader)
     if content and not isinstance(content, dict):
         raise TypeError
@@ -64,7 +61,7 @@ def _yaml(file: Path) -> dict[str, object]:
 
 
 def _keys(content: dict[str, object]) -> Iterator[tuple[str, str, object]]:
-    """Return the sections and what is below them: `section.key`, the key alone, the value."""
+    """Yield `section.key`, the key alone, and the value."""
     for name, section in content.items():
         yield name, name, section
         if isinstance(section, dict):
@@ -73,7 +70,7 @@ def _keys(content: dict[str, object]) -> Iterator[tuple[str, str, object]]:
 
 
 def _is_name(key: str) -> bool:
-    """Return whether a key is a name, and does not tell Dynaconf what to do, which it would."""
+    """Return whether a key is a name, not a directive of Dynaconf."""
     return _NAME.fullmatch(key) is not None and not _DYNACONF.search(key)
 
 
@@ -92,14 +89,14 @@ def _content(file: Path) -> dict[str, object]:
             auto_cast=False,
         )
         history = cast("list[dict[str, Any]]", get_history(loaded))
-    # Dynaconf takes a default.local.yaml along, which is none of our layers
+    # Dynaconf also loads default.local.yaml, which is not one of our layers
     found = [entry["value"] for entry in history if Path(entry["identifier"]).name == file.name]
     return {str(key).lower(): value for content in found for key, value in content.items()}
 
 
 @contextmanager
 def _without_variables() -> Generator[None]:
-    """Hide Dynaconf's own variables from it: they would name other files, loaders and casts."""
+    """Hide Dynaconf's variables: they could add files, loaders and casts."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if _VARIABLES.fullmatch(name)}
     try:
         yield
@@ -108,7 +105,7 @@ def _without_variables() -> Generator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Say why and where a file is broken. The parser's own words would show what stands there: it may be a secret."""
+    """Return why and where a file is malformed, without the parser's message: it could show a secret."""
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror}"
     if isinstance(error, UnicodeDecodeError):

@@ -27,7 +27,7 @@ from app.kernel.config.settings import (
 )
 
 Lookup = Callable[[str], tuple[str, str] | None]
-"""Finds the text of a variable such as POSTGRES_PASSWORD, and where it was. Raises NotReadable."""
+"""Returns the text of a variable such as POSTGRES_PASSWORD, and its source. Raises NotReadable."""
 
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 _SHOWN = 80
@@ -55,9 +55,9 @@ def load(
 ) -> Settings:
     """Read and validate all layers.
 
-    `root` holds the folder `settings`; `overrides` maps `section.key` to the value of a command's option; `secrets`
-    finds secrets elsewhere than in the environment. What does not use secrets may have the published ones.
-    Raises Misconfigured with every problem found. Safe to repeat; reads only.
+    `root` has the folder `settings`; `overrides` maps `section.key` to the value of a command option; `secrets` looks
+    secrets up outside the environment. Without `uses_secrets`, the published defaults are accepted.
+    Raises Misconfigured with all problems. Safe to repeat.
     """
     layers = _Layers(root, sections, environ)
     layers.add_files()
@@ -74,7 +74,7 @@ def load(
 
 
 def from_environment(environ: Mapping[str, str]) -> Lookup:
-    """Return what finds variables in the environment, or in the file that `VARIABLE_FILE` names."""
+    """Return a lookup in the environment, and in the file that `VARIABLE_FILE` names."""
 
     def lookup(variable: str) -> tuple[str, str] | None:
         file = environ.get(f"{variable}_FILE")
@@ -94,7 +94,7 @@ def from_environment(environ: Mapping[str, str]) -> Lookup:
 
 
 class _Layers:
-    """The values so far, where each came from, and what is wrong with them."""
+    """Values with their sources, and the problems found."""
 
     def __init__(self, root: Path, sections: Iterable[type[Section]], environ: Mapping[str, str]) -> None:
         self.folder = root / "settings"
@@ -122,10 +122,10 @@ class _Layers:
         self.problems.append(Problem(key, source or self.sources.get(key, "nowhere"), message))
 
     def add_files(self) -> None:
-        """Add the files, section by section: what is below a key replaces what an earlier file had there."""
+        """Add the files. A key replaces the same key of an earlier file."""
         committed = {self.folder / f"{name}.yaml" for name in ("default", *UNSAFE)}
         layers = [self.folder / "default.yaml", self.folder / f"{self.environment}.yaml"]
-        if os.path.lexists(secrets := self.folder / ".secrets.yaml"):  # a link that leads nowhere must not go unnoticed
+        if os.path.lexists(secrets := self.folder / ".secrets.yaml"):  # lexists: report a broken link
             layers.append(secrets)
         others = [path for path in committed.difference(layers) if path.is_file()]
         for path, file in read([*layers, *others]).items():
@@ -159,7 +159,7 @@ class _Layers:
                 self.refuse(setting.key, str(error), error.source)
 
     def build(self, kind: type[Section]) -> object:
-        """Return the section; None, having said why, when it is not valid."""
+        """Return the section, or None when it is invalid."""
         known = {s.name: self._as_written(s) for s in schema(kind) if s.name in self.tree[kind.section]}
         try:
             return TypeAdapter(kind).validate_python(known)
@@ -172,9 +172,9 @@ class _Layers:
         return None
 
     def _as_written(self, setting: Setting) -> object:
-        """Return the value to validate: a whole number as it was written, if it was.
+        """Return the value to validate; an integer must be written in digits.
 
-        Python and pydantic take true for 1, and 1_000, +5, 5.0 and digits of other scripts for whole numbers.
+        Python and pydantic accept true for 1, and 1_000, +5, 5.0 and digits of other scripts.
         """
         value = self.value(setting)
         if isinstance(value, bool) and setting.type in (int, float):
@@ -201,12 +201,12 @@ class _Layers:
             least = error["ctx"]["min_length"]
             message = "a non-empty value" if least == 1 else f"at least {least} characters"
         expected = message if message.startswith("expected") else f"expected {message}"
-        # what stands below a misplaced key may be a secret
+        # a mapping may contain a misplaced secret
         shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
         self.refuse(setting.key, expected + ("" if setting.is_secret else f", got {shown}"))
 
     def check_secrets(self, uses_secrets: bool) -> None:
-        """Refuse what is fine on a laptop that nobody else reaches: no server, debugging, secrets that are known."""
+        """Refuse settings that are safe only on an unreachable laptop: no server, debugging, published secrets."""
         wrong = {problem.key for problem in self.problems}
         exposed = uses_secrets and exposure(self.tree)
         for setting in self.schema.values():
@@ -229,6 +229,6 @@ class _Layers:
 
 @dataclass(frozen=True, slots=True)
 class _Miswritten:
-    """What stands where a whole number should."""
+    """A value that is not a valid integer."""
 
     text: str

@@ -1,7 +1,6 @@
-"""Secrets that are easy to guess, and settings that make a process reachable from other machines.
+"""Detects secrets that are easy to guess, and settings that make a process reachable from other machines.
 
-How hard a secret is to guess is not to be seen from its characters alone, but how easy it is: what is repeated, counts
-up, runs along the keyboard or is made of words says less than what follows nothing.
+The estimate is an upper bound: repetition, sequences, keyboard runs and words reduce it.
 """
 
 import base64
@@ -14,9 +13,9 @@ from itertools import pairwise
 from app.kernel.addresses import is_loopback
 
 BITS = 40
-"""What a key must have, by `bits`. 16 random bytes have 75 and more, a sentence of its own 40 to 100, patterns less."""
+"""Minimum `bits` of a key. 16 random bytes have 75 or more, sentences 40 to 100, patterns less."""
 _MARKS = ("everybodyknows", "atleast256bitslong")
-"""Of the published secrets, should their files be missing, and of jwt.io's."""
+"""Digests of the published secrets, in case their files are missing, and of jwt.io's."""
 _SHORTEST_PART = 8
 _PLACEHOLDERS = re.compile(
     "secret|master|password|passwd|passphrase|production|staging|please|change|replace|example|default|insecure|random"
@@ -49,7 +48,7 @@ _ORDERS = (
 
 
 def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
-    """Return why a value is not accepted as a secret; empty when it is. A `key` must also be hard to guess."""
+    """Return why a value is refused as a secret, or an empty text. A `key` must also be hard to guess."""
     written = _written(secret)
     known = [(_written(text), _bare(text)) for text in (*published, *_MARKS) if _written(text)]
     readings = list(_readings(secret))
@@ -66,7 +65,7 @@ def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
 
 
 def _readings(secret: str) -> Iterator[str]:
-    """Return the secret, also backwards, and what it says in hexadecimal digits, base64 or base32."""
+    """Yield the secret, its reverse, and its text when decoded from hexadecimal, base64 or base32."""
     yield secret
     yield secret[::-1]
     bare = "".join(secret.split()).rstrip("=")
@@ -75,15 +74,15 @@ def _readings(secret: str) -> Iterator[str]:
             content = decode(bare)
         except ValueError:
             continue
-        if content.isascii() and (text := content.decode().strip()).isprintable():  # random bytes never are
+        if content.isascii() and (text := content.decode().strip()).isprintable():  # random bytes are not text
             yield text
             yield text[::-1]
         elif len({(after - before) % 256 for before, after in pairwise(content)}) <= 2:
-            yield ""  # one byte over and over, or bytes that count up
+            yield ""  # a repeated byte, or a sequence
 
 
 def bits(secret: str) -> float:
-    """Return how much of a secret cannot be told from what stands before it, in bits."""
+    """Return an estimate of the entropy of a secret, in bits."""
     text = _PLACEHOLDERS.sub(" ", _written(secret))
     scales = [
         [ord(character) for character in text],
@@ -101,7 +100,7 @@ def bits(secret: str) -> float:
 
 
 def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
-    """Return why other machines can reach the process or its data; empty when they cannot."""
+    """Return why other machines can reach the process or its data, or an empty text."""
     for host in _text(tree, "postgres").split(","):
         if host.strip() and not host.strip().startswith(("/", "@")) and not is_loopback(host):
             return f"the database at {host.strip()} is not on this machine"
@@ -114,17 +113,17 @@ def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
 
 def _text(tree: Mapping[str, Mapping[str, object]], section: str) -> str:
     host = tree.get(section, {}).get("host")
-    return host if isinstance(host, str) else ""  # what else stands there is refused, and may be a misplaced secret
+    return host if isinstance(host, str) else ""  # other types are refused, and may be a misplaced secret
 
 
 def _written(secret: str) -> str:
-    """Return what can be seen of a secret, in one case and form, without white space."""
+    """Return the visible characters of a secret in normal form and lower case."""
     plain = unicodedata.normalize("NFKC", secret).casefold()
     return "".join(character for character in plain if character.isprintable() and not character.isspace())
 
 
 def _bare(text: str) -> str:
-    """Return the letters and digits alone, in one spelling of those that look alike."""
+    """Return letters and digits; look-alikes become one character."""
     return "".join(character for character in _written(text).translate(_LOOK_ALIKES) if character.isalnum())
 
 
@@ -134,7 +133,7 @@ def _place(order: str, character: str) -> int:
 
 
 def _counts(scale: list[int], place: int) -> bool:
-    """Return whether a character goes on as those one, two or three places before it do: 123, a1b2c3, 001122."""
+    """Return whether a character continues a sequence of stride one, two or three: 123, a1b2c3, 001122."""
     for stride in (1, 2, 3):
         if place >= 2 * stride:
             step = scale[place] - scale[place - stride]

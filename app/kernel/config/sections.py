@@ -22,7 +22,7 @@ def _seconds(value: object) -> object:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as people write it, in the largest unit that leaves no fraction: `400d`, `90s`, `0.5s`."""
+    """Return a duration in the largest unit without a fraction: `400d`, `90s`, `0.5s`."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % _SECONDS[unit] == 0:
             return f"{seconds / _SECONDS[unit]:.15g}{unit}"
@@ -57,17 +57,17 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 _MS, _HOUR, _DAY = 0.001, 3600.0, 86400.0
 DURATION_FORM = BeforeValidator(_seconds)
 Duration = Annotated[float, DURATION_FORM, Field(ge=0, le=3650 * _DAY, allow_inf_nan=False)]
-"""Seconds; written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds. Ten years at most, so that adding it to
-the present time never overflows, in Python nor in PostgreSQL."""
+"""Seconds, written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds. Ten years at most, so that adding it to
+the current time does not overflow in Python or PostgreSQL."""
 _Timeout = Annotated[Duration, Field(ge=_MS, le=_DAY)]
 _Retention = Annotated[float, DURATION_FORM, Field(ge=_HOUR, le=36500 * _DAY, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-"""Written with commas between them."""
+"""Separated by commas."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Secret = SecretStr
 MAY_BE_EMPTY = "may be empty"
 OptionalSecret = Annotated[SecretStr, MAY_BE_EMPTY]
-"""A secret of something that need not be there; a plain `Secret` is required outside local and test."""
+"""The secret of an optional feature; a plain `Secret` is required outside local and test."""
 IS_KEY = "is a key"
 Key = Annotated[SecretStr, Field(min_length=32), IS_KEY]
 """A secret that keys are derived from: outside local and test it must look random."""
@@ -82,11 +82,11 @@ class Section(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProcessSettings:
-    """How a process stops."""
+    """Shutdown of a process."""
 
     section: ClassVar[str] = "process"
     drain_delay: Annotated[Duration, Field(le=_DAY, description="between /ready turning 503 and the listener closing")]
-    grace: Annotated[Duration, Field(le=30 * _DAY, description="for what is in flight, after the drain delay")]
+    grace: Annotated[Duration, Field(le=30 * _DAY, description="for requests and jobs to finish after the drain delay")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class HttpServerSettings:
 
     section: ClassVar[str] = "http_server"
     host: Annotated[str, AfterValidator(_host), Field(min_length=1, description="address to listen on")]
-    port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
-    debug: Annotated[bool, Field(description="put the exception into 500 answers; local and test only")]
+    port: Annotated[Port, Field(description="port to listen on; 0 for a free one")]
+    debug: Annotated[bool, Field(description="show the exception in 500 responses; local and test only")]
     handle_timeout: Annotated[_Timeout, Field(description="a request that takes longer is answered 504")]
     max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3, description="a larger request body is answered 413")]
     max_connections: Annotated[
@@ -108,16 +108,16 @@ class HttpServerSettings:
         Field(description="proxies whose X-Forwarded-For is trusted: addresses or CIDR"),
     ]
     body_timeout: Annotated[_Timeout, Field(description="a request body that takes longer is answered 408")]
-    h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text, from clients that begin with it")]
+    h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text with prior knowledge")]
 
 
 @dataclass(frozen=True, slots=True)
 class OperationsSettings:
-    """Where worker processes answer /health, /ready and /metrics."""
+    """The listener of worker processes for /health, /ready and /metrics."""
 
     section: ClassVar[str] = "operations"
     host: Annotated[str, AfterValidator(_host), Field(min_length=1, description="address to listen on")]
-    port: Annotated[Port, Field(description="port to listen on; 0 takes a free one")]
+    port: Annotated[Port, Field(description="port to listen on; 0 for a free one")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class PostgresSettings:
     db: Annotated[str, Field(min_length=1, description="name of the database")]
     ssl: Annotated[Literal["disable", "require", "verify-full"], Field(description="transport security")]
     ssl_root_cert: Annotated[
-        str, Field(description="file of trusted certificates for verify-full; system: the system's")
+        str, Field(description="file of trusted certificates for verify-full; system: those of the system")
     ]
     pool_size: Annotated[int, Field(ge=1, le=1000, description="maximum number of connections of one process")]
     pool_timeout: Annotated[_Timeout, Field(description="longest wait for a connection")]
@@ -155,7 +155,7 @@ class LoggerSettings:
 
     section: ClassVar[str] = "logger"
     level: Annotated[Literal["debug", "info", "warn", "error"], Field(description="least severe level written")]
-    format: Annotated[Literal["json", "console"], Field(description="one JSON object a line, or text for people")]
+    format: Annotated[Literal["json", "console"], Field(description="JSON lines, or text for people")]
     output: Annotated[str, Field(min_length=1, description="stdout, or the path of a file")]
 
 
@@ -171,10 +171,10 @@ class QueueSettings:
         int, Field(ge=1, le=10_000, description="maximum number of jobs that one consumer runs at once")
     ]
     poll_interval: Annotated[
-        Duration, Field(ge=_MS, le=_HOUR, description="longest time that a due job or tick goes unnoticed")
+        Duration, Field(ge=_MS, le=_HOUR, description="maximum delay until a due job or tick is noticed")
     ]
     lease: Annotated[
-        Duration, Field(ge=0.1, le=_DAY, description="after this without a sign of life a job is given to another")
+        Duration, Field(ge=0.1, le=_DAY, description="a job is retried if its lease is not renewed for this long")
     ]
 
 
@@ -187,7 +187,7 @@ class KeepSettings:
     dead_letters: Annotated[_Retention, Field(description="jobs that failed for good")]
     events: Annotated[_Retention, Field(description="published events; older ones cannot be replayed")]
     audit: Annotated[_Retention, Field(ge=365 * _DAY, description="the audit trail; at least a year")]
-    errors: Annotated[_Retention, Field(description="captured errors, after the last one of a group")]
+    errors: Annotated[_Retention, Field(description="captured errors, after the last occurrence in the group")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,21 +200,21 @@ class SentinelSettings:
         Field(description="Apprise URLs, separated by spaces: Slack, Telegram, Discord, e-mail, webhooks"),
     ]
     cooldown: Annotated[Duration, Field(ge=1, description="between two messages about one group of errors")]
-    late_schedule: Annotated[Duration, Field(ge=1, description="a schedule that is due for this long is an outage")]
-    stuck_queue: Annotated[Duration, Field(ge=1, description="a queue whose oldest job is due for this long is one")]
-    held_snapshot: Annotated[Duration, Field(ge=1, description="a transaction that is open for this long is one")]
+    late_schedule: Annotated[Duration, Field(ge=1, description="a schedule that is overdue for this long is an outage")]
+    stuck_queue: Annotated[Duration, Field(ge=1, description="a queue with a job overdue for this long is an outage")]
+    held_snapshot: Annotated[Duration, Field(ge=1, description="a transaction that is open for this long is an outage")]
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySettings:
-    """Where traces go. Without an endpoint there are none."""
+    """Export of traces. Without an endpoint, traces are not exported."""
 
     section: ClassVar[str] = "telemetry"
     otlp_endpoint: Annotated[str, Field(description="OpenTelemetry collector, such as http://127.0.0.1:4318")]
-    otlp_protocol: Annotated[Literal["http", "grpc"], Field(description="how it is spoken to; grpc is an extra")]
-    otlp_headers: Annotated[OptionalSecret, Field(description="headers for it, NAME=VALUE, separated by spaces")]
+    otlp_protocol: Annotated[Literal["http", "grpc"], Field(description="protocol; grpc needs an extra package")]
+    otlp_headers: Annotated[OptionalSecret, Field(description="headers: NAME=VALUE, separated by spaces")]
     trace_ratio: Annotated[
-        float, Field(ge=0, le=1, description="share of the traces that begin here; others do as their caller decided")
+        float, Field(ge=0, le=1, description="share of new traces to export; the caller decides for continued ones")
     ]
 
 

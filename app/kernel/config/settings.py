@@ -1,4 +1,4 @@
-"""Settings once they are valid, the schema that they follow, and what is said when they do not."""
+"""Valid settings, their schema, and the error for invalid ones."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,14 +15,14 @@ Environment = Literal["local", "test", "staging", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("local", "test", "staging", "production")
 DEFAULT_ENVIRONMENT: Environment = "local"
 UNSAFE: tuple[Environment, ...] = ("local", "test")
-"""Where nothing has to be secret, and a server may be embedded."""
+"""Environments with published secrets and the embedded server."""
 BUILT_IN = "built-in"
-"""The source of a default that the section itself has."""
+"""Source of a default in the section."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the settings. Never holds a secret."""
+    """A problem with a setting. Never contains a secret."""
 
     key: str
     source: str
@@ -30,7 +30,7 @@ class Problem:
 
 
 class Misconfigured(Exception):
-    """The settings cannot be used. `problems` lists everything that is wrong."""
+    """The settings are invalid; `problems` lists why."""
 
     def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
         self.problems = tuple(problems)
@@ -50,10 +50,10 @@ class Setting:
     kind: type[Section]
     name: str
     type: Any
-    """Without metadata: str, int, SecretStr."""
+    """Type without metadata: str, int, SecretStr."""
     metadata: tuple[Any, ...]
     default: object
-    """MISSING when the files of settings have it."""
+    """MISSING when the settings files have the default."""
 
     @property
     def key(self) -> str:
@@ -67,34 +67,34 @@ class Setting:
 
     @property
     def description(self) -> str:
-        """What it means."""
+        """Description of the setting."""
         return next((item.description for item in self.metadata if getattr(item, "description", None)), "")
 
     @property
     def is_secret(self) -> bool:
-        """Whether its value is never shown."""
+        """Whether its value is secret."""
         return self.type is SecretStr
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a secret may be left empty everywhere."""
+        """Whether the secret may be empty in every environment."""
         return MAY_BE_EMPTY in self.metadata
 
     @property
     def is_key(self) -> bool:
-        """Whether a secret must be as hard to guess as a key."""
+        """Whether the secret must be hard to guess."""
         return IS_KEY in self.metadata
 
     @property
     def range(self) -> str:
-        """The range of a number or a duration, as people write it: `1s to 3650d`."""
+        """The range of a number or a duration: `1s to 3650d`."""
         limits = [limit for item in self.metadata for limit in getattr(item, "metadata", ())]
         least = max(limit.ge for limit in limits if hasattr(limit, "ge"))
         most = min(limit.le for limit in limits if hasattr(limit, "le"))
         return f"{self.text(least)} to {self.text(most)}"
 
     def text(self, value: object) -> str:
-        """Return a value as it would stand in the environment; a secret redacted."""
+        """Return a value in the notation of environment variables; secrets redacted."""
         if isinstance(value, tuple | list):
             return ",".join(map(str, cast("list[object]", value)))
         if isinstance(value, float | int) and DURATION_FORM in self.metadata:
@@ -106,12 +106,12 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An effective setting: what it is, where it came from, what it means. A secret is already redacted."""
+    """An effective setting with its source and description; secrets redacted."""
 
     key: str
     value: object
     text: str
-    """The value as it would stand in the environment."""
+    """The value in the notation of environment variables."""
     source: str
     description: str
     secret: bool
@@ -129,7 +129,7 @@ class Settings:
         return cast("S", self.sections[section])
 
     def values(self) -> list[Value]:
-        """Every effective setting, in the order of the schema, secrets redacted."""
+        """All effective settings in the order of the schema, secrets redacted."""
         found: list[Value] = []
         for kind, section in self.sections.items():
             for setting in schema(kind):
@@ -141,7 +141,7 @@ class Settings:
         return found
 
     def secrets(self) -> list[str]:
-        """The values that must never be shown, and the words of those that are lists."""
+        """The secret values, and the words of those that are lists."""
         found = [getattr(section, setting.name) for kind, section in self.sections.items() for setting in schema(kind)]
         texts = [value.get_secret_value() for value in found if isinstance(value, SecretStr)]
         return [part for text in texts for part in {text, *text.split()} if part]
@@ -169,7 +169,7 @@ def environment_name(key: str) -> str:
 
 
 def current_environment(environ: Mapping[str, str]) -> Environment:
-    """Return the value of APP_ENV. Raises Misconfigured when it is none of ENVIRONMENTS."""
+    """Return the value of APP_ENV. Raises Misconfigured unless it is one of ENVIRONMENTS."""
     name = environ.get("APP_ENV", DEFAULT_ENVIRONMENT)
     for known in ENVIRONMENTS:
         if name == known:

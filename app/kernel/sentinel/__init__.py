@@ -1,6 +1,6 @@
-"""Errors, captured: grouped by where they come from, counted, kept in PostgreSQL, and people notified once.
+"""Error tracking: captured errors are grouped by origin, counted, stored in PostgreSQL, and notified once.
 
-What is logged with an exception, or as an error, is captured; nothing has to be called. Modules declare nothing.
+Log records with an exception or of level error are captured. Modules declare nothing.
 """
 
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ Kind = Literal["request", "job", "schedule", "service", "outage"]
 State = Literal["open", "resolved", "muted", "regressed"]
 
 NOTIFY = Task[None]("platform.notify_errors")
-"""Notifies people of the groups that are due; enqueued when there is one."""
+"""Notifies people of due groups; enqueued when there is one."""
 
 
 @dataclass(slots=True)
 class Group:
-    """Errors that are alike: of one type, out of the same frames of ours.
+    """Errors of one type from the same frames of our code.
 
-    `samples` holds the context of one: operation, actor, request or job, the last log lines of it, stack, host. With
-    those of the times before, the last five are stored.
+    `samples` has the context of one: operation, actor, request or job, its last log lines, stack, host. The last five
+    samples are stored.
     """
 
     fingerprint: str
@@ -39,7 +39,7 @@ class Group:
 
 
 class ErrorNotFound(NotFound):
-    """There is no such captured error."""
+    """The captured error does not exist."""
 
     code = "ERROR_NOT_FOUND"
     title = "There is no such captured error"
@@ -76,7 +76,7 @@ class StoredError:
 
 @dataclass(frozen=True, slots=True)
 class DueGroup:
-    """A group that people are to be notified of, with how many errors there were since the last time."""
+    """A group to notify people of, with the number of errors since the last notification."""
 
     id: UUID
     kind: str

@@ -1,4 +1,4 @@
-"""Captures errors in this process, without a wait: a sink of the log that groups and counts."""
+"""Captures errors of this process: a log listener that groups and counts them. Never blocks."""
 
 import functools
 import hashlib
@@ -29,17 +29,17 @@ _OURS = f"{NAME}."
 
 
 class Capture:
-    """Groups errors until they are stored. Safe to call from any thread; never raises into the log."""
+    """Groups errors until they are stored. Thread-safe; never raises."""
 
     def __init__(self, about: dict[str, str]) -> None:
-        """`about` is said with each sample: process, host, release, environment."""
+        """`about` is part of each sample: process, host, release, environment."""
         self._about = about
         self._groups: dict[str, Group] = {}
         self._lines: deque[tuple[str, datetime, str]] = deque(maxlen=_LINES_KEPT)
         self._lock = threading.Lock()
 
     def take(self, record: "Record") -> None:
-        """Take a log record: remember its line for those that follow, capture it when it is an error."""
+        """Receive a log record: keep its line for later samples, and capture it when it is an error."""
         extra: dict[str, Any] = record["extra"]
         belongs = next((str(extra[name]) for name in _BELONGS_TO if name in extra), "")
         if belongs:
@@ -50,23 +50,23 @@ class Capture:
             self._add(_kind(extra), record, exception.value if exception else None, belongs)
 
     def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
-        """Count an error whose group has its sample; return whether it has."""
+        """Count an error if its group has a sample; return whether it has."""
         kind, type_ = _kind(about), type(error).__qualname__
         return self._count_alike(_digest(kind, type_, *_frames(error.__traceback__)), kind, type_)
 
     def add(self, kind: Kind, type_: str, title: str, culprit: str) -> None:
-        """Capture something that is wrong without an exception, such as an outage."""
+        """Capture a problem without an exception, such as an outage."""
         fingerprint = _digest(kind, type_, culprit)
         self._count(fingerprint, kind, type_, title, culprit, dict(self._about))
 
     def drain(self) -> list[Group]:
-        """Return the groups since the last time, and begin anew."""
+        """Return and clear the groups."""
         with self._lock:
             groups, self._groups = list(self._groups.values()), {}
         return groups
 
     def put_back(self, groups: list[Group]) -> None:
-        """Keep groups that could not be stored for the next time."""
+        """Keep groups that could not be stored for the next attempt."""
         with self._lock:
             for group in groups:
                 newer = self._groups.get(group.fingerprint)
@@ -98,7 +98,7 @@ class Capture:
         self._count(fingerprint, kind, type_, title[:500], frames[-1] if frames else "unknown", context)
 
     def _count_alike(self, fingerprint: str, kind: Kind, type_: str) -> bool:
-        """Count one more if the group has its sample: of ten thousand alike in a second, one tells all."""
+        """Count an error if its group has a sample. One sample is enough for many equal errors."""
         group = self._groups.get(fingerprint)
         if group is None or not group.samples:
             return False
@@ -134,7 +134,7 @@ def _kind(about: Mapping[str, object]) -> Kind:
 
 
 def _frames(innermost: TracebackType | None) -> list[str]:
-    """Return the frames of our own code, outermost first: file and function, since line numbers change."""
+    """Return the frames of our code, outermost first: file and function, because line numbers change."""
     found: list[str] = []
     while innermost is not None:
         module = str(innermost.tb_frame.f_globals.get("__name__"))

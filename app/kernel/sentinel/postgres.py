@@ -9,9 +9,9 @@ from app.kernel.db import Database, Queries, Transaction
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY, DueGroup, ErrorNotFound, Group, StoredError
 
-_NOTIFY_DELAY_S = 3.0  # for others that open at the same time: one message names them all
+_NOTIFY_DELAY_S = 3.0  # collects groups that open at the same time in one message
 
-# one message for a new or regressed group, then one a cooldown; muted groups rest
+# a new or regressed group is due at once, then once per cooldown; muted groups are never due
 _DUE = """
     SELECT id, notified_count AS before FROM kernel.errors
     WHERE state IN ('open', 'regressed') AND (
@@ -72,7 +72,7 @@ class Errors:
     cooldown_s: float
 
     async def store(self, db: Database, queue: Queue | None, groups: list[Group], process: str, release: str) -> None:
-        """Add groups to those that are stored; with a queue, people are notified, in the same transaction."""
+        """Store groups; with a queue, also enqueue the notification in the same transaction."""
         groups = sorted(groups, key=lambda group: group.fingerprint)
         given: dict[str, Any] = {
             "process": process,
@@ -93,20 +93,20 @@ class Errors:
                 await self.notify(tx, queue)
 
     async def notify(self, tx: Queries, queue: Queue) -> None:
-        """Enqueue the job that notifies people, when a group is due. Safe to repeat."""
+        """Enqueue the notification when a group is due. Safe to repeat."""
         due = await tx.one(_DUE, {"cooldown_s": self.cooldown_s})
         if due is not None:
             await queue.enqueue(tx, NOTIFY, delay_s=_NOTIFY_DELAY_S, unique_key="due")
 
     async def take_due(self, tx: Transaction) -> list[DueGroup]:
-        """Return the groups that people are to be notified of, most frequent first, and mark them as notified."""
+        """Return the due groups, most frequent first, and mark them as notified."""
         rows = await tx.all(_TAKE_DUE_START + _DUE + _TAKE_DUE_END, {"cooldown_s": self.cooldown_s})
         return sorted((DueGroup(*row) for row in rows), key=lambda group: -group.since)
 
     async def page(
         self, db: Queries, state: str | None, kind: str | None, limit: int, after: UUID | None
     ) -> list[StoredError]:
-        """Return groups, newest first, those after one."""
+        """Return groups, newest first, after an id."""
         given = {"after": after, "state": state, "kind": kind, "limit": limit}
         return [StoredError(*row) for row in await db.all(_COLUMNS + _PAGE, given)]
 
@@ -119,13 +119,13 @@ class Errors:
         return StoredError(*row), samples[0]
 
     async def resolve(self, db: Queries, error_id: UUID) -> None:
-        """Close a group; it regresses when there is one more. Raises ErrorNotFound. Safe to repeat."""
+        """Resolve a group; it regresses with the next error. Raises ErrorNotFound. Safe to repeat."""
         sql = "UPDATE kernel.errors SET state = 'resolved', muted_until = NULL WHERE id = %s"
         if await db.run(sql, (error_id,)) == 0:
             raise ErrorNotFound
 
     async def mute(self, db: Queries, error_id: UUID, seconds: float) -> None:
-        """Notify nobody of a group for a while. Raises ErrorNotFound. Safe to repeat."""
+        """Mute notifications of a group for some seconds. Raises ErrorNotFound. Safe to repeat."""
         sql = """
             UPDATE kernel.errors SET state = 'muted', muted_until = now() + %s * interval '1 second' WHERE id = %s
         """

@@ -1,4 +1,4 @@
-"""The service that stores what this process captured, and looks out for outages of others."""
+"""The service that stores captured errors of this process, and detects outages."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ _GONE_AFTER_S = 30
 _NEARLY_FULL = 0.9
 _FULL_FOR_S = 10.0
 
-# one process looks, whichever comes first
+# one process checks, the first one after the interval
 _MY_TURN = "UPDATE kernel.watch SET checked_at = now() WHERE checked_at < now() - interval '15 seconds'"
 
 _GONE = """
@@ -46,7 +46,7 @@ _STUCK = """
 """
 _HELD = """
     SELECT coalesce(nullif(application_name, ''), usename, 'unknown'), 'pid ' || pid || ' has held a snapshot for '
-        || extract(epoch FROM now() - xact_start)::int || ' s: tables grow, because nothing can be cleaned away'
+        || extract(epoch FROM now() - xact_start)::int || ' s: tables grow, because VACUUM cannot remove dead rows'
     FROM pg_stat_activity
     WHERE backend_xmin IS NOT NULL AND backend_type = 'client backend' AND pid <> pg_backend_pid()
       AND xact_start < now() - %s * interval '1 second'
@@ -64,14 +64,14 @@ _CROWDED = """
 
 
 class PoolWatch:
-    """Notices when the pool of this process stays nearly full."""
+    """Detects a pool of this process that stays nearly full."""
 
     def __init__(self, pool_use: Callable[[], PoolUse]) -> None:
         self._pool_use = pool_use
         self._full_since: float | None = None
 
     def complaint(self, now: float) -> str:
-        """Look at the pool; return what is wrong when it has been nearly full for a while, once for each such while."""
+        """Return a message when the pool has been nearly full for a while, once per such period; otherwise empty."""
         used, _, waiting, most = self._pool_use()
         if used < most * _NEARLY_FULL:
             self._full_since = None
@@ -98,11 +98,11 @@ class Sentinel:
 
     @property
     def _teller(self) -> Queue | None:
-        """The queue, when there is somebody to tell."""
+        """The queue, when people are to be notified."""
         return self.queue if self.settings.notify_urls.get_secret_value() else None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Store every second until asked to stop. While the database is away, keep and count."""
+        """Store every second until asked to stop. While the database is unavailable, keep and count."""
         stopping = False
         while not stopping:
             stopping = await pause(stop, _STORE_EVERY_S)
@@ -113,10 +113,10 @@ class Sentinel:
                 if not stopping and await self.db.run(_MY_TURN):
                     await self.look_out()
             except Unavailable:
-                continue  # it is in the log, and what was captured is kept for the next time
+                continue  # already logged; the groups are kept
 
     async def store(self) -> None:
-        """Store what was captured since the last time. Raises Unavailable, having kept it."""
+        """Store the captured groups. Raises Unavailable, and keeps them."""
         groups = self.capture.drain()
         if not groups:
             return
@@ -127,7 +127,7 @@ class Sentinel:
             raise
 
     async def look_out(self) -> None:
-        """Capture processes that vanished, late schedules, stuck queues, held snapshots, a server nearly full."""
+        """Capture lost processes, late schedules, stuck queues, held snapshots, and a nearly full server."""
         limits = self.settings
         for name, said in await self.db.all(_GONE, (_GONE_AFTER_S,)):
             self.capture.add("outage", "ProcessGone", said, name)
@@ -140,12 +140,12 @@ class Sentinel:
         for name, said in await self.db.all(_CROWDED, (_NEARLY_FULL,)):
             self.capture.add("outage", "ConnectionsNearlyUsedUp", said, name)
         if self._teller is not None:
-            async with self.db.begin() as tx:  # for what has become due again
+            async with self.db.begin() as tx:  # for groups that have become due again
                 await self.errors.notify(tx, self._teller)
 
 
 async def sentinel(p: Process) -> Run:
-    """Return what runs it. From now on, what is logged as an error is captured."""
+    """Start capturing logged errors; return the service that stores them."""
     settings = p.settings[SentinelSettings]
     host = f"{socket.gethostname()}:{os.getpid()}"
     about = {"process": p.name, "host": host, "release": VERSION, "environment": p.settings.environment}

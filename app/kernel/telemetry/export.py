@@ -1,7 +1,6 @@
-"""Exports spans with the OpenTelemetry SDK, which is loaded only when there is somewhere to send them.
+"""Exports spans over OTLP with the OpenTelemetry SDK, which is imported only when an endpoint is configured.
 
-Spans wait in a bounded queue for a thread that sends them (OTLP). A collector that is dead, slow or refuses costs
-spans, which are counted, and nothing else.
+A thread sends spans from a bounded queue. Spans are dropped and counted when the collector is unavailable or slow.
 """
 
 import asyncio
@@ -32,11 +31,11 @@ _LAST_MS = 2000
 
 
 class _Counted(SpanExporter):
-    """Passes spans on; counts those that did not get through."""
+    """Exports spans; counts the lost ones."""
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
-        self.taken = 0  # written by the exporting thread only
+        self.taken = 0  # written only by the exporting thread
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.taken += len(spans)
@@ -50,7 +49,7 @@ class _Counted(SpanExporter):
 
 
 class _Bounded(SpanProcessor):
-    """Hands sampled spans to the batch processor, unless its queue is full: it would drop the oldest, uncounted."""
+    """Passes spans to the batch processor unless its queue is full; it would drop the oldest without counting."""
 
     def __init__(self, exporter: _Counted) -> None:
         self._exporter = exporter
@@ -76,7 +75,7 @@ class _Bounded(SpanProcessor):
 
 
 class _Resource(Resource):
-    """Hashes once: the encoder asks for each span, and the answer is made with JSON."""
+    """Caches its hash, which is computed from JSON and used for each span."""
 
     @cached_property
     def _hash(self) -> int:
@@ -87,13 +86,13 @@ class _Resource(Resource):
 
 
 def span_exporter(p: Process, settings: TelemetrySettings) -> Run:
-    """Return what exports spans from now on. Raises Misconfigured when gRPC is wanted and not installed."""
-    for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # one line for each lost span or batch
+    """Start exporting spans; return the service that flushes them. Raises Misconfigured without the gRPC package."""
+    for name in ("opentelemetry.sdk", "opentelemetry.exporter"):  # they log each lost span or batch
         logging.getLogger(name).setLevel(logging.CRITICAL)
     attributes = {"service.name": p.name, "service.version": VERSION, "service.namespace": NAME}
     resource = _Resource(Resource.create(attributes).attributes)
     sending = _Bounded(_Counted(_otlp(settings)))
-    # for spans that libraries make themselves, inside of ours
+    # for spans made by libraries
     provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource)
     provider.add_span_processor(sending)
     trace.set_tracer_provider(provider)

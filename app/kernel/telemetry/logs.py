@@ -1,6 +1,6 @@
-"""Logs through loguru with a sink of our own: one JSON object a line, or text for people.
+"""Logs through loguru with our own sink: JSON lines, or text for people.
 
-Never a local variable of a traceback, never a secret, and never a wait for whoever reads them.
+Log lines contain no secrets and no local variables of tracebacks. Logging never blocks.
 """
 
 import functools
@@ -34,7 +34,7 @@ _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _STACKS_A_SECOND = 3
 _TAKEN = frozenset({"time", "level", "process", "pid", "message", "trace_id", "span_id"})
-_context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never changed
+_context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never mutated
 _listener: "Listener | None" = None
 
 
@@ -43,9 +43,9 @@ _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": 
 
 
 def configure(settings: LoggerSettings, process: str) -> None:
-    """Send logs where the settings say, with process and pid. Raises Misconfigured. Safe to repeat.
+    """Configure level, format and output of logs. Raises Misconfigured. Safe to repeat.
 
-    SIGHUP and SIGUSR1 open the file anew, for logrotate; with stdout they do nothing.
+    SIGHUP and SIGUSR1 reopen the file, for logrotate; they do nothing with stdout.
     """
     to_file = settings.output != "stdout"
     try:
@@ -59,34 +59,34 @@ def configure(settings: LoggerSettings, process: str) -> None:
 
 
 class Listener(Protocol):
-    """Hears what is logged, wherever it is written or not. Must not wait, and not raise."""
+    """Receives log records, whether they are written or not. Must not block or raise."""
 
     def take(self, record: "Record") -> None:
-        """Take a record of level info and above."""
+        """Receive a record of level info and above."""
         ...
 
     def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
-        """Take an error of which it has seen enough alike; return False to be given the whole record instead."""
+        """Count a repeated error; return False to receive the whole record instead."""
         ...
 
 
 def tell(listener: Listener | None) -> None:
-    """Give what is logged to this, too, and to no other any more."""
-    global _listener  # noqa: PLW0603 - like loguru's handlers, it is the process's
+    """Set the listener of this process; it replaces the previous one."""
+    global _listener  # noqa: PLW0603 - per process, like loguru's handlers
     _listener = listener
 
 
 def new_context(**fields: object) -> None:
-    """Say these fields, and no others, on every line that this task logs from now on: a request or a job begins.
+    """Set the fields of all further log lines of this task, when a request or a job begins.
 
-    They are written as they are, so they must not be secrets.
-    Loguru's contextualize does it for a block, at ten times the cost, and not on the lines that follow an error.
+    They are not redacted, so they must not be secrets. Loguru's contextualize costs ten times as much, and ends before
+    an error is logged.
     """
     _context.set(fields)
 
 
 def context(**fields: object) -> None:
-    """Say these fields, too, on every line that this task logs from now on, until its request or job has ended."""
+    """Add fields to all further log lines of this request or job."""
     _context.set({**_context.get(), **redacted_fields(fields)})
 
 
@@ -97,11 +97,9 @@ def ended(
     fields: Mapping[str, object] | None = None,
     span: SpanContext | None = None,
 ) -> None:
-    """Write the line of a request or a job that is over, as loguru would; `fields` only for machines.
+    """Log the end of a request or a job, like loguru, at a third of its cost: lines are formatted in batches.
 
-    It belongs to the current span if none is given.
-
-    It is formatted together with others: that costs a third.
+    `fields` are written in JSON only. `span` is by default the current span.
     """
     if _lines is None:
         logger.log(level, template, *values)
@@ -113,10 +111,10 @@ def ended(
 
 
 def failed(error: BaseException, template: str, *values: object, **about: object) -> None:
-    """Log an error that nobody expected, with its stack, as loguru would.
+    """Log an unexpected error with its stack, like loguru.
 
-    Of many alike within a second, all but a few are a line without a stack, at a fifth of the cost: what fails must not
-    slow down what does not.
+    Repetitions within a second are logged without a stack, at a fifth of the cost, so that failing requests do not slow
+    down others.
     """
     fields = _context.get()
     alike = _lines is not None and not _stacks.are_few(error) and (not _listener or _listener.again(error, fields))
@@ -129,7 +127,7 @@ def failed(error: BaseException, template: str, *values: object, **about: object
 
 
 def configure_command(process: str) -> None:
-    """Send warnings and errors to stderr as text: for commands, whose stdout is data. Safe to repeat."""
+    """Log warnings and errors of a command to stderr as text. Safe to repeat."""
 
     def write(line: str | Callable[[], str]) -> None:
         sys.stderr.write(line if isinstance(line, str) else line())
@@ -139,22 +137,22 @@ def configure_command(process: str) -> None:
 
 
 def _install(lines: "_Lines") -> None:
-    global _lines  # noqa: PLW0603 - like loguru's handlers, it is the process's
+    global _lines  # noqa: PLW0603 - per process, like loguru's handlers
     _lines = lines
-    heard = min(lines.least, _LEVELS["INFO"])  # by the listener
+    least = min(lines.least, _LEVELS["INFO"])  # INFO for the listener
     logger.remove()
     logger.configure(patcher=_add_context)
-    # a filter that takes the record and lets nothing through: loguru would format it, the stack too, for nobody
-    logger.add(_nowhere, filter=lines.take, level=heard, format="", backtrace=False, diagnose=False, catch=True)
+    # the filter writes the record and rejects it, because loguru would format it once more, with its stack
+    logger.add(_nowhere, filter=lines.take, level=least, format="", backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
 
 
 def _nowhere(_message: "Message") -> None:
-    """Nothing gets so far."""
+    """Never called: the filter rejects every record."""
 
 
 class _Lines:
-    """How lines are made, and where they go."""
+    """Formats log lines and writes them."""
 
     def __init__(
         self, write: Callable[[str | Callable[[], str]], None], as_json: bool, level: str, process: str, colour: bool
@@ -206,7 +204,7 @@ class _Lines:
             fields["span_id"] = f"{span.span_id:016x}"
         try:
             more = to_json(fields, fallback=shown, inf_nan_mode="strings").decode()
-        except ValueError:  # a lone surrogate, or something inside of itself
+        except ValueError:  # a lone surrogate, or a cycle
             more = to_json(storable_tree(fields), inf_nan_mode="strings").decode()
         begin = f'{{"time":"{_until_the_second(second)}.{microsecond:06d}+00:00","level":"{level.lower()}"'
         return f"{begin},{self._constant},{more[1:]}\n"
@@ -230,7 +228,7 @@ def _add_context(record: "Record") -> None:
 
 
 def _printable(text: str) -> str:
-    """Keep a line a line, and a terminal unharmed."""
+    """Escape line breaks and control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -247,23 +245,23 @@ def _stack(record: "Record") -> str:
 def _filled(template: str, values: tuple[object, ...]) -> str:
     try:
         return template.format(*values)
-    except Exception:  # noqa: BLE001 - of a stranger's __str__
+    except Exception:  # noqa: BLE001 - __str__ may raise anything
         return f"{template} {' '.join(shown(value) for value in values)}"
 
 
 class _Stacks:
-    """Tells which stacks are worth showing: ten thousand alike say no more than a few."""
+    """Limits how many equal stacks are logged in a second."""
 
     def __init__(self) -> None:
         self._second = 0
         self._seen: dict[tuple[type, CodeType | None, int], int] = {}
 
     def are_few(self, error: BaseException) -> bool:
-        """Return whether few of this type, raised at this place, were shown within this second."""
+        """Return whether few errors of this type and origin were logged in this second."""
         return self._seen.get(self._key(error), 0) < _STACKS_A_SECOND
 
     def is_new(self, error: BaseException) -> bool:
-        """Return the same, and count it as shown."""
+        """Return the same, and count the error as logged."""
         key = self._key(error)
         self._seen[key] = self._seen.get(key, 0) + 1
         return self._seen[key] <= _STACKS_A_SECOND
@@ -282,7 +280,7 @@ _stacks = _Stacks()
 
 
 class _Forward(logging.Handler):
-    """Standard library logging into the same sink."""
+    """Forwards the standard library's logging to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Metrics of the process, in the formats of Prometheus. Recording costs a microsecond."""
+"""Metrics of the process, in the formats of Prometheus. A recording takes a microsecond."""
 
 import functools
 import time
@@ -21,9 +21,9 @@ from prometheus_client.registry import Collector
 
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 FORMATS = {TEXT: frozenset({"0.0.4"}), OPENMETRICS: frozenset({"0.0.1", "1.0.0"})}
-"""What values can be written as, and the versions by which Prometheus asks for it."""
+"""Media types of the formats, and the versions that Prometheus accepts."""
 
-disable_created_metrics()  # a series more for each counter, which nothing asks for
+disable_created_metrics()  # an unused series per counter
 
 
 class _Duration:
@@ -46,10 +46,9 @@ class _Duration:
 
 
 class _Durations(Collector):
-    """A histogram, and if it has a name a counter of the same.
+    """A histogram, with an optional counter of its observations. For the thread of the event loop only.
 
-    The library's own takes two locks for each observation, and as long again for the counter. These are observed in the
-    thread of the event loop only.
+    The library's histogram takes two locks for each observation, and its counter as long again.
     """
 
     def __init__(
@@ -107,12 +106,10 @@ _DB_DURATION = _Durations(
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
 _HTTP_CONNECTIONS = Gauge("http_server_connections", "Connections of clients", ("state",), registry=_REGISTRY)
 _REFUSED = Counter(
-    "http_server_refused_total", "Connections and bodies refused because of a bound", ("reason",), registry=_REGISTRY
+    "http_server_refused_total", "Connections and bodies refused because of a limit", ("reason",), registry=_REGISTRY
 )
 _CAPTURED = Counter("errors_captured_total", "Errors captured", ("kind",), registry=_REGISTRY)
-_DROPPED = Counter(
-    "telemetry_dropped_total", "Log lines, spans and errors that were not kept", ("signal",), registry=_REGISTRY
-)
+_DROPPED = Counter("telemetry_dropped_total", "Log lines, spans and errors dropped", ("signal",), registry=_REGISTRY)
 for _signal in ("logs", "traces", "errors"):
     _DROPPED.labels(_signal)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -121,22 +118,19 @@ _before_scrape: list[Callable[[], None]] = []
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _JOB_DURATION = _Durations("job_duration_seconds", "Attempts at jobs", ("task", "outcome"), _SECONDS, "jobs")
 _LEASES_LOST = Counter(
-    "job_leases_lost_total", "Completions refused: the lease was lost", ("task",), registry=_REGISTRY
+    "job_leases_lost_total", "Completions refused because the lease expired", ("task",), registry=_REGISTRY
 )
 _DEPTH = Gauge("queue_depth", "Unfinished jobs", ("queue", "state"), registry=_REGISTRY)
 _OLDEST = Gauge(
-    "queue_oldest_job_age_seconds", "How long the oldest ready job has been due", ("queue",), registry=_REGISTRY
+    "queue_oldest_job_age_seconds", "Age of the oldest ready job since it was due", ("queue",), registry=_REGISTRY
 )
 _LATENESS = Histogram(
-    "schedule_lateness_seconds", "From tick to job", ("schedule",), registry=_REGISTRY, buckets=_SECONDS
+    "schedule_lateness_seconds", "Delay between tick and job", ("schedule",), registry=_REGISTRY, buckets=_SECONDS
 )
 
 
 def exposition(media_type: str = TEXT) -> tuple[bytes, bytes]:
-    """Return the present values in one of the formats, and their content type. Only OpenMetrics has exemplars.
-
-    Safe to repeat.
-    """
+    """Return the metrics in a format, and its content type. Only OpenMetrics has exemplars."""
     for refresh in _before_scrape:
         refresh()
     if media_type == TEXT:
@@ -148,18 +142,18 @@ def exposition(media_type: str = TEXT) -> tuple[bytes, bytes]:
 
 
 def before_scrape(refresh: Callable[[], None]) -> Callable[[], None]:
-    """Call this before values are returned, until the function that is returned is called."""
+    """Call `refresh` before each scrape. Returns the function that stops it."""
     _before_scrape.append(refresh)
     return lambda: _before_scrape.remove(refresh)
 
 
 def dropped(signal: str, count: int = 1) -> None:
-    """Note that telemetry was not kept: `logs`, `traces` or `errors`."""
+    """Count dropped telemetry: `logs`, `traces` or `errors`."""
     _DROPPED.labels(signal).inc(count)
 
 
 def error_captured(kind: str) -> None:
-    """Note that an error was captured."""
+    """Count a captured error."""
     _of_error(kind).inc()
 
 
@@ -169,7 +163,7 @@ def _of_error(kind: str) -> Counter:
 
 
 def request_ended(method: str, route: str, status: int, seconds: float, exemplar: dict[str, str] | None = None) -> None:
-    """Note a request. `route` is a template or empty, never a path: the number of routes is bounded."""
+    """Record a request. `route` is a template or empty, never a path, to limit the number of series."""
     known = method if method in _METHODS else "other"
     _REQUEST_DURATION.of(known, route or "none", str(status)).observe(seconds, exemplar)
 
@@ -177,50 +171,50 @@ def request_ended(method: str, route: str, status: int, seconds: float, exemplar
 def outgoing_request_ended(
     method: str, host: str, status: str, seconds: float, exemplar: dict[str, str] | None = None
 ) -> None:
-    """Note a request to another service; its status is `error` when there was no answer. The hosts must be bounded."""
+    """Record a request to another service; `status` is `error` without a response. Callers limit the hosts."""
     known = method if method in _METHODS else "other"
     _CLIENT_DURATION.of(known, host, status).observe(seconds, exemplar)
 
 
 def statement_ended(operation: str, outcome: str, seconds: float) -> None:
-    """Note a SQL statement: its first word, and `done` or `failed`."""
+    """Record a SQL statement: its first word, and `done` or `failed`."""
     _DB_DURATION.of(operation, outcome).observe(seconds)
 
 
 def connections(used: int, idle: int, waiting: int, most: int) -> None:
-    """Note the state of the pool: connections used and idle, requests waiting for one, and the most there may be."""
+    """Record the state of the pool: connections in use and idle, waiting requests, maximum size."""
     for state, value in (("used", used), ("idle", idle), ("waiting", waiting), ("max", most)):
         _DB_CONNECTIONS.labels(state).set(value)
 
 
 def http_connections(used: int, idle: int, most: int) -> None:
-    """Note the connections of clients: all, those among them that wait for a request, and the most there may be."""
+    """Record client connections: all, the idle ones, and the maximum."""
     for state, value in (("open", used), ("idle", idle), ("max", most)):
         _HTTP_CONNECTIONS.labels(state).set(value)
 
 
 def client_refused(reason: str) -> None:
-    """Note that a connection or a body was refused: `full`, `address`, `files` or `body`."""
+    """Count a refused connection or body: `full`, `address`, `files` or `body`."""
     _REFUSED.labels(reason).inc()
 
 
 def job_ended(task: str, outcome: str, seconds: float, exemplar: dict[str, str] | None = None) -> None:
-    """Note an attempt at a job."""
+    """Record an attempt at a job."""
     _JOB_DURATION.of(task, outcome).observe(seconds, exemplar)
 
 
 def lease_lost(task: str, count: int = 1) -> None:
-    """Note that completions were refused."""
+    """Count refused completions."""
     _LEASES_LOST.labels(task).inc(count)
 
 
 def schedule_fired(schedule: str, lateness_s: float) -> None:
-    """Note that a tick became a job."""
+    """Record the delay of a tick that became a job."""
     _LATENESS.labels(schedule).observe(max(0.0, lateness_s))
 
 
 def queues_measured(found: Iterable[tuple[str, str, int, float]]) -> None:
-    """Note queue, state, count, and the age in seconds of the oldest; what is not among them is gone."""
+    """Replace the metrics of queues: queue, state, count, and age of the oldest job in seconds."""
     _DEPTH.clear()
     _OLDEST.clear()
     for queue, state, count, oldest_s in found:

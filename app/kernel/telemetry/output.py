@@ -1,4 +1,4 @@
-"""Where log lines go: a bounded queue and a thread that writes, so that a slow or broken output never stops anybody."""
+"""Log output: a bounded queue and a writer thread, so that a slow or broken output never blocks callers."""
 
 import atexit
 import os
@@ -17,14 +17,14 @@ _LOOK_S = 1.0
 
 
 class Output:
-    """Writes lines to stdout or to a file. What does not fit into the queue, or cannot be written, is counted.
+    """Writes lines to stdout or to a file. Counts lines that are dropped or cannot be written.
 
-    Lines are made in batches, by who logs the last of a batch: a thread that does it takes the interpreter from the
-    others for as long. That thread makes only what is left over when nobody logs.
+    The caller that completes a batch formats it, because formatting in the writer thread would block other threads for
+    as long. The writer thread formats only incomplete batches.
     """
 
     def __init__(self, path: str | None) -> None:
-        """Open it; None is stdout. Raises OSError when the file cannot be opened."""
+        """Open a file, or stdout for None. Raises OSError."""
         self._path = path
         self._fd = self._open()
         self._lines: deque[str | Callable[[], str]] = deque()
@@ -38,7 +38,7 @@ class Output:
         atexit.register(self.close)
 
     def write(self, line: str | Callable[[], str]) -> None:
-        """Queue a line, or what makes it, which is called soon in any thread. Never blocks, never raises."""
+        """Queue a line, or a function that returns one, for any thread to call. Never blocks, never raises."""
         if len(self._batches) >= _MOST_BATCHES:
             metrics.dropped("logs")
             return
@@ -49,19 +49,19 @@ class Output:
                 self._many.set()
         if self._closing:
             self.close()
-        elif self._idle:  # while it is busy, waking it for each line would cost more than the line
+        elif self._idle:  # waking a busy thread for each line would cost more than the line
             self._idle = False
             self._some.set()
 
     def reopen(self) -> None:
-        """Open the file anew within a second, and before the next line: logrotate has moved it.
+        """Reopen the file within a second and before the next line, after logrotate has moved it.
 
-        A signal handler calls this, so it takes no lock: the code that it interrupts may hold it.
+        Signal handlers call this, so it takes no lock: the interrupted code may hold it.
         """
         self._reopen = self._path is not None
 
     def close(self) -> None:
-        """Write what is left, within two seconds; lines that come later are written at once."""
+        """Flush within two seconds; later lines are written at once."""
         self._closing = True
         self._some.set()
         self._many.set()
@@ -80,13 +80,13 @@ class Output:
             if not self._lines and not self._batches:
                 self._some.clear()
                 self._idle = True
-                if not self._lines and not self._batches:  # nor meanwhile
+                if not self._lines and not self._batches:  # check again with the lock
                     self._some.wait(_LOOK_S)
                 self._idle = False
             with self._writing:
                 if self._reopen:
                     self._reopen = False
-                    with suppress(OSError):  # the old file is better than none
+                    with suppress(OSError):  # keep the old file
                         former, self._fd = self._fd, self._open()
                         os.close(former)
                 self._write()
@@ -94,7 +94,7 @@ class Output:
             self._many.clear()
 
     def _make(self) -> None:
-        """Make a batch of the lines. Only for who holds `_making`; frees it."""
+        """Format the lines into a batch. The caller holds `_making`; this releases it."""
         batch = [self._lines.popleft() for _ in range(len(self._lines))]
         try:
             made = [line if isinstance(line, str) else _made(line) for line in batch]
@@ -103,7 +103,7 @@ class Output:
             self._making.release()
 
     def _write(self) -> None:
-        """Write what there is. Only for who holds `_writing`."""
+        """Write all batches. The caller holds `_writing`."""
         if self._lines:
             self._making.acquire()
             self._make()
@@ -121,6 +121,6 @@ class Output:
 def _made(line: Callable[[], str]) -> str:
     try:
         return line()
-    except Exception:  # noqa: BLE001 - something that cannot be formatted, which must not cost the others
+    except Exception:  # noqa: BLE001 - one malformed line must not lose the batch
         metrics.dropped("logs")
         return ""

@@ -1,4 +1,4 @@
-"""Redaction: no secret reaches a log, a trace, a captured error or a notification, by its name or by its look."""
+"""Redaction of secrets, by name and by form, in logs, traces, captured errors and notifications."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ _NAMES = (
     "otp",
     "dsn",
 )
-# a look that only secrets have: JWT (RFC 7519), our own tokens and keys, passwords in URLs, Authorization values
+# forms of secrets: JWT (RFC 7519), our tokens and keys, passwords in URLs, Authorization values
 _LOOKS = re.compile(
     r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"
     r"|\brt_[A-Za-z0-9_-]{20,}"
@@ -33,7 +33,7 @@ _LOOKS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
 _MARKS = ("eyJ", "rt_", f"{NAME}_", "://", "earer ", "asic ", "EARER ", "ASIC ", "PRIVATE KEY")
-# name=value and "name": "value" inside of text
+# name=value and "name": "value" in text
 _PAIRS = re.compile(
     "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"
     r"""(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]\\]+)"""
@@ -44,24 +44,24 @@ _known: set[str] = set()
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """Hide these values wherever they appear: the secrets of the settings. Short ones would hide too much."""
+    """Redact these secrets of the settings everywhere, except short ones, which would match too much."""
     _known.update(secret for secret in secrets if len(secret) >= 6)
     _short.cache_clear()
 
 
 @functools.cache
 def is_secret_name(name: str) -> bool:
-    """Return whether a field of this name holds a secret."""
+    """Return whether a field with this name is a secret."""
     lower = name.lower()
     return any(part in lower for part in _NAMES)
 
 
 def redacted(text: str) -> str:
-    """Return the text without what is a secret. Safe to repeat."""
+    """Return the text with secrets redacted. Safe to repeat."""
     for secret in _known:
         if secret in text:
             text = text.replace(secret, HIDDEN)
-    for mark in _MARKS:  # a loop, not any(): this is for every line of the log
+    for mark in _MARKS:  # faster than any(), for every log line
         if mark in text:
             text = _LOOKS.sub(HIDDEN, text)
             break
@@ -73,7 +73,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields, those with a secret name hidden, and texts without secrets, at every depth."""
+    """Return the fields with secrets redacted, at every depth."""
     return {
         name: HIDDEN if is_secret_name(name) else value if type(value) in _PLAIN else _value(value)
         for name, value in fields.items()
@@ -82,7 +82,7 @@ def redacted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(1024)
 def _short(text: str) -> str:
-    return redacted(text)  # names of operations and tasks, again and again
+    return redacted(text)  # cached: names of operations and tasks repeat
 
 
 def _value(value: object) -> object:

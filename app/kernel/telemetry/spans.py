@@ -1,4 +1,4 @@
-"""Spans that are exported, for a third of what the SDK's cost: it locks, copies and converts for each change."""
+"""Exported spans, at a third of the cost of the SDK's, which locks, copies and converts at each change."""
 
 import random
 import time
@@ -15,14 +15,14 @@ from app.kernel.text import shown, storable
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SPAN_ID = 0xFFFF_FFFF_FFFF_FFFF
-_MOST = 128  # attributes, events and links of a span, each: as the SDK has it
+_MOST = 128  # of attributes, events and links of a span each, as in the SDK
 _UNSET = Status()
 
 
 class ExportedSpan(Span):
-    """A span of OpenTelemetry's API. As a context manager it is current inside, and ends with it.
+    """A span of OpenTelemetry's API. As a context manager, it is the current span, and ends at the exit.
 
-    Of an exception it keeps only the type: a message may hold anything. Not for several threads at once.
+    It records only the type of an exception, because messages may contain secrets. Not thread-safe.
     """
 
     __slots__ = (
@@ -50,9 +50,8 @@ class ExportedSpan(Span):
         ended: "Callable[[ExportedSpan], None]",
         within: Context | None = None,
     ) -> None:
-        """Begin it. `ended` is given the span when it has ended; `within` is what it is current in, if not the present
-        context."""
-        bits = random.getrandbits(192)  # ids need not be secret
+        """Start the span. `ended` is called at its end; `within` is the context, by default the current one."""
+        bits = random.getrandbits(192)  # ids are not secret
         trace_id, state = (parent.trace_id, parent.trace_state) if parent else (bits >> 64 or 1, None)
         self._context = SpanContext(trace_id, bits & _SPAN_ID or 1, False, _SAMPLED, state)
         self._ended = ended
@@ -104,7 +103,7 @@ class ExportedSpan(Span):
         self.name = storable(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        if self.status.status_code is not StatusCode.OK:  # which is final (OpenTelemetry, Trace API, Set Status)
+        if self.status.status_code is not StatusCode.OK:  # OK is final (OpenTelemetry, Trace API, Set Status)
             self.status = status if isinstance(status, Status) else Status(status, description)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
@@ -127,7 +126,7 @@ class ExportedSpan(Span):
 
 
 def _plain(value: Any) -> Any:
-    """Return what can be exported: something else would cost the whole batch."""
+    """Return a value that can be exported; others would make the whole batch fail."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, bool | int | float):

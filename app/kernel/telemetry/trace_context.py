@@ -1,6 +1,6 @@
 """The header fields `traceparent` and `tracestate` (W3C Trace Context, level 1).
 
-The keys of `tracestate` may also be those of level 2, which the test suite demands of level 1, too.
+Keys of `tracestate` follow level 2, as the W3C test suite requires.
 """
 
 import re
@@ -19,9 +19,9 @@ _FLAGS = (TraceFlags(0), TraceFlags(TraceFlags.SAMPLED))
 
 
 def parsed(traceparent: str, tracestate: str = "") -> SpanContext | None:
-    """Return the span that the fields name; None when `traceparent` is invalid, whatever `tracestate` says.
+    """Return the span context of the fields, or None when `traceparent` is invalid.
 
-    Of the flags only `sampled` is kept. An invalid `tracestate` counts as empty.
+    Only the flag `sampled` is kept. An invalid `tracestate` is ignored.
     """
     match = _TRACEPARENT.fullmatch(traceparent.strip(_OWS))
     if match is None:
@@ -35,7 +35,7 @@ def parsed(traceparent: str, tracestate: str = "") -> SpanContext | None:
 
 
 def from_headers(headers: list[tuple[bytes, bytes]]) -> SpanContext | None:
-    """Return the span that the header fields of a request name; None when that is none, or more than one."""
+    """Return the span context of request headers, or None unless they have one valid `traceparent`."""
     parent = None
     states: list[bytes] = []
     for name, value in headers:
@@ -56,9 +56,9 @@ def traceparent(context: SpanContext) -> str:
 
 
 def tracestate(context: SpanContext) -> str:
-    """Return the `tracestate` of a span, empty when it has none: at most 512 characters.
+    """Return the `tracestate` of a span, or an empty text: at most 512 characters.
 
-    What does not fit loses members of more than 128 characters first, then members from the end (section 3.3.1.5).
+    Members of more than 128 characters are dropped first, then members at the end (section 3.3.1.5).
     """
     if not context.trace_state:
         return ""
@@ -73,7 +73,7 @@ def tracestate(context: SpanContext) -> str:
 
 
 def _state(text: str) -> TraceState | None:
-    """Return the members of a combined `tracestate`, of two with one key the first, the newer; None when invalid."""
+    """Return the members of a `tracestate`, the first one of each key, or None when it is invalid."""
     found: dict[str, str] = {}
     members = [stripped for member in text.split(",") if (stripped := member.strip(_OWS))]
     if len(members) > _MEMBERS:
@@ -87,7 +87,7 @@ def _state(text: str) -> TraceState | None:
 
 
 class _State(TraceState):
-    """Members that were checked here: OpenTelemetry knows the keys of level 1 only, and drops others."""
+    """Members checked here, because OpenTelemetry drops keys of level 2."""
 
     def __init__(self, members: dict[str, str]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Traces: how they cross HTTP and the queue (W3C Trace Context, level 1).
+"""Trace propagation through HTTP and the queue (W3C Trace Context, level 1).
 
-Spans cost next to nothing while they are not exported.
+Unexported spans cost almost nothing.
 """
 
 import functools
@@ -25,15 +25,15 @@ _SPAN_ID = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def switch_on(ratio: float, ended: Callable[[ExportedSpan], None]) -> None:
-    """Make spans from now on, for this share of the traces that begin here: there is somebody to send them to."""
+    """Start making spans, for a share of the traces that begin here; `ended` receives them."""
     global _ratio, _ended
     _ratio, _ended = ratio, ended
 
 
 def current_context() -> str | None:
-    """Return the current span as it is stored with jobs and events; None outside of every trace.
+    """Return the current span as stored with jobs and events, or None outside a trace.
 
-    That is its `traceparent` and, after a space, its `tracestate`, if it has one.
+    The format is `traceparent`, then a space and `tracestate` if it has one.
     """
     current = trace.get_current_span().get_span_context()
     if not current.is_valid:
@@ -43,9 +43,9 @@ def current_context() -> str | None:
 
 
 def outgoing() -> dict[str, str]:
-    """Return the header fields that continue the current trace in another service; they begin one outside of any.
+    """Return the header fields that continue the current trace in another service, or begin one.
 
-    Each request is a parent of its own, also when it has no span here: ids differ from call to call.
+    Each call returns a new span id, also without a span here.
     """
     span = trace.get_current_span()
     current = span.get_span_context()
@@ -59,7 +59,7 @@ def outgoing() -> dict[str, str]:
 
 
 def exemplar() -> dict[str, str] | None:
-    """Return what leads from a measurement to the current trace, if that is exported (OpenMetrics 1.0, exemplars)."""
+    """Return an exemplar of the current trace if it is exported (OpenMetrics 1.0, exemplars)."""
     if _ratio is None:
         return None
     current = trace.get_current_span().get_span_context()
@@ -67,10 +67,7 @@ def exemplar() -> dict[str, str] | None:
 
 
 def resumed(stored: str | None, name: str) -> AbstractContextManager[Span | None]:
-    """Continue the trace in which a job was stored, as `continued` does.
-
-    Of a job that no request caused there is nothing when traces are not exported: its id is on its log lines.
-    """
+    """Continue the trace that is stored with a job. A job without one begins a trace if traces are exported."""
     if not stored:
         return _NOTHING if _ratio is None else continued(None, name, SpanKind.CONSUMER)
     parent, _, state = stored.partition(" ")
@@ -78,21 +75,21 @@ def resumed(stored: str | None, name: str) -> AbstractContextManager[Span | None
 
 
 def continued(remote: SpanContext | None, name: str, kind: SpanKind) -> AbstractContextManager[Span | None]:
-    """Continue a trace of elsewhere, or begin one, with a span of ours when traces are exported."""
+    """Continue a remote trace, or begin one, with a span when traces are exported."""
     if not _is_sampled(remote):
         return _Current(NonRecordingSpan(remote or _begun(None)))
     return ExportedSpan(name, kind, remote, None, _ended, _NO_CONTEXT)
 
 
 def _is_sampled(remote: SpanContext | None) -> bool:
-    """Return whether to export a trace. Decided before OpenTelemetry is asked, most requests cost nothing."""
+    """Return whether to export a trace. Deciding before the call of OpenTelemetry makes most requests free."""
     if _ratio is None:
         return False
-    return remote.trace_flags.sampled if remote else random.random() < _ratio  # noqa: S311 - nothing depends on it
+    return remote.trace_flags.sampled if remote else random.random() < _ratio  # noqa: S311 - sampling
 
 
 class _Current:
-    """A span that is current inside and needs no end: a quarter of the cost of OpenTelemetry's context manager."""
+    """Makes an unexported span current, at a quarter of the cost of OpenTelemetry's context manager."""
 
     __slots__ = ("_span", "_token")
 
@@ -108,7 +105,7 @@ class _Current:
 
 
 def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int) -> AbstractContextManager[Any]:
-    """Return a span inside the current one; nothing when traces are not exported."""
+    """Return a child of the current span, or a null context when its trace is not exported."""
     if _ratio is None:
         return _NOTHING
     parent = trace.get_current_span().get_span_context()
@@ -117,10 +114,10 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int)
 
 @functools.cache
 def trace_requests() -> None:
-    """Make a span of each HTTP request that is sent through `requests`, as Apprise does, and continue the trace there.
+    """Make a span of each HTTP request that is sent with `requests`, as Apprise does, and propagate the trace.
 
-    OpenTelemetry's own instrumentation writes the URL and the texts of exceptions into its spans, and those of webhooks
-    are secrets. Safe to repeat.
+    OpenTelemetry's instrumentation records URLs and exception messages; those of webhooks contain secrets. Safe to
+    repeat.
     """
     import requests
     from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # pyright: ignore[reportPrivateUsage]
@@ -128,7 +125,7 @@ def trace_requests() -> None:
     inner = requests.Session.send
 
     def send(self: requests.Session, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        if context.get_value(_SUPPRESS_INSTRUMENTATION_KEY):  # an exporter's own
+        if context.get_value(_SUPPRESS_INSTRUMENTATION_KEY):  # a request of the exporter
             return inner(self, request, **kwargs)
         host, method = urlsplit(request.url or "").hostname or "", request.method or ""
         with span(method, SpanKind.CLIENT, **{"http.request.method": method, "server.address": host}) as made:
@@ -142,7 +139,7 @@ def trace_requests() -> None:
 
 
 def _begun(parent: SpanContext | None) -> SpanContext:
-    """Return a span that is not exported, in the trace of its parent or in one of its own."""
+    """Return an unexported span in the trace of its parent, or in a new one."""
     bits = random.getrandbits(192)
     span_id = bits & _SPAN_ID or 1
     if parent is None:
