@@ -1,7 +1,7 @@
-"""The database as actions and repositories see it. Knows no driver.
+"""The interface of the database for actions and repositories, without a driver.
 
-A read is one statement on any connection; a change happens inside `async with db.begin() as tx`, and everything that
-takes part is given `tx`. Parameters are `%s` or `%(name)s`, never formatted into the text.
+A read is one statement on any connection. A change is made inside `async with db.begin() as tx`, and `tx` is passed on.
+Parameters are `%s` or `%(name)s`, never formatted into the text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ _MOST_CHUNKS = 2000
 
 
 class Queries(Protocol):
-    """What can run a statement. Each method raises Unavailable when the database cannot answer in time."""
+    """Runs statements. Each method raises Unavailable when the database does not answer in time."""
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         """Run one statement; return its first row, or None."""
@@ -28,7 +28,7 @@ class Queries(Protocol):
         ...
 
     async def run(self, sql: LiteralString, parameters: Parameters = ()) -> int:
-        """Run one statement; return how many rows it touched."""
+        """Run one statement; return the number of affected rows."""
         ...
 
     async def copy(self, sql: LiteralString, rows: Iterable[Sequence[Any]]) -> None:
@@ -37,7 +37,7 @@ class Queries(Protocol):
 
 
 class Transaction(Queries, Protocol):
-    """An open transaction: what is run on it becomes visible together, or not at all."""
+    """An open transaction."""
 
 
 class Database(Queries, Protocol):
@@ -49,16 +49,16 @@ class Database(Queries, Protocol):
 
 
 async def now(db: Queries) -> datetime:
-    """Return the time by the database's clock: the one clock of a deployment, as those of its machines differ."""
+    """Return the time of the database, the reference clock of a deployment."""
     row = await db.one("SELECT now()")
     assert row is not None
     return row[0]
 
 
 async def run_in_chunks(db: Queries, sql: LiteralString, **parameters: Any) -> int:
-    """Run a statement that touches at most `%(chunk)s` rows until it finds no more; return how many rows it touched.
+    """Repeat a statement of at most `%(chunk)s` rows until none is left; return the number of affected rows.
 
-    So no statement runs into its timeout or holds locks for long. What is left after ten million is for the next call.
+    Small chunks keep statements below their timeout and locks short. A call ends after ten million rows.
     """
     total = 0
     for _ in range(_MOST_CHUNKS):

@@ -1,4 +1,4 @@
-"""A connection of the pool, for servers and networks that do not answer."""
+"""A connection of the pool, with timeouts for unresponsive servers and networks."""
 
 import asyncio
 import select
@@ -17,13 +17,13 @@ from app.kernel.db import Row
 from app.kernel.errors import Unavailable
 
 _CANCEL_S = 1.0
-_ADDRESS_S = 5  # for each address that the name of the server has
-_READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server when a session begins
+_ADDRESS_S = 5  # for each address of the server's name
+_READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server at the start of a session
 _ABORT = struct.pack("ii", 1, 0)
 
 
 class Connection(AsyncConnection[Row]):
-    """A connection. When its task is cancelled, it asks the server to cancel the statement, for a second at most."""
+    """A connection. When its task is cancelled, it asks the server to cancel the statement, within a second."""
 
     idle_since = 0.0
     opened_in = 0
@@ -32,11 +32,11 @@ class Connection(AsyncConnection[Row]):
 
     @classmethod
     async def open(cls, conninfo: str) -> Self:
-        """Return a connection that may write. Raises Unavailable."""
+        """Connect to a server that accepts writes. Raises Unavailable."""
         try:
             opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S)
         except (psycopg.Error, OSError) as error:
-            raise Unavailable("the database is not available", retry_after_s=2) from error
+            raise Unavailable("the database is unavailable", retry_after_s=2) from error
         if any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY):
             opened.drop()
             raise Unavailable("the database is read-only", retry_after_s=2)
@@ -52,11 +52,11 @@ class Connection(AsyncConnection[Row]):
 
     @cached_property
     def statements(self) -> psycopg.AsyncCursor[Row]:
-        """The cursor of all its statements; each is read to its end at once. A cursor for each costs a quarter more."""
+        """The cursor of all statements, whose results are read at once. A cursor per statement costs a quarter more."""
         return self.cursor()
 
     def is_readable(self) -> bool:
-        """Return whether the server has sent something, or closed the connection."""
+        """Return whether the server has sent data or closed the connection."""
         return self.closed or bool(self._poll.poll(0))
 
     @cached_property
@@ -66,7 +66,7 @@ class Connection(AsyncConnection[Row]):
         return poll
 
     def reusable(self) -> bool:
-        """Return whether it is open, and outside a transaction."""
+        """Return whether it is open and outside a transaction."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
 
     def drop(self) -> None:
@@ -74,7 +74,7 @@ class Connection(AsyncConnection[Row]):
         self.pgconn.finish()
 
     def hang_up(self) -> None:
-        """Make the waiting statement fail at once; the server did not answer in time."""
+        """Make the waiting statement fail at once, because the server did not answer in time."""
         self.mute = True
         hang_up(self)
 
@@ -83,12 +83,11 @@ class Connection(AsyncConnection[Row]):
 
 
 def hang_up(connection: psycopg.Connection[Any] | AsyncConnection[Any]) -> None:
-    """Shut the socket: the waiting statement fails at once, without asking a server that does not answer.
+    """Shut the socket down: the waiting statement fails at once, without a message to the server.
 
-    It is closed by a reset: when the network returns, the server must not hold locks for this session. Safe to repeat,
-    and from any thread.
+    The reset makes the server release the session's locks when the network returns. Thread-safe. Safe to repeat.
     """
-    with suppress(psycopg.Error, OSError):  # closed meanwhile
+    with suppress(psycopg.Error, OSError):  # already closed
         sock = socket.socket(fileno=connection.fileno())
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
@@ -100,8 +99,7 @@ def hang_up(connection: psycopg.Connection[Any] | AsyncConnection[Any]) -> None:
 def _forget_attempt(error: BaseException) -> None:
     """Close the socket of an abandoned attempt to connect.
 
-    psycopg leaves it to the generator that was connecting, which the traceback of the error keeps alive: every attempt
-    would hold a connection of a frozen server until the error is garbage-collected.
+    psycopg closes it when the error is garbage-collected; until then it would hold a connection of a frozen server.
     """
     following: BaseException | None = error
     while following is not None:

@@ -1,7 +1,7 @@
-"""libpq: what it takes from elsewhere than from us, and why an attempt to connect failed.
+"""libpq: its environment variables, and the reasons of failed connection attempts.
 
-libpq keeps no SQLSTATE of a refused connection, and the server's text may be in any language. The trace of the protocol
-has the SQLSTATE, and whether TLS was the obstacle.
+libpq does not report the SQLSTATE of a refused connection, and the message of the server may be in any language. The
+protocol trace has the SQLSTATE, and shows whether TLS failed.
 """
 
 import os
@@ -16,25 +16,25 @@ from loguru import logger
 from psycopg import pq
 from psycopg.waiting import Wait
 
-_VARIABLE = re.compile(r"PG[A-Z]+")  # PGHOSTADDR, PGOPTIONS, PGSERVICE, PGTZ and so on; its list grows with versions
+_VARIABLE = re.compile(r"PG[A-Z]+")  # PGHOSTADDR, PGOPTIONS, PGSERVICE, PGTZ and others; newer versions add more
 _REFUSED = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
 _TLS_REFUSED, _TLS_BEGUN = "\tSSLResponse\t N", "\tSSLResponse\t S"
-_FOR_GOOD = ("28", "3D", "42")  # who we are, which database, what is granted
-_UNRESOLVED = "check POSTGRES_HOST: no address is known for it"
+_PERMANENT = ("28", "3D", "42")  # authentication, database name, privileges
+_UNRESOLVED = "check POSTGRES_HOST: no address found for it"
 _HINTS = {  # by SQLSTATE, or by its class
     "28": "check POSTGRES_USER and POSTGRES_PASSWORD, and the server's pg_hba.conf",
     "3D": "check POSTGRES_DB, or create the database",
     "42": "let POSTGRES_USER connect to POSTGRES_DB (GRANT CONNECT)",
-    "53300": "all of its connections are taken: raise max_connections, lower POSTGRES_POOL_SIZE, or stop other clients",
-    "53": "it is short of memory or disk: make room",
+    "53300": "all connections are in use: raise max_connections, lower POSTGRES_POOL_SIZE, or stop other clients",
+    "53": "it is short of memory or disk: free some",
     "57P03": "it is starting, stopping or recovering: try again",
 }
 
 
 def forget_variables() -> list[str]:
-    """Take libpq's variables out of the environment of this process, so that settings alone decide; return their names.
+    """Remove libpq's variables from the environment, so that only settings apply; return their names.
 
-    Safe to repeat. Call it before threads start: the C library's environment is not safe to change beside them.
+    Safe to repeat. Call it before threads start, because the C library's environment is not thread-safe.
     """
     found = sorted(name for name in os.environ if _VARIABLE.fullmatch(name))
     for name in found:
@@ -46,10 +46,10 @@ def forget_variables() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How an attempt ended.
+    """Result of an attempt to connect.
 
-    `server_version` is 0 when it failed, and `reason` what libpq says then. `sqlstate` is the server's, if it refused.
-    `hint` is what to do about it.
+    `server_version` is 0 after a failure; `reason` is then libpq's message, `sqlstate` the server's if it refused, and
+    `hint` a remedy.
     """
 
     server_version: int = 0
@@ -61,7 +61,7 @@ class Attempt:
 
 
 async def attempt(conninfo: str) -> Attempt:
-    """Connect, and leave again."""
+    """Connect and disconnect."""
     traces: list[str] = []
 
     class Traced(psycopg.AsyncConnection[Any]):
@@ -83,7 +83,7 @@ async def attempt(conninfo: str) -> Attempt:
     except psycopg.OperationalError as error:
         return _failed(error, traces[-1] if traces else "")
     except UnicodeError:  # from the resolver
-        return Attempt(0, "the host is no host name", hint=_UNRESOLVED)
+        return Attempt(0, "the host is not a host name", hint=_UNRESOLVED)
     version = connection.info.server_version
     await connection.close()
     return Attempt(version)
@@ -93,13 +93,13 @@ def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:
     reason = " ".join(str(error).split())
     if states := _REFUSED.findall(trace):
         hint = _HINTS.get(states[-1]) or _HINTS.get(states[-1][:2], "try again")
-        return Attempt(0, reason, states[-1], for_good=states[-1].startswith(_FOR_GOOD), hint=hint)
+        return Attempt(0, reason, states[-1], for_good=states[-1].startswith(_PERMANENT), hint=hint)
     last = trace.rstrip().rpartition("\n")[2]
     in_tls = last.endswith(_TLS_BEGUN) and not isinstance(error, psycopg.errors.ConnectionTimeout)
-    asked = error.pgconn is not None and error.pgconn.needs_password  # and there was none to send
+    asked = error.pgconn is not None and error.pgconn.needs_password  # and none is set
     hint = "start it, or check POSTGRES_HOST and POSTGRES_PORT"
     if isinstance(error, psycopg.errors.ConnectionTimeout):
-        hint = "check POSTGRES_HOST and POSTGRES_PORT, and what is between, such as a firewall"
+        hint = "check POSTGRES_HOST and POSTGRES_PORT, and firewalls"
     elif error.pgconn is None:
         hint = _UNRESOLVED
     elif asked:
@@ -111,7 +111,7 @@ def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:
 
 @contextmanager
 def _traced(connection: pq.abc.PGconn, traces: list[str]) -> Generator[None]:
-    """Keep the trace of the protocol, which never leaves this process's memory; none where libpq cannot write one."""
+    """Trace the protocol into memory, if libpq supports it."""
     if not hasattr(os, "memfd_create"):
         yield
         return

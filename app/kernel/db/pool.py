@@ -1,9 +1,8 @@
-"""A pool of connections for one event loop, every wait bounded.
+"""A pool of connections for one event loop; every wait has a timeout.
 
-A request that has stopped waiting leaves the queue, so an outage leaves no backlog. While the database is unavailable,
-one attempt to connect is made at a time, as long as a request waits; the first that succeeds ends the outage. An
-attempt without an answer continues, because a frozen or slow server answers late; short ones are made beside it,
-because a network that lost the packets never does.
+Requests that time out leave the queue, so an outage leaves no backlog. While the database is unavailable and requests
+wait, one attempt to connect is made at a time; the first success ends the outage. An unanswered attempt continues,
+because a frozen or slow server answers late; short attempts are made in parallel, because packets may be lost.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from loguru import logger
 from app.kernel.db.connection import Connection
 from app.kernel.errors import Unavailable
 
-_AGAIN_S = 0.25  # from one attempt to connect to the next while the database is unavailable
+_AGAIN_S = 0.25  # between attempts to connect while the database is unavailable
 _OVERDUE_S = 1.5
 _PATIENCE_S = 12.0
 _OPENING_AT_ONCE = 4
@@ -28,7 +27,7 @@ _LIFE_S = 3600.0
 
 
 class PoolUse(NamedTuple):
-    """How much of a pool is in use: connections lent and idle, waiting requests, the maximum of connections."""
+    """State of a pool: connections in use and idle, waiting requests, maximum size."""
 
     used: int
     idle: int
@@ -37,21 +36,21 @@ class PoolUse(NamedTuple):
 
 
 class Pool:
-    """Connections that are opened when a request waits for one, and lent to one request at a time.
+    """A pool that opens connections on demand. A connection serves one request at a time.
 
-    At most `size` of them; one more while a request waits and none has been returned for a second, because a network
-    that silently drops connections leaves all of them in use until their statements time out.
+    It has at most `size` connections, and one more while a request waits and none was returned for a second: when the
+    network silently drops connections, all of them are in use until their statements time out.
     """
 
     def __init__(
         self, connect: Callable[[], Awaitable[Connection]], *, size: int, queue: int, level: str = "WARNING"
     ) -> None:
-        """`queue` is the maximum number of waiting requests, `level` that of the log line when an outage begins."""
+        """`queue` is the maximum number of waiting requests, `level` the log level of an outage."""
         self._connect = connect
         self._size = size
         self._queue = queue
         self._level = level
-        self._idle: list[Connection] = []  # the one used last is at the end, and is taken first
+        self._idle: list[Connection] = []  # last in, first out
         self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         self._lent = 0
         self._openers: set[asyncio.Task[None]] = set()
@@ -62,14 +61,14 @@ class Pool:
         self._closed = False
 
     def take_idle(self) -> Connection | None:
-        """Return the idle connection that was used last, or None."""
+        """Check the last used idle connection out, or return None."""
         if not self._idle:
             return None
         self._lent += 1
         return self._idle.pop()
 
     async def take(self, wait_s: float, *, urgent: bool = False) -> Connection:
-        """Return a connection; an `urgent` request is served before all others. Raises Unavailable."""
+        """Check a connection out; `urgent` requests are served first. Raises Unavailable."""
         if (idle := self.take_idle()) is not None:
             return idle
         if self._closed:
@@ -89,7 +88,7 @@ class Pool:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.give_back(waiter.result())  # both came at the same moment
+                self.give_back(waiter.result())  # cancelled and served at the same moment
             raise
         finally:
             expires.cancel()
@@ -97,7 +96,7 @@ class Pool:
             self._waiting.pop(waiter, None)
 
     def give_back(self, connection: Connection) -> None:
-        """Take back a connection that was lent. It is closed if it cannot be used again."""
+        """Return a connection to the pool; it is closed if it is not reusable."""
         now = connection.idle_since = self._progress_at = time.monotonic()
         self._lent -= 1
         worn = connection.opened_in != self._generation or connection.retire_at < now
@@ -111,22 +110,22 @@ class Pool:
             self._idle.pop(0).drop()
 
     def renew(self) -> None:
-        """Close all connections: idle ones at once, lent ones when they are returned."""
+        """Close idle connections at once, and connections in use when they are returned."""
         self._generation += 1
         self.drop_idle()
 
     def drop_idle(self) -> None:
-        """Close idle connections, such as when one did not answer: the others may not either."""
+        """Close idle connections, because one did not answer."""
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.drop()
 
     def use(self) -> PoolUse:
-        """Return how much of it is in use at this moment."""
+        """Return the current state of the pool."""
         return PoolUse(self._lent, len(self._idle), len(self._waiting), self._size)
 
     async def close(self) -> None:
-        """Refuse waiting requests, close idle connections, and lent ones when they are returned. Safe to repeat."""
+        """Refuse waiting requests; close connections, those in use when they are returned. Safe to repeat."""
         self._closed = True
         for waiter in list(self._waiting):
             self._refuse(waiter, _closed())
@@ -162,14 +161,14 @@ class Pool:
         try:
             async with asyncio.timeout(patience_s):
                 connection = await self._connect()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
+        except Exception as error:  # noqa: BLE001 - the next attempt may succeed
             self._failed(error)
             await asyncio.sleep(_AGAIN_S - (time.monotonic() - started))
             return
         if self._trouble is not None:
             logger.info("database: it is available again")
         self._trouble = None
-        if self._lent + len(self._idle) > self._size:  # others were faster
+        if self._lent + len(self._idle) > self._size:  # another attempt was faster
             connection.drop()
             return
         connection.opened_in = generation
@@ -179,7 +178,7 @@ class Pool:
 
     def _failed(self, error: Exception) -> None:
         if self._trouble is None:
-            logger.log(self._level, "database: {}; trying again while somebody waits", error.__cause__ or error)
+            logger.log(self._level, "database: {}; retrying while requests wait", error.__cause__ or error)
         self._trouble = error if isinstance(error, Unavailable) else _away()
 
     def _opened(self, opener: "asyncio.Task[None]") -> None:
@@ -188,7 +187,7 @@ class Pool:
         self._open_more()
 
     def _offer(self, connection: Connection) -> None:
-        """Lend a connection to the request that has waited longest, or keep it."""
+        """Pass a connection to the first waiter, or keep it idle."""
         while self._waiting:
             waiter, _ = self._waiting.popitem(last=False)
             if not waiter.done():
@@ -208,7 +207,7 @@ class Pool:
 
 
 def _away() -> Unavailable:
-    return Unavailable("the database is not available", retry_after_s=2)
+    return Unavailable("the database is unavailable", retry_after_s=2)
 
 
 def _closed() -> Unavailable:

@@ -1,4 +1,4 @@
-"""The database on psycopg: a pool of autocommit connections, every wait bounded."""
+"""The database on psycopg: a pool of autocommit connections; every wait has a timeout."""
 
 import asyncio
 import functools
@@ -31,7 +31,7 @@ _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not cancel th
 _TRUSTED_S = 1.0  # the network may have silently dropped a connection that was idle for longer
 _PROBE_S = 1.0
 
-# whether this session may write, and whether a new one could: a changed setting does not affect open sessions
+# whether this session is read-only, or a new one would be: a changed setting does not affect open sessions
 _CHECK = """
     SELECT current_setting('transaction_read_only')::bool OR coalesce((
         SELECT split_part(setting, '=', 2)::bool
@@ -43,7 +43,7 @@ _CHECK = """
         ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1
     ), false)
 """
-# needs a new page on the disk of the database, and leaves nothing behind
+# allocates a page on the disk of the database, and rolls back
 _WRITE = """
     BEGIN;
     SET LOCAL temp_tablespaces = '';
@@ -53,7 +53,7 @@ _WRITE = """
 
 
 class _Queries:
-    """Statements on one connection. The server cancels a slow one; if it does not, the connection is closed."""
+    """Statements on one connection. The server cancels slow ones; if it does not, the connection is closed."""
 
     def __init__(self, connection: Connection, deadlines: Deadlines, constraints: Constraints) -> None:
         self._connection = connection
@@ -65,11 +65,11 @@ class _Queries:
 
     @property
     def transaction(self) -> TransactionStatus:
-        """The state of the connection; INERROR can only be rolled back: COMMIT would do so without an error."""
+        """State of the connection. COMMIT would roll INERROR back without an error."""
         return self._connection.info.transaction_status
 
     def end(self) -> None:
-        """Refuse further statements: the connection may serve another request by then."""
+        """Refuse further statements, because the connection may serve another request."""
         self._ended = True
 
     async def _execute(self, sql: LiteralString, parameters: Parameters) -> psycopg.AsyncCursor[Row]:
@@ -85,7 +85,7 @@ class _Queries:
 
         def give_up() -> None:
             nonlocal again
-            if self._connection.is_readable():  # this process was suspended: the answer has arrived
+            if self._connection.is_readable():  # this process was suspended, and the answer has arrived
                 again = asyncio.get_running_loop().call_later(_FROZEN_S, give_up)
             else:
                 self._connection.hang_up()
@@ -98,7 +98,7 @@ class _Queries:
             outcome = "done"
             return result
         except psycopg.errors.FeatureNotSupported as error:
-            if error.diag.source_function != "RevalidateCachedQuery":  # its text is in the server's language
+            if error.diag.source_function != "RevalidateCachedQuery":  # the message is localised
                 raise
             self.outdated = True
             raise Unavailable("the schema has just changed") from error
@@ -106,7 +106,7 @@ class _Queries:
             if (refusal := refusal_of(error, self._constraints)) is None:
                 raise
             if isinstance(refusal, Invalid):
-                logger.warning("the database refused what a check should have: {}", refusal)
+                logger.warning("the database refused input that validation should have refused: {}", refusal)
             self.refused_with = getattr(error, "sqlstate", None) or ""
             raise refusal from error
         finally:
@@ -156,9 +156,9 @@ class PostgresDatabase:
             self._give_back(connection, queries)
 
     async def _alive(self, urgent: bool) -> Connection:
-        """Take a connection. Those that the server closed meanwhile are replaced, all of them if necessary.
+        """Check a working connection out. Connections that the server has closed are replaced.
 
-        A round trip is needed only if the connection was idle for long, or has something to read.
+        A round trip is needed only if the connection was idle for long or is readable.
         """
         deadline: float | None = None
         while True:
@@ -183,11 +183,11 @@ class PostgresDatabase:
                 return connection
 
     def _give_back(self, connection: Connection, queries: _Queries) -> None:
-        if queries.outdated or queries.refused_with == READ_ONLY:  # and the others are, too
+        if queries.outdated or queries.refused_with == READ_ONLY:  # the others are, too
             self._pool.renew()
         if queries.refused_with == DISK_FULL:
             self._disk_full = True
-        if connection.mute:  # and the others may be, too
+        if connection.mute:  # the others may be, too
             self._pool.drop_idle()
         self._pool.give_back(connection)
 
@@ -214,12 +214,12 @@ class PostgresDatabase:
                 await tx.run("BEGIN")
                 yield tx
                 if tx.transaction == TransactionStatus.INERROR:
-                    raise RuntimeError("a statement failed in this transaction, and the code went on; rolled back")
+                    raise RuntimeError("a statement failed in this transaction, and the code continued; rolled back")
                 if tx.transaction == TransactionStatus.IDLE:
-                    raise RuntimeError("the code ended this transaction itself; what begin() opens, it ends")
+                    raise RuntimeError("the code ended this transaction itself; only begin() may end it")
             except BaseException:
                 if tx.transaction in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                    with suppress(Unavailable):  # a broken connection has rolled back already
+                    with suppress(Unavailable):  # a broken connection has already rolled back
                         await tx.run("ROLLBACK")
                 raise
             lost_before = tx.transaction == TransactionStatus.UNKNOWN
@@ -228,37 +228,36 @@ class PostgresDatabase:
             except Unavailable as error:
                 if tx.transaction == TransactionStatus.UNKNOWN and not lost_before:
                     raise Unavailable(
-                        "the database went away during the commit; the change may have been made", retry_after_s=2
+                        "the connection was lost during the commit; the change may have been committed", retry_after_s=2
                     ) from error
                 raise
 
     async def _check(self) -> None:
-        """Raise Unavailable unless the database answers, and would accept a change. Served before all others."""
+        """Raise Unavailable unless the database answers and accepts writes. Served before other requests."""
         async with self._connection(urgent=True) as connection:
             if await connection.one(_CHECK) != (False,):
                 connection.refused_with = READ_ONLY
                 raise Unavailable("the database is read-only", retry_after_s=2)
             if self._disk_full:
-                with suppress(psycopg.errors.InsufficientPrivilege):  # then it cannot be known
+                with suppress(psycopg.errors.InsufficientPrivilege):  # writes cannot be checked
                     await connection.run(_WRITE)
                 self._disk_full = False
 
     def pool_use(self) -> PoolUse:
-        """Return how much of the pool is in use at this moment. Safe to repeat."""
+        """Return the current state of the pool."""
         return self._pool.use()
 
 
 def _cancellations() -> int:
-    """Return how often the task was cancelled."""
+    """Return the number of cancellation requests of the task."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 
 
 def _raise_lost(asked: int) -> None:
-    """Raise CancelledError if the task was cancelled since, and the cancellation was lost.
+    """Raise CancelledError if a cancellation of the task was lost.
 
-    Until Python 3.12, asyncio.wait_for, which psycopg uses, loses a cancellation that arrives together with the result:
-    the request would continue, and nothing would stop it.
+    Until Python 3.12, asyncio.wait_for, which psycopg uses, loses a cancellation that arrives together with the result.
     """
     if _cancellations() > asked:
         raise asyncio.CancelledError
@@ -266,13 +265,13 @@ def _raise_lost(asked: int) -> None:
 
 @functools.cache
 def _first_word(sql: LiteralString) -> str:
-    """Return the first word of a statement; the cache is bounded, because statements are literals."""
+    """Return the first word of a statement. Cached: statements are literals, so their number is limited."""
     return sql.split(None, 1)[0].upper()
 
 
 @asynccontextmanager
 async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
-    """Provide the database, migrated. Raises what `server` and `migrated` raise."""
+    """Provide the migrated database. Raises as `server` and `migrated` do."""
     settings = p.settings[PostgresSettings]
     found = await p.use(server)
     await p.use(migrated)
@@ -280,7 +279,7 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
         statement_timeout=round(settings.statement_timeout * 1000),
         lock_timeout=round(settings.lock_timeout * 1000),
     )
-    level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # a command reports it itself
+    level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # commands report it themselves
     pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue, level=level)
     opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout, p.constraints)
     p.checks["database"] = opened.check

@@ -1,7 +1,7 @@
-"""What an error of PostgreSQL means: an outage, invalid input, or a mistake in the code.
+"""Classifies errors of PostgreSQL: an outage, invalid input, or a bug.
 
-Decided by SQLSTATE, never by psycopg's classes (which call a value that is too large for an index an operational error)
-nor by text, which comes in the language of the server.
+The SQLSTATE decides. psycopg's classes are too coarse (a value too large for an index is an OperationalError), and
+messages are localised.
 """
 
 import psycopg
@@ -11,16 +11,16 @@ from app.kernel.errors import Constraints, Invalid, Refusal, Unavailable
 READ_ONLY, DISK_FULL = "25006", "53100"
 _BUSY = "the database is busy with a conflicting change"
 _SLOW = "the database took too long"
-_AWAY = "the database is not available"
+_AWAY = "the database is unavailable"
 
 # by SQLSTATE, or by its class: the first two characters
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OUTAGES = {
-    "08": _AWAY,  # connection exception; PgBouncer says 08P01 for everything
+    "08": _AWAY,  # connection exception; PgBouncer uses 08P01 for all errors
     READ_ONLY: "the database is read-only",
-    "25P03": _AWAY,  # idle in transaction for too long: this process was suspended
+    "25P03": _AWAY,  # idle-in-transaction timeout: this process was suspended
     "25P04": _SLOW,  # transaction timeout
-    "28": _AWAY,  # it no longer accepts the password
+    "28": _AWAY,  # the password is no longer valid
     "3D": _AWAY,  # the database was dropped or renamed
     "40": _BUSY,
     "40003": _AWAY,  # statement completion unknown
@@ -47,7 +47,7 @@ _INVALID = {
     "22021": "a text holds a character that the database cannot store",
     "22023": _UNFIT,
     "22025": "an escape sequence is invalid",
-    "22030": "an object has a key twice",
+    "22030": "an object has a duplicate key",
     "22032": "JSON is malformed",
     "22P02": _UNFIT,
     "22P03": _UNFIT,
@@ -60,7 +60,7 @@ _NONE: Constraints = {}
 
 
 def refusal_of(error: BaseException, constraints: Constraints = _NONE) -> Refusal | None:
-    """Return what a failed statement is refused with; None for a mistake in the code."""
+    """Return the refusal for a failed statement, or None for a bug."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return _noticed_by_the_client(error)
     state = error.sqlstate

@@ -1,4 +1,4 @@
-"""Retention: partitions are made ahead and dropped whole, and old rows deleted, a few at a time."""
+"""Retention: creates partitions ahead, drops old ones, and deletes old rows in chunks."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from app.kernel.config import KeepSettings
 from app.kernel.db import Database, run_in_chunks
 
 _DAYS_AHEAD = 7
-_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '300ms'"  # dropping waits for readers, and everybody else for the dropping
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '300ms'"  # a drop waits for readers, and blocks later ones
 _DROP = "SELECT kernel.drop_partitions(%s, %s)"
 
 _PRUNE_FINISHED = """
@@ -49,7 +49,7 @@ _FORGET_QUEUES = """
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was made and removed."""
+    """Numbers of partitions and rows that were created and removed."""
 
     partitions_made: int
     partitions_dropped: int
@@ -58,14 +58,14 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Deletes what is old from the kernel's tables."""
+    """Applies retention to the kernel's tables."""
 
     keep: KeepSettings
 
     async def prune(self, db: Database) -> Pruned:
-        """Make the partitions of the days ahead, remove what is older than it is kept. Safe to repeat.
+        """Create the partitions of the days ahead, and remove rows beyond their retention. Safe to repeat.
 
-        Raises Unavailable, also when somebody reads what is to be dropped; the rest is done then.
+        Raises Unavailable, also when a reader blocks the drop of a partition; the rest is then done.
         """
         row = await db.one("SELECT kernel.make_partitions(%s)", (_DAYS_AHEAD,))
         rows = await run_in_chunks(db, _PRUNE_FINISHED, keep_s=self.keep.finished_jobs)

@@ -1,4 +1,4 @@
-"""Which PostgreSQL server this process uses: the configured one, else the embedded one."""
+"""The PostgreSQL server of this process: the configured one, otherwise the embedded one."""
 
 import asyncio
 import os
@@ -23,8 +23,7 @@ _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _AGAIN_S = 0.25
 _TRANSACTION_TIMEOUT = 170_000  # the version that has it
 
-# we rely on these, and a role or a database may set them otherwise. Not default_transaction_read_only: an operator sets
-# that on purpose
+# required values, because a role or a database may have others. Not default_transaction_read_only: operators set it
 _SESSION: dict[str, str | int] = {
     "timezone": "UTC",
     "datestyle": "ISO,MDY",
@@ -44,7 +43,7 @@ _SESSION: dict[str, str | int] = {
     "lock_timeout": 10_000,
     "idle_in_transaction_session_timeout": 60_000,
     "idle_session_timeout": 0,
-    # the server notices within seconds that this process is gone, and releases its locks
+    # the server detects within seconds that this process has died, and releases its locks
     "tcp_keepalives_idle": 2,
     "tcp_keepalives_interval": 2,
     "tcp_keepalives_count": 4,
@@ -53,7 +52,7 @@ _SESSION: dict[str, str | int] = {
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that can be connected to. `parameters` are libpq's; the password is not shown."""
+    """A server to connect to. `parameters` are libpq's; repr() omits them because of the password."""
 
     label: str
     parameters: Mapping[str, str | int] = field(repr=False)
@@ -61,7 +60,7 @@ class Server:
     version: int = 0
 
     def conninfo(self, **options: str | int) -> str:
-        """Return a libpq connection string; `options` become settings of the session (times in milliseconds)."""
+        """Return a libpq connection string with session settings (times in milliseconds)."""
         settings = _SESSION | options
         if self.version >= _TRANSACTION_TIMEOUT:
             settings["transaction_timeout"] = 0
@@ -71,9 +70,9 @@ class Server:
 
 @asynccontextmanager
 async def server(p: Process) -> AsyncGenerator[Server]:
-    """Provide the server, ready to accept connections.
+    """Provide the server, once it accepts connections.
 
-    Raises Misconfigured when it refuses us or none can be embedded, Unavailable when it does not answer in time.
+    Raises Misconfigured when it refuses the connection or the embedded server is unavailable; Unavailable on timeout.
     """
     forget_variables()
     settings = p.settings[PostgresSettings]
@@ -98,7 +97,7 @@ async def server(p: Process) -> AsyncGenerator[Server]:
         "user": settings.user,
         "dbname": settings.db,
         "sslmode": settings.ssl,
-        # this process notices within seconds that the server is unreachable
+        # this process detects within seconds that the server is unreachable
         "tcp_user_timeout": 2_000,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
@@ -117,7 +116,7 @@ async def _answering(server: Server, timeout_s: float) -> int:
     deadline, tell_at = time.monotonic() + timeout_s, time.monotonic() + _TELL_AFTER_S
     before = Attempt()
     while not (ended := await attempt(server.conninfo())).server_version:
-        # a stopping server interrupts one handshake, not two
+        # a stopping server interrupts only one handshake
         if ended.for_good or (ended.in_tls and before.in_tls):
             raise Misconfigured(f"PostgreSQL at {server.label} refused: {ended.reason}; {ended.hint}")
         if time.monotonic() >= deadline:

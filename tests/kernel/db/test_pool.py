@@ -84,7 +84,7 @@ async def test_an_outage_leaves_nobody_waiting_however_long_it_was_and_whatever_
     await outcome(pool)
     for _ in range(300):  # 15 minutes in steps of three seconds
         seen = await asyncio.gather(*(outcome(pool, 0.003) for _ in range(rate)))
-        assert set(seen) <= {"it is away", "the database is not available"}
+        assert set(seen) <= {"it is away", "the database is unavailable"}
         assert pool.use() == PoolUse(0, 0, 0, 3)
     assert server.most_at_once == 1
     attempts = server.attempts
@@ -168,7 +168,7 @@ async def test_an_attempt_without_an_answer_goes_on_and_short_ones_are_made_besi
 
     pool: Pool = Pool(connect, size=2, queue=20)
     for _ in range(10):
-        assert set(await asyncio.gather(*(outcome(pool, 0.1) for _ in range(10)))) == {"the database is not available"}
+        assert set(await asyncio.gather(*(outcome(pool, 0.1) for _ in range(10)))) == {"the database is unavailable"}
     waiting = [asyncio.create_task(outcome(pool, 20)) for _ in range(10)]
     await asyncio.sleep(0.1)
     mute = False
@@ -239,7 +239,7 @@ async def test_an_unexpected_error_of_connecting_is_an_outage_like_others(monkey
         return await server.connect()
 
     pool: Pool = Pool(connect, size=2, queue=2)
-    assert await outcome(pool, 0.05) == "the database is not available"
+    assert await outcome(pool, 0.05) == "the database is unavailable"
     broken = False
     assert await outcome(pool, 5) == "served"
     await pool.close()

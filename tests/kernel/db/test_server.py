@@ -147,7 +147,7 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_unavailable(cli: Proj
 def test_a_host_without_an_address_is_told_to_check_its_name(cli: Project, host: str) -> None:
     cli.env |= {"POSTGRES_HOST": host, "POSTGRES_STARTUP_TIMEOUT": "100ms", "AUTH_MASTER_SECRET": token_urlsafe(32)}
     line = refused(cli, "pw-", status=69)
-    assert line.endswith("; check POSTGRES_HOST: no address is known for it")
+    assert line.endswith("; check POSTGRES_HOST: no address found for it")
 
 
 def test_a_full_server_is_not_told_to_start(cli: Project, server: DebianServer) -> None:
@@ -157,7 +157,7 @@ def test_a_full_server_is_not_told_to_start(cli: Project, server: DebianServer) 
     finally:
         server.run("ALTER ROLE app CONNECTION LIMIT -1", "postgres")
     assert "accepts no connection" in line
-    assert "all of its connections are taken: raise max_connections" in line
+    assert "all connections are in use: raise max_connections" in line
     assert "start it" not in line
 
 

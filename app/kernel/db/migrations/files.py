@@ -1,4 +1,4 @@
-"""The files of migrations: `{yyyymmddHHMMSS}_{module}_{description}.sql`, with a `.rollback.sql` beside each."""
+"""Migration files: `{yyyymmddHHMMSS}_{module}_{description}.sql`, each with a `.rollback.sql`."""
 
 import hashlib
 import re
@@ -31,11 +31,11 @@ class Migration:
 
     @property
     def rollback(self) -> Path:
-        """The file that undoes it."""
+        """The rollback file."""
         return self.path.with_suffix(".rollback.sql")
 
     def require_statement(self) -> None:
-        """Raise BadMigration when there are only comments in the file."""
+        """Raise BadMigration when the file has only comments."""
         lines = self.path.read_bytes().splitlines()
         if all(not line.strip() or line.lstrip().startswith(b"--") for line in lines):
             raise BadMigration(f"{self.path.name} has no statement yet; write it, or remove it")
@@ -58,7 +58,7 @@ def read(folder: Path) -> list[Migration]:
 
 
 def create(folder: Path, module: str, description: str, modules: Sequence[str]) -> tuple[Path, Path]:
-    """Make an empty migration and its rollback; return both paths. Raises Invalid for a name that does not fit."""
+    """Create an empty migration and its rollback; return both paths. Raises Invalid for an invalid name."""
     words = re.sub(r"[^a-z0-9]+", "_", description.lower()).strip("_")
     if module not in modules:
         raise Invalid(f"unknown module {module!r}; one of {', '.join(modules)}")

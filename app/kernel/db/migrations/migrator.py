@@ -1,7 +1,6 @@
-"""Migrations are applied by one process at a time, under an advisory lock on the connection that migrates.
+"""Applies migrations under an advisory lock, which is released with the connection of a killed process.
 
-A killed migrator therefore blocks nobody. The others poll the lock: a blocked `pg_advisory_lock` would itself make
-CREATE INDEX CONCURRENTLY wait.
+Other processes poll the lock, because a blocked `pg_advisory_lock` would block CREATE INDEX CONCURRENTLY.
 """
 
 import asyncio
@@ -36,10 +35,10 @@ _MISSING = ("42P01", "42703", "42883", "3F000")  # SQLSTATE of a missing table, 
 
 
 class Migrator:
-    """Migrates one database. Its methods block; `stop` and `hang_up` may be called from another thread.
+    """Migrates one database. Its methods block; other threads may call `stop` and `hang_up`.
 
-    They raise Misconfigured for a database of before the squash, BadMigration, and psycopg.Error. `warning` is what to
-    say of migrations that this release does not know, as of the last look at the database.
+    They raise Misconfigured for a database from before the squash, BadMigration, and psycopg.Error. `warning` is the
+    message about migrations that are unknown to this release, after the last check.
     """
 
     def __init__(self, server: Server, folder: Path) -> None:
@@ -50,7 +49,7 @@ class Migrator:
         self.warning = ""
 
     def status(self) -> list[Status]:
-        """Return every migration with its state, in order. Changes nothing, and takes no lock."""
+        """Return every migration with its state, in order. Read-only, without a lock."""
         with psycopg.connect(self._server.conninfo(statement_timeout=10_000), autocommit=True) as connection:
             self._connection = connection
             return self._status(connection)
@@ -63,11 +62,11 @@ class Migrator:
         return found
 
     def pending(self) -> list[Migration]:
-        """Return what `up` would apply, in order."""
+        """Return the migrations that `up` would apply, in order."""
         return to_apply(self.status())
 
     def up(self, report: Callable[[str], None]) -> list[str]:
-        """Apply what is pending, in order; return the ids. Safe to repeat, and to run many times at once.
+        """Apply pending migrations in order; return their ids. Safe to repeat, and to run concurrently.
 
         Raises MigrationFailed, and Unavailable when another migrator does not finish.
         """
@@ -77,49 +76,49 @@ class Migrator:
             todo = to_apply(self._status(backend.connection))
             for migration in todo:
                 started = time.monotonic()
-                self._go_on()
+                self._check_stopped()
                 run(backend, migration, "apply")
                 report(f"applied {migration.id} in {time.monotonic() - started:.2f} s")
             return [migration.id for migration in todo]
 
     def last(self, module: str = "") -> list[Migration]:
-        """Return what `down` would roll back, in its order. Raises as `to_roll_back` does."""
+        """Return the migrations that `down` would roll back, in order. Raises as `to_roll_back` does."""
         return to_roll_back(self.status(), module)
 
     def down(self, report: Callable[[str], None], module: str = "") -> list[str]:
         """Roll back the newest applied migration, or all of a module, newest first; return the ids.
 
-        All or none, unless one of them is not transactional. Raises as `up` and `last` do; Conflict when another
-        schema depends on what would be dropped.
+        Atomic, unless one of them is not transactional. Raises as `up` and `last` do; Conflict when another schema
+        depends on this one.
         """
-        self.last(module)  # before the lock, which makes tables
+        self.last(module)  # before the lock, which creates tables
         with self._locked(report) as backend:
             todo = to_roll_back(self._status(backend.connection), module)
             is_atomic = all(load(migration).use_transactions for migration in todo)
             with backend.transaction() if is_atomic else contextlib.nullcontext():
                 for migration in todo:
-                    self._go_on()
+                    self._check_stopped()
                     run(backend, migration, "rollback")
             for migration in todo:
                 report(f"rolled back {migration.id}")
             return [migration.id for migration in todo]
 
     def stop(self) -> None:
-        """Give up: stop waiting, begin no other migration, cancel the statement that runs. Safe to repeat."""
+        """Stop waiting, start no further migration, and cancel the running statement. Safe to repeat."""
         self._stopped.set()
         if (connection := self._connection) is not None:
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=1)
 
     def hang_up(self) -> None:
-        """Give up without asking a server that does not answer; it rolls back when it notices. Safe to repeat."""
+        """Disconnect from an unresponsive server, which rolls back when it notices. Safe to repeat."""
         self._stopped.set()
         if (connection := self._connection) is not None:
             hang_up(connection)
 
     @contextlib.contextmanager
     def _locked(self, report: Callable[[str], None]) -> Generator[Any]:
-        """Yield a yoyo backend (not annotated, hence Any) that nobody else migrates with."""
+        """Yield a yoyo backend (not annotated, hence Any) that holds the lock."""
         backend = connect(self._server)
         self._connection = backend.connection
         with contextlib.closing(backend.connection):
@@ -139,22 +138,22 @@ class Migrator:
                 report(f"waiting for {_holder(connection)} to finish migrating")
             if self._stopped.wait(_POLL_S):
                 raise Unavailable("stopped while waiting for another migrator")
-        self._go_on()
+        self._check_stopped()
 
-    def _go_on(self) -> None:
+    def _check_stopped(self) -> None:
         if self._stopped.is_set():
-            raise Unavailable("stopped before everything was migrated")
+            raise Unavailable("stopped before all migrations were applied")
 
 
 def _recorded(connection: psycopg.Connection[Any], table: str, rows: LiteralString) -> dict[str, Any]:
-    """Return what a table records of each applied migration; nothing when it does not exist."""
+    """Return the rows of a table by migration id; empty when the table does not exist."""
     if connection.execute("SELECT to_regclass(%s) IS NULL", (table,)).fetchall() == [(True,)]:
         return {}
     return dict(connection.execute(rows).fetchall())
 
 
 def _holder(connection: psycopg.Connection[Any]) -> str:
-    """Return who holds the lock."""
+    """Return the name of the process that holds the lock."""
     row = connection.execute(
         "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
         " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
@@ -168,7 +167,7 @@ def _holder(connection: psycopg.Connection[Any]) -> str:
 async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
     """Run a blocking method of the migrator; when cancelled, stop it and wait until it has closed its connection.
 
-    Raises what the work raises, Unavailable when the database goes away, MigrationFailed when it denies something.
+    Raises as the method does, Unavailable when the connection is lost, MigrationFailed when a privilege is missing.
     """
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
@@ -176,21 +175,21 @@ async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
     except asyncio.CancelledError:
         deadline = time.monotonic() + _STOP_S
         try:
-            while not task.done() and time.monotonic() < deadline:  # one may come between two statements
+            while not task.done() and time.monotonic() < deadline:  # it may be between two statements
                 await asyncio.to_thread(migrator.stop)
                 await asyncio.wait({task}, timeout=0.2)
         finally:
-            migrator.hang_up()  # nothing, unless it still runs
+            migrator.hang_up()  # no effect unless it still runs
             await asyncio.wait({task}, timeout=1)
         if task.done():
-            task.exception()  # it was told to fail
+            task.exception()  # stopped on purpose
         raise
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
         if error.sqlstate == READ_ONLY:
             raise Unavailable("migrations are pending, and the database is read-only; let it accept changes") from error
         if isinstance(refusal_of(error), Unavailable):
-            raise Unavailable(f"the database went away while migrating: {reason}") from error
+            raise Unavailable(f"the connection was lost while migrating: {reason}") from error
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             raise MigrationFailed(
                 f"the database does not let this role migrate: {reason}; make it the owner of the database,"
@@ -201,12 +200,12 @@ async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
 
 @asynccontextmanager
 async def migrated(p: Process) -> AsyncGenerator[None]:
-    """Provide a database whose schema is current: nothing else may open before.
+    """Provide a database with a current schema, before any other provider uses it.
 
-    While the database cannot be migrated for now, such as being read-only, this tries again for `startup_timeout`.
-    A process that does not migrate is told what is pending, and goes on. What fails then fails because of it.
-    Raises MigrationFailed, BadMigration, Misconfigured, Unavailable; Conflict when something is pending and may not be
-    applied.
+    Retries for `startup_timeout` while the database cannot be migrated, for example because it is read-only. A process
+    that does not migrate logs pending migrations and continues; its errors then mention them.
+    Raises MigrationFailed, BadMigration, Misconfigured, Unavailable; Conflict for pending migrations that this process
+    may not apply.
     """
     migrator = Migrator(await p.use(server), p.root / "migrations")
     pending: list[Migration] = []

@@ -1,4 +1,4 @@
-"""What is to be done: the files of migrations compared with what the database records."""
+"""Compares migration files with the records of the database."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ State = Literal["applied", "pending", "edited", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One migration in files and database. `unknown` is applied, but has no file here: a newer release applied it."""
+    """State of a migration. `unknown`: applied by a newer release, without a file here."""
 
     id: str
     state: State
@@ -24,12 +24,12 @@ class Status:
 
     @property
     def module(self) -> str:
-        """Whose schema it changes."""
+        """The module whose schema it changes."""
         return self.id[15:].partition("_")[0]
 
 
 def compare(files: Sequence[Migration], applied: Mapping[str, datetime], checksums: Mapping[str, str]) -> list[Status]:
-    """Return every migration with its state, in order. Raises Misconfigured for a database of before the squash."""
+    """Return every migration with its state, in order. Raises Misconfigured for a database from before the squash."""
     by_id = {migration.id: migration for migration in files}
     names = sorted(by_id.keys() | applied.keys())
     if files and names[0] not in by_id:
@@ -51,7 +51,7 @@ def compare(files: Sequence[Migration], applied: Mapping[str, datetime], checksu
 
 
 def to_apply(found: Sequence[Status]) -> list[Migration]:
-    """Return what is pending, in order. Raises BadMigration for an edited file, and for one without a statement."""
+    """Return pending migrations in order. Raises BadMigration for an edited or an empty file."""
     if edited := [s.id for s in found if s.state == "edited"]:
         raise BadMigration(
             f"{', '.join(edited)}: edited after it was applied; restore the file and write a new migration"
@@ -63,7 +63,7 @@ def to_apply(found: Sequence[Status]) -> list[Migration]:
 
 
 def to_roll_back(found: Sequence[Status], module: str) -> list[Migration]:
-    """Return all applied migrations of a module, or the last one of all, newest first.
+    """Return all applied migrations of a module, newest first, or without a module the last one of all.
 
     Raises NotFound for an unknown module, BadMigration for a missing file, Conflict for the kernel before its modules.
     """
@@ -80,7 +80,7 @@ def to_roll_back(found: Sequence[Status], module: str) -> list[Migration]:
 
 
 def newer_release(found: Sequence[Status]) -> str:
-    """Return what to warn of when migrations without a file here are applied, or nothing."""
+    """Return a warning about applied migrations without a file here, or an empty text."""
     unknown = [s.id for s in found if s.state == "unknown"]
     if not unknown:
         return ""
@@ -92,6 +92,6 @@ def newer_release(found: Sequence[Status]) -> str:
 
 
 def behind(pending: Sequence[Migration]) -> str:
-    """Return that migrations are pending, and what to do."""
+    """Return a message about pending migrations, with a remedy."""
     count = f"{len(pending)} migration{'s are' if len(pending) > 1 else ' is'} pending"
     return f"{count}, the first is {pending[0].id}; run: {NAME} migrate up"

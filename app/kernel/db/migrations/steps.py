@@ -1,6 +1,6 @@
-"""One migration at a time, on yoyo's steps: the statements of a file, its record and its checksum commit together.
+"""Applies one migration with yoyo's steps: its statements, record and checksum are committed together.
 
-yoyo's own `apply_one` would commit them apart. Its objects carry no types, hence Any.
+yoyo's `apply_one` commits them separately. Its objects have no types, hence Any.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def connect(server: Server) -> Any:
         server.conninfo(
             statement_timeout=0,
             lock_timeout=60_000,
-            client_connection_check_interval=1000,  # a killed migrator's statement ends within a second
+            client_connection_check_interval=1000,  # the statement of a killed migrator ends within a second
         )
     )
 
@@ -63,24 +63,24 @@ def connect(server: Server) -> Any:
 
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, parameters.pop("dbname"), parameters)
     backend: Any = PostgresqlPsycopgBackend(uri, TABLE)
-    backend.get_log_data = log_data  # its own asks for the user's name, which a container may not have, and the DNS
+    backend.get_log_data = log_data  # yoyo's looks up the user name, which containers may lack, and DNS
     return backend
 
 
 def prepare(backend: Any) -> None:
-    """Make the tables of the records; call it with the advisory lock. Safe to repeat."""
+    """Create the tables of the records, with the advisory lock. Safe to repeat."""
     backend.connection.execute(
         "CREATE TABLE IF NOT EXISTS _migration_checksums (migration_id text PRIMARY KEY, sha256 text NOT NULL)"
     )
     backend.connection.execute(
         "CREATE TABLE IF NOT EXISTS yoyo_lock (locked int DEFAULT 1 PRIMARY KEY, ctime timestamp, pid int NOT NULL)"
     )
-    backend.break_lock()  # left by a killed migrator: whoever holds the advisory lock is alone
+    backend.break_lock()  # left by a killed migrator; the advisory lock excludes others
     backend.ensure_internal_schema_updated()
 
 
 def load(migration: Migration) -> Any:
-    """Return yoyo's own migration, read. Raises BadMigration."""
+    """Return yoyo's migration, loaded. Raises BadMigration."""
     from yoyo.exceptions import BadMigration as YoyoBadMigration
     from yoyo.migrations import Migration as YoyoMigration
 
@@ -98,10 +98,10 @@ def load(migration: Migration) -> Any:
 
 
 def run(backend: Any, migration: Migration, direction: Direction) -> None:
-    """Apply or roll back one file, together with its record. Raises Conflict, MigrationFailed, Unavailable."""
+    """Apply or roll back one file and its record. Raises Conflict, MigrationFailed, Unavailable."""
     step = load(migration)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # yoyo prints what a SELECT returns
+        with contextlib.redirect_stdout(sys.stderr):  # yoyo prints results of SELECT
             if step.use_transactions:
                 with backend.transaction():
                     step.process_steps(backend, direction)
@@ -123,7 +123,7 @@ def run(backend: Any, migration: Migration, direction: Direction) -> None:
 
 
 def _drop_half_built(connection: psycopg.Connection[Any], migration: Migration) -> None:
-    """Drop the invalid index that an interrupted build left: IF NOT EXISTS would take it for done."""
+    """Drop the invalid index of an interrupted build, because IF NOT EXISTS would keep it."""
     for build in _BUILDS_INDEX.finditer(migration.path.read_text(encoding="utf-8")):
         index = build["index"]
         left = connection.execute(
