@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 
 from app.kernel.actions import Database, Doc, Transaction, change, read, task
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.config import Settings
 from app.kernel.module import Feature, Module
+from app.kernel.paging import Page
 from app.kernel.queue import InvalidDeclaration, Schedule, Task
 from app.modules import MODULES, modules
 from app.processes import PROCESSES, new_process, sections
@@ -34,6 +36,41 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A row."""
+
+    name: str
+    columns: ClassVar[Columns] = (Column("name"), Column("sise"))
+
+
+@dataclass(frozen=True, slots=True)
+class NoReturn:
+    """A method without a return type."""
+
+    @read("tests.no_return", GET="/no")
+    async def get(self, db: Database):
+        """Get."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoDataclass:
+    """A method with an input that is no dataclass."""
+
+    @read("tests.no_dataclass", GET="/no")
+    async def get(self, db: Database, limit: int) -> None:
+        """Get."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwoInputs:
+    """A method with two inputs."""
+
+    @read("tests.two_inputs", GET="/no")
+    async def get(self, db: Database, ref: Ref, row: Row) -> None:
+        """Get."""
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """A feature in which everything is wrong."""
 
@@ -49,6 +86,18 @@ class Broken:
     @change("tests.add", POST="/things", count="tests.count")
     async def again(self, tx: Transaction) -> None:
         """Add."""
+
+    @change("tests.go", PUT="go", command="run-auth-http go", confirm="Go {far}?", message="gone {name} {nowhere}")
+    async def go(self, tx: Transaction, ref: Ref) -> None:
+        """Go."""
+
+    @read("tests.rows", command="run-auth-http rows")
+    async def rows(self, db: Database) -> Page[Row]:
+        """List."""
+
+    @read("tests.refs", command="run-auth-http refs")
+    async def refs(self, db: Database) -> Page[Ref]:
+        """List."""
 
     @task(Task[None]("tests.work"))
     async def work(self) -> None:
@@ -84,9 +133,19 @@ def test_what_is_wrong_is_said_with_its_place() -> None:
         f"{here}.list: {{id}} of the path is no field of its input",
         f"{here}.list: the field name of Ref has no Doc",
         f"{here}.add: the command 'health' needs a feature of that group: Feature(..., 'health')",
+        f"{here}.add: the command 'health' needs a group and a verb",
         f"{here}.add: it has no docstring, which is its summary in OpenAPI and its help",
         f"{here}.add: the field name of Ref has no Doc",
         f"{here}.again: count names 'tests.count', which is no action",
+        f"{here}.go: the command 'run-auth-http go' needs a feature of that group: Feature(..., 'run-auth-http')",
+        f"{here}.go: the path 'go' does not begin with /",
+        f"{here}.go: confirm names {{far}}, which is no field",
+        f"{here}.go: message names {{nowhere}}, which is no field",
+        f"{here}.go: the field name of Ref has no Doc",
+        f"{here}.rows: the command 'run-auth-http rows' needs a feature of that group: Feature(..., 'run-auth-http')",
+        f"{here}.rows: the column 'sise' of Row is of no field",
+        f"{here}.refs: the command 'run-auth-http refs' needs a feature of that group: Feature(..., 'run-auth-http')",
+        f"{here}.refs: Ref has no columns, which its command lists",
         "tests: say serves=True, as it has a route",
         f"{here}.port needs int, which nothing provides",
         "tests: no @task runs tests.forgotten, which tests.forgotten enqueues",
@@ -94,6 +153,16 @@ def test_what_is_wrong_is_said_with_its_place() -> None:
         f"{here}.again: the id 'tests.add' is taken by {here}.add",
         f"{here}.again: the route 'POST /things' is taken by {here}.add",
         f"{here}.more: the task or subscriber 'tests.work' is taken by {here}.work",
+    ]
+
+
+def test_a_method_that_no_adapter_could_call_is_said_with_its_place() -> None:
+    names = ("NoReturn", "NoDataclass", "TwoInputs")
+    module = Module("tests", "Wrong.", features=tuple(Feature(f"test_manifests:{name}") for name in names))
+    assert problems([module], {}, [], []) == [
+        "tests.test_manifests.NoReturn.get: it needs a return type, such as None",
+        "tests.test_manifests.NoDataclass.get: limit must be a dataclass or a list, not <class 'int'>",
+        "tests.test_manifests.TwoInputs.get: there can be only one input, not ref and row",
     ]
 
 

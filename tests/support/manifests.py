@@ -4,13 +4,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from typing import Any, get_args, get_type_hints
+from string import Formatter
+from typing import Any, get_args, get_origin, get_type_hints
 
 from app.cli import COMMANDS
 from app.kernel.actions import Action, Doc, Signature, Work, declared
 from app.kernel.actions.compose import MissingProvider, Providers, check
 from app.kernel.decoding import name_outside
 from app.kernel.module import Module
+from app.kernel.paging import Page
 from app.kernel.queue import InvalidDeclaration
 
 PERMISSION = re.compile(r"[a-z_]+(:[a-z_]+){1,2}")
@@ -43,7 +45,9 @@ def _names(module: Module) -> Iterator[str]:
     named += ["cli:typer_app"] if module.commands else []
     for where in filter(None, named):
         try:
-            module.load(where)
+            found = module.load(where)
+            if isinstance(found, type):
+                list(declared(found))  # reads the signatures of its methods
         except InvalidDeclaration as error:
             yield str(error)
 
@@ -72,6 +76,10 @@ def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
             yield f"{place}: the permission {action.permission!r} is not among the permissions of {module.package}"
         if action.command and place not in of_group(group := action.command.split()[0]):
             yield f"{place}: the command {action.command!r} needs a feature of that group: Feature(..., {group!r})"
+        if action.command and len(action.command.split()) < 2:
+            yield f"{place}: the command {action.command!r} needs a group and a verb"
+        if action.path and not action.path.startswith("/"):
+            yield f"{place}: the path {action.path!r} does not begin with /"
         if action.count and action.count not in ids:
             yield f"{place}: count names {action.count!r}, which is no action"
         if not inspect.getdoc(method):
@@ -80,11 +88,28 @@ def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
         names = {name_outside(field.name) for field in fields(given)} if given else set()
         for missing in {part[1:-1] for part in action.path.split("/") if part.startswith("{")} - names:
             yield f"{place}: {{{missing}}} of the path is no field of its input"
+        yield from (f"{place}: {line}" for line in _shown(action, signature, names))
         if given and (action.path or action.command):
             yield from (f"{place}: the field {name} of {given.__name__} has no Doc" for name in _undocumented(given))
     has_routes = any(action.path for _, action, _, _ in actions(module))
     if has_routes != bool(module.process):
         yield f"{module.package}: say serves={has_routes}, as it has {'a' if has_routes else 'no'} route"
+
+
+def _shown(action: Action, signature: Signature, given: set[str]) -> Iterator[str]:
+    """Check that what a command shows are fields: of the input, of the result, of the rows of a page."""
+    results = {name_outside(name) for name in getattr(signature.returns, "__dataclass_fields__", ())}
+    for what, text, known in (("confirm", action.confirm, {"count"}), ("message", action.message, results)):
+        for name in {name for _, name, _, _ in Formatter().parse(text) if name} - known - given:
+            yield f"{what} names {{{name}}}, which is no field"
+    if action.command and get_origin(signature.returns) is Page:
+        [row] = get_args(signature.returns)
+        if not hasattr(row, "columns"):
+            yield f"{row.__name__} has no columns, which its command lists"
+        for column in getattr(row, "columns", ()):
+            name = column.of or column.heading.replace(" ", "_")
+            if not callable(name) and not hasattr(row, name) and name not in row.__dataclass_fields__:
+                yield f"the column {column.heading!r} of {row.__name__} is of no field"
 
 
 def _undocumented(kind: Any) -> Iterator[str]:

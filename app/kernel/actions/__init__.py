@@ -15,7 +15,7 @@ from app.kernel.errors import Refusal
 from app.kernel.fields import Doc
 from app.kernel.http.authenticators import Authenticator, Bearer
 from app.kernel.http.codecs import JSON, Codec
-from app.kernel.queue import Event, Task
+from app.kernel.queue import Event, InvalidDeclaration, Task
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 _DECLARED = "__declared__"
@@ -121,7 +121,7 @@ def change(
     paths = {"POST": POST, "PUT": PUT, "PATCH": PATCH, "DELETE": DELETE}
     routes = [(method, path) for method, path in paths.items() if path]
     if len(routes) > 1:
-        raise TypeError(f"action {action_id}: give one route")
+        raise InvalidDeclaration(f"action {action_id}: give one route")
     method, path = routes[0] if routes else ("", "")
     return _declaring(Action(action_id, True, method, path, **declared))
 
@@ -157,13 +157,16 @@ class Signature:
     def of(cls, function: Callable[..., Any]) -> "Signature":
         """Return the signature of a method. Raises TypeError for an unsupported one."""
         hints = get_type_hints(function, include_extras=True)
+        place = f"{function.__module__}.{function.__qualname__}"
+        if "return" not in hints:
+            raise InvalidDeclaration(f"{place}: it needs a return type, such as None")
         returns = hints.pop("return")
         inputs = {name: hint for name, hint in hints.items() if not _is_given(_plain(hint))}
         for name, hint in inputs.items():
             if _plain(hint) not in _ARRAYS and not is_dataclass(_plain(hint)):
-                raise TypeError(f"{function.__qualname__}: {name} must be a dataclass or a list, not {hint}")
+                raise InvalidDeclaration(f"{place}: {name} must be a dataclass or a list, not {hint}")
         if len(inputs) > 1:
-            raise TypeError(f"{function.__qualname__}: there can be only one input")
+            raise InvalidDeclaration(f"{place}: there can be only one input, not {' and '.join(inputs)}")
         return cls(tuple(map(_plain, hints.values())), returns, next(iter(inputs.values()), None))
 
     def takes(self, kind: object) -> bool:

@@ -21,6 +21,7 @@ from app.kernel.fields import IdOf
 from app.kernel.paging import Page
 from app.kernel.process import Process
 from app.kernel.product import NAME
+from app.kernel.queue import InvalidDeclaration
 from app.kernel.text import suggestion
 
 T = TypeVar("T")
@@ -84,7 +85,8 @@ def add_commands(group: typer.Typer, name: str, features: Iterable[type[Any]], r
             group.add_typer(groups[within], name=within.removeprefix(f"{name} "))
         actions.sort(key=lambda each: bool(each.action.count))
         if len(actions) > 1 and [bool(each.action.count) for each in actions] != [False, True]:
-            raise TypeError(f"{command} is the command of {', '.join(each.action.id for each in actions)}")
+            ids = " and ".join(each.action.id for each in actions)
+            raise InvalidDeclaration(f"the command {command!r} is taken twice: by {ids}")
         groups[within].command(verb, help=_help(actions))(_function(actions, run_once))
 
 
