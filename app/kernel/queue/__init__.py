@@ -1,4 +1,4 @@
-"""Jobs, events, schedules: what modules declare, and its bounds. Importing it loads neither driver nor scheduler."""
+"""Declarations of tasks, events, subscribers and schedules. This module imports neither driver nor scheduler."""
 
 import math
 from collections.abc import Awaitable, Callable, Iterable
@@ -12,15 +12,15 @@ from app.kernel.text import misnamed
 P = TypeVar("P")
 Operation = Callable[..., Awaitable[Any]]
 Mode = Literal["at_least_once", "tx"]
-"""How an operation is run.
+"""How an operation runs.
 
-`at_least_once`: it is given the payload; when its worker dies it runs again. `tx`: it is given a transaction and the
-payload, and what it writes commits together with the completion of the job: exactly once.
+`at_least_once`: it takes the payload, and runs again if its worker dies. `tx`: it takes a transaction and the payload.
+Its writes commit together with the completion of the job: exactly once.
 """
 
 
 LONGEST_DELAY_S: Final = 3650 * 86400.0
-"""How far from now, in the future or in the past, a job may be due."""
+"""Maximum distance of the due time of a job from now."""
 _LONGEST_RETRY_S: Final = 30 * 86400.0
 
 _WHOLE: Final = ("max_attempts", "concurrency", "priority", "every_s")
@@ -35,7 +35,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 
 
 def out_of_range(option: str, value: object) -> str:
-    """Return what is wrong with the value of an option; an empty text when it is within its range."""
+    """Return the problem of an option's value; an empty text if it is in range."""
     least, most = _RANGES[option]
     whole = option in _WHOLE
     if isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most:
@@ -44,38 +44,38 @@ def out_of_range(option: str, value: object) -> str:
 
 
 class RetryAfter(Exception):
-    """Raised by an operation: try this job again, not before so many seconds.
+    """Raised by an operation: retry this job after a delay.
 
-    `delay_s` is what that means: 0 for less, at most 30 days, and None, the usual delay, for what is no number.
+    `delay_s` is the delay, from 0 to 30 days; None, the usual delay, if `seconds` is not a number.
     """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
-        super().__init__(reason or f"asked to be tried again in {seconds} s")
+        super().__init__(reason or f"requested a retry in {seconds} s")
         self.seconds = seconds
 
     @property
     def delay_s(self) -> float | None:
-        """For how long the job rests."""
-        given: Any = self.seconds  # whatever it is
+        """The delay in seconds."""
+        given: Any = self.seconds  # may have another type
         if isinstance(given, int) or (isinstance(given, float) and math.isfinite(given)):
             return float(min(max(given, 0), _LONGEST_RETRY_S))
         return None
 
 
 class NeverRetry(Exception):
-    """Raised by an operation: this job can never succeed; it becomes a dead letter at once."""
+    """Raised by an operation: do not retry this job, which becomes a dead letter."""
 
 
 class InvalidDeclaration(ValueError):
-    """A module declares what cannot work; the message names it. The process does not start."""
+    """A declaration of a module is invalid. The process does not start."""
 
 
 @dataclass(frozen=True)
 class Task(Generic[P]):
-    """A kind of job: what actions enqueue, with its payload, a dataclass, or None when there is nothing to say.
+    """A kind of job. The payload is a dataclass, or None.
 
-    A job is attempted `max_attempts` times, each for at most `timeout_s` seconds. `concurrency` limits how many jobs of
-    the same concurrency key run at once, in the whole deployment. Raises InvalidDeclaration.
+    A job has up to `max_attempts` attempts of up to `timeout_s` seconds. `concurrency` is the maximum number of
+    concurrent jobs of a concurrency key in the whole deployment. Raises InvalidDeclaration.
     """
 
     name: str
@@ -91,10 +91,10 @@ class Task(Generic[P]):
 
 
 class Event(Protocol):
-    """A frozen dataclass of something that has happened; its name is past tense, such as `auth.actor_disabled`.
+    """A frozen dataclass. The name of an event is in the past tense, such as `auth.actor_disabled`.
 
-    When its fields change, a class says `event_version: ClassVar[int]` (1 unless said) and has a static method
-    `upgrade(version, fields) -> fields` that makes what an older version stored into what this one reads.
+    A class whose fields have changed has `event_version: ClassVar[int]` (default 1) and a static method
+    `upgrade(version, fields) -> fields`, which converts the fields of an older version.
     """
 
     event_type: ClassVar[str]
@@ -103,7 +103,7 @@ class Event(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """Jobs of this task are run by this operation."""
+    """The operation that runs the jobs of a task."""
 
     task: Task[Any]
     operation: Operation
@@ -112,9 +112,9 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """Each event of this class is given to this operation, as a job of the subscriber's own name.
+    """The operation that receives the events of a class, as jobs with the name of the subscriber.
 
-    With `in_order`, one event at a time, in the order of their publishing. Raises InvalidDeclaration.
+    With `in_order`, events run one at a time in the order of publishing. Raises InvalidDeclaration.
     """
 
     name: str
@@ -134,11 +134,11 @@ class Subscriber:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A job of this task is enqueued at every tick: a cron expression in a time zone, or every so many seconds.
+    """Enqueues a job of a task at every tick: of a cron expression in a time zone, or of an interval in seconds.
 
-    `misfire` says what becomes of ticks that passed while no cron manager ran: none of them, one job for all of them,
-    or one each. `overlap` says what becomes of a tick while the job of an earlier one is not finished: it runs beside
-    it, is skipped, or waits. Raises InvalidDeclaration, also for an expression or a time zone that is wrong.
+    `misfire` decides on ticks missed while no cron manager ran: `skip` enqueues no job, `one` a single job, `all` one
+    job each. `overlap` decides on a tick while an earlier job is unfinished: `allow` runs both, `skip` skips the tick,
+    `wait` runs the job afterwards. Raises InvalidDeclaration.
     """
 
     task: Task[Any]
@@ -171,7 +171,7 @@ class Schedule:
 
     @property
     def spec(self) -> str:
-        """The rhythm in words: when it changes, ticks are computed anew."""
+        """The interval as text. If it changes, ticks are recomputed."""
         return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every_s} s"
 
 

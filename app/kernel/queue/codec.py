@@ -1,4 +1,4 @@
-"""Payloads: from dataclass to JSON and back, checked both ways. A payload that does not fit says why."""
+"""Encoding of payloads as JSON, validated in both directions."""
 
 import functools
 import json
@@ -11,17 +11,17 @@ from app.kernel.errors import Invalid
 from app.kernel.queue import Event
 
 _LARGEST_BYTES = 16 * 1024**2
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # behind an even number of backslashes
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # after an even number of backslashes
 
 
 @functools.cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return the codec of a type. Safe to repeat: made once."""
+    """Return the cached codec of a type."""
     return TypeAdapter(kind)
 
 
 def encode(kind: type[Any], value: object) -> str:
-    """Return a payload as JSON. Raises Invalid when it is not one of its type, or holds what cannot be stored."""
+    """Encode a payload as JSON. Raises Invalid for another type, and for values that cannot be stored."""
     if not isinstance(value, kind):
         raise Invalid(f"the payload is a {type(value).__name__}, not a {kind.__name__}")
     codec = adapter(kind)
@@ -30,14 +30,12 @@ def encode(kind: type[Any], value: object) -> str:
         codec.validate_json(text)
     except ValidationError as error:
         raise Invalid(f"a {kind.__name__} with {problems(error)}") from None
-    except (ValueError, TypeError, RecursionError):  # a lone surrogate, something that is not JSON, something in itself
+    except (ValueError, TypeError, RecursionError):  # a lone surrogate, a value without a JSON form, a cycle
         raise Invalid(f"a {kind.__name__} holds what cannot be written as JSON in UTF-8") from None
     if b"\\u0000" in text and _NUL.search(text):
         raise Invalid(f"a {kind.__name__} holds the character NUL, which PostgreSQL cannot store")
     if len(text) > _LARGEST_BYTES:
-        raise Invalid(
-            f"a {kind.__name__} is larger than {_LARGEST_BYTES // 1024**2} MiB: store it, and enqueue its key"
-        )
+        raise Invalid(f"a {kind.__name__} is larger than {_LARGEST_BYTES // 1024**2} MiB; store it and enqueue its key")
     return text.decode()
 
 
@@ -47,7 +45,7 @@ def version_of(event: type[Event] | Event) -> int:
 
 
 def decode_event(kind: type[Event], version: int, text: str) -> Event:
-    """Return an event, upgraded when an older version stored it. Raises ValidationError, and what `upgrade` raises."""
+    """Decode an event; upgrade it from an older version. Raises ValidationError and the errors of `upgrade`."""
     if version < version_of(kind):
         upgrade = getattr(kind, "upgrade", None)
         if upgrade is not None:
@@ -56,6 +54,6 @@ def decode_event(kind: type[Event], version: int, text: str) -> Event:
 
 
 def problems(error: ValidationError) -> str:
-    """Return what does not fit, without the values: they may be secret."""
+    """Return the problems without values, which may be secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(f"{'.'.join(str(part) for part in e['loc']) or 'payload'}: {e['msg']}" for e in found[:5])

@@ -1,4 +1,4 @@
-"""The event consumer: a worker over the handlers and subscribers of all modules."""
+"""The event consumer: the worker of the handlers and subscribers of all modules."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ from app.kernel.services import Run
 
 
 class Consumer:
-    """Runs jobs of some queues: composes the parts of a worker, and drains them."""
+    """Composes and drains the parts of a worker."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class Consumer:
         self._rescuer = Rescuer(db, leases, self.register)
 
     async def register(self) -> None:
-        """Store the subscriptions, so that events are kept for them from now on, and the queues. Safe to repeat."""
+        """Register subscriptions and queues. Later events are delivered to the subscriptions. Safe to repeat."""
         await self._events.subscribe(self._db, self._subscribers)
         await register_queues(self._db, self.handled)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run jobs until asked to stop, then finish those at hand; when cancelled, hand them back."""
+        """Run jobs until `stop` is set, then finish running jobs. If cancelled, release them to other workers."""
         jobs = self._jobs
         renewer = Renewer(self._conninfo, self._leases.lease_s, jobs.held, jobs.running, self.executor.cancel)
         listener = Listener(self._conninfo, self._notified)
@@ -84,7 +84,7 @@ class Consumer:
                 await renewer.stop()
 
     def unhandled(self) -> list[str]:
-        """Return the queues that it works on although none of its handlers is for their jobs: mistyped names?"""
+        """Return the configured queues without a handler, whose names may be mistyped."""
         return [queue.name for queue in self.fetcher.queues if queue.name not in self.handled]
 
     async def _on_stop(self, stop: asyncio.Event) -> None:
@@ -92,7 +92,7 @@ class Consumer:
         self._jobs.wake.set()
 
     def _notified(self, payload: str) -> None:
-        """Hear of a cancelled job, of a queue with something to do, or that notifications may have been missed."""
+        """Handle a notification: a cancelled job, a queue with ready jobs, or missed notifications."""
         if payload.startswith("c"):
             self.executor.cancel(payload[1:])
         elif payload:
@@ -112,7 +112,7 @@ class Consumer:
 
 @asynccontextmanager
 async def _beside(*works: Any) -> AsyncGenerator[None]:
-    """Run something beside the body. When one of them fails, so does the body."""
+    """Run tasks concurrently with the body. If one fails, the body is cancelled."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work()) for work in works]
         yield
@@ -121,7 +121,7 @@ async def _beside(*works: Any) -> AsyncGenerator[None]:
 
 
 async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
-    """Return what runs the consumer, its subscriptions registered."""
+    """Register the subscriptions; return the service of the consumer."""
     db = await p.use(database)
     found = await p.use(server)
     worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings], await make(p, EventTransport))
@@ -131,6 +131,6 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
         logger.warning("no handler of this release uses the queue {}{}", queue, hint)
     try:
         await worker.register()
-    except Unavailable as error:  # it is tried again while running
+    except Unavailable as error:  # `run` tries again
         logger.warning("consumer: {}; registering its subscriptions later", error)
     return worker.run

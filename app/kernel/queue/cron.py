@@ -1,7 +1,7 @@
-"""The cron manager: turns due ticks into jobs, exactly one each, however many managers run.
+"""The cron manager: enqueues exactly one job per tick, with any number of managers.
 
-A tick is taken by locking its schedule's row, and the row is advanced in the transaction that enqueues the job; so no
-leader is needed, and a killed manager leaves nothing behind. After procrastinate's periodic tasks.
+A transaction locks the row of a due schedule, enqueues the job and advances the row. This needs no leader, and a
+killed manager leaves no lock. After procrastinate's periodic tasks.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from app.kernel.queue.enqueue import KEEP_UNFINISHED, insert_jobs
 from app.kernel.services import Run
 from app.kernel.telemetry import metrics
 
-_CATCH_UP = 1000  # ticks looked at for one schedule, and jobs enqueued, in one transaction
-_FIRED_AT_ONCE = 100  # schedules advanced in one transaction
+_CATCH_UP = 1000  # maximum number of ticks of a schedule, and of jobs, in a transaction
+_FIRED_AT_ONCE = 100  # maximum number of schedules in a transaction
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SEEN_EVERY_S = 10.0
 _GONE_AFTER_S = 60.0
@@ -39,7 +39,7 @@ WHERE name = %(name)s AND task = %(task)s AND queue = %(queue)s AND max_attempts
   AND timeout_s = %(timeout_s)s::real AND spec = %(spec)s AND misfire = %(misfire)s AND overlap = %(overlap)s
 """
 
-# a tick of the former rhythm that is due already is not lost with it
+# a due tick of the former interval is still fired
 _REGISTER = """
 INSERT INTO kernel.schedules
     (name, task, queue, max_attempts, timeout_s, spec, misfire, overlap, next_fire_at, seen_at)
@@ -57,7 +57,7 @@ UPDATE kernel.schedules SET seen_at = now()
 WHERE name IN (SELECT name FROM kernel.schedules WHERE name = ANY(%s) ORDER BY name FOR UPDATE SKIP LOCKED)
 """
 
-# what is known here is not gone, even when its row was locked for so long that nobody could say so
+# a schedule that is declared here stays, even if a lock on its row prevented updates of seen_at
 _FORGET_GONE = "DELETE FROM kernel.schedules WHERE seen_at < now() - %s * interval '1 second' AND name <> ALL(%s)"
 
 _TAKE_DUE = """
@@ -105,7 +105,7 @@ WHERE paused_at IS NULL AND (name, spec) IN (SELECT * FROM unnest(%(names)s::tex
 
 
 class CronManager:
-    """Enqueues a job for every tick of its schedules."""
+    """Enqueues a job for every tick of the schedules."""
 
     def __init__(self, db: Database, schedules: Sequence[Schedule], poll_s: float) -> None:
         self._db = db
@@ -115,21 +115,21 @@ class CronManager:
         self._known = {"names": list(self._schedules), "specs": [s.spec for s in schedules], "most": _FIRED_AT_ONCE}
 
     async def register(self) -> None:
-        """Store the schedules; an edited one goes on in its new rhythm from now. Safe to repeat."""
+        """Register the schedules. A changed interval applies from now. Safe to repeat."""
         at = await now(self._db)
         for name, schedule in self._schedules.items():
             task, first = schedule.task, next(upcoming(schedule, at))
             given = {"name": name, "spec": schedule.spec, "misfire": schedule.misfire, "overlap": schedule.overlap}
             given |= {"task": task.name, "queue": task.queue}
             attempts = {"max_attempts": task.max_attempts, "timeout_s": task.timeout_s}
-            # what is as it was needs no lock, which a manager that froze may hold
+            # an unchanged schedule needs no lock, which a frozen manager may hold
             if await self._db.one(_STORED_ALREADY, {**given, **attempts}) is None:
                 await self._db.run(_REGISTER, {**given, **attempts, "next": first})
         await self._db.run(_SEEN, (list(self._schedules),))
         self._registered = True
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Enqueue what is due until asked to stop. An outage of the database delays ticks, it loses none."""
+        """Enqueue jobs of due ticks until `stop` is set. An outage of the database delays ticks."""
         seen_at = reached_at = time.monotonic()
         wait_s = 0.0
         while not await pause(stop, wait_s):
@@ -143,7 +143,7 @@ class CronManager:
                 if now - seen_at > _SEEN_EVERY_S:
                     seen_at = now
                     await self._db.run(_SEEN, (list(self._schedules),))
-                    if now - reached_at > _GONE_AFTER_S:  # by now every manager has said what it knows
+                    if now - reached_at > _GONE_AFTER_S:  # by now every manager has updated seen_at
                         await self._db.run(_FORGET_GONE, (_GONE_AFTER_S, list(self._schedules)))
                 row = await self._db.one(_NEXT, self._known)
                 if row and row[0] is not None:
@@ -153,7 +153,7 @@ class CronManager:
                 logger.warning("cron manager: {}; trying again", error)
 
     async def fire_due(self) -> int:
-        """Take schedules that are due, enqueue their jobs and advance them; return how many."""
+        """Enqueue the jobs of due schedules and advance the schedules; return the number of schedules."""
         async with self._db.begin() as tx:
             rows = await tx.all(_TAKE_DUE, self._known)
             if not rows:
@@ -171,7 +171,7 @@ class CronManager:
     async def _due(
         self, tx: Transaction, most: int, name: str, due: datetime, now: datetime, resumed_at: datetime | None
     ) -> tuple[tuple[str, datetime, datetime | None, int, int], list[datetime]]:
-        """Return how a schedule advances, and the ticks that become jobs."""
+        """Return the new state of a schedule, and the ticks that become jobs."""
         schedule = self._schedules[name]
         later = itertools.takewhile(lambda tick: tick <= now, upcoming(schedule, due))
         missed = list(itertools.islice(itertools.chain([due], later), most if schedule.misfire == "all" else _CATCH_UP))
@@ -208,10 +208,10 @@ class CronManager:
 
 
 def upcoming(schedule: Schedule, after: datetime) -> Iterator[datetime]:
-    """Yield the ticks of a schedule later than a moment, in UTC; the same in every process."""
+    """Yield the ticks of a schedule after a time, in UTC, the same in every process."""
     trigger = _trigger(schedule)
     while True:
-        # without a previous fire time, a trigger computes the first tick at or after the moment
+        # without a previous fire time, a trigger returns the first tick at or after a time
         found = trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
         if found is None:  # not within 40 years, such as in year 9999
             return
@@ -220,13 +220,13 @@ def upcoming(schedule: Schedule, after: datetime) -> Iterator[datetime]:
 
 
 class CrontabTrigger(BaseTrigger):
-    """A cron expression as a trigger of APScheduler, whose own loses ticks and makes up others where clocks change."""
+    """An APScheduler trigger of a cron expression. APScheduler's own is wrong when clocks change."""
 
     def __init__(self, crontab: Crontab) -> None:
         self._crontab = crontab
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> Any:
-        """Return the first tick after the previous one, and not before now."""
+        """Return the first tick after the previous one, now or later."""
         after = now - timedelta(microseconds=1)
         return self._crontab.after(after if previous_fire_time is None else max(after, previous_fire_time))
 
@@ -239,11 +239,11 @@ def _trigger(schedule: Schedule) -> Any:  # APScheduler is not annotated
 
 
 async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Run:
-    """Return what runs the cron manager, its schedules registered."""
+    """Register the schedules; return the service of the cron manager."""
     db = await p.use(database)
     manager = CronManager(db, schedules, p.settings[QueueSettings].poll_interval)
     try:
         await manager.register()
-    except Unavailable as error:  # it is tried again while running
+    except Unavailable as error:  # `run` tries again
         logger.warning("cron manager: {}; registering its schedules later", error)
     return manager.run

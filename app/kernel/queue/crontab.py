@@ -1,4 +1,4 @@
-"""Cron expressions: fields as in crontab(5), changes of the clock as in cron(8), both as Debian's cron has them."""
+"""Cron expressions: fields of crontab(5) and clock changes of cron(8), as in Debian's cron."""
 
 import functools
 import re
@@ -34,13 +34,12 @@ _SOME_YEARS = datetime(2000, 1, 1), datetime(2041, 1, 1)  # noqa: DTZ001 - a wal
 class Crontab:
     """A cron expression in a time zone.
 
-    When its minute or its hour begins with `*`, it follows elapsed time: it fires whenever the clock on the wall shows
-    a time that matches. Otherwise it names times of the day, and each is fired once: one that the clock skips, at the
-    end of the gap; one that the clock shows twice, the first time.
+    If its minute or hour begins with `*`, it fires whenever the local time matches. Otherwise each time of day fires
+    once: a skipped time at the end of the gap, a repeated time at its first occurrence.
     """
 
     def __init__(self, expression: str, timezone: str) -> None:
-        """Raises ValueError, which says what is wrong with the expression or the time zone."""
+        """Raises ValueError for an invalid expression or time zone."""
         self._zone = _zone(timezone)
         fields = _NICKNAMES.get(expression.strip().lower(), expression).lower().split()
         if fields and fields[0].startswith("@"):
@@ -58,9 +57,9 @@ class Crontab:
             raise ValueError("it never comes")
 
     def after(self, moment: datetime) -> datetime | None:
-        """Return the first tick later than a moment, in UTC; None when there is none within 40 years."""
+        """Return the first tick after a time, in UTC; None if there is none within 40 years."""
         moment = moment.astimezone(UTC)
-        shown = datetime(1, 1, 1)  # noqa: DTZ001 - the latest time that the clock on the wall has shown
+        shown = datetime(1, 1, 1)  # noqa: DTZ001 - the latest local time so far
         for begin, end, offset in _stretches(self._zone, moment - 3 * _DAY, moment + _SEARCHED):
             first, last = _wall(begin, offset), _wall(end, offset)
             if end > moment:
@@ -76,7 +75,7 @@ class Crontab:
         return None
 
     def _matching(self, begin: datetime, end: datetime) -> datetime | None:
-        """Return the first time by the clock on the wall that matches, at `begin` or later and before `end`."""
+        """Return the first matching local time from `begin` (included) to `end` (excluded)."""
         for day in self._matching_days(begin.date(), end.date()):
             midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - a wall clock
             position = bisect_left(self._times, begin - midnight)
@@ -108,7 +107,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def _values(text: str, name: str, least: int, most: int, names: dict[str, int]) -> frozenset[int]:
-    """Return the numbers that a field means. Raises ValueError."""
+    """Return the numbers of a field. Raises ValueError."""
 
     def number(word: str) -> int:
         found = names.get(word, int(word) if word.isdigit() else -1)
@@ -135,7 +134,7 @@ def _values(text: str, name: str, least: int, most: int, names: dict[str, int]) 
 
 
 def _stretches(zone: ZoneInfo, begin: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, timedelta]]:
-    """Yield the stretches of time from one moment to another in which the offset from UTC does not change."""
+    """Yield the periods of a constant offset from UTC between two times."""
     while begin < end:
         changes = _changes(zone, begin.year)
         until = changes[bisect_right(changes, begin)]
@@ -149,9 +148,9 @@ def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
 
 @functools.lru_cache(512)
 def _changes(zone: ZoneInfo, year: int) -> tuple[datetime, ...]:
-    """Return when the offset of a zone changes within a year, and the end of the year.
+    """Return the offset changes of a zone in a year, and the end of the year.
 
-    No zone of tzdata has ever had two changes within four days.
+    No zone of tzdata has two changes within four days.
     """
     begin, end = datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC)
     found: list[datetime] = []

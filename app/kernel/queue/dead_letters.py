@@ -1,4 +1,4 @@
-"""Dead letters: jobs that were given up, with why; they go back into their queue or are thrown away."""
+"""Administration of dead letters."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,7 +54,7 @@ _PURGE = """
 
 
 def _revive(chosen: LiteralString) -> LiteralString:
-    # the last one of its turn now, as it was given up; errors stay for whoever looks at it again
+    # in its group the job runs last; its errors stay
     return insert_jobs(
         given=chosen,
         rows="kernel.dead_letters WHERE id IN (SELECT id FROM chosen) ORDER BY id",
@@ -86,7 +86,7 @@ _PURGE_ONE, _PURGE_SOME = "WITH" + _ONE + _PURGE, "WITH" + _SOME + _PURGE
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilters:
-    """Which dead letters: all that are given must fit."""
+    """Filters of dead letters, combined with AND."""
 
     queue: str | None = None
     task: str | None = None
@@ -95,7 +95,7 @@ class DeadLetterFilters:
 
 @dataclass(frozen=True, slots=True)
 class ListedDeadLetter:
-    """A job that was given up after so many attempts, and why."""
+    """A job that failed permanently, with its attempts and the reason."""
 
     id: UUID
     queue: str
@@ -119,7 +119,7 @@ class ListedDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterDetails(ListedDeadLetter):
-    """A dead letter with everything that is known of it; `errors` are newest first."""
+    """All data of a dead letter; `errors` are newest first."""
 
     payload: Any
     max_attempts: int
@@ -135,7 +135,7 @@ class DeadLetterDetails(ListedDeadLetter):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What was done in one go: how many were looked at, how many changed, and the last one; None at the end."""
+    """The result of a batch: rows seen, rows changed, and the last id, which is None at the end."""
 
     seen: int
     changed: int
@@ -149,12 +149,12 @@ class DeadLetterAdmin:
     async def page(
         self, db: Queries, filters: DeadLetterFilters, limit: int, after: UUID | None
     ) -> list[ListedDeadLetter]:
-        """Return dead letters that fit, those of the newest jobs first, those after one."""
+        """Return a page of dead letters, newest jobs first."""
         rows = await db.all(_PAGE, {**_given(filters), "limit": limit, "after": after})
         return [ListedDeadLetter(*row) for row in rows]
 
     async def count(self, db: Queries, filters: DeadLetterFilters) -> int:
-        """Return how many fit."""
+        """Return the number of dead letters."""
         row = await db.one(_COUNT, _given(filters))
         return row[0] if row else 0
 
@@ -167,20 +167,20 @@ class DeadLetterAdmin:
         return DeadLetterDetails(*known, trace_context=context, trace_id=trace_id(context), errors=failures(errors))
 
     async def revive(self, tx: Transaction, letter_id: UUID) -> Chunk:
-        """Make it a ready job again, with all attempts before it, unless an unfinished job has its unique key."""
+        """Turn a dead letter into a ready job with all attempts, unless an unfinished job has its unique key."""
         return _chunk(await tx.one(_REVIVE_ONE, {"id": letter_id}), 1)
 
     async def revive_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:
-        """Revive those that fit, by id, those after one. What somebody else is changing is left out."""
+        """Revive a batch of dead letters by id. Skips rows that are locked."""
         given = {**_given(filters), "limit": limit, "after": after}
         return _chunk(await tx.one(_REVIVE_SOME, given), limit)
 
     async def purge(self, tx: Transaction, letter_id: UUID) -> Chunk:
-        """Remove it for good."""
+        """Delete a dead letter."""
         return _chunk(await tx.one(_PURGE_ONE, {"id": letter_id}), 1)
 
     async def purge_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:
-        """Remove those that fit for good, by id, those after one. What somebody else is changing is left out."""
+        """Delete a batch of dead letters by id. Skips rows that are locked."""
         given = {**_given(filters), "limit": limit, "after": after}
         return _chunk(await tx.one(_PURGE_SOME, given), limit)
 

@@ -1,4 +1,4 @@
-"""The way into the queue, and the one place that knows how a job is inserted."""
+"""Enqueueing of jobs and publishing of events. All statements that insert jobs are made here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from app.kernel.telemetry.traces import current_context, span
 
 OnConflict = Literal["keep", "replace", "refuse"]
 
-_COPY_FROM = 1000  # fewer are inserted, which also respects unique keys
-_KEY_BYTES = 1024  # with the longest names, an entry of an index must stay below a third of a page: 2704 bytes
+_COPY_FROM = 1000  # minimum number of jobs for COPY
+_KEY_BYTES = 1024  # with the longest names, an index entry must stay below a third of a page: 2704 bytes
 
 _DISTINCT_KEYS: LiteralString = "ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL "
 KEEP_UNFINISHED: LiteralString = _DISTINCT_KEYS + "DO NOTHING"
@@ -59,10 +59,10 @@ def insert_jobs(
     on_conflict: LiteralString = "",
     then: LiteralString = "SELECT count(*) FROM notified",
 ) -> LiteralString:
-    """Return a statement that inserts a job for each of some rows; every job but a copied one is inserted by it.
+    """Return a statement that inserts a job for each row. Only COPY inserts jobs without it.
 
-    `given` are tables for its WITH clause, `rows` is what follows FROM, and the columns are expressions over that.
-    `then` can read `added`, with id, queue and state; it must read `notified`, which notifies the workers.
+    `given` are tables of its WITH clause, `rows` is its FROM clause, and the columns are expressions over that. `then`
+    can read `added`, with id, queue and state; it must read `notified`, which notifies the workers.
     """
     columns = (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key, turn_limit)
     more = (in_order, schedule, event_id, event_version, trace_context, errors, created_at)
@@ -152,8 +152,7 @@ _COPY = """
 class Queue:
     """Enqueues jobs and publishes events.
 
-    Each method takes part in the transaction it is given: nothing happens unless that commits. Given the database
-    instead, it happens at once.
+    With a transaction, a method takes effect when the transaction commits; with the database, at once.
     """
 
     events: EventTransport
@@ -174,16 +173,16 @@ class Queue:
         max_attempts: int | None = None,
         timeout_s: float | None = None,
     ) -> UUID:
-        """Enqueue a job; return its id. Raises Invalid for a payload or an option that does not fit.
+        """Enqueue a job; return its id. Raises Invalid for an invalid payload or option.
 
-        It runs after `delay_s` seconds or not before `at`. A point of `priority` (-1000 to 1000) outweighs ten seconds
-        of waiting. Of one `unique_key` there is at most one unfinished job of the task: on a conflict it is kept and
-        its id returned, or replaced, or JobExists is raised; so it is when the job to replace is running. Jobs of one
-        `group_key` run one at a time in the order of enqueueing, also when they are retried. Of one `concurrency_key`,
-        at most as many as the task says run at once. A job has one of the two. Safe to repeat with a `unique_key`.
+        The job is due after `delay_s` seconds or at `at`. A point of `priority` (-1000 to 1000) outweighs ten seconds
+        of waiting. A `unique_key` allows one unfinished job of the task: `on_conflict` keeps that job and returns its
+        id, replaces it, or raises JobExists, which `replace` also does while that job is running. Jobs of a `group_key`
+        run one at a time in the order of enqueueing, retries included. For a `concurrency_key` the task limits the
+        concurrent jobs. A job can have only one of these two keys. Safe to repeat with a `unique_key`.
         """
         if group_key is not None and concurrency_key is not None:
-            raise Invalid("a job has a group_key or a concurrency_key, not both: a group runs one at a time anyway")
+            raise Invalid("a job can have a group_key or a concurrency_key, not both")
         if on_conflict not in _INSERT_UNIQUE:
             raise Invalid("on_conflict must be keep, replace or refuse")
         max_attempts = task.max_attempts if max_attempts is None else max_attempts
@@ -224,7 +223,7 @@ class Queue:
             return job_id
 
     async def _unique(self, db: Queries, wanted: dict[str, Any], on_conflict: str) -> UUID:
-        for _ in range(3):  # the one that was in the way may finish between the two statements
+        for _ in range(3):  # the conflicting job may finish between the two statements
             row = await db.one(_INSERT_UNIQUE[on_conflict], wanted)
             if row is not None:
                 return row[0]
@@ -235,14 +234,14 @@ class Queue:
                 return found[0]
             if found is not None:
                 raise JobExists(f"there is an unfinished job of {wanted['task']} with this unique key: {found[0]}")
-        raise JobExists(f"jobs of {wanted['task']} with this unique key come and go")
+        raise JobExists(f"concurrent jobs of {wanted['task']} have this unique key")
 
     async def enqueue_many(
         self, db: Queries, task: Task[Any], payloads: Iterable[object], *, delay_s: float = 0, priority: int = 0
     ) -> int:
-        """Enqueue a job for each payload; return how many. Raises Invalid for one that does not fit.
+        """Enqueue a job for each payload; return their number. Raises Invalid for an invalid payload.
 
-        Many are copied (COPY), 10,000 at a time, so a million takes seconds; give a transaction to have all or none.
+        Large numbers are copied (COPY) in batches of 10,000. It is atomic only in a transaction.
         """
         _check_ranges(delay_s=delay_s, priority=priority)
         left = iter(payloads)
@@ -271,7 +270,7 @@ class Queue:
         state = "scheduled" if job["delay_s"] > 0 else "ready"
         before = (job["queue"], job["task"])
         after = (job["max_attempts"], job["timeout_s"], job["trace"])
-        # a microsecond apart: a worker that goes on from a rank would else pass all those of that rank again
+        # unique ranks, because a worker that continues from a rank reads all jobs of that rank again
         rows = (
             (id_, *before, text, state, job["priority"], run_at, rank + n, *after)
             for n, (id_, text) in enumerate(chunk, place)
@@ -281,11 +280,8 @@ class Queue:
             await db.run("SELECT pg_notify('kernel_jobs', 'q' || %(queue)s)", job)
 
     async def publish(self, db: Queries, *events: Event) -> None:
-        """Append events to the log, and deliver each to each of its subscribers.
-
-        Raises Invalid for an event whose fields do not fit.
-        """
-        ids = sorted(uuid7() for _ in events)  # so that the log keeps their order
+        """Append events to the log and deliver them to their subscribers. Raises Invalid for an invalid event."""
+        ids = sorted(uuid7() for _ in events)  # the log keeps their order
         published = [
             PublishedEvent(id_, event.event_type, version_of(event), encode(type(event), event))
             for id_, event in zip(ids, events, strict=True)

@@ -1,4 +1,4 @@
-"""The log of events, and giving events from it to a subscriber once more."""
+"""The event log, and replay of its events."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.queue.jobs import trace_id
 from app.kernel.telemetry.traces import current_context
 
-# an hour: what is enqueued meanwhile goes first, however long a replay is
+# jobs that are enqueued within an hour run before the replay
 _PRIORITY = -360
 
 _PAGE = """
@@ -61,7 +61,7 @@ _REPLAY = insert_jobs(
 
 @dataclass(frozen=True, slots=True)
 class EventFilters:
-    """Which events: all that are given must fit; published at `from_` or later, before `to`."""
+    """Filters of events, combined with AND; `from_` is included, `to` excluded."""
 
     type: str | None = None
     from_: datetime | None = None
@@ -70,7 +70,7 @@ class EventFilters:
 
 @dataclass(frozen=True, slots=True)
 class ListedEvent:
-    """An event that was published, without its payload, which may be personal."""
+    """A published event without its payload, which may contain personal data."""
 
     id: UUID
     type: str
@@ -88,8 +88,8 @@ class ListedEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A part of the log: published at `from_` or later and, when there is `after`, after that event; before `to`."""
+class Period:
+    """A period of the log: `from_` is included, `to` excluded; with `after`, it starts after that event."""
 
     from_: datetime
     to: datetime
@@ -98,37 +98,37 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
-    """Events in `kernel.events`, and who subscribes to them."""
+    """Events in `kernel.events`, and their subscribers."""
 
     async def page(self, db: Queries, filters: EventFilters, limit: int, after: UUID | None) -> list[ListedEvent]:
-        """Return events that fit, newest first, those after one."""
+        """Return a page of events, newest first."""
         given = {"type": filters.type, "from": filters.from_, "to": filters.to, "limit": limit, "after": after}
         rows = await db.all(_PAGE, given)
         return [ListedEvent(*known, trace_id=trace_id(context)) for *known, context in rows]
 
     async def now(self, db: Queries) -> datetime:
-        """Return the time by the clock that events are stamped with."""
+        """Return the time of the database, which events have."""
         return await now(db)
 
     async def subscribers(self, db: Queries) -> list[str]:
         """Return the names of all subscribers."""
         return [name for (name,) in await db.all("SELECT subscriber FROM kernel.subscriptions ORDER BY subscriber")]
 
-    async def count(self, db: Queries, subscriber: str, stretch: Stretch) -> int:
-        """Return how many events of its type there are for a subscriber."""
-        row = await db.one(_COUNT, _given(subscriber, stretch))
+    async def count(self, db: Queries, subscriber: str, period: Period) -> int:
+        """Return the number of events of a subscriber's type."""
+        row = await db.one(_COUNT, _given(subscriber, period))
         return row[0] if row else 0
 
     async def replay(
-        self, tx: Transaction, subscriber: str, stretch: Stretch, limit: int
+        self, tx: Transaction, subscriber: str, period: Period, limit: int
     ) -> tuple[int, tuple[datetime, UUID] | None]:
-        """Enqueue a job for each event, in the order of publishing; return how many, and the last one."""
-        given = {**_given(subscriber, stretch), "limit": limit, "priority": _PRIORITY, "trace": current_context()}
+        """Enqueue a job for each event in the order of publishing; return their number and the last one."""
+        given = {**_given(subscriber, period), "limit": limit, "priority": _PRIORITY, "trace": current_context()}
         row = await tx.one(_REPLAY, given)
         if row is None or row[1] is None:
             return 0, None
         return row[0], (row[1], row[2])
 
 
-def _given(subscriber: str, stretch: Stretch) -> dict[str, object]:
-    return {"subscriber": subscriber, "from": stretch.from_, "to": stretch.to, "after": stretch.after}
+def _given(subscriber: str, period: Period) -> dict[str, object]:
+    return {"subscriber": subscriber, "from": period.from_, "to": period.to, "after": period.after}

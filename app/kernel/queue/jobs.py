@@ -1,4 +1,4 @@
-"""Jobs as operators see and change them: those that are to be done, and those that ended."""
+"""Administration of jobs, unfinished and finished."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ from app.kernel.db import Queries, Transaction
 
 JobState = Literal["scheduled", "ready", "waiting", "leased", "done", "cancelled"]
 
-# the conditions on the state alone keep a look at what is to be done from reading all that ended, and the reverse
+# the conditions on the state alone let the planner skip one of the two tables
 _PAGE = """
     SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, finished_at
     FROM (
@@ -94,18 +94,18 @@ _ASK_TO_CANCEL = """
 
 @dataclass(frozen=True, slots=True)
 class JobFilters:
-    """Which jobs: all that are given must fit."""
+    """Filters of jobs, combined with AND."""
 
     queue: str | None = None
     task: str | None = None
     state: JobState | None = None
     recurring: bool = True
-    """Whether done jobs of schedules fit, too."""
+    """Whether to include done jobs of schedules."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedJob:
-    """A job, without what may be personal. One that ended has no `max_attempts` and no `run_at` any more."""
+    """A job without its payload. An ended job has neither `max_attempts` nor `run_at`."""
 
     id: UUID
     queue: str
@@ -135,7 +135,7 @@ class ListedJob:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a failed attempt said."""
+    """The error of a failed attempt."""
 
     attempt: int
     at: datetime
@@ -144,7 +144,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Which worker has a job, and until when without another sign of life."""
+    """The worker that holds a job, and the end of its lease unless it is renewed."""
 
     until: datetime
     by: str
@@ -152,7 +152,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class JobDetails(ListedJob):
-    """A job with everything that is known of it; `errors` are newest first."""
+    """All data of a job; `errors` are newest first."""
 
     payload: Any
     priority: int | None
@@ -170,10 +170,10 @@ class JobDetails(ListedJob):
 
 @dataclass(frozen=True, slots=True)
 class JobAdmin:
-    """Jobs in `kernel.jobs` and, when they ended, in `kernel.finished_jobs`."""
+    """Jobs in `kernel.jobs` and `kernel.finished_jobs`."""
 
     async def page(self, db: Queries, filters: JobFilters, limit: int, after: UUID | None) -> list[ListedJob]:
-        """Return jobs that fit, newest first, those after one."""
+        """Return a page of jobs, newest first."""
         given = {"queue": filters.queue, "task": filters.task, "state": filters.state, "recurring": filters.recurring}
         return [ListedJob(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
 
@@ -193,32 +193,32 @@ class JobAdmin:
         )
 
     async def lock(self, tx: Transaction, job_id: UUID) -> JobState | None:
-        """Return the state of a job that has not ended; nobody else changes it until the transaction ends."""
+        """Lock an unfinished job until the transaction ends; return its state."""
         row = await tx.one("SELECT state FROM kernel.jobs WHERE id = %s FOR UPDATE", (job_id,))
         return row[0] if row else None
 
     async def ended(self, db: Queries, job_id: UUID) -> Literal["done", "cancelled", "dead"] | None:
-        """Return how a job ended."""
+        """Return the outcome of an ended job."""
         row = await db.one(_ENDED, {"id": job_id})
         return row[0] if row else None
 
     async def hasten(self, tx: Transaction, job_id: UUID) -> None:
-        """Make a scheduled job ready now, also when somebody had asked to cancel it."""
+        """Make a scheduled job ready, and withdraw a request to cancel it."""
         await tx.run(_HASTEN, {"id": job_id})
 
     async def remove(self, tx: Transaction, job_id: UUID) -> None:
-        """End a job that does not run as cancelled. The triggers of the table pass its turn on."""
+        """End a job that is not running as cancelled. The triggers of the table start the next one of its turn."""
         await tx.run(_REMOVE, {"id": job_id})
 
     async def ask_to_cancel(self, tx: Transaction, job_id: UUID) -> datetime | None:
-        """Ask the worker of a running job to cancel it; return since when that is asked."""
+        """Request the cancellation of a running job; return the time of the request."""
         row = await tx.one(_ASK_TO_CANCEL, {"id": job_id})
         return row[0] if row else None
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTasks:
-    """The tasks and subscribers that this release runs, and the schedules that it declares."""
+    """The tasks, subscribers and schedules that this release declares."""
 
     names: frozenset[str]
     schedules: frozenset[str] = frozenset()
@@ -226,7 +226,7 @@ class DeclaredTasks:
 
 @dataclass(frozen=True, slots=True)
 class TaskNames:
-    """What is known as a task: by this release, by schedules and subscriptions, and by any job that is kept."""
+    """The names of all known tasks: of this release, schedules, subscriptions and stored jobs."""
 
     declared: DeclaredTasks
 

@@ -1,4 +1,4 @@
-"""What modules that were removed leave behind in the queue: schedules, subscriptions, jobs and dead letters."""
+"""Orphans: schedules, subscriptions, jobs and dead letters that no module declares."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -34,7 +34,7 @@ _REMOVE = """
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """Something that no module declares: a schedule, a subscription, or the jobs and dead letters of a task."""
+    """A schedule or subscription that no module declares, or jobs or dead letters of an undeclared task."""
 
     kind: Literal["schedule", "subscription", "job", "dead letter"]
     name: str
@@ -45,7 +45,7 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True)
 class RemovedOrphans:
-    """How many were removed."""
+    """Numbers of removed orphans."""
 
     schedules: int
     subscriptions: int
@@ -66,11 +66,11 @@ class OrphanAdmin:
     declared: DeclaredTasks
 
     async def all(self, db: Queries) -> list[Orphan]:
-        """Return the orphans, by kind and name."""
+        """Return the orphans by kind and name."""
         return [Orphan(*row) for row in await db.all(_ORPHANS, self._given())]
 
     async def remove(self, tx: Transaction) -> RemovedOrphans:
-        """Remove the orphans, but for jobs that are running."""
+        """Remove the orphans except running jobs."""
         row = await tx.one(_REMOVE, self._given())
         assert row is not None
         return RemovedOrphans(*row)

@@ -1,4 +1,4 @@
-"""Queues as operators see and change them: how much is in them, paused or not, and how much runs at once."""
+"""Administration of queues."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ _LIMIT = """
     RETURNING name, paused_at, concurrency
 """
 
-_TELL = "SELECT pg_notify('kernel_jobs', 'q' || %s::text)"
+_NOTIFY = "SELECT pg_notify('kernel_jobs', 'q' || %s::text)"
 
 _USED = """
     SELECT %(name)s = ANY(%(known)s::text[])
@@ -71,7 +71,7 @@ _NAMES = """
     UNION SELECT * FROM unnest(%s::text[]) LIMIT 1000
 """
 
-# what a transaction holds locked it will have set itself
+# rows that are locked are being updated by another process
 _REGISTER = "INSERT INTO kernel.queues (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 _SEEN = """
     UPDATE kernel.queues SET seen_at = now() WHERE name IN (
@@ -89,14 +89,14 @@ class QueueNotFound(NotFound):
 
 
 async def register_queues(db: Queries, names: Sequence[str]) -> None:
-    """Say that consumers have handlers for these queues: others may pause and limit them. Safe to repeat."""
+    """Register the queues of a consumer's handlers. Safe to repeat."""
     await db.run(_REGISTER, (sorted(set(names)),))
     await db.run(_SEEN, (sorted(set(names)),))
 
 
 @dataclass(frozen=True, slots=True)
 class ListedQueue:
-    """A queue: how many jobs it has in each state, and for how many seconds the oldest ready one has been due."""
+    """A queue with its job counts by state and the age of its oldest ready job in seconds."""
 
     name: str
     paused_at: datetime | None
@@ -125,7 +125,7 @@ class ListedQueue:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """What operators have set for a queue; `is_used` unless nothing that we know of uses it: a mistyped name?"""
+    """The pause and the limit of a queue; `is_used` is false if nothing uses it, for example after a typing error."""
 
     name: str
     paused_at: datetime | None
@@ -140,42 +140,39 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueAdmin:
-    """Queues in `kernel.queues`, those of jobs, subscribers and schedules, and those known otherwise."""
+    """Queues of `kernel.queues`, of jobs, subscribers and schedules, and of the settings."""
 
     known: Sequence[str]
 
     async def all(self, db: Queries) -> list[ListedQueue]:
-        """Return every queue, by name."""
+        """Return all queues by name."""
         return [ListedQueue(*row) for row in await db.all(_ALL, (list(self.known),))]
 
     async def names(self, db: Queries) -> list[str]:
-        """Return the names of queues that consumers, subscribers, schedules, jobs or settings know."""
+        """Return the names of all known queues."""
         return [known for (known,) in await db.all(_NAMES, (list(self.known),))]
 
     async def pause(self, tx: Transaction, name: str) -> QueueStatus:
-        """Start no more of its jobs; those that run go on. Raises QueueNotFound."""
+        """Stop starting jobs of a queue. Running jobs continue. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
         return _control(await tx.one(_PAUSE, (name,)), used)
 
     async def resume(self, tx: Transaction, name: str) -> QueueStatus:
-        """Let workers take its jobs again, and notify them. Raises QueueNotFound."""
+        """Resume a queue and notify the workers. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
         resumed = _control(await tx.one(_RESUME, (name,)), used)
-        await tx.run(_TELL, (name,))
+        await tx.run(_NOTIFY, (name,))
         return resumed
 
     async def limit(self, tx: Transaction, name: str, concurrency: int | None) -> QueueStatus:
-        """Let at most so many of its jobs run at once in the whole deployment, or any number; notify the workers.
-
-        Raises QueueNotFound.
-        """
+        """Set or remove the concurrency limit of a queue, and notify the workers. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
         limited = _control(await tx.one(_LIMIT, (name, concurrency)), used)
-        await tx.run(_TELL, (name,))
+        await tx.run(_NOTIFY, (name,))
         return limited
 
     async def _is_used(self, tx: Transaction, name: str) -> bool:
-        """Return whether something uses a queue at present. Raises QueueNotFound when nothing ever has."""
+        """Return whether a queue is in use. Raises QueueNotFound if it was never used."""
         row = await tx.one(_USED, {"name": name, "known": list(self.known)})
         used, stored = row or (False, False)
         if not used and not stored:

@@ -1,4 +1,4 @@
-"""Schedules as operators see and change them. What they say comes from the code, by way of the cron managers."""
+"""Administration of schedules, which cron managers register from the code."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,7 +48,7 @@ _RESUME = "UPDATE kernel.schedules SET paused_at = NULL, resumed_at = now() WHER
 
 @dataclass(frozen=True, slots=True)
 class ListedSchedule:
-    """A schedule, and how its last job ended. A paused one fires nothing, whatever `next_fire_at` says."""
+    """A schedule and the outcome of its last job. A paused schedule ignores `next_fire_at`."""
 
     name: str
     task: str
@@ -76,7 +76,7 @@ class ListedSchedule:
 
 @dataclass(frozen=True, slots=True)
 class LockedSchedule:
-    """A schedule that nobody else changes or fires meanwhile."""
+    """A schedule that is locked until the transaction ends."""
 
     overlap: Literal["allow", "skip", "wait"]
     paused_at: datetime | None
@@ -87,30 +87,30 @@ class ScheduleAdmin:
     """Schedules in `kernel.schedules`."""
 
     async def all(self, db: Queries) -> list[ListedSchedule]:
-        """Return every schedule, by name."""
+        """Return all schedules by name."""
         return [ListedSchedule(*row) for row in await db.all(_ALL)]
 
     async def lock(self, tx: Transaction, name: str) -> LockedSchedule | None:
-        """Return a schedule; no cron manager fires it until the transaction ends."""
+        """Lock a schedule until the transaction ends, and return it."""
         row = await tx.one(_LOCK, (name,))
         return LockedSchedule(*row) if row else None
 
     async def unfinished(self, db: Queries, name: str) -> UUID | None:
-        """Return one of its jobs that has not ended."""
+        """Return the id of an unfinished job of a schedule."""
         row = await db.one(_UNFINISHED, (name,))
         return row[0] if row else None
 
     async def enqueue(self, tx: Transaction, name: str) -> UUID:
-        """Enqueue a job as at a tick; return its id."""
+        """Enqueue a job of a schedule; return its id."""
         job_id = uuid7()
         await tx.run(_ENQUEUE, {"name": name, "id": job_id, "trace": current_context()})
         return job_id
 
     async def pause(self, tx: Transaction, name: str) -> datetime | None:
-        """Let its ticks pass without a job; return since when they do."""
+        """Pause a schedule; return the time of its pause."""
         row = await tx.one(_PAUSE, (name,))
         return row[0] if row else None
 
     async def resume(self, tx: Transaction, name: str) -> None:
-        """Fire again, from now on: ticks that passed meanwhile are not made up for."""
+        """Resume a schedule from now on. Ticks during the pause are skipped."""
         await tx.run(_RESUME, (name,))

@@ -10,7 +10,7 @@ from app.kernel.actions import Caller, Database, Doc, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
 from app.kernel.paging import Cursor, Limit, Page, WorkCursor, after, mark, marked, next_cursor
-from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, Stretch
+from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, Period
 from app.kernel.text import suggestion
 from app.modules.platform.domain.queue import SubscriberNotFound, check_zone
 
@@ -90,28 +90,28 @@ class Events:
         Each request enqueues up to 2000 events and returns `next_cursor` if more may follow. Jobs that are enqueued
         within the next hour run first. Not safe to repeat: each replay delivers the events again.
         """
-        stretch = await self._stretch(db, wanted)
+        period = await self._period(db, wanted)
         async with db.begin() as tx:
-            count, last = await self.log.replay(tx, wanted.subscriber, stretch, AT_ONCE)
+            count, last = await self.log.replay(tx, wanted.subscriber, period, AT_ONCE)
             await self.audit.record(
                 tx,
                 caller,
                 "platform.replay_events",
                 target=wanted.subscriber,
-                **{"from": stretch.from_.isoformat(), "to": stretch.to.isoformat()},
+                **{"from": period.from_.isoformat(), "to": period.to.isoformat()},
                 enqueued_count=count,
             )
         if last is None or count < AT_ONCE:
             return Replayed(count, None, None)
         at, event_id = last
-        return Replayed(count, at, mark(event_id, stretch.to, at))
+        return Replayed(count, at, mark(event_id, period.to, at))
 
     @read("platform.count_replay", raises=(SubscriberNotFound,))
     async def count_replay(self, db: Database, wanted: ReplayWanted) -> int:
         """Return the number of events that a replay would deliver."""
-        return await self.log.count(db, wanted.subscriber, await self._stretch(db, wanted))
+        return await self.log.count(db, wanted.subscriber, await self._period(db, wanted))
 
-    async def _stretch(self, db: Database, wanted: ReplayWanted) -> Stretch:
+    async def _period(self, db: Database, wanted: ReplayWanted) -> Period:
         check_zone(**{"from": wanted.from_, "to": wanted.to})
         known = await self.log.subscribers(db)
         if wanted.subscriber not in known:
@@ -120,8 +120,8 @@ class Events:
             )
         if wanted.cursor is not None:
             last, (to, at) = marked(wanted.cursor, 2)
-            return Stretch(at, to, last)
+            return Period(at, to, last)
         to = wanted.to or await self.log.now(db)
         if wanted.from_ >= to:
             raise Invalid("from must be before to", (("from", "must be before to"),))
-        return Stretch(wanted.from_, to)
+        return Period(wanted.from_, to)

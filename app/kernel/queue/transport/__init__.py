@@ -1,4 +1,4 @@
-"""How events reach their subscribers: PostgreSQL alone, or a broker that is fed from the same log."""
+"""Transports deliver events to subscribers, through PostgreSQL alone or through a broker."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from app.kernel.queue import Subscriber
 
 @dataclass(frozen=True, slots=True)
 class PublishedEvent:
-    """An event as it is logged: its payload is JSON."""
+    """An event in the log. Its payload is JSON."""
 
     id: UUID
     type: str
@@ -20,12 +20,12 @@ class PublishedEvent:
 
 
 class EventTransport(Protocol):
-    """Delivers each event at least once to each subscription; handlers cannot tell which transport it is."""
+    """Delivers each event at least once to each subscription."""
 
     async def publish(self, db: Queries, events: Sequence[PublishedEvent]) -> None:
-        """Append events to the log, in the transaction of the caller, and see to their delivery after its commit."""
+        """Append events to the log in the transaction of the caller. They are delivered after its commit."""
         ...
 
     async def subscribe(self, db: Queries, subscribers: Sequence[Subscriber]) -> None:
-        """Keep events for these subscribers from now on. Repeated while they are wanted; safe to repeat."""
+        """Register subscriptions. Called periodically; safe to repeat."""
         ...

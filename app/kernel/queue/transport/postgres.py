@@ -1,4 +1,4 @@
-"""Events by PostgreSQL alone: one statement logs an event and inserts a job for each of its subscriptions."""
+"""Event transport through PostgreSQL: one statement logs an event and inserts a job for each subscription."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,9 +54,9 @@ class PostgresEvents:
         await db.run(_PUBLISH, {**given, "trace": current_context()})
 
     async def subscribe(self, db: Queries, subscribers: Sequence[Subscriber]) -> None:
-        """Store the subscriptions, and that they are wanted. One that no consumer wanted for a week is deleted.
+        """Register subscriptions. One that no consumer registers for a week is deleted.
 
-        Not at once: while a release is rolled out, older and newer processes run side by side.
+        It is kept for so long because older and newer releases run concurrently during a deployment.
         """
         for s in subscribers:
             given = (s.name, s.event.event_type, s.queue, s.max_attempts, s.timeout_s, s.in_order)

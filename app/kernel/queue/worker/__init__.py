@@ -1,6 +1,6 @@
-"""The worker, split as it works: fetch, execute, complete (or record a failure), rescue; and what these share.
+"""The worker: fetcher, executor, completer, recorder of failures, and rescuer; and their shared state.
 
-A job is run at least once: what a worker leased and did not complete is leased to another one when the lease runs out.
+A job runs at least once: when a lease expires before its job is completed, another worker leases the job.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Job:
-    """A leased job, as the worker holds it."""
+    """A job that the worker has leased."""
 
     id: str
     task: str
@@ -26,11 +26,11 @@ class Job:
     renewed_at: float
     started_at: float = 0.0
     stopped_for: str = ""
-    """Why its attempt is to end: cancelled, timeout or drain; `ended` when it has."""
+    """Why the attempt is stopped: cancelled, timeout or drain; `ended` after its end."""
 
 
 class InFlight:
-    """The jobs that this worker holds, of which some wait for their start and some run; wakes the fetcher."""
+    """The leased jobs of this worker, ready or running; wakes the fetcher."""
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
@@ -40,15 +40,15 @@ class InFlight:
         self.ended_count = 0
         self.some_ended = False
         self.next_due = 0.0
-        """When to look for scheduled jobs that are due, by the monotonic clock."""
+        """When to promote due scheduled jobs, by the monotonic clock."""
         self.wake = asyncio.Event()
 
     def release(self, job: Job) -> None:
-        """Hold a job no longer, unless it was leased here anew meanwhile."""
+        """Remove a job, unless this worker has leased it again."""
         if self.held.get(job.id) is job:
             del self.held[job.id]
 
     def note_end(self) -> None:
-        """Note that a job has ended or was completed: there may be more to fetch."""
+        """Note that a job has ended, so that more jobs may be fetched."""
         self.some_ended = True
         self.wake.set()

@@ -1,4 +1,4 @@
-"""Completing: jobs that succeeded are written in batches. After river's job completer."""
+"""Batched completion of jobs. After river's job completer."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ RETRY_S = 0.5
 
 
 class Completer:
-    """Writes completions: at once when nothing else is being written, else together with what came meanwhile."""
+    """Writes completions: at once if no write is in progress, else in batches."""
 
     def __init__(self, db: Database, leases: Leases, jobs: InFlight) -> None:
         self._db = db
@@ -29,11 +29,11 @@ class Completer:
 
     @property
     def backlog(self) -> int:
-        """How many completions are not written yet."""
+        """The number of unwritten completions."""
         return len(self._done) + len(self._flushing)
 
     def complete(self, job: Job) -> None:
-        """Have the completion of a job written soon."""
+        """Schedule the completion of a job."""
         self._done.append(job)
         self._some_done.set()
 
@@ -50,7 +50,7 @@ class Completer:
                 self._jobs.note_end()
 
     async def flush_last(self) -> None:
-        """Try once to write what is left, at the end of the worker."""
+        """Try once to write the remaining completions, at the end of the worker."""
         if last := [*self._flushing, *self._done]:
             with suppress(Unavailable):
                 await self._leases.finish(self._db, last)

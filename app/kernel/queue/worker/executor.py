@@ -1,4 +1,4 @@
-"""Executing: each job in a task of its own, under its timeout, with its trace and its log context."""
+"""Execution of jobs, each with its timeout, trace and log context."""
 
 import asyncio
 import time
@@ -17,14 +17,14 @@ from app.kernel.queue.codec import adapter, decode_event, problems, version_of
 from app.kernel.queue.worker import InFlight, Job
 from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.leases import Leases
-from app.kernel.queue.worker.recorder import FromTheFuture, LeaseLost, Recorder, Unreadable
+from app.kernel.queue.worker.recorder import InvalidPayload, LeaseLost, NewerEvent, Recorder
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.traces import exemplar, resumed
 from app.kernel.text import said, shown
 
 
 class Executor:
-    """Runs the jobs at hand, at most so many at once."""
+    """Runs ready jobs, up to the concurrency of the worker."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Executor:
         self._jobs = jobs
         self._completer = completer
         self._recorder = recorder
-        self._deadlines: dict[float, Deadlines] = {}  # by the timeouts that tasks have
+        self._deadlines: dict[float, Deadlines] = {}  # by timeout
 
     def start(self) -> None:
-        """Start jobs that are ready, as many as may run."""
+        """Start ready jobs up to the concurrency."""
         jobs = self._jobs
         for _ in range(min(jobs.concurrency - len(jobs.running), len(jobs.ready))):
             job = jobs.ready.popleft()
@@ -53,14 +53,14 @@ class Executor:
             task.add_done_callback(self._ended)
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a job that runs here."""
+        """Cancel a running job."""
         for task, job in self._jobs.running.items():
             if job.id == job_id and job.started_at and not job.stopped_for:
                 job.stopped_for = "cancelled"
                 task.cancel()
 
     async def cut(self) -> None:
-        """Cancel what still runs; it is not recorded as an attempt."""
+        """Cancel running jobs without recording an attempt."""
         running = dict(self._jobs.running)
         for task, job in running.items():
             job.stopped_for = "drain"
@@ -76,10 +76,10 @@ class Executor:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).error("the worker itself failed: {}", said(error))
             if job is not None:
-                self._jobs.release(job)  # another worker has it when its lease has run out
+                self._jobs.release(job)  # another worker leases it when its lease has expired
 
     async def _work(self, job: Job) -> None:
-        """Run a job, and then others that wait, in the same task."""
+        """Run a job, and then other ready jobs, in the same task."""
         task = asyncio.current_task()
         assert task is not None
         jobs = self._jobs
@@ -123,11 +123,11 @@ class Executor:
         error: BaseException | None = None
         try:
             await self._operate(job, handler)
-        except BaseException as raised:  # noqa: BLE001 - whatever an operation raises is a failed attempt
+        except BaseException as raised:  # noqa: BLE001 - any exception of an operation is a failed attempt
             error = raised
         if error is not None and job.stopped_for == "drain":
             raise error
-        stopped_for, job.stopped_for = job.stopped_for, "ended"  # nothing is to cut how it is recorded
+        stopped_for, job.stopped_for = job.stopped_for, "ended"  # from now on nothing cancels its recording
         if task.cancelling():
             await _forget_cancellations(task)
         if error is None:
@@ -135,8 +135,8 @@ class Executor:
             return "done"
         try:
             return await self._recorder.not_done(job, error, stopped_for)
-        except Exception as unfit:  # noqa: BLE001 - the error has what its kind does not allow
-            strange = RuntimeError(f"an error that cannot be told, because of {said(unfit)}")
+        except Exception as unfit:  # noqa: BLE001 - the error has invalid attributes
+            strange = RuntimeError(f"an error that cannot be shown, because of {said(unfit)}")
             return await self._recorder.failed(job, strange)
 
     async def _operate(self, job: Job, handler: Handler | Subscriber) -> None:
@@ -146,7 +146,7 @@ class Executor:
             self._completer.complete(job)
             return
         async with self._db.begin() as tx:
-            if self._lapsed(job):  # while it began
+            if self._lapsed(job):  # while the transaction began
                 raise LeaseLost
             await handler.operation(tx, *argument)
             if await self._leases.finish(tx, [job]) == 0:
@@ -154,7 +154,7 @@ class Executor:
         self._jobs.release(job)
 
     def _lapsed(self, job: Job) -> bool:
-        """Return whether the lease may have run out: we froze, or the database was unavailable."""
+        """Return whether the lease may have expired, because the process froze or the database was unavailable."""
         return time.monotonic() > job.renewed_at + self._leases.lease_s
 
     def _overran(self, task: "asyncio.Task[None]", job: Job) -> None:
@@ -164,15 +164,15 @@ class Executor:
 
 
 async def _forget_cancellations(task: "asyncio.Task[None]") -> None:
-    """Take back what was asked of an operation that has ended: its cancellation is not to reach the next one."""
+    """Clear the cancellation of an ended operation, so that it does not reach the next one."""
     while task.cancelling():
         task.uncancel()
-    with suppress(asyncio.CancelledError):  # one that was asked for last, and that nobody has heard of yet
+    with suppress(asyncio.CancelledError):  # a cancellation that is not delivered yet
         await asyncio.sleep(0)
 
 
 def _argument(handler: Handler | Subscriber, job: Job) -> tuple[Any, ...]:
-    """Return the payload as the operation takes it. Raises Unreadable, NeverRetry, FromTheFuture."""
+    """Return the decoded payload. Raises InvalidPayload, NeverRetry, NewerEvent."""
     try:
         if isinstance(handler, Subscriber):
             return (_event(handler, job),)
@@ -180,13 +180,13 @@ def _argument(handler: Handler | Subscriber, job: Job) -> tuple[Any, ...]:
             return ()
         return (adapter(handler.task.payload).validate_json(job.payload or "null"),)
     except ValidationError as error:
-        raise Unreadable(f"the payload does not fit: {problems(error)}") from None
+        raise InvalidPayload(f"the payload does not fit: {problems(error)}") from None
 
 
 def _event(subscriber: Subscriber, job: Job) -> object:
     version = job.event_version or 1
     if version > version_of(subscriber.event):
-        raise FromTheFuture
+        raise NewerEvent
     try:
         return decode_event(subscriber.event, version, job.payload or "null")
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Fetching: from which queue, how many, and when."""
+"""Fetching of jobs: the queue, the number and the time."""
 
 import asyncio
 import math
@@ -23,11 +23,10 @@ _AGAIN_S = 1.0
 
 
 class QueueState:
-    """What the worker knows of one queue.
+    """The state of a queue in this worker.
 
-    While there is much to do it fetches from the last rank on, so that a snapshot that is held by somebody, which keeps
-    the rows of finished jobs from being cleaned away, does not slow it down; and from the start, for what was added
-    before that, now and then. So it does while fetching from the start is slow; otherwise from the start, always.
+    Under load, or while fetches from the start are slow, it fetches from the last rank on: dead rows, which a long
+    snapshot keeps, do not slow it down then. At intervals it fetches from the start, for jobs of lower ranks.
     """
 
     def __init__(self, name: str) -> None:
@@ -46,17 +45,17 @@ class QueueState:
 
     def next_rank(self, now: float) -> int:
         """Return the rank to fetch from."""
-        self.may_have_more = False  # unless we hear otherwise while the fetch is under way
+        self.may_have_more = False  # unless a notification arrives during the fetch
         self._full_owed = now < self._full_at
         return self._from if self._full_owed else ANY_RANK
 
     def fetched(self, found: Fetched, from_rank: int, wanted: int, started: float) -> None:
-        """Note what a fetch returned."""
+        """Update the state after a fetch."""
         now = time.monotonic()
         filled = len(found.jobs) == wanted
         if from_rank == ANY_RANK:
             before_s, self._full_took_s = self._full_took_s, now - started
-            slow_s = min(before_s, self._full_took_s)  # one alone may have waited for something else
+            slow_s = min(before_s, self._full_took_s)  # a single slow fetch may have another cause
             at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
             self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
         self._turns = self._turns or found.turns
@@ -67,18 +66,18 @@ class QueueState:
             self._from = found.jobs[-1].rank
 
     def some_ended(self) -> None:
-        """Note that jobs of this worker have ended."""
+        """Update the state after jobs have ended."""
         self.may_have_more = self.may_have_more or self._limited
 
     def wait_s(self, now: float) -> float:
-        """Return how long to wait before the next fetch when nothing wakes us."""
+        """Return the time until the next fetch without a notification."""
         if self.may_have_more:
             return 0.0
         return max(0.0, self._full_at - now) if self._full_owed else math.inf
 
 
 class Fetcher:
-    """Leases as many jobs as can start now or within a moment, from one queue after the other."""
+    """Leases jobs from the queues in turn, as many as can start soon."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class Fetcher:
         self._measured_at = self._poll_at = 0.0
 
     async def fetch(self) -> bool:
-        """Fetch from one queue after the other; return whether it is worth going on at once."""
+        """Fetch from the queues in turn; return whether to fetch again at once."""
         now = time.monotonic()
         self._measure(now)
         if self._jobs.some_ended:
@@ -128,7 +127,7 @@ class Fetcher:
         return False
 
     async def wait(self) -> None:
-        """Wait until there may be something to fetch."""
+        """Wait until there may be jobs to fetch."""
         now = time.monotonic()
         timeout = min(self._jobs.next_due, self._poll_at) - now
         if self._room() > 0:
@@ -141,12 +140,12 @@ class Fetcher:
         wake.clear()
 
     def look_everywhere(self) -> None:
-        """Fetch from every queue next, whatever is known of it."""
+        """Fetch from every queue next."""
         for queue in self.queues:
             queue.may_have_more = True
 
     def notified(self, queue_name: str) -> None:
-        """Note that a queue has something to do."""
+        """Note that a queue has ready jobs."""
         for queue in self.queues:
             if queue.name == queue_name:
                 queue.may_have_more = True
@@ -162,19 +161,19 @@ class Fetcher:
         self._jobs.ready.extend(found.jobs)
         self._start()
         if found.jobs:
-            await asyncio.sleep(0)  # they begin before the next fetch is prepared
+            await asyncio.sleep(0)  # the jobs begin before the next fetch
 
     def _room(self) -> int:
-        """Return how many jobs to fetch: those that can start, and as many as will within a moment."""
+        """Return the number of jobs to fetch: those that can start now or soon."""
         jobs = self._jobs
         if self._completer.backlog > 2 * jobs.concurrency:
-            return 0  # completions do not get through
+            return 0  # completions are delayed
         prefetch = min(jobs.concurrency, int(self.rate * _PREFETCH_S))
         room = jobs.concurrency + prefetch - len(jobs.ready) - len(jobs.running)
         return room if not jobs.ready or room >= jobs.concurrency // 2 else 0
 
     async def _promote(self) -> None:
-        """Make scheduled jobs that are due ready."""
+        """Make due scheduled jobs ready."""
         promoted, next_s = await self._leases.promote(self._db)
         wait_s = self._poll_s if next_s is None else min(max(next_s, _PROMOTE_EVERY_S), self._poll_s)
         self._jobs.next_due = time.monotonic() + (_PROMOTE_EVERY_S if promoted else wait_s)
@@ -182,7 +181,7 @@ class Fetcher:
             self.look_everywhere()
 
     def _measure(self, now: float) -> None:
-        """Estimate how many jobs a second end here."""
+        """Estimate the throughput in jobs per second."""
         elapsed = now - self._measured_at
         if elapsed > 0.05:
             self.rate = 0.5 * self.rate + 0.5 * self._jobs.ended_count / elapsed

@@ -1,5 +1,7 @@
-"""Leased jobs: the SQL of a worker. Every statement that ends a lease carries its token (a fencing token), so a worker
-that was frozen past its lease changes nothing.
+"""The SQL of a worker.
+
+Every statement that ends a lease has its token (a fencing token), so a worker that was frozen past its lease changes
+nothing.
 """
 
 import json
@@ -14,12 +16,12 @@ from app.kernel.queue.worker import Job
 from app.kernel.text import storable
 
 ANY_RANK = -(2**63)
-_MOST_RESCUES = 10  # a job whose worker died so often probably kills it
+_MOST_RESCUES = 10  # such a job probably kills its worker
 KILLED = f"its worker died {_MOST_RESCUES} times while it had the job"
 _ERRORS_KEPT = 20
 _LONGEST_ERROR = 2000
 
-# a transaction that has an id has locked jobs: without rows, all of them were made to wait for their turns
+# a transaction with an id has locked jobs: without rows, all of them now wait for their turns
 _FETCH = """
     SELECT pg_current_xact_id_if_assigned() IS NOT NULL,
         (SELECT concurrency IS NOT NULL FROM kernel.queues WHERE name = %(queue)s),
@@ -38,10 +40,10 @@ _PROMOTE = """
             ORDER BY run_at LIMIT 1000 FOR UPDATE SKIP LOCKED
         )
         RETURNING queue
-    ), told AS (
+    ), notified AS (
         SELECT queue, pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM due) q
     )
-    SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM told),
+    SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM notified),
         (SELECT extract(epoch FROM min(run_at) - now())::float8 FROM kernel.jobs
          WHERE state = 'scheduled' AND run_at > now())
 """
@@ -102,7 +104,7 @@ _RESCUE = """
     WITH rescued AS (
         UPDATE kernel.jobs
         SET state = CASE WHEN rescues = 0 THEN 'ready' ELSE 'scheduled' END, rescues = rescues + 1,
-            -- apart from those that its worker held beside it: one of them may be what killed the worker
+            -- separate from the other jobs of its worker: one of them may have killed the worker
             run_at = now() + rescues * rescues * random() * interval '1 second',
             lease_token = NULL, leased_until = NULL, leased_by = NULL
         WHERE id IN (
@@ -110,13 +112,13 @@ _RESCUE = """
             LIMIT 1000 FOR UPDATE SKIP LOCKED
         )
         RETURNING queue
-    ), told AS (
+    ), notified AS (
         SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM rescued) q
     )
-    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM told)
+    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM notified)
 """
 
-# the triggers of kernel.jobs pass turns on; this is for what they cannot see, such as a deletion that was undone
+# the triggers of kernel.jobs pass turns on; this is for cases that they miss, such as a rolled back deletion
 _WAKE_FORGOTTEN = """
     UPDATE kernel.jobs SET state = 'ready' WHERE state = 'waiting' AND id IN (
         SELECT DISTINCT ON (turn_key) w.id FROM kernel.jobs w
@@ -129,7 +131,7 @@ _WAKE_FORGOTTEN = """
     )
 """
 
-# a queue that is paused on purpose is not late
+# a paused queue is not late
 _DEPTH = """
     SELECT j.queue, j.state, count(*),
         CASE WHEN q.paused_at IS NULL THEN greatest(0, extract(epoch FROM now() - min(j.run_at)))::float8 ELSE 0 END
@@ -150,10 +152,10 @@ _HAND_BACK = """
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a fetch returned, in the order of rank.
+    """The result of a fetch, in the order of rank.
 
-    `turns`: it met jobs that take turns; behind those that have to wait, others may be. `limited`: the queue has a
-    limit of its own, so that there may be more as soon as some have ended.
+    `turns`: some jobs take turns, and more jobs may be behind waiting ones. `limited`: the queue has a concurrency
+    limit, so that more jobs may be fetched when some have ended.
     """
 
     jobs: list[Job]
@@ -162,19 +164,19 @@ class Fetched:
 
 
 def lease_of(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Return ids and tokens as parameters."""
+    """Return ids and tokens as SQL parameters."""
     return {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
 
 
 @dataclass(frozen=True, slots=True)
 class Leases:
-    """Takes jobs, and gives them back or away. Each method raises Unavailable."""
+    """Leases jobs, and ends leases. Each method raises Unavailable."""
 
     worker: str
     lease_s: float
 
     async def fetch(self, db: Queries, queue: str, most: int, from_rank: int, now: float) -> Fetched:
-        """Lease jobs of a queue, those with the lowest rank from one on."""
+        """Lease the jobs of a queue with the lowest ranks from `from_rank` on."""
         token = str(uuid7())
         wanted = {"queue": queue, "token": token, "worker": self.worker, "lease_s": self.lease_s}
         rows = await db.all(_FETCH, {**wanted, "most": most, "from_rank": from_rank})
@@ -185,26 +187,26 @@ class Leases:
         return Fetched(jobs, any(row[-1] for row in rows), limited)
 
     async def promote(self, db: Queries) -> tuple[int, float | None]:
-        """Make due jobs ready; return how many, and in how many seconds the next one will be due."""
+        """Make due jobs ready; return their number and the seconds until the next one is due."""
         row = await db.one(_PROMOTE)
         return (row[0], row[2]) if row else (0, None)
 
     async def finish(self, db: Queries, jobs: Sequence[Job], outcome: str = "done") -> int:
-        """Move jobs to the finished ones; return how many still were ours."""
+        """Finish jobs; return the number of those whose lease was valid."""
         return await db.run(_FINISH, {**lease_of(jobs), "outcome": outcome})
 
     async def postpone(self, db: Queries, job: Job, delay_s: float, error: str | None) -> bool:
-        """Schedule the job again, as one more failed attempt when there is an error. Return whether it was ours."""
+        """Reschedule a job, with an error as a failed attempt. Return whether its lease was valid."""
         return await db.run(_POSTPONE, self._failure(job, error) | {"delay_s": delay_s, "kept": _ERRORS_KEPT}) == 1
 
     async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
-        """Make the job a dead letter. Return whether it was ours."""
+        """Turn a job into a dead letter. Return whether its lease was valid."""
         return (
             await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": storable(reason[:_LONGEST_ERROR])}) == 1
         )
 
     async def rescue(self, db: Queries) -> tuple[int, list[tuple[str, str]]]:
-        """Free the jobs whose lease has run out; return how many, and the id and task of those that died of it."""
+        """Release jobs with expired leases; return their number, and the id and task of new dead letters."""
         given = {"most": _MOST_RESCUES, "reason": KILLED, "counts": 0, "error": None}
         dead = await db.all(_GONE_OF_RESCUES + _BURY + "RETURNING id::text, task", given)
         row = await db.one(_RESCUE)
@@ -212,11 +214,11 @@ class Leases:
         return (row[0] if row else 0), [(job_id, task) for job_id, task in dead]
 
     async def depth(self, db: Queries) -> list[tuple[str, str, int, float]]:
-        """Return queue, state, how many jobs, and for how many seconds the oldest has been due."""
+        """Return rows of queue, state, number of jobs and age of the oldest due job in seconds."""
         return [(queue, state, count, oldest_s) for queue, state, count, oldest_s in await db.all(_DEPTH)]
 
     async def hand_back(self, db: Queries, jobs: Sequence[Job]) -> None:
-        """Let others have the jobs, as if they had not been taken."""
+        """Release jobs to other workers without an attempt."""
         await db.run(_HAND_BACK, lease_of(jobs))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Recording how an attempt ended that did not succeed: tried again, dead letter, cancelled, or left to another."""
+"""Recording of attempts that did not succeed: retried, dead letter, cancelled, or left to another worker."""
 
 import asyncio
 import random
@@ -19,23 +19,23 @@ from app.kernel.text import said, shown, storable
 
 _LONGEST_BACKOFF_S = 6 * 3600.0
 _UNKNOWN_AGAIN_S = 10.0
-_UNKNOWN_AT_MOST_S = 86400.0  # then no release will know it any more
+_UNKNOWN_AT_MOST_S = 86400.0  # then it becomes a dead letter
 
 
 class LeaseLost(Exception):
-    """The job is another worker's by now; rolls back what a `tx` operation has written."""
+    """The lease of a job has ended. Rolls back a `tx` operation."""
 
 
-class FromTheFuture(Exception):
+class NewerEvent(Exception):
     """A newer release published this event."""
 
 
-class Unreadable(Exception):
-    """The payload does not fit what this release reads; the message says why, without the values."""
+class InvalidPayload(Exception):
+    """The payload is invalid in this release; the message has no values."""
 
 
 class Recorder:
-    """Records attempts that did not succeed. Each method returns the outcome, as metrics name it."""
+    """Records attempts that did not succeed. Each method returns the outcome for metrics."""
 
     def __init__(self, db: Database, leases: Leases, jobs: InFlight) -> None:
         self._db = db
@@ -43,14 +43,14 @@ class Recorder:
         self._jobs = jobs
 
     async def not_done(self, job: Job, error: BaseException, stopped_for: str) -> str:
-        """Record an attempt that raised, and why it was stopped, if it was."""
+        """Record an attempt that raised or was stopped."""
         match error:
             case LeaseLost():
                 self.lost(job)
                 outcome = "lost"
-            case FromTheFuture():
+            case NewerEvent():
                 outcome = await self.unknown(job)
-            case Unreadable():
+            case InvalidPayload():
                 outcome = await self._dead(job, str(error))
             case NeverRetry():
                 outcome = await self._dead(job, redacted(f"never to be retried: {storable(shown(error))}"))
@@ -65,7 +65,7 @@ class Recorder:
         return outcome
 
     async def failed(self, job: Job, error: BaseException) -> str:
-        """Schedule the next attempt, or make a dead letter after the last one."""
+        """Schedule the next attempt, or create a dead letter after the last one."""
         reason = redacted(said(error))
         if isinstance(error, asyncio.CancelledError):
             reason = "CancelledError: what it waited for was cancelled elsewhere"
@@ -83,8 +83,8 @@ class Recorder:
         return "failed"
 
     async def unknown(self, job: Job) -> str:
-        """Leave the job to a process that knows its task, or the version of its event; for a day, then it is dead."""
-        age_s = time.time() - int(job.id[:8] + job.id[9:13], 16) / 1000  # as its UUIDv7 says
+        """Leave a job with an unknown task or event version to another release; after a day it is a dead letter."""
+        age_s = time.time() - int(job.id[:8] + job.id[9:13], 16) / 1000  # the time in its UUIDv7
         if age_s > _UNKNOWN_AT_MOST_S:
             await self._dead(job, f"no release has known {job.task} for a day")
         elif await self._write(job, lambda: self._leases.postpone(self._db, job, _UNKNOWN_AGAIN_S, None)):
@@ -92,7 +92,7 @@ class Recorder:
         return "unknown"
 
     def lost(self, job: Job, what: str = "the lease was lost meanwhile; another worker has it") -> None:
-        """Hold a job no longer whose lease is not ours any more, and say so."""
+        """Remove a job whose lease was lost, and log it."""
         self._jobs.release(job)
         metrics.lease_lost(job.task)
         logger.warning("job {} of {}: {}", job.id, job.task, what)
@@ -108,7 +108,7 @@ class Recorder:
         return "dead"
 
     async def _write(self, job: Job, write: Callable[[], Awaitable[int]]) -> bool:
-        """Write how a job ended, through an outage for as long as the lease may still be ours; return if it was."""
+        """Write an outcome; retry during an outage while the lease may be valid. Return whether it was valid."""
         deadline = time.monotonic() + self._leases.lease_s
         while True:
             try:

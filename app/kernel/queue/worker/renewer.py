@@ -1,6 +1,6 @@
-"""Renewing leases, in a thread with a connection of its own, so that a busy event loop does not lose them.
+"""Renewal of leases in a thread with its own connection, so that a blocked event loop does not lose them.
 
-It also hears of cancelled jobs, and names the job that blocks the loop.
+It also cancels jobs on request, and logs the job that blocks the event loop.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _ANSWER_S = 2.0
 _RENEW = """
     UPDATE kernel.jobs SET leased_until = now() + %(lease_s)s * interval '1 second'
     WHERE id IN (
-        -- not those that are being completed at this moment
+        -- except rows that are being completed
         SELECT id FROM kernel.jobs
         WHERE id = ANY(%(ids)s::uuid[])
           AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]))
@@ -37,10 +37,10 @@ _RENEW = """
 
 
 class Renewer:
-    """Renews the leases of the jobs that are held, until stopped.
+    """Renews the leases of held jobs until stopped.
 
-    A job that overran its timeout is not renewed for longer than another lease: what blocks the loop for good must not
-    keep its jobs from the other workers.
+    After its timeout a job is renewed for one more lease at most, so that a blocked event loop loses its jobs to other
+    workers.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Renewer:
         self._thread = threading.Thread(target=self._run, name="lease renewer", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     async def stop(self) -> None:
-        """End, and wait for it; no longer than a statement may take."""
+        """Stop the thread and wait for its end, up to 5 seconds."""
         self._stopped.set()
         await asyncio.to_thread(self._thread.join, 5)
 
@@ -112,7 +112,7 @@ class Renewer:
             mute.cancel()
         ours = {job_id for job_id, _ in rows}
         for job in due:
-            if job.id in ours:  # else it is being completed, or is another worker's by now
+            if job.id in ours:  # else it is being completed, or another worker has it
                 job.renewed_at = now
         for job_id, cancelled in rows:
             if cancelled:

@@ -1,4 +1,4 @@
-"""Rescuing: freeing what dead workers held. Also keeps subscriptions and queues registered, and measures the queues."""
+"""Rescue of jobs of dead workers. Also registers subscriptions and queues, and measures the queues."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ _AGAIN_S = 1.0
 
 
 class Rescuer:
-    """Looks after the queue, several times within the length of a lease."""
+    """Maintains the queue several times per lease."""
 
     def __init__(self, db: Database, leases: Leases, register: Callable[[], Awaitable[None]]) -> None:
         self._db = db
@@ -27,7 +27,7 @@ class Rescuer:
         self._measure_at = 0.0
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         while True:
             again_s = max(0.05, self._leases.lease_s / 4)
             try:
@@ -47,7 +47,7 @@ class Rescuer:
             logger.warning("{} jobs of workers that died or froze are free again", rescued)
         for job_id, task in dead:
             logger.bind(job_id=job_id, task=task).error("dead letter: {}", KILLED)
-            metrics.job_ended(task, "dead", 0)  # nobody knows how long it took
+            metrics.job_ended(task, "dead", 0)  # the duration is unknown
 
     async def _measure(self) -> None:
         started = time.monotonic()
