@@ -227,7 +227,11 @@ def reruns(verdict: Verdict, runs: Sequence[Run], deployment: Deployment) -> Non
 
 def _refusals(verdict: Verdict, deployment: Deployment) -> None:
     frozen = {i.pid for i in deployment.incidents if i.cause == "freeze" and i.detail == CONSUMER}
-    refused = {pid for pid, message in deployment.messages() if "lost meanwhile" in message}
+    refused = {
+        pid
+        for pid, message in deployment.messages()
+        if "was lost; another worker" in message or "were lost; other workers" in message
+    }
     verdict.check("frozen workers whose late completions were not refused", sorted(frozen - refused), len(frozen))
     verdict.note("other workers that had a completion refused", len(refused - frozen))
 

@@ -127,7 +127,7 @@ def _described(operation: ActionOperation, number: int, schemas: _Schemas) -> di
     if action.codec.error_schema is not None:
         problem["application/json"] = {"schema": action.codec.error_schema}
     output = schemas.get(number, "output", "serialization")
-    done: dict[str, Any] = {"description": "Done"}
+    done: dict[str, Any] = {"description": "Success"}
     if sends_itself(returned):
         done["content"] = {returned.documented_as: {"schema": {"type": "string"}}}
     elif output is not None:
@@ -140,7 +140,7 @@ def _described(operation: ActionOperation, number: int, schemas: _Schemas) -> di
         "responses": {
             "204" if returned is type(None) else str(action.status): done,
             **{status: {"description": why, "content": problem} for status, why in _refusals(operation).items()},
-            "default": {"description": "Refused", "content": problem},
+            "default": {"description": "Error", "content": problem},
         },
     }
     if (schema := schemas.get(number, "input", "validation")) is not None:

@@ -154,7 +154,7 @@ class ActorAdministration:
             check_has_power_over(caller, (), is_superuser=bool(wanted.is_superuser))
             before = found.actor
             if wanted.type not in (None, before.type) and (not caller.is_superuser or caller.actor_id == before.id):
-                raise Denied("only a superuser changes the type of an actor, and nobody their own")
+                raise Denied("only a superuser can change the type of an actor, and not of their own account")
             given = {name: value for name in _CHANGEABLE if (value := getattr(wanted, name)) is not None}
             saved, ended = await self._save(tx, found, replace(before, **given), password_hash)
             changed = [name for name in _CHANGEABLE if getattr(before, name) != getattr(saved, name)]

@@ -187,7 +187,7 @@ class OAuth:
         issued = await self.tokens.issue(session, at)
         async with db.begin() as tx:
             if not await self.sessions.start(tx, session, caller.origin, scope=scope, api_key_id=key_id):
-                raise InvalidClient  # disabled meanwhile
+                raise InvalidClient  # a concurrent request disabled the account
             done = replace(caller, actor_id=client.actor.id, session_id=session.id)
             await self.audit.record(tx, done, "auth.oauth_token", target=client.actor.id, scope=scope)
         return TokenResponse(issued.access_token, "Bearer", int(ttl_s), " ".join(scope))

@@ -73,4 +73,4 @@ class Completer:
             self._jobs.release(job)
         if finished < len(jobs):
             metrics.lease_lost(jobs[0].task, len(jobs) - finished)
-            logger.warning("{} leases were lost meanwhile; other workers have the jobs", len(jobs) - finished)
+            logger.warning("{} leases were lost; other workers have the jobs", len(jobs) - finished)

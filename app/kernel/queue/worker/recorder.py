@@ -91,7 +91,7 @@ class Recorder:
             logger.warning("job {} of {}: this release does not know it; left to another", job.id, job.task)
         return "unknown"
 
-    def lost(self, job: Job, what: str = "the lease was lost meanwhile; another worker has it") -> None:
+    def lost(self, job: Job, what: str = "the lease was lost; another worker has it") -> None:
         """Remove a job whose lease was lost, and log it."""
         self._jobs.release(job)
         metrics.lease_lost(job.task)
