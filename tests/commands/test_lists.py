@@ -41,6 +41,19 @@ def test_a_row_is_one_line_that_fits_the_terminal(on_migrated: Project, migrated
     assert (ELLIPSIS in line) == (columns < 160)
 
 
+def test_a_row_is_one_line_on_a_terminal_without_utf_8(on_migrated: Project, migrated: TestDatabase) -> None:
+    made = letter(migrated, "ascii")
+    migrated.run("UPDATE kernel.dead_letters SET reason = repeat('\u7d19', 60) WHERE id = %s", made)
+    env = {"NO_COLOR": "1", "PYTHONIOENCODING": "ascii"}
+    with terminal(on_migrated, "dead-letters", "list", "--queue", "ascii", env=env) as shown:
+        assert shown.wait() == 0, shown.seen
+    lines = shown.seen.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith(made[-8:])
+    assert "\\u7d19" in lines[1]
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_a_pipe_gets_whole_ids_times_and_texts(on_migrated: Project, migrated: TestDatabase) -> None:
     made = letter(migrated, "piped")
     done = on_migrated.app("dead-letters", "list", "--queue", "piped", env={"COLUMNS": "40"})

@@ -26,6 +26,7 @@ _SHORTEST_ID = 8
 _SHORTEST_TEXT = 8
 _READABLE = 24
 _GAP = 2
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _FAR = timedelta(days=100)
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _COLOURS = {
@@ -66,8 +67,9 @@ def _print_lines(columns: "Columns", values: list[list[object]]) -> None:
         columns, [max(row[at].cell_len for row in cells) for at in range(len(columns))], is_text, console.width
     )
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="" if _is_plain() else "bold")
+    overflow = "ellipsis" if _harmless(_ELLIPSIS) == _ELLIPSIS else "crop"
     for at, width in widths.items():
-        table.add_column(columns[at].heading, width=width, no_wrap=True, overflow="ellipsis")
+        table.add_column(columns[at].heading, width=width, no_wrap=True, overflow=overflow)
     for row in cells:
         table.add_row(*(row[at] for at in widths))
     console.print(table)
@@ -159,8 +161,12 @@ def _is_plain() -> bool:
 
 
 def _harmless(text: str) -> str:
-    """Escape control characters, which may come from other people, such as in the message of an error."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Escape control characters, which may come from other people, such as in the message of an error.
+
+    What stdout cannot encode is escaped here too, so that its width is known.
+    """
+    text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
 
 
 def _whole(value: object) -> object:
