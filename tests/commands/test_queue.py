@@ -209,3 +209,21 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
         "name": heartbeat,
         "paused_at": None,
     }
+
+
+# What removed modules leave behind
+
+
+def test_removing_orphans_is_recorded_with_what_was_removed_and_only_if_something_was(
+    project: Project, database: TestDatabase
+) -> None:
+    assert project.app("migrate", "up").returncode == 0
+    database.run("INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('gone.greet', 'gone.moved')")
+    dead_letters(database, "default", 2)
+    for expected in ("removed 0 schedules, 1 subscriptions, 0 jobs and 2 dead letters\n", None):
+        done = project.app("orphans", "remove", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert expected in (done.stdout, None)
+    [(address, details)] = database.all("SELECT address, details FROM kernel.audit")
+    assert address == f"os:{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
+    assert details == {"schedules": 0, "subscriptions": 1, "jobs": 0, "dead_letters": 2}

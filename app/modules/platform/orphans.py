@@ -1,8 +1,8 @@
 """Orphans: schedules, subscriptions, jobs and dead letters of removed modules."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from app.kernel.actions import Database, Transaction, change, read
+from app.kernel.actions import Database, Note, Transaction, change, read
 from app.kernel.paging import Page
 from app.kernel.queue.orphans import Orphan, OrphanAdmin, RemovedOrphans
 
@@ -22,9 +22,12 @@ class Orphans:
         return Page(await self.admin.all(db))
 
     @change("platform.remove_orphans", command="orphans remove", confirm="Remove all orphans?")
-    async def remove(self, tx: Transaction) -> RemovedOrphans:
+    async def remove(self, tx: Transaction, note: Note) -> RemovedOrphans:
         """Remove schedules, subscriptions, jobs and dead letters that no module of this installation declares.
 
         Running jobs stay. Safe to repeat.
         """
-        return await self.admin.remove(tx)
+        removed = await self.admin.remove(tx)
+        note.details |= asdict(removed)
+        note.recorded = any(note.details.values())
+        return removed
