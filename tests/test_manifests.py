@@ -156,6 +156,19 @@ def test_what_is_wrong_is_said_with_its_place() -> None:
     ]
 
 
+class NotMade:
+    """A feature class that is no dataclass."""
+
+    @read("tests.not_made")
+    async def get(self, db: Database) -> None:
+        """Get."""
+
+
+def test_a_feature_that_is_no_dataclass_is_said_with_its_place() -> None:
+    module = Module("tests", "Wrong.", features=(Feature("test_manifests:NotMade"),), serves=False)
+    assert problems([module], {}, [], []) == ["tests.test_manifests.NotMade is no dataclass, so it cannot be made"]
+
+
 def test_a_method_that_no_adapter_could_call_is_said_with_its_place() -> None:
     names = ("NoReturn", "NoDataclass", "TwoInputs")
     module = Module("tests", "Wrong.", features=tuple(Feature(f"test_manifests:{name}") for name in names))

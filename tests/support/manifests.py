@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from app.cli import COMMANDS
 from app.kernel.actions import Action, Doc, Signature, Work, declared
-from app.kernel.actions.compose import MissingProvider, Providers, check
+from app.kernel.actions.compose import Providers, check
 from app.kernel.decoding import name_outside
 from app.kernel.module import Module
 from app.kernel.paging import Page
@@ -131,7 +131,7 @@ def _composition(module: Module, providers: Providers, sections: list[type[Any]]
     for kind in module.feature_classes():
         try:
             check(kind, providers, sections)
-        except MissingProvider as error:
+        except InvalidDeclaration as error:
             yield str(error)
     run = {work.task.name for _, work in works(module) if work.task}
     for schedule in module.scheduled():

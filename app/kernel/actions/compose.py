@@ -54,6 +54,8 @@ def check(kind: type[Any], providers: Providers, sections: Iterable[type[Any]]) 
 
 
 def _needs(kind: type[Any], providers: Providers, sections: Iterable[type[Any]]) -> Iterator[tuple[str, type[Any]]]:
+    if not is_dataclass(kind):
+        raise InvalidDeclaration(f"{kind.__module__}.{kind.__qualname__} is no dataclass, so it cannot be made")
     hints = get_type_hints(kind)
     for item in fields(cast("Any", kind)):
         needed = hints[item.name]
