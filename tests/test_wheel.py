@@ -78,6 +78,13 @@ def test_settings_and_data_are_found_wherever_it_is_installed(elsewhere: Project
     assert places == [str(package(installed) / "_bundled"), f"{elsewhere.env['HOME']}/.local/state/{NAME}"]
 
 
+def test_no_migration_is_created_inside_the_installed_package(elsewhere: Project, installed: Path) -> None:
+    done = elsewhere.app("migrate", "create", "auth", "add_x")
+    assert (done.returncode, done.stdout) == (77, "")
+    assert "created in a checkout" in done.stderr
+    assert list((package(installed) / "_bundled/migrations").glob("*add_x*")) == []
+
+
 def test_it_migrates_serves_and_stops(elsewhere: Project, database: TestDatabase) -> None:
     elsewhere.env |= database.env
     planned = printed_json(elsewhere.app("migrate", "plan", "--json"))["items"]

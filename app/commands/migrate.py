@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app import ROOT
+from app import IS_INSTALLED, ROOT
 from app.commands.once import run_once
 from app.kernel.cli import Json, NoInput, can_ask, confirm, group, print_json
 from app.modules import MODULES
@@ -55,7 +55,10 @@ def create(
       app migrate create auth add_user_roles
     """
     from app.kernel.db.migrations import files
+    from app.kernel.errors import Denied
 
+    if IS_INSTALLED:
+        raise Denied("migrations are created in a checkout, and this package is installed from a wheel")
     for path in files.create(_FOLDER, module, description, ("kernel", *MODULES)):
         typer.echo(path.relative_to(ROOT))
 
