@@ -30,7 +30,7 @@ _FLAGS = {
     "as_json": ("--json", "Print JSON."),
     "yes": ("--yes", "Skip the confirmation."),
     "no_input": ("--no-input", "Fail instead of asking."),
-    "dry_run": ("--dry-run", "Print the number of affected rows without changing them."),
+    "dry_run": ("--dry-run", "Print the number of selected rows without changing them."),
 }
 
 

@@ -167,7 +167,7 @@ class DeadLetterAdmin:
         return DeadLetterDetails(*known, trace_context=context, trace_id=trace_id(context), errors=failures(errors))
 
     async def revive(self, tx: Transaction, letter_id: UUID) -> Chunk:
-        """Turn a dead letter into a ready job with all attempts, unless an unfinished job has its unique key."""
+        """Turn a dead letter into a ready job with all attempts left, unless an unfinished job has its unique key."""
         return _chunk(await tx.one(_REVIVE_ONE, {"id": letter_id}), 1)
 
     async def revive_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:

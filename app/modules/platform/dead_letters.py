@@ -177,7 +177,7 @@ class DeadLetters:
         examples=("0193505f-1c00-7000-8000-000000000001",),
     )
     async def retry(self, tx: Transaction, letter: DeadLetterRef) -> JobChanged:
-        """Retry a dead letter as a job with all of its attempts. In its group it runs last."""
+        """Retry a dead letter: it becomes a job with all attempts left, the last one of its group."""
         done = await self.admin.revive(tx, letter.id)
         if not done.seen:
             raise DeadLetterNotFound(f"there is no dead letter {letter.id}")
