@@ -26,8 +26,7 @@ _NAMES = (
 # forms of secrets: JWT (RFC 7519), our tokens and keys, passwords in URLs, Authorization values
 _LOOKS = re.compile(
     r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"
-    r"|\brt_[A-Za-z0-9_-]{20,}"
-    rf"|\b{NAME}_[A-Za-z0-9_-]{{20,}}"
+    rf"|(?:\b|(?<=\\[nrt]))(?:rt|{NAME})_[A-Za-z0-9_-]{{20,}}"  # after the letter of an escaped line end, too
     r"|(?<=://)[^\s/@\"']*:[^\s/@\"']+(?=@)"
     r"|(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"

@@ -307,6 +307,7 @@ def test_secrets_in_texts_are_hidden(text: str) -> None:
 )
 def test_tokens_are_hidden_wherever_they_stand(text: str) -> None:
     assert text not in redacted(f"before {text} after")
+    assert text not in redacted(repr(f"before\n{text}"))
 
 
 @pytest.mark.parametrize(
