@@ -113,7 +113,7 @@ def test_the_module_passes_every_check_and_its_own_tests(copy: Copy) -> None:
     checks = [
         [programs / "ruff", "check", "app", "tests/modules"],
         [programs / "ruff", "format", "--check", "app", "tests/modules"],
-        [programs / "basedpyright", "app/modules/orders"],
+        [programs / "basedpyright", "--pythonpath", sys.executable, "app/modules/orders"],
         [programs / "lint-imports"],
         [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", "tests/test_manifests.py", "tests/modules/orders"],
     ]  # fmt: skip

@@ -92,7 +92,11 @@ def mutated(seed: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "200"))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(seed=st.sampled_from(SEEDS), changes=CHANGES)
 def test_a_mutated_request_is_served_only_if_it_is_one(plain: Served, seed: bytes, changes: Any) -> None:
     raw = mutated(seed, changes)
@@ -131,7 +135,7 @@ def events(*pieces: bytes) -> tuple[list[object], bool]:
     return found, True
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.sampled_from(SEEDS), changes=CHANGES | st.just([]), size=st.integers(1, 30))
 def test_it_does_not_matter_in_which_pieces_a_request_arrives(seed: bytes, changes: Any, size: int) -> None:
     raw = mutated(seed, changes)
@@ -146,7 +150,11 @@ VALUES = st.binary(max_size=60).map(
 SCHEMES = st.sampled_from([b"", b"Bearer ", b"Basic ", b"Bearer app_", b"Bearer eyJ", b"00-", b"application/json;"])
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     st.sampled_from(NAMES), SCHEMES, VALUES, st.sampled_from(["GET /auth/v1/me", "GET /metrics", "POST /oauth/token"])
 )

@@ -17,7 +17,7 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
@@ -364,7 +364,7 @@ PIECES = st.lists(st.just(GOOD) | FRAMES | st.binary(max_size=40), max_size=12)
 async def test_any_frames_are_answered_or_refused(server: Serving) -> None:
     runs: list[list[bytes]] = []
 
-    @settings(max_examples=EXAMPLES, database=None)
+    @settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(PIECES)
     def collect(pieces: list[bytes]) -> None:
         runs.append(pieces)
