@@ -102,7 +102,8 @@ def _help(actions: list[_Declared]) -> str:
     """Return the docstring of the first action, the summary of the second one, and examples."""
     texts = [inspect.getdoc(getattr(each.feature, each.method)) or each.action.id for each in actions]
     text = "\n\n".join([texts[0], *(more.partition("\n")[0] for more in texts[1:])])
-    examples = [example for each in actions for example in each.action.examples] or [""]
+    examples = [example for each in actions for example in each.action.examples]
+    examples = examples or [" ".join(p.hint for p in actions[0].parameters if p.is_argument)]
     lines = [f"  {NAME} {actions[0].action.command} {example}".rstrip() for example in examples]
     return "\n".join([text, "", "\b", "Examples:", *lines])
 

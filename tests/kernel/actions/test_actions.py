@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
+import typer
 from annotated_types import Len
 
+from app.commands.once import run_once
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
+from app.kernel.actions.commands import add_commands
 from app.kernel.actions.compose import MissingProvider, Providers, check, handlers, make, operations, value
 from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.config import load
 from app.kernel.errors import Conflict
 from app.kernel.http.openapi import openapi
 from app.kernel.process import Process
+from app.kernel.product import NAME
 from app.kernel.providers import PROVIDERS
 from app.kernel.queue import Handler
 from app.modules import modules
@@ -155,10 +159,25 @@ async def test_every_schedule_has_what_runs_its_jobs(database: TestDatabase) -> 
 
 
 async def test_openapi_says_what_an_action_raises_and_what_its_fields_mean(process: Process) -> None:
-    document = openapi(await operations(process, [Things]), "things")
+    document = openapi(await operations(process, [Droppable]), "things")
     described = document["paths"]["/things/{name}/add"]["post"]
     assert described["operationId"] == "things.add"
     assert described["summary"] == "Add a thing."
     assert "NAME_TAKEN" in described["responses"]["409"]["description"]
     assert described["parameters"][0]["schema"]["description"] == "Name of the thing."
     assert described["security"] == [{"bearer": []}]
+
+
+class Droppable:
+    """What can be dropped."""
+
+    @change("tests.drop", DELETE="/things/{name}", command="things drop")
+    async def drop(self, tx: Transaction, ref: Ref) -> None:
+        """Drop a thing."""
+
+
+def test_the_help_of_a_command_without_examples_shows_its_arguments_as_one() -> None:
+    things = typer.Typer()
+    add_commands(things, "things", [Droppable], run_once)
+    [command] = things.registered_commands
+    assert f"  {NAME} things drop NAME" in (command.help or "").splitlines()
