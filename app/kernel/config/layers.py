@@ -218,7 +218,7 @@ class _Layers:
             elif key == "http_server.debug" and str(value).lower() not in _FALSE:
                 self.refuse(key, "must be false outside local and test")
             elif key == "postgres.host" and not value:
-                self.refuse(key, f"nothing is embedded outside local and test; {change}")
+                self.refuse(key, f"the embedded server is for local and test only; {change}")
             elif not setting.is_secret or (not text.strip() and setting.may_be_empty) or key in wrong:
                 continue
             elif not value:

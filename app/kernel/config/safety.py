@@ -54,11 +54,11 @@ def why_guessable(secret: str, published: Iterable[str], *, key: bool) -> str:
     readings = list(_readings(secret))
     if any(text == written or (len(bare) >= _SHORTEST_PART and bare in _bare(reading))
            for text, bare in known for reading in readings):  # fmt: skip
-        return "a default that everybody knows"
+        return "a published default"
     if _REFERENCE.fullmatch(secret.strip()):
-        return "what stands for a secret, not one"
+        return "a placeholder, not a secret"
     if len(set(written)) < 2:
-        return "no secret: it is blank, or one character over and over"
+        return "not a secret: it is blank, or a repeated character"
     if key and min(map(bits, readings)) < BITS:
         return "too easy to guess"
     return ""

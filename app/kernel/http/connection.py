@@ -121,8 +121,8 @@ class Connection(asyncio.Protocol):
         """Begin an exchange; return the function that receives the messages of its request."""
         scope[CLOSING] = self.server.closing
         exchange = Exchange(self, scope, send)
-        running = exchange.run(self.server.application(self, app, scope))
-        task = self._exchanges[exchange] = asyncio.ensure_future(running)
+        self.server.check_limits(self, scope)
+        task = self._exchanges[exchange] = asyncio.ensure_future(exchange.run(app))
         self.server.request_begun(self)
 
         def ended(_: object) -> None:
@@ -284,10 +284,10 @@ class Connection(asyncio.Protocol):
         if self._is_connected:
             self._transport.abort()
 
-    def cut(self) -> list["asyncio.Task[None]"]:
+    def cancel_requests(self) -> list["asyncio.Task[None]"]:
         """Cancel the requests in flight; return their tasks."""
         for exchange, task in self._exchanges.items():
-            exchange.cut()
+            exchange.mark_cancelled()
             task.cancel()
         return list(self._exchanges.values())
 

@@ -49,7 +49,7 @@ class Exchange:
                 self._connection.server.bodies.give(self._address(), self._counted)
             await self._end(None)
 
-    def cut(self) -> None:
+    def mark_cancelled(self) -> None:
         """Mark the request as cancelled: its status is 503 unless the response has started."""
         self._answer.instead = 503
 

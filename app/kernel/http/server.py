@@ -45,7 +45,7 @@ _SWEEP_S = 0.25
 _AT_ONCE = 16
 _AGAIN_S = 0.02
 _SLOW_S = 1.0
-_CUT_S = 2.0
+_CLEAN_UP_S = 2.0
 
 Accepted = tuple[socket.socket, tuple[str, int]]
 _BODIES = 32
@@ -128,7 +128,7 @@ def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains
             await listener.close()
             await listener.ended()
         except BaseException:
-            if count := await listener.cut():
+            if count := await listener.cancel_requests():
                 logger.error("{} requests were cancelled at the end of the grace period", count)
             raise
 
@@ -192,18 +192,18 @@ class Listener:
             await asyncio.wait(self._tasks)
         self._forget()
 
-    async def cut(self) -> int:
+    async def cancel_requests(self) -> int:
         """Cancel the requests in flight, wait for their clean-up, and close; return the number of requests."""
         await self.close()
-        cut = [task for connection in self._all() for task in connection.cut()]
-        if cut:
-            await asyncio.wait(cut, timeout=_CUT_S)
+        cancelled = [task for connection in self._all() for task in connection.cancel_requests()]
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=_CLEAN_UP_S)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LAST_S)
         for connection in self._all():
             connection.abort()
         self._forget()
-        return len(cut)
+        return len(cancelled)
 
     def _forget(self) -> None:
         self._forget_metrics()
@@ -328,8 +328,8 @@ class Listener:
         self.begun(connection)
         (self.spare if connection.refusal else self.lingering).begin(connection)
 
-    def application(self, connection: Connection, app: App, scope: Scope) -> App:
-        """Return the application for a request; mark a request above a limit as refused."""
+    def check_limits(self, connection: Connection, scope: Scope) -> None:
+        """Mark a request above a limit as refused."""
         reason = connection.refusal
         if not reason and scope["http_version"] == "2":  # in HTTP/1, a connection has one request at a time
             if not connection.is_proxy and self._requests_of[connection.address] >= self._most_of_one:
@@ -339,7 +339,6 @@ class Listener:
         if reason and scope["path"] not in PATHS:
             self.refusals.note(reason)
             scope[REFUSED] = Unavailable("there are too many connections or requests")
-        return app
 
     def request_begun(self, connection: Connection) -> None:
         """Count a request in flight."""

@@ -97,7 +97,7 @@ class Sentinel:
     pool: PoolWatch
 
     @property
-    def _teller(self) -> Queue | None:
+    def _notifier(self) -> Queue | None:
         """The queue, when people are to be notified."""
         return self.queue if self.settings.notify_urls.get_secret_value() else None
 
@@ -121,7 +121,7 @@ class Sentinel:
         if not groups:
             return
         try:
-            await self.errors.store(self.db, self._teller, groups, self.process, VERSION)
+            await self.errors.store(self.db, self._notifier, groups, self.process, VERSION)
         except BaseException:
             self.capture.put_back(groups)
             raise
@@ -139,9 +139,9 @@ class Sentinel:
             self.capture.add("outage", "SnapshotHeld", said, name)
         for name, said in await self.db.all(_CROWDED, (_NEARLY_FULL,)):
             self.capture.add("outage", "ConnectionsNearlyUsedUp", said, name)
-        if self._teller is not None:
+        if self._notifier is not None:
             async with self.db.begin() as tx:  # for groups that have become due again
-                await self.errors.notify(tx, self._teller)
+                await self.errors.notify(tx, self._notifier)
 
 
 async def sentinel(p: Process) -> Run:

@@ -121,7 +121,7 @@ class _Shared:
         owner = self.folder.stat().st_uid
         if owner != os.geteuid():
             name = "root" if owner == 0 else f"the user {owner}"
-            raise Unavailable(f"{self.folder} was made by {name}; run as {name} or remove it")
+            raise Unavailable(f"{self.folder} belongs to {name}; run as {name} or remove it")
         if self.log.exists():
             self.log_from = self.log.stat().st_size
 

@@ -78,10 +78,10 @@ def private_folder(path: Path, owner: Account, mode: int = 0o700) -> Path:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise Failure(f"{path} is not a folder of ours ({error.strerror}): remove it") from error
+        raise Failure(f"{path} must be a folder ({error.strerror}): remove it") from error
     try:
         if os.fstat(fd).st_uid not in {os.geteuid(), owner.uid}:
-            raise Failure(f"{path} belongs to somebody else: remove it")
+            raise Failure(f"{path} belongs to another user: remove it")
         if os.geteuid() == 0:
             os.fchown(fd, owner.uid, owner.gid)
         os.fchmod(fd, mode)
@@ -164,7 +164,7 @@ def find_place(folder: Path, programs: Path) -> Place:
     with contextlib.suppress(FileNotFoundError):
         made_by = (place.data / "PG_VERSION").read_text().strip()
         if f" {made_by}." not in found:
-            raise Failure(f"{place.data} was made by PostgreSQL {made_by}, here is {found or 'none'}: remove it")
+            raise Failure(f"{place.data} was created by PostgreSQL {made_by}, installed is {found or 'none'}: remove it")
     new = note.with_name("where.new")
     new.write_text(f"folder: {folder}\ndata: {place.data}\nsocket: {place.sockets}\n")
     new.replace(note)

@@ -86,7 +86,7 @@ def newer_release(found: Sequence[Status]) -> str:
         return ""
     count = f"{len(unknown)} applied migration{'s have' if len(unknown) > 1 else ' has'} no file here"
     return (
-        f"{count}, the last is {unknown[-1]}: a newer release has migrated this database; this older one goes on,"
+        f"{count}, the last is {unknown[-1]}: a newer release has migrated this database; this older one continues,"
         f" see {NAME} migrate status"
     )
 
