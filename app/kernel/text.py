@@ -38,7 +38,7 @@ def shown(value: object, how: Callable[[object], str] = str) -> str:
         return f"<{_kind(value)} that cannot be shown>"
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return type and text of an exception, storable, of limited length. Never raises."""
     text = storable(shown(error)[:_LONGEST])
     return f"{_kind(error)}: {text}" if text else _kind(error)

@@ -23,7 +23,7 @@ from loguru import logger
 from app.kernel.config import ProcessSettings, Settings
 from app.kernel.errors import Constraints, Unavailable
 from app.kernel.services import Run, Service, in_order
-from app.kernel.text import said
+from app.kernel.text import error_text
 
 T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
@@ -210,7 +210,7 @@ class Process:
                 continue
             if error := task.exception():
                 failed = True
-                logger.opt(exception=error).critical("service {} failed: {}", name, said(error))
+                logger.opt(exception=error).critical("service {} failed: {}", name, error_text(error))
         if ended_early and not failed:
             logger.critical("service {} ended without being asked to", ", ".join(ended_early))
         return failed or bool(ended_early)
@@ -249,7 +249,7 @@ def run_to_end(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, T]) ->
         except (SystemExit, KeyboardInterrupt) as error:
             if main.done():
                 raise
-            logger.opt(exception=error).error("a task raised {}; going on", said(error))
+            logger.opt(exception=error).error("a task raised {}; going on", error_text(error))
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> bool:

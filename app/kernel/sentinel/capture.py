@@ -14,7 +14,7 @@ from app.kernel.product import NAME
 from app.kernel.sentinel import Group, Kind
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.redact import redacted, redacted_fields
-from app.kernel.text import said, shown, storable, storable_tree
+from app.kernel.text import error_text, shown, storable, storable_tree
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -85,7 +85,7 @@ class Capture:
         if self._count_alike(fingerprint, kind, type_):
             return
         message = redacted(record["message"])
-        title = message if error is None else redacted(said(error))
+        title = message if error is None else redacted(error_text(error))
         context: dict[str, Any] = {
             **self._about,
             **redacted_fields({key: shown(value) for key, value in record["extra"].items()}),

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import LiteralString
 
 from app.kernel.actions.compose import make
 from app.kernel.config import SentinelSettings
@@ -111,7 +112,7 @@ class Sentinel:
             try:
                 await self.store()
                 if not stopping and await self.db.run(_MY_TURN):
-                    await self.look_out()
+                    await self.detect_outages()
             except Unavailable:
                 continue  # already logged; the groups are kept
 
@@ -126,19 +127,19 @@ class Sentinel:
             self.capture.put_back(groups)
             raise
 
-    async def look_out(self) -> None:
+    async def detect_outages(self) -> None:
         """Capture lost processes, late schedules, stuck queues, held snapshots, and a nearly full server."""
         limits = self.settings
-        for name, said in await self.db.all(_GONE, (_GONE_AFTER_S,)):
-            self.capture.add("outage", "ProcessGone", said, name)
-        for name, said in await self.db.all(_LATE, (limits.late_schedule,)):
-            self.capture.add("outage", "ScheduleLate", said, name)
-        for name, said in await self.db.all(_STUCK, (limits.stuck_queue,)):
-            self.capture.add("outage", "QueueStuck", said, name)
-        for name, said in await self.db.all(_HELD, (limits.held_snapshot, limits.held_snapshot)):
-            self.capture.add("outage", "SnapshotHeld", said, name)
-        for name, said in await self.db.all(_CROWDED, (_NEARLY_FULL,)):
-            self.capture.add("outage", "ConnectionsNearlyUsedUp", said, name)
+        checks: tuple[tuple[str, LiteralString, tuple[float, ...]], ...] = (
+            ("ProcessGone", _GONE, (_GONE_AFTER_S,)),
+            ("ScheduleLate", _LATE, (limits.late_schedule,)),
+            ("QueueStuck", _STUCK, (limits.stuck_queue,)),
+            ("SnapshotHeld", _HELD, (limits.held_snapshot, limits.held_snapshot)),
+            ("ConnectionsNearlyUsedUp", _CROWDED, (_NEARLY_FULL,)),
+        )
+        for type_, sql, parameters in checks:
+            for name, message in await self.db.all(sql, parameters):
+                self.capture.add("outage", type_, message, name)
         if self._notifier is not None:
             async with self.db.begin() as tx:  # for groups that have become due again
                 await self.errors.notify(tx, self._notifier)
@@ -150,7 +151,7 @@ async def sentinel(p: Process) -> Run:
     host = f"{socket.gethostname()}:{os.getpid()}"
     about = {"process": p.name, "host": host, "release": VERSION, "environment": p.settings.environment}
     capture = Capture(about)
-    logs.tell(capture)
+    logs.set_listener(capture)
     db = await p.use(database)
     errors, pool = Errors(settings.cooldown), PoolWatch(db.pool_use)
     watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool)

@@ -24,7 +24,7 @@ from pydantic_core import to_json
 from app.kernel.config import LoggerSettings, Misconfigured
 from app.kernel.telemetry.output import Output
 from app.kernel.telemetry.redact import redacted, redacted_fields
-from app.kernel.text import said, shown, storable_tree
+from app.kernel.text import error_text, shown, storable_tree
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -70,7 +70,7 @@ class Listener(Protocol):
         ...
 
 
-def tell(listener: Listener | None) -> None:
+def set_listener(listener: Listener | None) -> None:
     """Set the listener of this process; it replaces the previous one."""
     global _listener  # noqa: PLW0603 - per process, like loguru's handlers
     _listener = listener
@@ -122,7 +122,7 @@ def failed(error: BaseException, template: str, *values: object, **about: object
         logger.bind(**about).opt(exception=error).error(template, *values)
         return
     span = trace.get_current_span().get_span_context()
-    fields = {**fields, **redacted_fields(about), "exception": redacted(said(error))}
+    fields = {**fields, **redacted_fields(about), "exception": redacted(error_text(error))}
     _lines.write(functools.partial(_lines.of_event, time.time(), "ERROR", template, values, span, fields))
 
 
@@ -239,7 +239,7 @@ def _stack(record: "Record") -> str:
     error = exception.value
     if _stacks.is_new(error):
         return redacted("".join(traceback.format_exception(error)))
-    return redacted(said(error))
+    return redacted(error_text(error))
 
 
 def _filled(template: str, values: tuple[object, ...]) -> str:

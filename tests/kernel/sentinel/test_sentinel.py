@@ -216,7 +216,7 @@ async def test_after_the_cooldown_people_are_told_how_many_there_were_since(watc
             fail()
         await watch.sentinel.store()
         await bench.db.run("UPDATE kernel.errors SET notified_at = now() - interval '2 hours'")
-        await watch.sentinel.look_out()
+        await watch.sentinel.detect_outages()
         _, message = await watch.told(2)
     assert "5 times since the last message, 6 in all" in message.body
 
@@ -299,7 +299,7 @@ async def test_outages_of_others_are_captured(watch: Watch, bench: Bench) -> Non
             " VALUES (kernel.uuid7(), %s, 't', 0, 1, 1, now() - %s * interval '1 second')",
             (queue, age_s),
         )
-    await watch.sentinel.look_out()
+    await watch.sentinel.detect_outages()
     found = {(group.type, group.culprit): group.title for group in watch.capture.drain()}
     assert set(found) == {("ProcessGone", "run-x"), ("ScheduleLate", "late"), ("QueueStuck", "stuck")}
     assert "run-x on there (pid 7) has not reported for 6" in found["ProcessGone", "run-x"]
@@ -320,7 +320,7 @@ async def test_a_server_whose_connections_are_nearly_used_up_is_captured(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_NEARLY_FULL", 0.001)
-    await watch.sentinel.look_out()
+    await watch.sentinel.detect_outages()
     (group,) = watch.capture.drain()
     assert group.type == "ConnectionsNearlyUsedUp"
     assert re.fullmatch(r"\d+ of \d+ connections of PostgreSQL are in use", group.title)
@@ -348,6 +348,6 @@ async def test_when_there_is_nobody_to_tell_nothing_is_enqueued(watch: Watch, be
     alone = replace(watch.sentinel, settings=nobody)
     fail()
     await alone.store()
-    await alone.look_out()
+    await alone.detect_outages()
     assert [count for *_, count in await watch.groups()] == [1]
     assert await bench.states() == []

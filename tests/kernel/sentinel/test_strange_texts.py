@@ -17,7 +17,7 @@ from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.postgres import Errors
 from app.kernel.telemetry import logs
 from app.kernel.telemetry.spans import ExportedSpan
-from app.kernel.text import said, shown, storable, storable_tree
+from app.kernel.text import error_text, shown, storable, storable_tree
 from tests.kernel.queue.conftest import Bench, bench
 from tests.support.project import eventually
 
@@ -121,6 +121,6 @@ def test_what_is_inside_of_itself_ends() -> None:
 
 
 def test_what_cannot_be_shown_is_named() -> None:
-    assert said(Mute()) == "Mute: <Mute that cannot be shown>"
+    assert error_text(Mute()) == "Mute: <Mute that cannot be shown>"
     assert shown(Cruel(), repr) == "<Cruel that cannot be shown>"
-    assert said(RuntimeError()) == "RuntimeError"
+    assert error_text(RuntimeError()) == "RuntimeError"

@@ -164,7 +164,9 @@ def find_place(folder: Path, programs: Path) -> Place:
     with contextlib.suppress(FileNotFoundError):
         made_by = (place.data / "PG_VERSION").read_text().strip()
         if f" {made_by}." not in found:
-            raise Failure(f"{place.data} was created by PostgreSQL {made_by}, installed is {found or 'none'}: remove it")
+            raise Failure(
+                f"{place.data} was created by PostgreSQL {made_by}, installed is {found or 'none'}: remove it"
+            )
     new = note.with_name("where.new")
     new.write_text(f"folder: {folder}\ndata: {place.data}\nsocket: {place.sockets}\n")
     new.replace(note)

@@ -20,7 +20,7 @@ from app.kernel.queue.worker.leases import Leases
 from app.kernel.queue.worker.recorder import InvalidPayload, LeaseLost, NewerEvent, Recorder
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.traces import exemplar, resumed
-from app.kernel.text import said, shown
+from app.kernel.text import error_text, shown
 
 
 class Executor:
@@ -74,7 +74,7 @@ class Executor:
         job = self._jobs.running.pop(task, None)
         self._jobs.note_end()
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.opt(exception=error).error("the worker itself failed: {}", said(error))
+            logger.opt(exception=error).error("the worker itself failed: {}", error_text(error))
             if job is not None:
                 self._jobs.release(job)  # another worker leases it when its lease has expired
 
@@ -136,7 +136,7 @@ class Executor:
         try:
             return await self._recorder.not_done(job, error, stopped_for)
         except Exception as unfit:  # noqa: BLE001 - the error has invalid attributes
-            strange = RuntimeError(f"an error that cannot be shown, because of {said(unfit)}")
+            strange = RuntimeError(f"an error that cannot be shown, because of {error_text(unfit)}")
             return await self._recorder.failed(job, strange)
 
     async def _operate(self, job: Job, handler: Handler | Subscriber) -> None:

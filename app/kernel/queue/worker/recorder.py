@@ -15,7 +15,7 @@ from app.kernel.queue.worker.completer import RETRY_S
 from app.kernel.queue.worker.leases import Leases
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.redact import redacted
-from app.kernel.text import said, shown, storable
+from app.kernel.text import error_text, shown, storable
 
 _LONGEST_BACKOFF_S = 6 * 3600.0
 _UNKNOWN_AGAIN_S = 10.0
@@ -66,7 +66,7 @@ class Recorder:
 
     async def failed(self, job: Job, error: BaseException) -> str:
         """Schedule the next attempt, or create a dead letter after the last one."""
-        reason = redacted(said(error))
+        reason = redacted(error_text(error))
         if isinstance(error, asyncio.CancelledError):
             reason = "CancelledError: what it waited for was cancelled elsewhere"
         attempt = job.attempt + 1
