@@ -159,7 +159,7 @@ async def test_every_schedule_has_what_runs_its_jobs(database: TestDatabase) -> 
 
 
 async def test_openapi_says_what_an_action_raises_and_what_its_fields_mean(process: Process) -> None:
-    document = openapi(await operations(process, [Droppable]), "things")
+    document = openapi(await operations(process, [Things]), "things")
     described = document["paths"]["/things/{name}/add"]["post"]
     assert described["operationId"] == "things.add"
     assert described["summary"] == "Add a thing."
