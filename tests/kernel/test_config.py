@@ -540,7 +540,7 @@ class TestOutsideLocalAndTest:
         variable = environment_name(key)
         [(found, source, message)] = folder.problems(PRODUCTION | {"APP_ENV": environment, variable: value})
         assert (found, source) == (key, variable)
-        assert "32 characters" in message or "blank, or one character" in message
+        assert "32 characters" in message or "blank, or a repeated character" in message
 
     @pytest.mark.parametrize("change", DISGUISES)
     @pytest.mark.parametrize("origin", ["local.yaml", "test.yaml"])
