@@ -392,7 +392,7 @@ def test_data_of_another_version_are_refused_with_what_to_do(home):
     (home.data / "PG_VERSION").write_text("16\n")
     told = home.owner().server
     assert told["error"] == "Unavailable"
-    assert "made by PostgreSQL 16" in told["text"]
+    assert "created by PostgreSQL 16" in told["text"]
 
 
 def test_a_server_that_cannot_start_is_reported_with_the_line_that_says_why(home):
@@ -580,11 +580,11 @@ def test_a_folder_made_by_root_is_refused_to_an_ordinary_user(homes):
     home.stopped()
     told = home.owner(prefix=ORDINARY).server
     assert told["error"] == "Unavailable"
-    assert "made by root; run as root or remove it" in told["text"]
+    assert "belongs to root; run as root or remove it" in told["text"]
 
 
 @as_root
 def test_a_folder_of_an_ordinary_user_is_refused_to_root(home):
     home.folder.mkdir()
     os.chown(home.folder, DAEMON.pw_uid, DAEMON.pw_gid)
-    assert f"made by the user {DAEMON.pw_uid}" in home.owner().server["text"]
+    assert f"belongs to the user {DAEMON.pw_uid}" in home.owner().server["text"]
