@@ -86,14 +86,14 @@ WAYS = {
     "a group of them": (raising(BaseExceptionGroup("both", [Base(), OSError()])), "BaseExceptionGroup: both"),
     "one without a text": (raising(Mute()), "Mute: <Mute that cannot be shown>"),
     "one of a kind without a name": (raising(Nobody("who")), "Nobody: who"),
-    "Unavailable until a text": (raising(Unavailable("no", "soon")), "RuntimeError: an error that cannot be told"),  # type: ignore[arg-type]
+    "Unavailable until a text": (raising(Unavailable("no", "soon")), "RuntimeError: an error that cannot be shown"),  # type: ignore[arg-type]
     "text that is no UTF-8": (raising(OSError("\ud800 and \0")), "OSError: ? and "),
     "RetryAfter for ever": (raising(RetryAfter(math.inf, "never")), "RetryAfter: never"),
-    "RetryAfter nothing": (raising(RetryAfter(math.nan)), "RetryAfter: asked to be tried again in nan s"),
-    "RetryAfter before": (raising(RetryAfter(-1e12)), "RetryAfter: asked to be tried again in -1000000000000.0 s"),
-    "RetryAfter too late": (raising(RetryAfter(1e12)), "RetryAfter: asked to be tried again in 1000000000000.0 s"),
+    "RetryAfter nothing": (raising(RetryAfter(math.nan)), "RetryAfter: requested a retry in nan s"),
+    "RetryAfter before": (raising(RetryAfter(-1e12)), "RetryAfter: requested a retry in -1000000000000.0 s"),
+    "RetryAfter too late": (raising(RetryAfter(1e12)), "RetryAfter: requested a retry in 1000000000000.0 s"),
     "RetryAfter beyond numbers": (raising(RetryAfter(10**400, "huge")), "RetryAfter: huge"),
-    "RetryAfter a text": (raising(RetryAfter("soon")), "RetryAfter: asked to be tried again in soon s"),  # type: ignore[arg-type]
+    "RetryAfter a text": (raising(RetryAfter("soon")), "RetryAfter: requested a retry in soon s"),  # type: ignore[arg-type]
 }
 
 

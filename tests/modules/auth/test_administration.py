@@ -231,7 +231,7 @@ def test_disabling_and_enabling_are_recorded_alike_whichever_way_they_are_done(
     ways = [entry for entry in database.all(recorded, ann["id"]) if entry[0].endswith("able_actor")]
     assert ways == [("auth.disable_actor", {"sessions_ended": 1}), ("auth.enable_actor", {})] * 2
     root.patch(path, json={"is_active": False, "username": "bob"})
-    assert database.all(recorded, ann["id"])[-2:] == [
+    assert sorted(database.all(recorded, ann["id"])[-2:], key=lambda entry: entry[0]) == [  # both at one time
         ("auth.disable_actor", {"sessions_ended": 0}),
         ("auth.update_actor", {"changed": ["username", "is_active"], "sessions_ended": 0}),
     ]

@@ -88,7 +88,7 @@ def test_a_wrong_master_secret_is_a_configuration_error(project: Project) -> Non
         "run-auth-http", "--port", "0", env={"AUTH_MASTER_SECRET": "another secret of enough characters"}
     )
     assert ended.returncode == 78
-    assert ended.stderr.startswith("app: AUTH_MASTER_SECRET does not open the signing keys")
+    assert ended.stderr.startswith("app: AUTH_MASTER_SECRET does not decrypt the signing keys")
 
 
 def test_processes_that_start_at_once_share_one_first_signing_key(project: Project, database: TestDatabase) -> None:
