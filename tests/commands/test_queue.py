@@ -227,3 +227,14 @@ def test_removing_orphans_is_recorded_with_what_was_removed_and_only_if_somethin
     [(address, details)] = database.all("SELECT address, details FROM kernel.audit")
     assert address == f"os:{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
     assert details == {"schedules": 0, "subscriptions": 1, "jobs": 0, "dead_letters": 2}
+
+
+def test_many_orphans_are_removed_in_transactions_of_which_each_is_recorded(
+    project: Project, database: TestDatabase
+) -> None:
+    assert project.app("migrate", "up").returncode == 0
+    dead_letters(database, "default", 5001)
+    done = project.app("orphans", "remove", "--yes", "--json")
+    assert printed_json(done) == {"schedules": 0, "subscriptions": 0, "jobs": 0, "dead_letters": 5001}
+    recorded = database.all("SELECT (details->>'dead_letters')::int FROM kernel.audit ORDER BY 1")
+    assert recorded == [(1,), (5000,)]

@@ -1,6 +1,6 @@
 """Orphans: schedules, subscriptions, jobs and dead letters that no module declares."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ClassVar, Literal
 
 from app.kernel.actions.columns import Column, Columns
@@ -24,9 +24,13 @@ _REMOVE = """
     ), u AS (
         DELETE FROM kernel.subscriptions WHERE subscriber <> ALL(%(tasks)s) RETURNING 1
     ), j AS (
-        DELETE FROM kernel.jobs WHERE task <> ALL(%(tasks)s) AND lease_token IS NULL RETURNING 1
+        DELETE FROM kernel.jobs WHERE lease_token IS NULL AND id IN (
+            SELECT id FROM kernel.jobs WHERE task <> ALL(%(tasks)s) AND lease_token IS NULL LIMIT %(most)s
+        ) RETURNING 1
     ), d AS (
-        DELETE FROM kernel.dead_letters WHERE task <> ALL(%(tasks)s) RETURNING 1
+        DELETE FROM kernel.dead_letters WHERE id IN (
+            SELECT id FROM kernel.dead_letters WHERE task <> ALL(%(tasks)s) LIMIT %(most)s
+        ) RETURNING 1
     )
     SELECT (SELECT count(*) FROM s), (SELECT count(*) FROM u), (SELECT count(*) FROM j), (SELECT count(*) FROM d)
 """
@@ -47,10 +51,13 @@ class Orphan:
 class RemovedOrphans:
     """Numbers of removed orphans."""
 
-    schedules: int
-    subscriptions: int
-    jobs: int
-    dead_letters: int
+    schedules: int = 0
+    subscriptions: int = 0
+    jobs: int = 0
+    dead_letters: int = 0
+
+    def __add__(self, other: "RemovedOrphans") -> "RemovedOrphans":
+        return RemovedOrphans(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         return (
@@ -69,9 +76,9 @@ class OrphanAdmin:
         """Return the orphans by kind and name."""
         return [Orphan(*row) for row in await db.all(_ORPHANS, self._given())]
 
-    async def remove(self, tx: Transaction) -> RemovedOrphans:
-        """Remove the orphans except running jobs."""
-        row = await tx.one(_REMOVE, self._given())
+    async def remove(self, tx: Transaction, most: int) -> RemovedOrphans:
+        """Remove schedules and subscriptions, and at most so many jobs and dead letters. Running jobs stay."""
+        row = await tx.one(_REMOVE, {**self._given(), "most": most})
         assert row is not None
         return RemovedOrphans(*row)
 
