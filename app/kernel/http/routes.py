@@ -20,6 +20,7 @@ from app.kernel.http.authenticators import Authenticator, basic_auth, bearer_tok
 from app.kernel.http.codecs import Form, check_media_type, merged_text, read_body
 from app.kernel.http.problems import HttpProblem
 from app.kernel.process import Process
+from app.kernel.queue import InvalidDeclaration
 from app.kernel.telemetry import logs
 
 Authenticators = Mapping[type[Authenticator], Authenticator]
@@ -40,11 +41,14 @@ def router(
     denied: NoteDenied,
     limits: HttpServerSettings,
 ) -> App:
-    """Return the application that serves the actions. Raises TypeError for one that cannot be served."""
+    """Return the application of the actions. Raises TypeError or InvalidDeclaration if one cannot be served."""
     paths: dict[str, dict[str, _Endpoint]] = {}
     for operation in operations:
-        endpoint = _Endpoint(operation, authenticators, denied, limits)
-        paths.setdefault(operation.action.path, {})[operation.action.method] = endpoint
+        action = operation.action
+        endpoints = paths.setdefault(action.path, {})
+        if action.method in endpoints:
+            raise InvalidDeclaration(f"{action.method} {action.path} is declared twice, the second time by {action.id}")
+        endpoints[action.method] = _Endpoint(operation, authenticators, denied, limits)
     routes = [Route(path, _Methods(path, endpoints)) for path, endpoints in paths.items()]
     return Router(routes, redirect_slashes=False, default=_not_found)  # pyright: ignore[reportReturnType]
 

@@ -298,6 +298,13 @@ def test_an_input_that_cannot_be_served_is_refused_when_it_is_declared(
         router([route()], AUTHENTICATORS, note_denied, SETTINGS)
 
 
+def test_two_actions_with_one_route_are_refused() -> None:
+    with pytest.raises(InvalidDeclaration, match="POST /count is declared twice, the second time by"):
+        router(
+            [route("POST", "/count", Count()), route("POST", "/count", Count())], AUTHENTICATORS, note_denied, SETTINGS
+        )
+
+
 @pytest.mark.parametrize(
     ("refusal", "status", "header"),
     [
