@@ -2,16 +2,31 @@
 
 import http.client
 import json
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import typer
 
+from app import ROOT
 from app.kernel.cli import Json, print_json, whole
 from app.kernel.config import HttpServerSettings, OperationsSettings
 from app.kernel.errors import Unavailable
+from app.kernel.running import running
 from app.processes import load_settings
 
 _TIMEOUT_S = 3
+
+
+class _Listener(NamedTuple):
+    """A listener to ask, and the process that is known to have it."""
+
+    url: str
+    process: str = ""
+
+    @property
+    def port(self) -> int | None:
+        """The port of the listener."""
+        return urlsplit(self.url).port
 
 
 def typer_app(name: str) -> typer.Typer:
@@ -30,39 +45,72 @@ def health(
             parser=whole(1, 65535),
             metavar="NUMBER",
             help="Port of the process.",
-            show_default="http_server.port, then operations.port",
+            show_default="of the running processes, then http_server.port, then operations.port",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the health of the process on this machine. Exit status: 0 (ok), 1 (not ready) or 69 (no answer).
+    """Check the health of the processes on this machine or in this container, wherever they listen.
+
+    Exit status: 0 (all ok), 1 (one is not ready) or 69 (one does not answer, or there is none).
 
     \b
     Examples:
       app health
       app health --ready --port 9000
     """
+    path = "/ready" if ready else "/health"
+    found = [] if port else [_Listener(url, name) for name, url in running(ROOT)]
+    asked = [(listener, _ask(listener, path)) for listener in found] or [_configured(port, path)]
+    answers = [(listener, *answer) for listener, answer in asked if answer is not None]
+    if as_json:
+        print_json({"items": [_item(*each) for each in answers]})
+    else:
+        for each in answers:
+            typer.echo(_line(*each))
+    if silent := [f"{listener.process} on port {listener.port}" for listener, answer in asked if answer is None]:
+        raise Unavailable(f"no answer to {path} from {', '.join(silent)}")
+    raise typer.Exit(0 if all(status == 200 for _, status, _ in answers) else 1)
+
+
+def _configured(port: int | None, path: str) -> tuple[_Listener, tuple[int, dict[str, Any]]]:
+    """Return the first answer from where the settings say that a process listens. Raises Unavailable."""
     settings = load_settings(uses_secrets=False)
     api, workers = settings[HttpServerSettings], settings[OperationsSettings]
-    places = dict.fromkeys((_reachable(s.host), port or s.port) for s in (api, workers))
-    path = "/ready" if ready else "/health"
+    places = dict.fromkeys((s.host, port or s.port) for s in (api, workers))
     for host, candidate in places:
-        if (found := _ask(host, candidate, path)) is None:
-            continue
-        status, answer = found
-        if as_json:
-            print_json({"port": candidate, "status_code": status, **answer})
-        else:
-            missing = ", ".join(f"{name}: {reason}" for name, reason in answer.get("missing", {}).items())
-            typer.echo(f"port {candidate}: {answer.get('status', status)}" + (f" ({missing})" if missing else ""))
-        raise typer.Exit(0 if status == 200 else 1)
-    asked = [f"{host}, port {candidate}" for host, candidate in places]
+        listener = _Listener(f"http://{f'[{host}]' if ':' in host else host}:{candidate}")
+        if (answer := _ask(listener, path)) is not None:
+            return listener, answer
+    asked = [f"{_reachable(host)}, port {candidate}" for host, candidate in dict.fromkeys(places)]
     raise Unavailable(f"nothing answers {path} on {' or '.join(asked)}")
 
 
-def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, Any]] | None:
+def _item(listener: _Listener, status: int, answer: dict[str, Any]) -> dict[str, Any]:
+    known = {"process": listener.process} if listener.process else {}
+    return {"port": listener.port, "status_code": status, **known, **answer}
+
+
+def _line(listener: _Listener, status: int, answer: dict[str, Any]) -> str:
+    missing = ", ".join(f"{name}: {reason}" for name, reason in answer.get("missing", {}).items())
+    where = f"{listener.process} on port {listener.port}" if listener.process else f"port {listener.port}"
+    return f"{where}: {answer.get('status', status)}" + (f" ({missing})" if missing else "")
+
+
+def _ask(listener: _Listener, path: str) -> tuple[int, dict[str, Any]] | None:
     """Return the status and the body of a response; None without a valid response."""
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    parts = urlsplit(listener.url)
+    host = _reachable(parts.hostname or "")
+    if parts.scheme == "https":
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is for the public name
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, parts.port, timeout=_TIMEOUT_S, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -1,14 +1,24 @@
 """`app health`."""
 
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from app.kernel import running
 from tests.commands.outcome import misused, printed_json, refused
 from tests.support.project import Project
+
+
+@pytest.fixture
+def cli(cli: Project, tmp_path: Path) -> Project:
+    """An installation of its own: processes of other tests are not found."""
+    return cli.copy(tmp_path / "installation")
 
 
 class Answering(ThreadingHTTPServer):
@@ -51,17 +61,96 @@ def closed_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def test_a_process_that_runs_is_healthy_and_ready(on_migrated: Project) -> None:
-    port = on_migrated.start("run-cron-manager").ready().rpartition(":")[2]
-    done = on_migrated.app("health", "--port", port)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"port {port}: ok\n", "")
+def test_a_process_is_found_wherever_it_listens(on_migrated: Project) -> None:
+    process = on_migrated.start("run-cron-manager")
+    port = process.ready().rpartition(":")[2]
+    done = on_migrated.app("health")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"run-cron-manager on port {port}: ok\n", "")
     done = on_migrated.app("health", "--ready", "--port", port)
     assert (done.returncode, done.stdout) == (0, f"port {port}: ready\n")
-    found = printed_json(on_migrated.app("health", "--json", "--port", port))
+    [found] = printed_json(on_migrated.app("health", "--json"))["items"]
     assert found == {"port": int(port), "status_code": 200, "status": "ok", "process": "run-cron-manager"}
-    # found by the settings: nothing on the API's port, so the workers' is asked
-    done = on_migrated.app("health", env={"HTTP_SERVER_PORT": closed_port(), "OPERATIONS_PORT": port})
-    assert (done.returncode, done.stdout) == (0, f"port {port}: ok\n")
+    assert [one.name for one in running.running(on_migrated.root)] == ["run-cron-manager"]
+    # --port is asked and nothing else
+    refused(on_migrated.app("health", "--port", closed_port()), 69)
+    assert process.stop() == 0
+    assert running.running(on_migrated.root) == []
+
+
+def test_every_process_is_asked_and_one_without_an_answer_is_named(on_migrated: Project) -> None:
+    first, second = on_migrated.start("run-cron-manager"), on_migrated.start("run-platform-http")
+    ports = [process.ready().rpartition(":")[2] for process in (first, second)]
+    done = on_migrated.app("health", "--ready")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"run-cron-manager on port {ports[0]}: ready\nrun-platform-http on port {ports[1]}: ready\n",
+    )
+    second.signal(signal.SIGSTOP)
+    done = on_migrated.app("health")
+    assert (done.returncode, done.stdout) == (69, f"run-cron-manager on port {ports[0]}: ok\n")
+    assert done.stderr == f"app: no answer to /health from run-platform-http on port {ports[1]}\n"
+    # the address of a killed process is not asked, and nothing of it is left
+    second.popen.kill()
+    second.wait()
+    done = on_migrated.app("health")
+    assert (done.returncode, done.stdout) == (0, f"run-cron-manager on port {ports[0]}: ok\n")
+
+
+def test_a_process_is_found_by_the_settings_when_it_left_no_address(cli: Project, answering: Answering) -> None:
+    answering.body = b'{"status": "ok"}'
+    # nothing on the API's port, so the workers' is asked
+    done = cli.app("health", env={"HTTP_SERVER_PORT": closed_port(), "OPERATIONS_PORT": answering.port})
+    assert (done.returncode, done.stdout) == (0, f"port {answering.port}: ok\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(running, "FOLDERS", (tmp_path,))
+    return tmp_path
+
+
+ONE = running.Running("run-one", "http://127.0.0.1:1")
+
+
+def test_an_address_is_for_its_user_its_code_and_its_namespaces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running.announced(*ONE, folder) as announced:
+        assert announced
+        assert running.running(folder) == [ONE]
+        assert running.running(folder / "other") == []
+        [path] = folder.iterdir()
+        assert path.stat().st_mode & 0o777 == 0o600
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "readlink", lambda _: "pid:[1]")
+            assert running.running(folder) == []
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+            assert running.running(folder) == []
+        if os.geteuid() == 0:  # root may ask everybody's
+            os.chown(path, 1234, 1234)
+            assert running.running(folder) == [ONE]
+    assert list(folder.iterdir()) == []
+
+
+def test_whatever_else_is_in_the_folder_is_no_address(folder: Path) -> None:
+    made = [folder / f"app-process-{number}" for number in range(6)]
+    os.mkfifo(made[0])
+    made[1].symlink_to("/dev/zero")
+    made[2].mkdir()
+    made[3].write_text('{"name": "run-killed", "url": "http://127.0.0.1:1"}')
+    made[4].touch()
+    made[5].touch()
+    os.utime(made[5], (0, 0))
+    with running.announced(*ONE, folder):
+        assert running.running(folder) == [ONE]
+    left = [os.path.lexists(path) for path in made]
+    # those of killed processes are removed, and one that is being written is not
+    assert left == [True, True, True, False, True, False]
+
+
+def test_a_process_starts_without_a_folder_for_its_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "FOLDERS", (folder / "none",))
+    with running.announced(*ONE, folder) as announced:
+        assert not announced
 
 
 def test_a_process_that_listens_on_another_address_is_asked_there(on_migrated: Project) -> None:

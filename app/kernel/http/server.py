@@ -32,6 +32,7 @@ from app.kernel.http.probes import PATHS
 from app.kernel.http.protocols import read_strictly
 from app.kernel.http.validation import Validation
 from app.kernel.process import Process
+from app.kernel.running import announced
 from app.kernel.services import Run
 from app.kernel.telemetry import metrics
 
@@ -123,10 +124,13 @@ def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains
         listener.begin(most, _BODIES * settings.max_body_bytes)
         logger.bind(url=url).info("serving {}", url)
         try:
-            await stop.wait()
-            await asyncio.sleep(drain_delay_s)
-            await listener.close()
-            await listener.ended()
+            with announced(p.name, url, p.root) as is_announced:
+                if not is_announced:
+                    logger.warning("no folder for the address of this process is writable: app health needs --port")
+                await stop.wait()
+                await asyncio.sleep(drain_delay_s)
+                await listener.close()
+                await listener.ended()
         except BaseException:
             if count := await listener.cancel_requests():
                 logger.error("{} requests were cancelled at the end of the grace period", count)

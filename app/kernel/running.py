@@ -1,0 +1,110 @@
+"""The processes that run on this machine or in this container: each leaves its address for `app health`.
+
+An address is a small file in memory, locked for as long as its process lives, so that one which was killed is
+recognised in any PID namespace. Imports only the standard library.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from app.kernel.product import NAME
+
+FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - the owner of each file is checked
+"""Writable also with a read-only root and in hardened systemd units. The first one that is."""
+_PREFIX = f"{NAME}-process-"
+_LONGEST = 4096
+_BEING_WRITTEN_S = 60.0
+
+
+class Running(NamedTuple):
+    """A process that serves: its command, and the URL of its listener."""
+
+    name: str
+    url: str
+
+
+@contextlib.contextmanager
+def announced(name: str, url: str, root: Path) -> Generator[bool]:
+    """Leave the address of a process of the installation at `root` while the body runs.
+
+    Gives False when no folder is writable. Removes the addresses of killed processes.
+    """
+    list(_found(None))
+    opened = _create()
+    if opened is None:
+        yield False
+        return
+    path, fd = opened
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, json.dumps({"name": name, "url": url, "place": _place(root)}).encode())
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(fd)
+
+
+def running(root: Path) -> list[Running]:
+    """Return the processes of the installation at `root` that the user may ask, in the order of their names.
+
+    Those are the user's own; root may ask those of everybody.
+    """
+    return sorted(_found(_place(root)))
+
+
+def _place(root: Path) -> list[str]:
+    """Return what must be the same for an address to mean anything: namespaces of processes and network, code."""
+    found = [str(root)]
+    for kind in ("pid", "net"):
+        with contextlib.suppress(OSError):  # not on Linux
+            found.append(os.readlink(f"/proc/self/ns/{kind}"))  # noqa: PTH115 - it is not a path
+    return found
+
+
+def _create() -> tuple[Path, int] | None:
+    for folder in FOLDERS:
+        path = folder / f"{_PREFIX}{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    return None
+
+
+def _found(place: list[str] | None) -> Iterator[Running]:
+    """Yield the processes at a place; remove the files of killed ones."""
+    for folder in FOLDERS:
+        for path in folder.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if (content := _read(path)) and content["place"] == place:
+                    yield Running(str(content["name"]), str(content["url"]))
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    """Return the content of the file of a living process. Raises OSError and ValueError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid not in {os.geteuid(), *_others(about.st_uid)}:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found: object = json.loads(os.read(fd, _LONGEST))
+            return cast("dict[str, object]", found) if isinstance(found, dict) else None
+        if about.st_size or time.time() - about.st_mtime > _BEING_WRITTEN_S:
+            path.unlink()
+        return None
+    finally:
+        os.close(fd)
+
+
+def _others(owner: int) -> set[int]:
+    return {owner} if os.geteuid() == 0 else set()
