@@ -59,6 +59,25 @@ def load(
     secrets up outside the environment. Without `uses_secrets`, the published defaults are accepted.
     Raises Misconfigured with all problems. Safe to repeat.
     """
+    settings, error = load_valid(root, sections, environ, overrides, uses_secrets=uses_secrets, secrets=secrets)
+    if error is not None:
+        raise error
+    return settings
+
+
+def load_valid(
+    root: Path,
+    sections: Iterable[type[Section]],
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    uses_secrets: bool = True,
+    secrets: Lookup | None = None,
+) -> tuple[Settings, Misconfigured | None]:
+    """Read and validate all layers; return the valid sections, and the error that `load` raises.
+
+    Raises Misconfigured when APP_ENV or a file cannot be read at all.
+    """
     layers = _Layers(root, sections, environ)
     layers.add_files()
     layers.find_unknown()
@@ -67,10 +86,11 @@ def load(
         layers.set(layers.schema[key], value, "command line")
     built = {kind: layers.build(kind) for kind in layers.kinds}
     layers.check_secrets(uses_secrets)
-    if layers.problems:
-        count = f": {len(layers.problems)} problems" if len(layers.problems) > 1 else ""
-        raise Misconfigured(f"settings for APP_ENV={layers.environment}{count}", layers.problems)
-    return Settings(layers.environment, built, layers.sources)
+    valid = Settings(layers.environment, {k: v for k, v in built.items() if v is not None}, layers.sources)
+    if not layers.problems:
+        return valid, None
+    count = f": {len(layers.problems)} problems" if len(layers.problems) > 1 else ""
+    return valid, Misconfigured(f"settings for APP_ENV={layers.environment}{count}", layers.problems)
 
 
 def from_environment(environ: Mapping[str, str]) -> Lookup:

@@ -13,7 +13,7 @@ from loguru import logger
 from psycopg.conninfo import make_conninfo
 
 from app.kernel.config import Misconfigured, PostgresSettings
-from app.kernel.db.devserver.embedded import EmbeddedUnavailable, embedded_server
+from app.kernel.db.devserver.embedded import EmbeddedServer, EmbeddedUnavailable, embedded_server
 from app.kernel.db.libpq import Attempt, attempt, forget_variables
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
@@ -21,6 +21,7 @@ from app.kernel.process import Process
 _CONNECT_S = 2
 _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _AGAIN_S = 0.25
+_OLDEST = 150_000
 _TRANSACTION_TIMEOUT = 170_000  # the version that has it
 
 # required values, because a role or a database may have others. Not default_transaction_read_only: operators set it
@@ -76,22 +77,36 @@ async def server(p: Process) -> AsyncGenerator[Server]:
     """
     forget_variables()
     settings = p.settings[PostgresSettings]
-    common: dict[str, str | int] = {
-        "application_name": f"{p.name}@{socket.gethostname()}:{os.getpid()}"[:63],
+    name = f"{p.name}@{socket.gethostname()}:{os.getpid()}"
+    if not settings.host:
+        try:
+            async with embedded_server(p.data / "postgres") as running:
+                yield embedded(running, name)
+        except EmbeddedUnavailable as error:
+            raise Misconfigured(str(error)) from None
+        return
+    configured = configured_server(settings, name)
+    yield replace(configured, version=await _answering(configured, settings.startup_timeout))
+
+
+def _common(name: str) -> dict[str, str | int]:
+    return {
+        "application_name": name[:63],
         "connect_timeout": _CONNECT_S,
         "client_encoding": "UTF8",
         "gssencmode": "disable",
     }
-    if not settings.host:
-        try:
-            async with embedded_server(p.data / "postgres") as embedded:
-                where = {"host": embedded.socket_dir, "port": embedded.port, "user": embedded.user}
-                parameters = {**common, **where, "dbname": embedded.database}
-                yield Server("embedded", parameters, embedded.bin_dir, embedded.version)
-        except EmbeddedUnavailable as error:
-            raise Misconfigured(str(error)) from None
-        return
-    parameters = common | {
+
+
+def embedded(running: EmbeddedServer, name: str) -> Server:
+    """Return the embedded server, for sessions with an application name."""
+    where = {"host": running.socket_dir, "port": running.port, "user": running.user, "dbname": running.database}
+    return Server("embedded", _common(name) | where, running.bin_dir, running.version)
+
+
+def configured_server(settings: PostgresSettings, name: str) -> Server:
+    """Return the server of the settings, for sessions with an application name. Does not connect."""
+    parameters = _common(name) | {
         "host": settings.host,
         "port": settings.port,
         "user": settings.user,
@@ -107,8 +122,7 @@ async def server(p: Process) -> AsyncGenerator[Server]:
         parameters["password"] = password
     if settings.ssl == "verify-full":
         parameters["sslrootcert"] = settings.ssl_root_cert
-    configured = Server(f"{settings.host}:{settings.port}", parameters)
-    yield replace(configured, version=await _answering(configured, settings.startup_timeout))
+    return Server(f"{settings.host}:{settings.port}", parameters)
 
 
 async def _answering(server: Server, timeout_s: float) -> int:
@@ -127,4 +141,11 @@ async def _answering(server: Server, timeout_s: float) -> int:
             logger.warning("waiting for PostgreSQL at {}: {}", server.label, ended.reason)
         before = ended
         await asyncio.sleep(_AGAIN_S)
+    if why := too_old(ended.server_version):
+        raise Misconfigured(f"PostgreSQL at {server.label} is {why}")
     return ended.server_version
+
+
+def too_old(version: int) -> str:
+    """Return how a version is too old, or an empty text."""
+    return f"version {version // 10_000}; 15 or newer is needed" if version < _OLDEST else ""

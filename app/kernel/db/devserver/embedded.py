@@ -91,6 +91,20 @@ async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenera
             await asyncio.wait({watcher})
 
 
+def running_server(folder: Path) -> EmbeddedServer | None:
+    """Return the server of a folder if it runs now, without starting it; its version is that of the binaries.
+
+    Raises OSError, such as for the folder of another user.
+    """
+    programs = embedded_binaries()
+    if programs is None or not (folder / "owners.lock").exists():
+        return None
+    shared = _Shared(folder, programs)
+    if not shared.supervised() or not (socket_dir := shared.existing("socket", ".s.PGSQL.5432")):
+        return None
+    return EmbeddedServer(socket_dir, NAME, NAME, programs, 0)
+
+
 class _Child:
     """A supervisor that this process started; a thread reaps it, also after the context has ended."""
 
