@@ -107,7 +107,11 @@ class HttpServerSettings:
         AfterValidator(_networks),
         Field(description="proxies whose X-Forwarded-For is trusted: addresses or CIDR"),
     ]
+    read_timeout: Annotated[_Timeout, Field(description="a request header that takes longer is answered 408")]
     body_timeout: Annotated[_Timeout, Field(description="a request body that takes longer is answered 408")]
+    keep_alive_timeout: Annotated[
+        _Timeout, Field(description="a connection without a request is closed; longer than the idle time of the proxy")
+    ]
     h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text with prior knowledge")]
 
 

@@ -37,8 +37,6 @@ from app.kernel.services import Run
 from app.kernel.telemetry import metrics
 
 BACKLOG = 1024
-_HEAD_S = 10.0
-_IDLE_S = 75.0
 _LINGER_S = 5.0
 _SPARE_S = 2.0
 _LAST_S = 1.0  # while stopping: for connections without a request, and for the lingering close
@@ -119,7 +117,7 @@ def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains
         config = _Config()
         config.h2c = settings.h2c
         config.accesslog = config.errorlog = None
-        listener = Listener(wrapped, config, p, sock, networks(settings.trusted_proxies))
+        listener = Listener(wrapped, config, p, sock, settings)
         most = most_connections(settings.max_connections, p.settings[PostgresSettings].pool_size)
         listener.begin(most, _BODIES * settings.max_body_bytes)
         logger.bind(url=url).info("serving {}", url)
@@ -143,9 +141,10 @@ class Listener:
     """Serves an application on a listening socket."""
 
     def __init__(
-        self, app: App, config: Config, process: Process, sock: socket.socket, trusted: Sequence[Network]
+        self, app: App, config: Config, process: Process, sock: socket.socket, settings: HttpServerSettings
     ) -> None:
         self.app = app
+        self._settings = settings
         self.config = config
         self.context = WorkerContext(None)
         self.refusals = Refusals()
@@ -154,7 +153,7 @@ class Listener:
         self.closing = asyncio.Event()
         self._process = process
         self._sock = sock
-        self._trusted = trusted
+        self._trusted: Sequence[Network] = networks(settings.trusted_proxies)
         self._most = self._most_of_one = LEAST_CONNECTIONS
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: set[Connection] = set()
@@ -362,8 +361,8 @@ class Listener:
 
     def _sweep(self) -> None:
         is_closing = self.closing.is_set()
-        self.heads.expire(_LAST_S if is_closing else _HEAD_S)
-        self.idle.expire(_LAST_S if is_closing else _IDLE_S)
+        self.heads.expire(_LAST_S if is_closing else self._settings.read_timeout)
+        self.idle.expire(_LAST_S if is_closing else self._settings.keep_alive_timeout)
         self.lingering.expire(_LAST_S if is_closing else _LINGER_S)
         self.spare.expire(_LAST_S if is_closing else _SPARE_S)
         self._timer = self._loop.call_later(_SWEEP_S, self._sweep)

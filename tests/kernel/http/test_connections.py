@@ -258,9 +258,8 @@ async def test_reading_on_is_bounded_in_bytes_and_in_time(monkeypatch: pytest.Mo
 
 
 @on_both_loops
-async def test_a_head_that_does_not_arrive_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "_HEAD_S", 0.5)
-    async with served() as server:
+async def test_a_head_that_does_not_arrive_is_not_waited_for() -> None:
+    async with served(HTTP_SERVER_READ_TIMEOUT="500ms") as server:
         silent, half, again = [await server.open() for _ in range(3)]
         half[1].write(b"GET / HTTP/1.1\r\nhost: x\r\n")
         again[1].write(get("/first"))
@@ -282,6 +281,23 @@ async def test_a_head_that_does_not_arrive_is_not_waited_for(monkeypatch: pytest
         for _, writer in (silent, half, again):
             writer.close()
         assert server.executed == ["/first"]
+
+
+@on_both_loops
+async def test_a_connection_is_kept_for_the_keep_alive_timeout_and_no_longer() -> None:
+    async with served(HTTP_SERVER_KEEP_ALIVE_TIMEOUT="600ms", HTTP_SERVER_READ_TIMEOUT="20s") as server:
+        reader, writer = await server.open()
+        for path in ("/first", "/second"):
+            writer.write(get(path))
+            [answer] = await answers(reader)
+            assert b"connection: close" not in answer
+            answered = asyncio.get_running_loop().time()
+            if path == "/first":
+                await asyncio.sleep(0.3)
+        assert await closed(reader)
+        assert 0.6 <= asyncio.get_running_loop().time() - answered < 4
+        assert server.executed == ["/first", "/second"]
+        writer.close()
 
 
 @on_both_loops
