@@ -7,52 +7,22 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from typer.main import get_command
 
-from app.cli import EXAMPLES, command, main, root_help, table
+from app.cli import EXAMPLES, command, main, root_help
 from app.kernel.product import NAME, VERSION
 from app.processes import PROCESSES
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
 from tests.conftest import required
+from tests.support.command_tree import GROUPS, LEAVES, NODES
 from tests.support.project import ROOT, Project, eventually
 
 ESCAPE = "\x1b"
-
-
-class Node(NamedTuple):
-    """A command or a group of commands, and how it is called."""
-
-    path: tuple[str, ...]
-    command: Any
-
-    @property
-    def is_group(self) -> bool:
-        return hasattr(self.command, "commands")
-
-
-def tree() -> Iterator[Node]:
-    """Yield every command below the root, as they really are, loaded."""
-
-    def below(node: Node) -> Iterator[Node]:
-        yield node
-        if node.is_group:
-            for name, found in node.command.commands.items():
-                yield from below(Node((*node.path, name), found))
-
-    for name, (module, _) in table().items():
-        yield from below(Node((name,), get_command(import_module(module, NAME).typer_app(name))))
-
-
-NODES = {" ".join(node.path): node for node in tree()}
-LEAVES = [name for name, node in NODES.items() if not node.is_group]
-GROUPS = [name for name, node in NODES.items() if node.is_group]
 
 
 def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[Any, str, str]:
