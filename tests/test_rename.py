@@ -1,9 +1,7 @@
 """`just rename` makes a clone one's own: lint, contracts, commands and the fast tests hold under the new name."""
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from app.cli import table
 from app.kernel.product import NAME
+from tests.support import project
 from tests.support.project import ROOT
 
 NEW = "acme"
@@ -31,10 +30,7 @@ FAST = [
 def clone(tmp_path: Path) -> Path:
     """A copy of everything that is committed, as the first commit of a repository of its own."""
     folder = tmp_path / "clone"
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for file in filter(os.path.isfile, files.split("\0")):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, folder / file)
+    project.clone(folder)
     for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "Begin"]):
         git(folder, *command)
     return folder

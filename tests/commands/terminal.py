@@ -6,11 +6,14 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from tests.support.leaks import WATCH
 from tests.support.project import Project
@@ -19,7 +22,7 @@ from tests.support.project import Project
 _LAUNCH = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, "-m", "app", *sys.argv[1:]])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 INTERRUPT = "\x03"
 
@@ -27,14 +30,14 @@ INTERRUPT = "\x03"
 class Terminal:
     """A command that runs on a terminal of its own."""
 
-    def __init__(self, project: Project, args: tuple[str, ...], env: dict[str, str], columns: int) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str], columns: int = 80) -> None:
         self._main, second = pty.openpty()
         fcntl.ioctl(second, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.seen = ""
         self.popen = subprocess.Popen(
-            [project.python, "-c", _LAUNCH, *args],
-            cwd=project.root,
-            env=project.environment({"TERM": "xterm-256color", **env}),
+            [sys.executable, "-c", _LAUNCH, *command],
+            cwd=folder,
+            env={"TERM": "xterm-256color", **env},
             stdin=second,
             stdout=second,
             stderr=second,
@@ -54,8 +57,12 @@ class Terminal:
             if error.errno != errno.EIO:
                 raise
             return False
-        self.seen += data.decode()
+        self.seen += data.decode(errors="replace")
+        self.on_text()
         return bool(data)
+
+    def on_text(self) -> None:
+        """Called when something was shown."""
 
     def expect(self, text: str, seconds: float = 20) -> None:
         """Read until the text has been shown."""
@@ -77,7 +84,7 @@ class Terminal:
 
     def close(self) -> None:
         if self.popen.poll() is None:
-            self.popen.kill()
+            os.killpg(self.popen.pid, signal.SIGKILL)  # a session of its own
         self.popen.wait(10)
         os.close(self._main)
         WATCH.texts.append(("a terminal", self.seen))
@@ -86,7 +93,8 @@ class Terminal:
 @contextlib.contextmanager
 def terminal(project: Project, *args: str, env: dict[str, str] | None = None, columns: int = 80) -> Iterator[Terminal]:
     """Run a command on a terminal; it is ended when the context is left."""
-    opened = Terminal(project, args, env or {}, columns)
+    environment = project.environment({"TERM": "xterm-256color", **(env or {})})
+    opened = Terminal([project.python, "-m", "app", *args], project.root, environment, columns)
     try:
         yield opened
     finally:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,6 +174,21 @@ class Project:
             process.popen.wait(10)
         said = "".join(process.output.read_text() for process in self.running)
         assert "which it does not declare" not in said, "an action raised a refusal that is not among its `raises`"
+
+
+def clone(to: Path) -> None:
+    """Copy everything that is in the repository, as it is now, to a new folder."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for file in filter(os.path.isfile, (ROOT / name for name in files.split("\0") if name)):
+        target = to / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
 
 
 def add_feature(project: Project, where: str, source: str, provided: str = "") -> None:

@@ -1,0 +1,65 @@
+"""Every shell block of the README and of docs/operating.md runs as it stands, in order, in bash on a terminal."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.kernel.product import NAME
+from tests.conftest import SUPERUSER
+from tests.documentation.blocks import Block, blocks
+from tests.documentation.session import run
+from tests.support.project import ROOT, Project, clone, eventually, free_port
+
+JOB, ERROR, DEAD = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("1a2b3c4d", "5e6f7a8b", "9c0d1e2f"))
+# what docs/operating.md tells about: a report that fails, one that was given up, and an error that was captured
+EXAMPLES = f"""
+    INSERT INTO kernel.queues (name) VALUES ('reports');
+    INSERT INTO kernel.jobs (id, queue, task, payload, state, rank, attempt, max_attempts, timeout_s, run_at, errors)
+    VALUES ('{JOB}', 'reports', 'reports.render', '{{"report": 7}}', 'scheduled', 0, 1, 10, 60,
+        now() + interval '1 day', '[{{"attempt": 1, "at": "2026-11-22T10:00:00Z", "error": "TimeoutError"}}]');
+    INSERT INTO kernel.dead_letters (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at)
+    VALUES ('{DEAD}', 'reports', 'reports.render', 'attempts', 10, 10, 60, now());
+    INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('billing.welcome', 'auth.actor_created');
+    INSERT INTO kernel.errors (id, fingerprint, kind, type, title, culprit, count, processes, first_seen_at,
+        last_seen_at, first_release, last_release, samples)
+    VALUES ('{ERROR}', 'f', 'request', 'KeyError', 'KeyError: x', 'app.x', 3, ARRAY['run-all-in-one'], now(), now(),
+        '1', '1', '[]');
+"""
+
+
+def shell_blocks(document: str) -> list[Block]:
+    return [block for block in blocks(ROOT / document) if block.language == "sh"]
+
+
+@pytest.fixture
+def operating(cli: Project, tmp_path: Path) -> Project:
+    """A clone that runs on an embedded database of its own, with the examples, and `app` on the PATH."""
+    clone(tmp_path / "clone")
+    script = tmp_path / "bin" / NAME
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {NAME} "$@"\n')
+    script.chmod(0o755)
+    path = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {"PATH": path, "HOME": str(tmp_path), "HTTP_SERVER_PORT": str(free_port()), "UV_NO_BUILD_ISOLATION": "1"}
+    project = Project(tmp_path / "clone", cli.scratch, {**cli.env, **env}, running=cli.running)
+    project.start("run-all-in-one", "--port", env["HTTP_SERVER_PORT"]).ready(60)
+    username, password = SUPERUSER
+    made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
+    assert made.returncode == 0, made.stderr
+    added = project.app("db", "shell", "-v", "ON_ERROR_STOP=1", "-c", EXAMPLES)
+    assert added.returncode == 0, added.stderr
+    return project
+
+
+def test_what_operating_says(operating: Project) -> None:
+    found = shell_blocks("docs/operating.md")
+    seen = run([block for block in found if not block.mark], operating.root, operating.environment(), 120)
+    [process] = operating.running
+    assert process.stop() == 0, process.said()
+    eventually(lambda: not list((operating.root / ".local").rglob("postmaster.pid")))
+    last = [block for block in found if block.mark == "after Ctrl-C"]
+    seen += run(last, operating.root, operating.environment(), 120)
+    assert [str(b) for b in found if f"### {b}" not in seen and not b.mark.startswith("not run: ")] == []
