@@ -23,3 +23,4 @@ def heed_while_loading() -> None:
     if sys.stdout.isatty():
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     faulthandler.register(signal.SIGUSR2, file=2)
+    faulthandler.enable(file=2)  # SIGABRT, from systemd's watchdog, prints where the process hangs

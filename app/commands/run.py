@@ -1,6 +1,7 @@
 """The `run-*` commands: one per process of `app.processes`."""
 
 import asyncio
+import os
 from typing import Annotated
 
 import typer
@@ -76,13 +77,17 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
 
     from app.kernel.config import LoggerSettings
     from app.kernel.process import run_to_end
+    from app.kernel.process.notify import Notifier
     from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 
     settings = load_settings(overrides)
     remember(settings.secrets())
-    configure(settings[LoggerSettings], name)
+    output = configure(settings[LoggerSettings], name)
+    process = new_process(name, settings)
+    process.notify = Notifier.taken_from(os.environ)
+    process.on_reload("log", output.reopened)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = run_to_end(runner.get_loop(), new_process(name, settings).run(spec.services))
+        status = run_to_end(runner.get_loop(), process.run(spec.services))
         end_at_once(status)
     raise typer.Exit(status)

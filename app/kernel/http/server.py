@@ -120,6 +120,8 @@ def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains
         listener = Listener(wrapped, config, p, sock, settings)
         most = most_connections(settings.max_connections, p.settings[PostgresSettings].pool_size)
         listener.begin(most, _BODIES * settings.max_body_bytes)
+        if drains:
+            p.in_flight["requests"] = lambda: listener.requests
         logger.bind(url=url).info("serving {}", url)
         try:
             with announced(p.name, url, p.root) as is_announced:
@@ -159,7 +161,7 @@ class Listener:
         self._held: set[Connection] = set()
         self._spares: set[Connection] = set()
         self._of: Counter[str] = Counter()
-        self._requests = 0
+        self.requests = 0
         self._requests_of: Counter[str] = Counter()
         self._pending: Accepted | None = None
         self._loop = asyncio.get_running_loop()
@@ -337,7 +339,7 @@ class Listener:
         if not reason and scope["http_version"] == "2":  # in HTTP/1, a connection has one request at a time
             if not connection.is_proxy and self._requests_of[connection.address] >= self._most_of_one:
                 reason = "address"
-            elif self._requests >= self._most:
+            elif self.requests >= self._most:
                 reason = "full"
         if reason and scope["path"] not in PATHS:
             self.refusals.note(reason)
@@ -345,12 +347,12 @@ class Listener:
 
     def request_begun(self, connection: Connection) -> None:
         """Count a request in flight."""
-        self._requests += 1
+        self.requests += 1
         self._requests_of[connection.address] += 1
 
     def request_ended(self, connection: Connection) -> None:
         """Stop counting a request."""
-        self._requests -= 1
+        self.requests -= 1
         self._requests_of[connection.address] -= 1
         if not self._requests_of[connection.address]:
             del self._requests_of[connection.address]

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,9 @@ from loguru import logger
 
 from app.kernel.config import ProcessSettings, Settings
 from app.kernel.errors import Constraints, Unavailable
+from app.kernel.process.notify import Notifier
+from app.kernel.process.reload import Reload, Reloads
+from app.kernel.process.status import reporting
 from app.kernel.services import Run, Service, in_order
 from app.kernel.text import error_text
 
@@ -64,12 +67,16 @@ class Process:
         self.labels: dict[str, str] = {}
         """How services are called in the registry when it is not by their names."""
         self.checks: dict[str, Check] = {}
+        self.in_flight: dict[str, Callable[[], int]] = {}
+        """What services count: requests, jobs."""
+        self.notify = Notifier()
         self.migrates = migrates
         self.constraints: Constraints = constraints or {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
         self._stack = AsyncExitStack()
         self._stop = asyncio.Event()
+        self._reloads = Reloads()
         self._signals = 0
         self._watchdogs: list[threading.Timer] = []
 
@@ -103,6 +110,14 @@ class Process:
                 found[name] = str(error)
         return found
 
+    def on_reload(self, name: str, callback: Reload) -> None:
+        """Run a callback on SIGHUP, once the process is ready, for at most 10 seconds.
+
+        It returns what it did, for the log, or None if nothing changed. Its errors are logged; it must leave what is in
+        use as it was.
+        """
+        self._reloads.add(name, callback)
+
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncGenerator["Process"]:
         """Close, in reverse, everything that was opened inside."""
@@ -117,8 +132,24 @@ class Process:
         InvalidOrder for services that cannot be put in order.
         """
         ordered = in_order(services)
-        loop = asyncio.get_running_loop()
         body = asyncio.ensure_future(self._body(services, ordered))
+        with reporting(self), self._heeding_signals(body):
+            try:
+                await asyncio.wait({body})
+            except asyncio.CancelledError:
+                body.cancel()
+                await asyncio.wait({body})
+                raise
+        if self._signals > 1:
+            return 130
+        if body.cancelled():  # asked to stop while starting
+            return 0
+        return body.result()
+
+    @contextlib.contextmanager
+    def _heeding_signals(self, body: "asyncio.Future[int]") -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        reopen_log = signal.getsignal(signal.SIGHUP)
 
         def signalled(number: int, _: object) -> None:
             # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
@@ -130,26 +161,22 @@ class Process:
             if not self._signals:  # a shell and the kernel may both say it
                 signalled(number, frame)
 
+        def reload(number: int, _: object) -> None:
+            if callable(reopen_log):
+                reopen_log(number, None)  # at once, also while starting and stopping
+            loop.call_soon_threadsafe(self._reloads.request)
+
         previous = {n: signal.signal(n, signalled) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
-        if sys.stdout.isatty():  # who closes a terminal does not want an orphan; else it means to open the log anew
-            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hung_up)
+        # who closes a terminal does not want an orphan
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hung_up if sys.stdout.isatty() else reload)
         faulthandler.register(signal.SIGUSR2, file=2)  # for good: without it, this signal kills
         try:
-            await asyncio.wait({body})
-        except asyncio.CancelledError:
-            body.cancel()
-            await asyncio.wait({body})
-            raise
+            yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             for watchdog in self._watchdogs:
                 watchdog.cancel()
-        if self._signals > 1:
-            return 130
-        if body.cancelled():  # asked to stop while starting
-            return 0
-        return body.result()
 
     def _on_signal(self, name: str, count: int, body: "asyncio.Future[int]") -> None:
         if count > 1:
@@ -173,6 +200,7 @@ class Process:
             self.services = tuple(self.labels.get(name, name) for name in made)
             gc.freeze()  # what is there by now stays; to look through it again and again costs a request 3%
             self.state = "ready"
+            self.notify.ready()
             failed = await self._supervise([service for service in ordered if service.name in made], made)
         if not failed:
             logger.info("stopped")
@@ -184,11 +212,14 @@ class Process:
         stops = {service.name: asyncio.Event() for service in services}
         tasks = {asyncio.ensure_future(made[name](stop)): name for name, stop in stops.items()}
         stopping = asyncio.ensure_future(self._stop.wait())
+        reloading = asyncio.ensure_future(self._reloads.run(self.notify))
         try:
             await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
             ended_early = [name for task, name in tasks.items() if task.done() and not self._stop.is_set()]
             self.state = "stopping"
             self._stop.set()
+            reloading.cancel()
+            self.notify.stopping(self._stop_s())
             self._watch(self._stop_s(), 70)
             left, limit_s = list(services), limits.drain_delay + limits.grace
             while left:
@@ -200,10 +231,9 @@ class Process:
                 await self._cut({task: name for task, name in last.items() if not task.done()})
                 left, limit_s = [service for service in left if service.name in stops], _CLOSE_S
         finally:
-            stopping.cancel()
-            for task in tasks:
+            for task in (stopping, reloading, *tasks):
                 task.cancel()
-            await asyncio.wait(tasks, timeout=_CLOSE_S)
+            await asyncio.wait({reloading, *tasks}, timeout=_CLOSE_S)
         failed = False
         for task, name in tasks.items():
             if not task.done() or task.cancelled():

@@ -57,6 +57,11 @@ class Consumer:
         self.fetcher = Fetcher(db, leases, settings, jobs, self._completer, self.executor.start)
         self._rescuer = Rescuer(db, leases, self.register)
 
+    @property
+    def running(self) -> int:
+        """The number of running jobs."""
+        return len(self._jobs.running)
+
     async def register(self) -> None:
         """Register subscriptions and queues. Later events are delivered to the subscriptions. Safe to repeat."""
         await self._events.subscribe(self._db, self._subscribers)
@@ -133,4 +138,5 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
         await worker.register()
     except Unavailable as error:  # `run` tries again
         logger.warning("consumer: {}; registering its subscriptions later", error)
+    p.in_flight["jobs"] = lambda: worker.running
     return worker.run

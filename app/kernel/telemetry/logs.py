@@ -42,8 +42,8 @@ REOPEN = (signal.SIGHUP, signal.SIGUSR1)
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
-def configure(settings: LoggerSettings, process: str) -> None:
-    """Configure level, format and output of logs. Raises Misconfigured. Safe to repeat.
+def configure(settings: LoggerSettings, process: str) -> Output:
+    """Configure level, format and output of logs; return the output. Raises Misconfigured. Safe to repeat.
 
     SIGHUP and SIGUSR1 reopen the file, for logrotate; they do nothing with stdout.
     """
@@ -56,6 +56,7 @@ def configure(settings: LoggerSettings, process: str) -> None:
         signal.signal(number, lambda _number, _frame: output.reopen())
     colour = not to_file and sys.stdout.isatty()
     _install(_Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour))
+    return output
 
 
 class Listener(Protocol):

@@ -1,11 +1,11 @@
 """Log output: a bounded queue and a writer thread, so that a slow or broken output never blocks callers."""
 
+import asyncio
 import atexit
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 from app.kernel.telemetry import metrics
 
@@ -14,6 +14,7 @@ _MOST_BATCHES = 125
 _CLOSE_S = 2.0
 _GATHER_S = 0.1
 _LOOK_S = 1.0
+_POLL_S = 0.02
 
 
 class Output:
@@ -33,6 +34,7 @@ class Output:
         self._some = threading.Event()
         self._many = threading.Event()
         self._reopen = self._closing = self._idle = False
+        self._reopen_error: OSError | None = None
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log output", daemon=True).start()
         atexit.register(self.close)
@@ -60,6 +62,18 @@ class Output:
         """
         self._reopen = self._path is not None
 
+    async def reopened(self) -> str | None:
+        """Reopen the file, and return what was done; None for stdout. Raises OSError; then the old file is kept."""
+        if self._path is None:
+            return None
+        self.reopen()
+        self._some.set()
+        while self._reopen:  # noqa: ASYNC110 - a thread resets it
+            await asyncio.sleep(_POLL_S)
+        if self._reopen_error is not None:
+            raise self._reopen_error
+        return f"reopened {self._path}"
+
     def close(self) -> None:
         """Flush within two seconds; later lines are written at once."""
         self._closing = True
@@ -85,13 +99,20 @@ class Output:
                 self._idle = False
             with self._writing:
                 if self._reopen:
-                    self._reopen = False
-                    with suppress(OSError):  # keep the old file
-                        former, self._fd = self._fd, self._open()
-                        os.close(former)
+                    self._replace()
                 self._write()
             self._many.wait(_GATHER_S)
             self._many.clear()
+
+    def _replace(self) -> None:
+        """Reopen the file. If that fails, keep the old one."""
+        try:
+            former, self._fd = self._fd, self._open()
+            self._reopen_error = None
+            os.close(former)
+        except OSError as error:
+            self._reopen_error = error
+        self._reopen = False
 
     def _make(self) -> None:
         """Format the lines into a batch. The caller holds `_making`; this releases it."""
