@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "config": (".commands.config", "Show, explain and validate settings."),
     "db": (".commands.db", "Open a shell on the database."),
+    "doctor": (".commands.doctor", "Check everything, and say what to do."),
     "health": (".commands.health", "Check the health of the local process."),
     "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
 }

@@ -13,6 +13,8 @@ from app.modules import modules
 
 if TYPE_CHECKING:
     from app.kernel.config import Section, Settings
+    from app.kernel.doctor import Check
+    from app.kernel.doctor.deployment import Deployment
     from app.kernel.errors import Constraints
     from app.kernel.module import Module
     from app.kernel.process import Process
@@ -180,6 +182,29 @@ def load_settings(overrides: dict[str, object] | None = None, *, uses_secrets: b
     from app.kernel.config import load
 
     return load(ROOT, sections(), overrides=overrides, uses_secrets=uses_secrets)
+
+
+def deployment() -> "Deployment":
+    """Return what `doctor` examines, whatever is wrong with the settings. Connects to nothing."""
+    import os
+
+    from app import DATA, ROOT
+    from app.kernel.config import Misconfigured, Settings, load_valid
+    from app.kernel.doctor.deployment import Deployment
+
+    known, names = sections(), [module.name for module in modules()]
+    try:
+        settings, error = load_valid(ROOT, known)
+    except Misconfigured as unreadable:
+        settings, error = Settings("local"), unreadable
+    return Deployment(settings, error, known, ROOT, DATA, names, os.environ)
+
+
+def checks() -> "list[Check]":
+    """Return the checks of the kernel and of all modules, in the order in which `doctor` shows them."""
+    from app.kernel.doctor.checks import CHECKS
+
+    return [*CHECKS, *(check for module in modules() for check in module.checked())]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from app.kernel.config import Section
+    from app.kernel.doctor import Check
     from app.kernel.process import Provider
     from app.kernel.queue import Schedule
 
@@ -31,7 +32,8 @@ class Feature(NamedTuple):
 class Module(NamedTuple):
     """The parts of a module. `file:NAME` is relative to its package, and loaded on demand.
 
-    `settings` is a section, `providers` a mapping of types to providers, `schedules` a sequence. `commands` are the
+    `settings` is a section, `providers` a mapping of types to providers, `schedules` a sequence, and so are the
+    `checks` of `doctor`. `commands` are the
     groups that `cli.py` adds commands to; those without a feature have a summary here.
     """
 
@@ -42,6 +44,7 @@ class Module(NamedTuple):
     settings: str = ""
     providers: str = ""
     schedules: str = ""
+    checks: str = ""
     commands: Mapping[str, str] = MappingProxyType({})
     constraints: Mapping[str, str] = MappingProxyType({})
     """`schema.constraint` to the refusal of its violation, as `file:Class`."""
@@ -94,6 +97,10 @@ class Module(NamedTuple):
     def scheduled(self) -> "tuple[Schedule, ...]":
         """Import the schedules."""
         return tuple(self.load(self.schedules)) if self.schedules else ()
+
+    def checked(self) -> "tuple[Check, ...]":
+        """Import the checks of `doctor`."""
+        return tuple(self.load(self.checks)) if self.checks else ()
 
     def groups(self) -> dict[str, str]:
         """Return the groups of commands with their summaries."""

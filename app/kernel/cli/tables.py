@@ -67,7 +67,7 @@ def _print_lines(columns: "Columns", values: list[list[object]]) -> None:
         columns, [max(row[at].cell_len for row in cells) for at in range(len(columns))], is_text, console.width
     )
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="" if _is_plain() else "bold")
-    overflow = "ellipsis" if _harmless(_ELLIPSIS) == _ELLIPSIS else "crop"
+    overflow = "ellipsis" if harmless(_ELLIPSIS) == _ELLIPSIS else "crop"
     for at, width in widths.items():
         table.add_column(columns[at].heading, width=width, no_wrap=True, overflow=overflow)
     for row in cells:
@@ -108,7 +108,7 @@ def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
         parts = cast("tuple[object, ...]", value)
         return Text(" ").join(text for part in parts if (text := _short(column, part, now, length)))
     text = str(_whole(value))
-    return Text(_harmless(text), _COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
+    return Text(harmless(text), _COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
 
 
 def _unique_length(ids: Sequence[UUID]) -> int:
@@ -152,7 +152,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_harmless(str(cell))) for cell in row))
+        table.add_row(*(Text(harmless(str(cell))) for cell in row))
     return table
 
 
@@ -160,7 +160,7 @@ def _is_plain() -> bool:
     return "NO_COLOR" in os.environ
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Escape control characters, which may come from other people, such as in the message of an error.
 
     What stdout cannot encode is escaped here too, so that its width is known.

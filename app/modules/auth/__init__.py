@@ -27,6 +27,7 @@ MODULE = Module(
     settings="settings:AuthSettings",
     providers="providers:PROVIDERS",
     schedules="sessions:SCHEDULES",
+    checks="checks:CHECKS",
     commands={"auth": "Manage actors, passwords and keys."},
     constraints={
         "auth.actors_username_key_key": "domain.actors:UsernameExists",

@@ -36,4 +36,5 @@ MODULE = Module(
     ),
     providers="providers:PROVIDERS",
     schedules="maintenance:SCHEDULES",
+    checks="checks:CHECKS",
 )

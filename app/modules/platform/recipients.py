@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from app.kernel.errors import NotFound, Unavailable
@@ -35,6 +35,38 @@ class NotifyRecipients:
         if not accepted:
             scheme = url.partition("://")[0]
             raise Unavailable(f"the {scheme} recipient {message.recipient} did not accept the message")
+
+
+class Server(NamedTuple):
+    """Where the messages to a recipient go; `host` is empty when that is not known."""
+
+    host: str
+    port: int = 0
+    tls: bool = False
+    starts_tls: bool = False
+
+
+def server_of(url: str) -> Server | None:
+    """Return the server of a recipient, or None for an invalid URL. Connects to nothing."""
+    import logging
+
+    from apprise import Apprise
+
+    logging.getLogger("apprise").disabled = True  # its messages have parts of the URL
+    parsed: Any = cast("Any", Apprise).instantiate(url)
+    if parsed is None:
+        return None
+    if smtp := getattr(parsed, "smtp_host", None):
+        mode = str(getattr(parsed, "secure_mode", ""))
+        tls = bool(parsed.secure)
+        return Server(smtp, parsed.port or 25, tls and mode == "ssl", tls and mode == "starttls")
+    if host := getattr(parsed, "host", None):
+        tls = bool(parsed.secure)
+        return Server(host, parsed.port or (443 if tls else 80), tls)
+    address = urlsplit(str(getattr(parsed, "notify_url", "")))  # of a service such as Slack
+    if address.scheme != "https" or not address.hostname or "{" in address.hostname:
+        return Server("")
+    return Server(address.hostname, address.port or 443, tls=True)
 
 
 def is_webhook(url: str) -> bool:

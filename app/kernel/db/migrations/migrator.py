@@ -26,7 +26,7 @@ from app.kernel.errors import Conflict, Unavailable
 from app.kernel.process import Process
 from app.kernel.product import NAME
 
-_LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
+LOCK_KEY = 0x6D69_6772_6174_6521  # "migrate!"
 _WAIT_S = 3600.0
 _POLL_S = 0.1
 _STOP_S = 4.0
@@ -128,7 +128,7 @@ class Migrator:
 
     def _lock(self, connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
         deadline, told = time.monotonic() + _WAIT_S, time.monotonic()
-        while not connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK_KEY,)).fetchall()[0][0]:
+        while not connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchall()[0][0]:
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"another process has been migrating for {_WAIT_S / 60:.0f} minutes; see who holds it"
@@ -159,7 +159,7 @@ def _holder(connection: psycopg.Connection[Any]) -> str:
         " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
         " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         " AND (l.classid::bigint << 32 | l.objid::bigint) = %s",
-        (_LOCK_KEY,),
+        (LOCK_KEY,),
     ).fetchone()
     return row[0] if row and row[0] else "another process"
 

@@ -1,0 +1,143 @@
+"""`app doctor`."""
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.kernel.cli import Json, NoInput, can_ask, confirm, print_json
+from app.kernel.errors import NotFound
+from app.kernel.product import NAME
+from app.kernel.text import suggestion
+from app.processes import checks, deployment
+
+if TYPE_CHECKING:
+    from app.kernel.doctor import Check, Finding, Result
+    from app.kernel.doctor.deployment import Deployment
+
+
+def typer_app(name: str) -> typer.Typer:
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(name)(doctor)
+    return app
+
+
+def doctor(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Run only this check; repeatable.")
+    ] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Do what is safe to do, after asking.")] = False,
+    list_names: Annotated[bool, typer.Option("--list", help="List the checks without running them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation of --fix.")] = False,
+    no_input: NoInput = False,
+    as_json: Json = False,
+) -> None:
+    """Check settings, machine, database, schema and work, and say what to do.
+
+    It starts and migrates nothing. Exit status: 0 (ok, or only warnings) or 1 (something fails).
+
+    \b
+    Examples:
+      app doctor
+      app doctor --only migrations --only partitions
+      app doctor --fix
+      app doctor --json
+    """
+    from app.kernel.telemetry.logs import configure_command
+    from app.kernel.telemetry.redact import remember
+
+    configure_command("doctor")
+    chosen = _chosen(only or [])
+    if list_names:
+        _show_names(chosen, as_json)
+        return
+    examined = deployment()
+    remember(examined.settings.secrets())
+    runner = asyncio.Runner()
+    results = runner.run(_run(examined, chosen, fixes=_Fixes(yes, no_input, as_json) if fix else None))
+    if as_json:
+        from app.kernel.doctor.show import as_dict
+
+        print_json(as_dict(examined, results))
+    else:
+        from app.kernel.doctor.show import print_results
+
+        print_results(examined, results)
+    sys.stdout.flush()
+    status = 1 if any(result.status == "fail" for result in results) else 0
+    if any("did not end within" in finding.problem for result in results for finding in result.findings):
+        os._exit(status)  # a thread that hangs, such as in the resolver, would keep the process
+    runner.close()
+    raise typer.Exit(status)
+
+
+class _Fixes:
+    """How --fix asks and tells."""
+
+    def __init__(self, yes: bool, no_input: bool, as_json: bool) -> None:
+        self._yes = yes
+        self._can_ask = not no_input and not as_json
+
+    def approve(self, found: "list[Finding]") -> None:
+        """Say what will be done, and ask. Raises BadParameter if nobody can be asked, Refusal for a no."""
+        for finding in found:
+            sys.stderr.write(f"{finding.problem}\n  fix: {finding.fix}\n")
+        if self._yes:
+            return
+        if not self._can_ask or not can_ask():
+            raise typer.BadParameter("nobody can be asked; say --yes to confirm", param_hint="--yes")
+        confirm(f"Do {'this' if len(found) == 1 else f'these {len(found)}'}?")
+
+
+async def _run(examined: "Deployment", chosen: "list[Check]", fixes: "_Fixes | None") -> "list[Result]":
+    from app.kernel.doctor.run import run_checks
+
+    try:
+        results = await run_checks(examined, chosen)
+        repairable = [f for result in results for f in result.findings if f.repair is not None]
+        if fixes is None or not repairable:
+            return results
+        fixes.approve(repairable)
+        await _repair(repairable)
+        await examined.close()
+        return await run_checks(deployment(), chosen)
+    finally:
+        await examined.close()
+
+
+async def _repair(found: "list[Finding]") -> None:
+    """Repair, one after the other; a repair that fails is reported, and the others are done."""
+    from app.kernel.telemetry.redact import redacted
+    from app.kernel.text import error_text
+
+    for finding in found:
+        assert finding.repair is not None
+        try:
+            async with asyncio.timeout(120):
+                await finding.repair()
+        except Exception as error:  # noqa: BLE001 - of any repair
+            sys.stderr.write(f"not fixed: {redacted(error_text(error))}\n")
+        else:
+            sys.stderr.write(f"fixed: {finding.problem}\n")
+
+
+def _chosen(names: list[str]) -> "list[Check]":
+    """Return the named checks, or all. Raises NotFound for an unknown name."""
+    known = {check.name: check for check in checks()}
+    for name in names:
+        if name not in known:
+            near = suggestion(name, known)
+            raise NotFound(f"there is no check {name}{near or f'; see {NAME} doctor --list'}")
+    return [known[name] for name in dict.fromkeys(names)] or list(known.values())
+
+
+def _show_names(chosen: "list[Check]", as_json: bool) -> None:
+    if as_json:
+        print_json({"items": [{"name": c.name, "group": c.group, "summary": c.summary} for c in chosen]})
+    else:
+        from app.kernel.cli.tables import print_table
+
+        rows: list[tuple[Any, ...]] = [(c.name, c.group, c.summary) for c in chosen]
+        print_table(("check", "group", "what it checks"), rows)

@@ -1,0 +1,90 @@
+"""Checks of what a deployment needs. Each problem comes with its remedy; a check changes nothing.
+
+A check is an async generator of findings: none means that all is well. It raises NotChecked when what it asks is out
+of reach, which another check reports.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from app.kernel.doctor.deployment import Deployment
+
+T = TypeVar("T")
+Level = Literal["warn", "fail"]
+Status = Literal["ok", "warn", "fail", "skip"]
+Repair = Callable[[], Awaitable[None]]
+"""Removes the cause of a finding. Safe to repeat. Raises what a check may raise."""
+
+
+class NotChecked(Exception):
+    """What the check asks is out of reach; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem and its remedy: a command, or a setting with its value. `repair`, if it is safe, does it."""
+
+    level: Level
+    problem: str
+    fix: str
+    repair: Repair | None = field(default=None, repr=False)
+
+
+def warn(problem: str, fix: str, repair: Repair | None = None) -> Finding:
+    """Return a finding that lets the deployment work."""
+    return Finding("warn", problem, fix, repair)
+
+
+def fail(problem: str, fix: str, repair: Repair | None = None) -> Finding:
+    """Return a finding that keeps a part of the deployment from working, or endangers data."""
+    return Finding("fail", problem, fix, repair)
+
+
+class Check(NamedTuple):
+    """A check under its name. Names are unique, lower case, with hyphens."""
+
+    name: str
+    group: str
+    summary: str
+    run: "Callable[[Deployment], AsyncIterator[Finding]]"
+    timeout_s: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of a check; `reason` says why it was skipped."""
+
+    check: Check
+    status: Status
+    findings: Sequence[Finding] = ()
+    reason: str = ""
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run blocking work in a daemon thread, so that a file system that hangs does not keep the command from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # pyright: ignore[reportArgumentType] - T, as there was no error
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:  # noqa: BLE001 - raised again in the loop
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True, name="check").start()
+    return await done

@@ -1,0 +1,13 @@
+"""All checks of the kernel, in the order in which they are shown."""
+
+from app.kernel.doctor import Check, configuration, embedded, machine, network, postgresql, schema, work
+
+CHECKS: tuple[Check, ...] = (
+    *configuration.CHECKS,
+    *machine.CHECKS,
+    *postgresql.CHECKS,
+    *embedded.CHECKS,
+    *schema.CHECKS,
+    *work.CHECKS,
+    *network.CHECKS,
+)

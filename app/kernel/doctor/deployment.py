@@ -1,0 +1,136 @@
+"""What the checks examine: settings as far as they are valid, and the database as far as it answers."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import LiteralString, TypeVar
+
+import psycopg
+
+from app.kernel.config import Misconfigured, PostgresSettings, Section, Settings
+from app.kernel.db import Parameters, Row
+from app.kernel.db.connection import Connection
+from app.kernel.db.devserver.embedded import running_server
+from app.kernel.db.libpq import Attempt, attempt, forget_variables
+from app.kernel.db.server import Server, configured_server, embedded
+from app.kernel.doctor import NotChecked
+from app.kernel.product import NAME
+
+S = TypeVar("S", bound=Section)
+_STATEMENT_MS = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The server, how the attempt to connect ended, and the connection if it succeeded."""
+
+    server: Server
+    attempt: Attempt
+    connection: Connection | None
+
+
+class Deployment:
+    """A deployment as its settings describe it. `error` is what `load` raises, if anything."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        error: Misconfigured | None,
+        sections: Sequence[type[Section]],
+        root: Path,
+        data: Path,
+        modules: Sequence[str],
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """`root` has the folders `settings` and `migrations`, `data` that of the embedded server."""
+        self.settings = settings
+        self.error = error
+        self.sections = sections
+        self.root = root
+        self.data = data
+        self.schemas = ["kernel", *modules]
+        self.environ = environ
+        self._reaching: asyncio.Task[Reached] | None = None
+
+    def __getitem__(self, section: type[S]) -> S:
+        """Return a section of the settings. Raises NotChecked when it is invalid."""
+        if section not in self.settings.sections:
+            raise NotChecked(f"the settings of {section.section} are invalid")
+        return self.settings[section]
+
+    @property
+    def environment(self) -> str:
+        """APP_ENV, also when there is no such environment."""
+        return self.settings.environment if self.settings.sections else self.environ.get("APP_ENV", "local")
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is an environment for one machine, with published secrets and an embedded server."""
+        return self.settings.environment in ("local", "test")
+
+    async def reached(self) -> Reached:
+        """Connect once, for all checks. Raises NotChecked when there is no server to connect to."""
+        self._reaching = self._reaching or asyncio.ensure_future(self._reach())
+        return await asyncio.shield(self._reaching)
+
+    async def _reach(self) -> Reached:
+        forget_variables()
+        name = f"doctor@{socket.gethostname()}:{os.getpid()}"
+        settings = self[PostgresSettings]
+        if settings.host:
+            server = configured_server(settings, name)
+        elif (running := running_server(self.data / "postgres")) is None:
+            raise NotChecked("the embedded PostgreSQL does not run now; the first process starts it")
+        else:
+            server = embedded(running, name)
+        made = await attempt(server.conninfo())
+        if not made.server_version:
+            return Reached(server, made, None)
+        try:
+            return Reached(server, made, await self.connect(server))
+        except psycopg.Error as error:
+            return Reached(server, Attempt(0, " ".join(str(error).split()), hint="try again"), None)
+
+    async def connect(self, server: Server, statement_ms: int = _STATEMENT_MS) -> Connection:
+        """Open a further connection. Raises psycopg.Error."""
+        return await Connection.connect(server.conninfo(statement_timeout=statement_ms), autocommit=True)
+
+    async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
+        """Run a statement; return its rows. Raises NotChecked when the database does not answer."""
+        connection = (await self.reached()).connection
+        if connection is None or connection.closed:
+            raise NotChecked("the database does not answer")
+        return await (await connection.execute(sql, parameters or None)).fetchall()
+
+    async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row:
+        """Run a statement; return its first row. Raises NotChecked when the database does not answer."""
+        return (await self.all(sql, parameters))[0]
+
+    async def of_schema(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
+        """Run a statement on our tables. Raises NotChecked also before the first migration."""
+        if await self.all("SELECT to_regclass('kernel.jobs') IS NULL") == [(True,)]:
+            raise NotChecked(f"the tables do not exist yet: {NAME} migrate up")
+        return await self.all(sql, parameters)
+
+    @asynccontextmanager
+    async def repairing(self, statement_ms: int = 60_000) -> AsyncGenerator[Connection]:
+        """Open a connection for a repair, which may take longer than a check."""
+        connection = await self.connect((await self.reached()).server, statement_ms)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def close(self) -> None:
+        """Close the connection. Safe to repeat."""
+        task, self._reaching = self._reaching, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+        if task.done() and not task.cancelled() and not task.exception() and (c := task.result().connection):
+            c.drop()

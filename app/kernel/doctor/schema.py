@@ -1,0 +1,224 @@
+"""Checks of our schema and of what keeps PostgreSQL from tidying it up."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
+
+from psycopg import sql
+
+from app.kernel.config import Misconfigured, PostgresSettings, SentinelSettings
+from app.kernel.db.migrations.files import BadMigration, read
+from app.kernel.db.migrations.migrator import LOCK_KEY
+from app.kernel.db.migrations.plan import Status, compare
+from app.kernel.doctor import Check, Finding, fail, in_thread, warn
+from app.kernel.doctor.deployment import Deployment
+from app.kernel.product import NAME
+
+_UP = f"{NAME} migrate up"
+_DEAD_ROWS = 10_000
+_WRAPAROUND_WARN, _WRAPAROUND_FAIL = 1_000_000_000, 1_600_000_000
+"""PostgreSQL refuses changes at about 2.1 billion; autovacuum acts at autovacuum_freeze_max_age (200 million)."""
+_MIGRATING_S, _IDLE_S = 600, 10
+_UNLOCK = "DELETE FROM yoyo_lock"
+_PARTITIONED = {"finished_jobs": "finished_at", "events": "published_at"}
+
+
+def _terminate(pid: int) -> str:
+    return f"{NAME} db shell -c 'SELECT pg_terminate_backend({pid})'"
+
+
+async def migrations(d: Deployment) -> AsyncIterator[Finding]:
+    """Report pending, edited and unknown migrations, and what killed migrators left."""
+    try:
+        found = await _status(d)
+    except (Misconfigured, BadMigration) as error:
+        notes = getattr(error, "__notes__", [])
+        yield fail(str(error), notes[0] if notes else f"{NAME} migrate status")
+        return
+    if edited := [s.id for s in found if s.state == "edited"]:
+        yield fail(
+            f"edited after they were applied: {', '.join(edited)}", f"git checkout -- migrations/{edited[0]}.sql"
+        )
+    if pending := [s.id for s in found if s.state == "pending"]:
+        migrates = PostgresSettings in d.settings.sections and d[PostgresSettings].migrate
+        text = f"{len(pending)} pending, the first is {pending[0]}"
+        yield (
+            warn(f"{text}: the next process applies them", _UP) if migrates else fail(f"{text}: no process starts", _UP)
+        )
+    if unknown := [s.id for s in found if s.state == "unknown"]:
+        problem = f"{len(unknown)} applied by a newer release, the last is {unknown[-1]}: this release is older"
+        yield warn(problem, f"{NAME} migrate status  # then deploy the newer release")
+    async for finding in _indexes(d, bool(pending)):
+        yield finding
+    async for finding in _locks(d):
+        yield finding
+
+
+async def _status(d: Deployment) -> list[Status]:
+    files = await in_thread(partial(read, d.root / "migrations"))
+    exist = await d.one(
+        "SELECT to_regclass('_migrations') IS NOT NULL, to_regclass('_migration_checksums') IS NOT NULL"
+    )
+    applied = await d.all("SELECT migration_id, applied_at_utc FROM _migrations") if exist[0] else []
+    checksums = await d.all("SELECT migration_id, sha256 FROM _migration_checksums") if exist[1] else []
+    return compare(files, {row[0]: row[1] for row in applied}, {row[0]: row[1] for row in checksums})
+
+
+async def _indexes(d: Deployment, pending: bool) -> AsyncIterator[Finding]:
+    """Report invalid indexes, which a killed CREATE INDEX CONCURRENTLY leaves: they cost writes and serve no query."""
+    invalid = """
+        SELECT n.nspname, c.relname FROM pg_index i
+        JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE NOT i.indisvalid AND n.nspname = ANY(%s)
+          AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
+        ORDER BY 1, 2
+    """
+    for schema, name in await d.all(invalid, (d.schemas,)):
+        index = sql.Identifier(schema, name)
+        is_copy = "_ccnew" in name or "_ccold" in name  # of an interrupted REINDEX CONCURRENTLY
+        work = sql.SQL("DROP INDEX CONCURRENTLY {}" if is_copy else "REINDEX INDEX CONCURRENTLY {}").format(index)
+
+        async def repair(work: sql.Composed = work) -> None:
+            async with d.repairing(statement_ms=0) as connection:
+                await connection.execute(work)
+
+        command = f"{NAME} db shell -c '{work.as_string()}'"
+        problem = f"the index {schema}.{name} is invalid: its build was interrupted"
+        if pending and not is_copy:
+            yield fail(f"{problem}; the pending migration builds it again", _UP)
+        else:
+            yield fail(problem, command, repair)
+
+
+async def _locks(d: Deployment) -> AsyncIterator[Finding]:
+    """Report the row of yoyo's lock without its migrator, and a migrator that holds the real lock for long."""
+    holders = """
+        SELECT a.pid, a.application_name, extract(epoch FROM now() - a.state_change)::float8, a.state
+        FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND (l.classid::bigint << 32 | l.objid::bigint) = %s
+    """
+    held = await d.all(holders, (LOCK_KEY,))
+    for pid, name, since_s, state in held:
+        if since_s > (_IDLE_S if state.startswith("idle") else _MIGRATING_S):
+            who = f"{name or 'a client'} (pid {pid})"
+            problem = f"{who} holds the lock of migrations, and has been {state} for {since_s:.0f} s"
+            yield warn(problem, _terminate(pid))
+    if held or await d.one("SELECT to_regclass('yoyo_lock') IS NULL") == (True,):
+        return
+    for (pid,) in await d.all("SELECT pid FROM yoyo_lock"):
+
+        async def repair() -> None:
+            async with d.repairing() as connection:
+                await connection.execute(
+                    "DELETE FROM yoyo_lock WHERE NOT EXISTS (SELECT FROM pg_locks l"
+                    " WHERE l.locktype = 'advisory' AND (l.classid::bigint << 32 | l.objid::bigint) = %s)",
+                    (LOCK_KEY,),
+                )
+
+        problem = f"a killed migrator (process {pid}) left its lock"
+        yield warn(problem, f"{NAME} db shell -c '{_UNLOCK}'", repair)
+
+
+async def partitions(d: Deployment) -> AsyncIterator[Finding]:
+    """Report missing partitions of today and tomorrow, and rows that are in the default partition therefore."""
+    days = "SELECT to_char(current_date, 'YYYYMMDD'), to_char(current_date + 1, 'YYYYMMDD')"
+    [(today, tomorrow)] = await d.of_schema(days)
+    fix = f"{NAME} doctor --fix --yes --only partitions"
+    for parent in _PARTITIONED:
+        for level, day, word in ((fail, today, "today"), (warn, tomorrow, "tomorrow")):
+            name = f"kernel.{parent}_{day}"
+            if await d.one("SELECT to_regclass(%s) IS NULL", (name,)) == (True,):
+                problem = f"{name}, the partition of {word}, is missing: do consumers run the maintenance jobs?"
+                yield level(problem, fix, partial(_make_partitions, d))
+        filled = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier("kernel", f"{parent}_other"))
+        connection = (await d.reached()).connection
+        if connection is not None and await (await connection.execute(filled)).fetchone() == (True,):
+            problem = f"kernel.{parent}_other, the default partition, has rows: dropping old days does not remove them"
+            yield warn(problem, fix, partial(_make_partitions, d))
+
+
+async def _make_partitions(d: Deployment) -> None:
+    """Make the partitions of the next days, and of the days whose rows are in the default one, and move the rows.
+
+    In one transaction for each day. Raises psycopg.Error, such as when a lock is not free.
+    """
+    async with d.repairing() as connection:
+        for parent, column in _PARTITIONED.items():
+            other, at = sql.Identifier("kernel", f"{parent}_other"), sql.Identifier(column)
+            days = sql.SQL("SELECT DISTINCT {at}::date FROM {other} ORDER BY 1").format(other=other, at=at)
+            for (day,) in await (await connection.execute(days)).fetchall():
+                child = sql.Identifier("kernel", f"{parent}_{day:%Y%m%d}")
+                named = {
+                    "parent": sql.Identifier("kernel", parent),
+                    "other": other,
+                    "child": child,
+                    "at": at,
+                    "day": day,
+                }
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '2s'")
+                    await connection.execute(sql.SQL("LOCK TABLE {other} IN ACCESS EXCLUSIVE MODE").format(**named))
+                    exists = await connection.execute("SELECT to_regclass(%s) IS NOT NULL", (child.as_string(),))
+                    is_attached = await exists.fetchone() == (True,)
+                    if not is_attached:
+                        make = "CREATE TABLE {child} (LIKE {parent} INCLUDING ALL)"
+                        await connection.execute(sql.SQL(make).format(**named))
+                    move = (
+                        "WITH moved AS (DELETE FROM {other} WHERE {at} >= {day} AND {at} < {day}::date + 1 RETURNING *)"
+                        " INSERT INTO {child} SELECT * FROM moved"
+                    )
+                    await connection.execute(sql.SQL(move).format(**named))
+                    if not is_attached:
+                        attach = "ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({day}) TO ({next})"
+                        bounds = {"day": f"{day}", "next": f"{day + timedelta(days=1)}"}
+                        await connection.execute(sql.SQL(attach).format(**{**named, **bounds}))
+        await connection.execute("SELECT kernel.make_partitions(7)")
+
+
+async def bloat(d: Deployment) -> AsyncIterator[Finding]:
+    """Report our tables with many dead rows, and the age of transaction ids."""
+    dead = """
+        SELECT schemaname || '.' || relname, n_dead_tup, n_live_tup FROM pg_stat_user_tables
+        WHERE schemaname = ANY(%s) AND n_dead_tup > %s AND n_dead_tup > n_live_tup / 2 ORDER BY n_dead_tup DESC LIMIT 5
+    """
+    for table, dead_rows, rows in await d.all(dead, (d.schemas, _DEAD_ROWS)):
+        problem = f"{table} has {dead_rows} dead rows beside {rows}: vacuum does not keep up, or a snapshot is held"
+        yield warn(problem, f"{NAME} db shell -c 'VACUUM {table}'")
+    (age,) = await d.one("SELECT age(datfrozenxid)::bigint FROM pg_database WHERE datname = current_database()")
+    if age > _WRAPAROUND_WARN:
+        problem = (
+            f"the oldest transaction id is {age / 1e9:.1f} billion back; at 2.1 billion PostgreSQL stops all changes"
+        )
+        yield (fail if age > _WRAPAROUND_FAIL else warn)(problem, "vacuumdb --all --freeze --jobs 2 -U postgres")
+
+
+async def snapshots(d: Deployment) -> AsyncIterator[Finding]:
+    """Report transactions that keep VACUUM from removing dead rows."""
+    limit_s = d[SentinelSettings].held_snapshot
+    held = """
+        SELECT pid, coalesce(nullif(application_name, ''), usename, 'a client'), state,
+            extract(epoch FROM now() - xact_start)::float8
+        FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+          AND xact_start < now() - %s * interval '1 second'
+        ORDER BY xact_start LIMIT 20
+    """
+    for pid, name, state, since_s in await d.all(held, (limit_s,)):
+        yield warn(f"{name} (pid {pid}, {state}) has had a transaction open for {since_s:.0f} s", _terminate(pid))
+    prepared = """
+        SELECT gid, extract(epoch FROM now() - prepared)::float8 FROM pg_prepared_xacts
+        WHERE prepared < now() - %s * interval '1 second' ORDER BY prepared LIMIT 20
+    """
+    for gid, since_s in await d.all(prepared, (limit_s,)):
+        problem = f"the prepared transaction {gid} has been open for {since_s:.0f} s; we prepare none"
+        yield warn(problem, f"""{NAME} db shell -c "ROLLBACK PREPARED '{gid}'" """.strip())
+
+
+CHECKS = (
+    Check("migrations", "schema", "All migrations are applied, as they are here.", migrations),
+    Check("partitions", "schema", "The partitions of the next days exist.", partitions),
+    Check("bloat", "schema", "Vacuum keeps up.", bloat),
+    Check("snapshots", "schema", "No transaction is open for long.", snapshots),
+)

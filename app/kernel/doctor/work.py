@@ -1,0 +1,76 @@
+"""Checks of the work: queues, schedules, dead letters, processes."""
+
+from collections.abc import AsyncIterator
+
+from app.kernel.config import SentinelSettings
+from app.kernel.doctor import Check, Finding, fail, warn
+from app.kernel.doctor.deployment import Deployment
+from app.kernel.product import NAME
+
+_UNREPORTED_S = 10
+_LATELY_S = 3600
+
+
+async def queues(d: Deployment) -> AsyncIterator[Finding]:
+    """Report queues with jobs that are due for long: without consumer, paused, or too slow."""
+    stuck = """
+        SELECT j.queue, count(*), extract(epoch FROM now() - min(j.run_at))::float8, q.paused_at IS NOT NULL,
+            coalesce(q.seen_at < now() - interval '3 minutes', true)
+        FROM kernel.jobs j LEFT JOIN kernel.queues q ON q.name = j.queue
+        WHERE j.state = 'ready'
+        GROUP BY j.queue, q.paused_at, q.seen_at HAVING min(j.run_at) < now() - %s * interval '1 second'
+        ORDER BY 1 LIMIT 20
+    """
+    for queue, count, since_s, is_paused, is_unseen in await d.of_schema(stuck, (d[SentinelSettings].stuck_queue,)):
+        problem = f"{count} jobs of the queue {queue} are due, the oldest for {since_s:.0f} s"
+        if is_paused:
+            yield warn(f"{problem}: it is paused", f"{NAME} queues resume {queue}")
+        elif is_unseen:
+            yield fail(f"{problem}: no consumer works on it", f"{NAME} run-event-consumer --queue {queue}")
+        else:
+            yield warn(
+                f"{problem}: too few consumers, or jobs that hang", f"{NAME} jobs list --queue {queue} --state leased"
+            )
+
+
+async def schedules(d: Deployment) -> AsyncIterator[Finding]:
+    """Report schedules that are due and have not fired."""
+    late = """
+        SELECT name, extract(epoch FROM now() - next_fire_at)::float8 FROM kernel.schedules
+        WHERE paused_at IS NULL AND next_fire_at < now() - %s * interval '1 second' ORDER BY next_fire_at LIMIT 20
+    """
+    found = await d.of_schema(late, (d[SentinelSettings].late_schedule,))
+    if found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        problem = f"the schedule {found[0][0]} has been due for {found[0][1]:.0f} s{more}: no cron manager runs"
+        yield fail(problem, f"{NAME} run-cron-manager")
+
+
+async def dead_letters(d: Deployment) -> AsyncIterator[Finding]:
+    """Report tasks whose jobs were given up lately."""
+    lately = """
+        SELECT task, count(*) FROM kernel.dead_letters WHERE died_at > now() - %s * interval '1 second'
+        GROUP BY task ORDER BY 2 DESC LIMIT 20
+    """
+    for task, count in await d.of_schema(lately, (_LATELY_S,)):
+        problem = f"{count} jobs of {task} were given up within the last hour"
+        yield warn(problem, f"{NAME} dead-letters list --task {task}")
+
+
+async def processes(d: Deployment) -> AsyncIterator[Finding]:
+    """Report processes that stopped reporting without saying that they stop."""
+    silent = """
+        SELECT name, host, pid, extract(epoch FROM now() - last_seen_at)::float8 FROM kernel.processes
+        WHERE last_seen_at < now() - %s * interval '1 second' ORDER BY last_seen_at DESC LIMIT 20
+    """
+    for name, host, pid, since_s in await d.of_schema(silent, (_UNREPORTED_S,)):
+        problem = f"{name} on {host} (pid {pid}) has not reported for {since_s:.0f} s: killed, frozen or cut off"
+        yield warn(problem, f"{NAME} {name}")
+
+
+CHECKS = (
+    Check("queues", "work", "Consumers keep up with every queue.", queues),
+    Check("schedules", "work", "Schedules fire in time.", schedules),
+    Check("dead-letters", "work", "No job was given up lately.", dead_letters),
+    Check("processes", "work", "All processes report.", processes),
+)
