@@ -179,10 +179,12 @@ def _status(error: Exception) -> int | None:
         Unavailable,
     )
     from app.kernel.queue import InvalidDeclaration
+    from app.kernel.sockets import WrongSocket
 
     statuses: dict[type[Exception], int] = {
         Misconfigured: 78,
         InvalidDeclaration: 78,
+        WrongSocket: 78,
         Invalid: 65,
         NotFound: 67,
         RateLimited: 75,

@@ -29,10 +29,10 @@ def http(*served: "Module") -> "Make":
     async def make(p: "Process") -> "Run":
         from app.kernel.config import HttpServerSettings
         from app.kernel.http.probes import Probes
-        from app.kernel.http.server import bind, http_service
+        from app.kernel.http.server import http_service
 
         settings = p.settings[HttpServerSettings]
-        with _closed_on_error(bind(settings.host, settings.port)) as sock:
+        with _closed_on_error(p.sockets.listen("http", settings.host, settings.port)) as sock:
             from app.kernel.actions.compose import operations as operations_of
             from app.kernel.http.openapi import Documentation
             from app.kernel.http.routes import api
@@ -51,10 +51,12 @@ async def probes(p: "Process") -> "Run":
     """Return the service of /health, /ready and /metrics, for processes without an API."""
     from app.kernel.config import OperationsSettings
     from app.kernel.http.probes import Probes
-    from app.kernel.http.server import bind, http_service
+    from app.kernel.http.server import http_service
 
     settings = p.settings[OperationsSettings]
-    return http_service(p, Probes(p), bind(settings.host, settings.port), "probes", drains=False)
+    return http_service(
+        p, Probes(p), p.sockets.listen("operations", settings.host, settings.port), "probes", drains=False
+    )
 
 
 async def cron(p: "Process") -> "Run":

@@ -14,9 +14,10 @@ from starlette.routing import Route
 from app.kernel.config import LoggerSettings, TelemetrySettings
 from app.kernel.http.asgi import Receive, Scope, Send
 from app.kernel.http.probes import Probes
-from app.kernel.http.server import bind, http_service
+from app.kernel.http.server import http_service
 from app.kernel.process import Process
 from app.kernel.services import Run, Service
+from app.kernel.sockets import bind
 from app.kernel.telemetry import logs
 from app.kernel.telemetry.export import span_exporter
 from app.processes import load_settings, new_process

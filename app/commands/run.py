@@ -78,6 +78,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     from app.kernel.config import LoggerSettings
     from app.kernel.process import run_to_end
     from app.kernel.process.notify import Notifier
+    from app.kernel.sockets import Sockets
     from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 
@@ -86,6 +87,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     output = configure(settings[LoggerSettings], name)
     process = new_process(name, settings)
     process.notify = Notifier.taken_from(os.environ)
+    process.sockets = Sockets.taken_from(os.environ)
     process.on_reload("log", output.reopened)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = run_to_end(runner.get_loop(), process.run(spec.services))

@@ -22,9 +22,9 @@ import uvloop
 
 from app.kernel.config import load
 from app.kernel.errors import Unavailable
-from app.kernel.http.server import bind
 from app.kernel.process import DependencyCycle, Process, run_to_end
 from app.kernel.services import InvalidOrder, Run, Service
+from app.kernel.sockets import bind
 from app.processes import sections
 from tests.support.project import ROOT, Project, eventually
 
@@ -445,7 +445,7 @@ def test_a_port_that_only_root_may_use_is_one_line_that_names_the_option(cli: Pr
     if not lowest.exists() or int(lowest.read_text()) <= 1:
         pytest.skip("here everybody may use every port")
     become = "import os, encodings.idna; os.getuid() or os.setuid(65534)"
-    body = f"from app.kernel.http.server import bind; {become}; bind('127.0.0.1', 1)"
+    body = f"from app.kernel.sockets import bind; {become}; bind('127.0.0.1', 1)"
     done = subprocess.run([cli.python, "-c", body], cwd=cli.root, capture_output=True, text=True, check=False)
     assert "port 1 on 127.0.0.1 is reserved for root; choose 1024 or higher with --port" in done.stderr
 

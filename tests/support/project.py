@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests.support.activation import Activation
 from tests.support.leaks import WATCH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,20 +133,22 @@ class Project:
         WATCH.texts += [(f"stdout of app {name}", done.stdout), (f"stderr of app {name}", done.stderr)]
         return done
 
-    def start(self, *args: str, env: dict[str, str] | None = None) -> Running:
-        """Start a process; `run-*` gets a free port."""
+    def start(self, *args: str, env: dict[str, str] | None = None, activation: Activation | None = None) -> Running:
+        """Start a process; `run-*` gets a free port, or the sockets of an activation."""
         if args[0].startswith("run-") and "--port" not in args:
             args = (*args, "--port", "0")
         number = len(self.running)
         output, errors = self.scratch / f"{number}-{args[0]}.out", self.scratch / f"{number}-{args[0]}.err"
         with output.open("ab") as out, errors.open("ab") as err:
+            command = [self.python, "-m", "app", *args]
             popen = subprocess.Popen(
-                [self.python, "-m", "app", *args],
+                activation.command(command) if activation else command,
                 cwd=self.root,
-                env=self.environment(env),
+                env=self.environment({**(env or {}), **(activation.env if activation else {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                pass_fds=activation.fds if activation else (),
             )
         WATCH.files += [(f"stdout of app {args[0]}", output), (f"stderr of app {args[0]}", errors)]
         WATCH.processes.append((args[0], output))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from app.kernel.config import load
 from app.kernel.http.asgi import App
-from app.kernel.http.server import bind, http_service
+from app.kernel.http.server import http_service
 from app.kernel.process import Process
+from app.kernel.sockets import bind
 from app.processes import sections
 from tests.support.project import ROOT
 

@@ -8,7 +8,6 @@ only the probes, so /health answers under any load.
 """
 
 import asyncio
-import errno
 import functools
 import socket
 import time
@@ -34,9 +33,9 @@ from app.kernel.http.validation import Validation
 from app.kernel.process import Process
 from app.kernel.running import announced
 from app.kernel.services import Run
+from app.kernel.sockets import InheritedSocket
 from app.kernel.telemetry import metrics
 
-BACKLOG = 1024
 _LINGER_S = 5.0
 _SPARE_S = 2.0
 _LAST_S = 1.0  # while stopping: for connections without a request, and for the lingering close
@@ -62,42 +61,6 @@ class _Config(Config):
 @functools.lru_cache(1)
 def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address. Raises Unavailable with a reason and a remedy."""
-    sock: socket.socket | None = None
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except (OSError, OverflowError, ValueError) as error:
-        if sock is not None:
-            sock.close()
-        raise Unavailable(_why_not(host, port, error)) from None
-    sock.setblocking(False)
-    return sock
-
-
-def _why_not(host: str, port: int, error: Exception) -> str:
-    """Return why the address cannot be used, and what to change."""
-    if isinstance(error, socket.gaierror | UnicodeError):
-        reason = error.strerror if isinstance(error, socket.gaierror) else "it is not a host name"
-        return f"the host {host!r} does not resolve ({reason}); give an address of this machine with --host"
-    match getattr(error, "errno", None):
-        case errno.EADDRINUSE:
-            return f"port {port} on {host} is in use; choose another with --port"
-        case errno.EACCES | errno.EPERM:
-            return f"port {port} on {host} is reserved for root; choose 1024 or higher with --port"
-        case errno.EADDRNOTAVAIL:
-            return f"{host} is not an address of this machine; choose another with --host"
-        case errno.EAFNOSUPPORT:
-            return f"{host} is an IPv6 address, which this machine does not support; choose another with --host"
-        case _:
-            return f"port {port} on {host} cannot be used: {error}; see --host and --port"
 
 
 def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains: bool) -> Run:
@@ -177,13 +140,17 @@ class Listener:
         self._sweep()
 
     async def close(self) -> None:
-        """Accept the backlog, close the socket and connections without a request. Safe to repeat."""
+        """Accept the backlog, close the socket and connections without a request. Safe to repeat.
+
+        The backlog of an inherited socket is left to the next process.
+        """
         if self.closing.is_set():
             return
         self.closing.set()
         await self.context.terminated.set()
         self._pause()
-        while (accepted := self._next()) is not None:
+        takes_backlog = not isinstance(self._sock, InheritedSocket)
+        while (takes_backlog or self._pending is not None) and (accepted := self._next()) is not None:
             if not self._admit(accepted):
                 self.refusals.note("full")
                 accepted[0].close()

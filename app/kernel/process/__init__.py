@@ -26,6 +26,7 @@ from app.kernel.process.notify import Notifier
 from app.kernel.process.reload import Reload, Reloads
 from app.kernel.process.status import reporting
 from app.kernel.services import Run, Service, in_order
+from app.kernel.sockets import Sockets
 from app.kernel.text import error_text
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class Process:
         self.in_flight: dict[str, Callable[[], int]] = {}
         """What services count: requests, jobs."""
         self.notify = Notifier()
+        self.sockets = Sockets()
         self.migrates = migrates
         self.constraints: Constraints = constraints or {}
         self._opened: dict[Provider[Any], Any] = {}
@@ -197,6 +199,7 @@ class Process:
     async def _body(self, services: Sequence[Service], ordered: Sequence[Service]) -> int:
         async with self._stack:
             made = {service.name: run for service in services if (run := await service.make(self)) is not None}
+            self.sockets.check_all_used()
             self.services = tuple(self.labels.get(name, name) for name in made)
             gc.freeze()  # what is there by now stays; to look through it again and again costs a request 3%
             self.state = "ready"

@@ -24,8 +24,9 @@ from app.kernel.http.asgi import CLOSE, Receive, Scope, Send, respond
 from app.kernel.http.codecs import read_body
 from app.kernel.http.probes import Probes
 from app.kernel.http.problems import HttpProblem
-from app.kernel.http.server import bind, http_service
+from app.kernel.http.server import http_service
 from app.kernel.process import Process
+from app.kernel.sockets import BACKLOG, bind
 from app.processes import sections
 from tests.support.project import ROOT
 
@@ -418,7 +419,7 @@ async def test_the_backlog_is_as_long_as_asked_for() -> None:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         with open("/proc/sys/net/core/somaxconn") as file:  # noqa: PTH123
             most = int(file.read())
-        assert struct.unpack_from("I", info, 28)[0] == min(listening.BACKLOG, most)
+        assert struct.unpack_from("I", info, 28)[0] == min(BACKLOG, most)
 
 
 @on_both_loops
