@@ -200,12 +200,12 @@ async def test_a_signal_while_starting_reloads_once_ready_and_one_while_stopping
     assert states == ["ready"]
 
 
-def test_a_process_tells_that_it_reopened_its_log_or_has_nothing_to_reload(cli: Project, tmp_path: Path) -> None:
+def test_a_process_tells_that_it_reopened_its_log_or_has_nothing_to_reload(project: Project, tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     log = folder / "app.log"
-    to_file = cli.start("run-cron-manager", env={"LOGGER_OUTPUT": str(log)})
-    to_stdout = cli.start("run-cron-manager")
+    to_file = project.start("run-cron-manager", env={"LOGGER_OUTPUT": str(log)})
+    to_stdout = project.start("run-cron-manager")
     to_stdout.ready()
     eventually(lambda: log.exists() and "serving" in log.read_text())
     to_stdout.signal(signal.SIGHUP)

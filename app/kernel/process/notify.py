@@ -40,15 +40,15 @@ class Notifier:
 
     def ready(self) -> None:
         """Tell that start-up or a reload is complete."""
-        self._tell("READY=1\nSTATUS=ready")
+        self._tell("READY=1", "ready")
 
     def reloading(self) -> None:
         """Tell that a reload begins; `ready` ends it."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=reloading")
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", "reloading")
 
     def stopping(self, within_s: float) -> None:
         """Tell that the process stops, and how long that may take."""
-        self._tell(f"STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
+        self._tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(within_s * 1e6)}", "draining")
 
     def extend(self, seconds: float) -> None:
         """Ask for more time to start or to stop."""
@@ -75,12 +75,14 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _tell(self, message: str) -> None:
+    def _tell(self, message: str, status: str = "") -> None:
         """Send a message now or, if systemd is not reading, before the next one."""
-        self._status = ""
-        if self._address:
-            self._waiting.append(message.encode())
-            self._flush()
+        if not self._address:
+            return
+        if status:
+            message, self._status = f"{message}\nSTATUS={status}", status
+        self._waiting.append(message.encode())
+        self._flush()
 
     def _flush(self) -> bool:
         while self._waiting and self._send(self._waiting[0]):

@@ -50,5 +50,5 @@ async def status_text(p: "Process") -> str:
     text = "draining" if p.state == "stopping" else "ready"
     if missing:
         text = "not ready: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-    counts = [f"{count()} {what}" for what, count in p.in_flight.items()]
+    counts = [f"{count()} {what}" for what, count in sorted(p.in_flight.items())]
     return f"{text}; {' and '.join(counts)} in flight" if counts else text
