@@ -3,8 +3,8 @@
 This module imports no infrastructure; each service imports its dependencies when its process starts.
 """
 
-from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,51 +12,81 @@ from app.kernel.services import Service
 from app.modules import modules
 
 if TYPE_CHECKING:
+    from app.kernel.actions.operation import ActionOperation
     from app.kernel.config import Section, Settings
     from app.kernel.doctor import Check
     from app.kernel.doctor.deployment import Deployment
     from app.kernel.errors import Constraints
     from app.kernel.module import Module
-    from app.kernel.process import Process
+    from app.kernel.process import Process, Provider
     from app.kernel.services import Run
 
     Make = Callable[[Process], Coroutine[Any, Any, Run | None]]
+    Routes = Provider[list[ActionOperation]]
 
 
-def http(*served: "Module") -> "Make":
-    """Return the service of the HTTP API of some modules."""
+def _routes(*served: "Module") -> "Routes":
+    """Return the provider of the actions that some modules serve over HTTP."""
+
+    @asynccontextmanager
+    async def provider(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
+        from app.kernel.actions.compose import operations
+
+        found = await operations(p, [kind for module in served for kind in module.feature_classes()])
+        yield [operation for operation in found if operation.action.path]
+
+    return provider
+
+
+def http(routes: "Routes", title: str) -> "Make":
+    """Return the service of an HTTP API, with the operations endpoint unless that is separate."""
 
     async def make(p: "Process") -> "Run":
-        from app.kernel.config import HttpServerSettings
+        from app.kernel.config import HttpServerSettings, OperationsSettings
         from app.kernel.http.probes import Probes
         from app.kernel.http.server import http_service
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(p.sockets.listen("http", settings.host, settings.port)) as sock:
-            from app.kernel.actions.compose import operations as operations_of
             from app.kernel.http.openapi import Documentation
             from app.kernel.http.routes import api
 
-            found = await operations_of(p, [kind for module in served for kind in module.feature_classes()])
-            routes = [operation for operation in found if operation.action.path]
-            documented = Documentation(
-                await api(p, routes), routes, f"{' and '.join(module.name for module in served)} API"
-            )
-            return http_service(p, Probes(p, documented), sock, "http", drains=True)
+            app = await api(p, await p.use(routes))
+            is_separate = p.settings[OperationsSettings].expose == "separate"
+            if not is_separate:
+                app = Documentation(await p.use(routes), title, app)
+            return http_service(p, Probes(p, app, internal=not is_separate), sock, "http")
 
     return make
 
 
-async def probes(p: "Process") -> "Run":
-    """Return the service of /health, /ready and /metrics, for processes without an API."""
+def api_operations(routes: "Routes", title: str) -> "Make":
+    """Return the operations endpoint of an API if it is separate: /health, /ready, /metrics, /docs, /openapi.json."""
+
+    async def make(p: "Process") -> "Run | None":
+        from app.kernel.config import OperationsSettings
+
+        settings = p.settings[OperationsSettings]
+        if settings.expose == "same":
+            return None
+        from app.kernel.http.openapi import Documentation
+        from app.kernel.http.probes import Probes
+        from app.kernel.http.server import http_service
+
+        with _closed_on_error(p.sockets.listen("operations", settings.host, settings.port, settings.section)) as sock:
+            return http_service(p, Probes(p, Documentation(await p.use(routes), title)), sock, "operations")
+
+    return make
+
+
+async def operations(p: "Process") -> "Run":
+    """Return the operations endpoint of a process without an API: /health, /ready and /metrics."""
     from app.kernel.config import OperationsSettings
     from app.kernel.http.probes import Probes
     from app.kernel.http.server import http_service
 
     settings = p.settings[OperationsSettings]
-    return http_service(
-        p, Probes(p), p.sockets.listen("operations", settings.host, settings.port), "probes", drains=False
-    )
+    return http_service(p, Probes(p), p.sockets.listen("operations", settings.host, settings.port), "operations")
 
 
 async def cron(p: "Process") -> "Run":
@@ -110,28 +140,32 @@ class Spec(NamedTuple):
 
 
 _SUPPORT = (Service("reporter", reporter), Service("sentinel", sentinel), Service("traces", traces))
-_PROBES = Service("probes", probes)
+_OPERATIONS = Service("operations", operations)
 _AFTER = tuple(service.name for service in _SUPPORT)
 
 
 def _processes() -> dict[str, Spec]:
     serving = [module for module in modules() if module.process]
     jobs = (Service("cron manager", cron, after=_AFTER), Service("consumer", consumer, after=_AFTER))
-    worker = partial(Service, after=(*_AFTER, _PROBES.name))
+    worker = partial(Service, after=(*_AFTER, _OPERATIONS.name))
     return {
-        "run-all-in-one": Spec("Run everything in one process.", (_api(*serving), *jobs, *_SUPPORT)),
-        **{f"run-{m.name}-http": Spec(m.process, (_api(m), *_SUPPORT)) for m in serving},
+        "run-all-in-one": Spec("Run everything in one process.", (*_api(*serving), *jobs, *_SUPPORT)),
+        **{f"run-{m.name}-http": Spec(m.process, (*_api(m), *_SUPPORT)) for m in serving},
         "run-cron-manager": Spec(
-            "Turn due schedules into jobs.", (_PROBES, worker("cron manager", cron), *_SUPPORT), "operations"
+            "Turn due schedules into jobs.", (_OPERATIONS, worker("cron manager", cron), *_SUPPORT), "operations"
         ),
         "run-event-consumer": Spec(
-            "Run jobs and event subscribers.", (_PROBES, worker("consumer", consumer), *_SUPPORT), "operations"
+            "Run jobs and event subscribers.", (_OPERATIONS, worker("consumer", consumer), *_SUPPORT), "operations"
         ),
     }
 
 
-def _api(*served: "Module") -> Service:
-    return Service("http", http(*served), after=_AFTER)
+def _api(*served: "Module") -> tuple[Service, ...]:
+    routes, title = _routes(*served), f"{' and '.join(module.name for module in served)} API"
+    return (
+        Service("http", http(routes, title), after=(*_AFTER, "operations")),
+        Service("operations", api_operations(routes, title)),
+    )
 
 
 PROCESSES = _processes()

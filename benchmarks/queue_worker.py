@@ -19,7 +19,7 @@ from app.kernel.queue.consumer import consumer
 from app.kernel.queue.worker import executor
 from app.kernel.services import Run, Service
 from app.kernel.telemetry import logs, metrics
-from app.processes import load_settings, new_process, probes, reporter, sentinel
+from app.processes import load_settings, new_process, operations, reporter, sentinel
 from benchmarks.tally import Tally, say_ready
 
 SUBSCRIBERS = 5
@@ -72,7 +72,7 @@ def main() -> None:
     logs.configure(settings[LoggerSettings], "run-event-consumer")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         process = new_process("run-event-consumer", settings)
-        makers = {"probes": probes, "consumer": consuming, "reporter": reporter, "sentinel": sentinel}
+        makers = {"operations": operations, "consumer": consuming, "reporter": reporter, "sentinel": sentinel}
         sys.exit(runner.run(process.run([Service(name, make) for name, make in makers.items()])))
 
 

@@ -57,7 +57,7 @@ async def stacked(port: int) -> None:
     process = new_process("run-bench", settings)
 
     async def http(p: Process) -> Run:
-        return http_service(p, Probes(p, routed), bind("127.0.0.1", port), "http", drains=True)
+        return http_service(p, Probes(p, routed), bind("127.0.0.1", port), "http")
 
     async def traces(p: Process) -> Run | None:
         telemetry = p.settings[TelemetrySettings]

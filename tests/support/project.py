@@ -59,12 +59,13 @@ class Running:
     def messages(self) -> list[str]:
         return [line["message"] for line in self.logs()]
 
-    def url(self, seconds: float = 20) -> str:
-        """Wait for the address that it serves on."""
+    def url(self, seconds: float = 20, *, listener: str = "") -> str:
+        """Wait for the address that it serves on; with two of them, of the `http` or the `operations` listener."""
 
         def served() -> str | None:
             assert self.popen.poll() is None, f"exited with {self.popen.returncode}: {self.said()}"
-            return next((line["url"] for line in self.logs() if "url" in line), None)
+            found = [line for line in self.logs() if "url" in line]
+            return next((line["url"] for line in found if listener in ("", line["listener"])), None)
 
         return eventually(served, seconds)
 

@@ -44,7 +44,7 @@ async def serving(app: App, **env: str) -> AsyncIterator[Serving]:
     process = Process("test", load(ROOT, sections(), {"APP_ENV": "test", **env}), ROOT)
     sock = bind("127.0.0.1", 0)
     host, port = sock.getsockname()
-    service = http_service(process, app, sock, "http", drains=True)
+    service = http_service(process, app, sock, "http")
     stop = asyncio.Event()
     running = asyncio.ensure_future(service(stop))
     process.state = "ready"

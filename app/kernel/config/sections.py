@@ -117,11 +117,15 @@ class HttpServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class OperationsSettings:
-    """The listener of worker processes for /health, /ready and /metrics."""
+    """The operations endpoint: /health, /ready with details, /metrics, and the documentation of an API."""
 
     section: ClassVar[str] = "operations"
     host: Annotated[str, AfterValidator(_host), Field(min_length=1, description="address to listen on")]
     port: Annotated[Port, Field(description="port to listen on; 0 for a free one")]
+    expose: Annotated[
+        Literal["same", "separate"],
+        Field(description="where an API has it: on http_server.port too, or on operations.port only"),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

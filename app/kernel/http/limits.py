@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SPARES = 8
 """Connections beyond the limit. They serve the probes and answer 503 to everything else."""
 LEAST_CONNECTIONS = 4
+OPERATIONS_CONNECTIONS = 50
+"""Maximum of the operations endpoint."""
 _OTHER_FILES = 12
 _LOG_INTERVAL_S = 10.0
 _LIMITS = {

@@ -65,9 +65,9 @@ def openapi(operations: Sequence[ActionOperation], title: str) -> dict[str, Any]
 
 
 class Documentation:
-    """Answer /openapi.json and /docs, made at the first request; pass everything else to the application."""
+    """Answer /openapi.json and /docs, made at the first request; pass everything else to the application, if any."""
 
-    def __init__(self, app: App, operations: Sequence[ActionOperation], title: str) -> None:
+    def __init__(self, operations: Sequence[ActionOperation], title: str, app: App | None = None) -> None:
         self._app = app
         self._routes = operations
         self._title = title
@@ -75,6 +75,8 @@ class Documentation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in ("/openapi.json", "/docs"):
+            if self._app is None:
+                raise HttpProblem(404)
             await self._app(scope, receive, send)
             return
         scope["state"]["route"] = scope["path"]

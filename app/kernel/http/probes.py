@@ -22,15 +22,20 @@ _LONGEST = 4096
 
 
 class Probes:
-    """Answer the probes; pass everything else to the application, if there is one."""
+    """Answer the probes; pass everything else to the application, if there is one.
 
-    def __init__(self, process: Process, app: App | None = None) -> None:
+    Unless it is `internal`, it answers /health and /ready with a status only, and not /metrics.
+    """
+
+    def __init__(self, process: Process, app: App | None = None, *, internal: bool = True) -> None:
         self._process = process
         self._app = app
+        self._internal = internal
+        self._paths = PATHS if internal else PATHS - {"/metrics"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path not in PATHS:
+        if path not in self._paths:
             if self._app is None:
                 raise HttpProblem(404)
             await self._app(scope, receive, send)
@@ -38,7 +43,8 @@ class Probes:
         if scope["method"] not in ("GET", "HEAD"):
             raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
         if path == "/health":
-            await respond(send, 200, _JSON, to_json({"status": "ok", "process": self._process.name}), _FRESH)
+            about = {"process": self._process.name} if self._internal else {}
+            await respond(send, 200, _JSON, to_json({"status": "ok", **about}), _FRESH)
         elif path == "/metrics":
             body, content_type = exposition(preferred(scope, FORMATS))
             await respond(send, 200, content_type, body, _FRESH)
@@ -48,7 +54,7 @@ class Probes:
     async def _ready(self, send: Send) -> None:
         missing = await self._process.missing()
         if missing:
-            body = to_json({"status": "not ready", "missing": missing})
+            body = to_json({"status": "not ready", **({"missing": missing} if self._internal else {})})
             await respond(send, 503, _JSON, body, (*_FRESH, (b"retry-after", b"1")))
         else:
             await respond(send, 200, _JSON, to_json({"status": "ready"}), _FRESH)

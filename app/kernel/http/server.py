@@ -13,6 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from email.utils import formatdate
 
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -20,11 +21,24 @@ from hypercorn.config import Config
 from loguru import logger
 
 from app.kernel.addresses import Network, is_in, limited, networks
-from app.kernel.config import HttpServerSettings, PostgresSettings, ProcessSettings
+from app.kernel.config import (
+    HttpServerSettings,
+    OperationsSettings,
+    PostgresSettings,
+    ProcessSettings,
+)
 from app.kernel.errors import Unavailable
 from app.kernel.http.asgi import REFUSED, App, Scope
 from app.kernel.http.connection import Connection
-from app.kernel.http.limits import LEAST_CONNECTIONS, SPARES, Bodies, Refusals, Waiting, most_connections
+from app.kernel.http.limits import (
+    LEAST_CONNECTIONS,
+    OPERATIONS_CONNECTIONS,
+    SPARES,
+    Bodies,
+    Refusals,
+    Waiting,
+    most_connections,
+)
 from app.kernel.http.middleware import stack
 from app.kernel.http.middleware.meta_inject import client_address
 from app.kernel.http.probes import PATHS
@@ -33,7 +47,7 @@ from app.kernel.http.validation import Validation
 from app.kernel.process import Process
 from app.kernel.running import announced
 from app.kernel.services import Run
-from app.kernel.sockets import InheritedSocket
+from app.kernel.sockets import InheritedSocket, Name
 from app.kernel.telemetry import metrics
 
 _LINGER_S = 5.0
@@ -63,35 +77,39 @@ def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
 
 
-def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains: bool) -> Run:
+def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
     """Return a service that serves the application inside the middlewares on the socket, and closes the socket.
 
-    With `drains`, it keeps serving for the drain delay when asked to stop, so that load balancers notice.
+    An API (`http`) keeps serving for the drain delay when asked to stop, so that load balancers notice.
     """
     settings, limits = p.settings[HttpServerSettings], p.settings[ProcessSettings]
     wrapped = stack(Validation(app), settings)
-    drain_delay_s = limits.drain_delay if drains else 0.0
+    is_api, is_separate = name == "http", p.settings[OperationsSettings].expose == "separate"
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    p.labels[name] = f"http {url}"
+    p.labels[name] = f"{name} {url}"
 
     async def run(stop: asyncio.Event) -> None:
         read_strictly()
         config = _Config()
         config.h2c = settings.h2c
         config.accesslog = config.errorlog = None
-        listener = Listener(wrapped, config, p, sock, settings)
-        most = most_connections(settings.max_connections, p.settings[PostgresSettings].pool_size)
+        listener = Listener(wrapped, config, p, sock, name)
+        others = p.settings[PostgresSettings].pool_size
+        if is_api and is_separate:
+            others += OPERATIONS_CONNECTIONS + SPARES
+        most = most_connections(settings.max_connections if is_api else OPERATIONS_CONNECTIONS, others)
         listener.begin(most, _BODIES * settings.max_body_bytes)
-        if drains:
+        if is_api:
             p.in_flight["requests"] = lambda: listener.requests
-        logger.bind(url=url).info("serving {}", url)
+        logger.bind(url=url, listener=name).info("serving {}" if is_api else "operations endpoint: {}", url)
         try:
-            with announced(p.name, url, p.root) as is_announced:
+            with nullcontext(True) if is_api and is_separate else announced(p.name, url, p.root) as is_announced:
                 if not is_announced:
                     logger.warning("no folder for the address of this process is writable: app health needs --port")
                 await stop.wait()
-                await asyncio.sleep(drain_delay_s)
+                if is_api:
+                    await asyncio.sleep(limits.drain_delay)
                 await listener.close()
                 await listener.ended()
         except BaseException:
@@ -105,11 +123,10 @@ def http_service(p: Process, app: App, sock: socket.socket, name: str, *, drains
 class Listener:
     """Serves an application on a listening socket."""
 
-    def __init__(
-        self, app: App, config: Config, process: Process, sock: socket.socket, settings: HttpServerSettings
-    ) -> None:
+    def __init__(self, app: App, config: Config, process: Process, sock: socket.socket, name: Name) -> None:
         self.app = app
-        self._settings = settings
+        self._name = name
+        self._settings = process.settings[HttpServerSettings]
         self.config = config
         self.context = WorkerContext(None)
         self.refusals = Refusals()
@@ -118,7 +135,7 @@ class Listener:
         self.closing = asyncio.Event()
         self._process = process
         self._sock = sock
-        self._trusted: Sequence[Network] = networks(settings.trusted_proxies)
+        self._trusted: Sequence[Network] = networks(self._settings.trusted_proxies)
         self._most = self._most_of_one = LEAST_CONNECTIONS
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: set[Connection] = set()
@@ -337,4 +354,4 @@ class Listener:
         self._timer = self._loop.call_later(_SWEEP_S, self._sweep)
 
     def _measure(self) -> None:
-        metrics.http_connections(len(self._held) + len(self._spares), len(self.idle), self._most)
+        metrics.http_connections(self._name, len(self._held) + len(self._spares), len(self.idle), self._most)

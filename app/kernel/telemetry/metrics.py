@@ -104,7 +104,9 @@ _DB_DURATION = _Durations(
     "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
 )
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
-_HTTP_CONNECTIONS = Gauge("http_server_connections", "Connections of clients", ("state",), registry=_REGISTRY)
+_HTTP_CONNECTIONS = Gauge(
+    "http_server_connections", "Connections of clients", ("listener", "state"), registry=_REGISTRY
+)
 _REFUSED = Counter(
     "http_server_refused_total", "Connections and bodies refused because of a limit", ("reason",), registry=_REGISTRY
 )
@@ -187,10 +189,10 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
         _DB_CONNECTIONS.labels(state).set(value)
 
 
-def http_connections(used: int, idle: int, most: int) -> None:
-    """Record client connections: all, the idle ones, and the maximum."""
+def http_connections(listener: str, used: int, idle: int, most: int) -> None:
+    """Record client connections of a listener: all, the idle ones, and the maximum."""
     for state, value in (("open", used), ("idle", idle), ("max", most)):
-        _HTTP_CONNECTIONS.labels(state).set(value)
+        _HTTP_CONNECTIONS.labels(listener, state).set(value)
 
 
 def client_refused(reason: str) -> None:

@@ -116,7 +116,7 @@ async def served(**environment: str) -> AsyncGenerator[Served]:
             await about.release.wait()
         await respond(send, 200, b"text/plain", b"x" * 3_000_000 if path == "/large" else path.encode())
 
-    service = http_service(process, Probes(process, app), sock, "http", drains=True)
+    service = http_service(process, Probes(process, app), sock, "http")
     running = asyncio.ensure_future(service(stop))
     about = Served(f"http://127.0.0.1:{port}", port, process, stop, running)
     await asyncio.sleep(0.01)
@@ -168,7 +168,7 @@ async def test_a_client_that_leaves_without_a_byte_holds_nothing() -> None:
 
 
 async def _is(server: Served, count: int) -> bool:
-    return await server.metric('http_server_connections{state="open"}') == count
+    return await server.metric('http_server_connections{listener="http",state="open"}') == count
 
 
 @on_both_loops
