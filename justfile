@@ -68,6 +68,12 @@ migrate-down: install
 rename name: install
     {{python}} .ci/rename.py "$1"
 
+# build the image; the builder is buildah, podman or docker: just image app:1.2.0 podman
+image tag="app" builder="buildah": install
+    {{builder}} build $(test {{builder}} = docker || echo --format docker) -t {{tag}} \
+        --build-arg VERSION="$({{python}} -m app --version)" --build-arg REVISION="$(git rev-parse HEAD)" \
+        --build-arg SOURCE="$(git remote get-url origin)" .
+
 # measure against the peers, in an environment of their own
 bench *names="startup http auth telemetry":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
