@@ -29,6 +29,13 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 SUPERUSER = ("root", "correct horse battery staple")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return more workers than cores: most tests wait for processes, clocks and disks about half of their time."""
+    cores = os.cpu_count() or 1
+    return cores + cores // 2
+
+
 @pytest.fixture(scope="session", autouse=True)
 def watched_httpx() -> Iterator[None]:
     """Every request of every test is watched for the secrets in it."""
