@@ -139,6 +139,12 @@ class PostgresSettings:
         Field(description="host name, address or socket folder; empty: the embedded server"),
     ]
     port: Annotated[Port, Field(ge=1, description="port of the server")]
+    direct_host: Annotated[
+        str,
+        AfterValidator(_host),
+        Field(description="the server itself, when host is a pooler such as PgBouncer; empty: host"),
+    ]
+    direct_port: Annotated[Port, Field(description="port of direct_host; 0: the same as port")]
     user: Annotated[str, Field(min_length=1, description="role to connect as")]
     password: Annotated[Secret, Field(description="password of the role")]
     db: Annotated[str, Field(min_length=1, description="name of the database")]

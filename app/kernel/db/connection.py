@@ -31,13 +31,14 @@ class Connection(AsyncConnection[Row]):
     mute = False
 
     @classmethod
-    async def open(cls, conninfo: str) -> Self:
-        """Connect to a server that accepts writes. Raises Unavailable."""
+    async def open(cls, conninfo: str, *, is_pooled: bool = False) -> Self:
+        """Connect to a server that accepts writes, or to a pooler. Raises Unavailable."""
+        kept = {"prepare_threshold": None} if is_pooled else {}  # its sessions, and their prepared statements, vary
         try:
-            opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S)
+            opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S, **kept)
         except (psycopg.Error, OSError) as error:
             raise Unavailable("the database is unavailable", retry_after_s=2) from error
-        if any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY):
+        if not is_pooled and any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY):
             opened.drop()
             raise Unavailable("the database is read-only", retry_after_s=2)
         return opened

@@ -14,12 +14,19 @@ from typing import Any
 import psycopg
 from loguru import logger
 from psycopg import pq
+from psycopg.conninfo import make_conninfo
 from psycopg.waiting import Wait
 
 _VARIABLE = re.compile(r"PG[A-Z]+")  # PGHOSTADDR, PGOPTIONS, PGSERVICE, PGTZ and others; newer versions add more
 _REFUSED = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
 _TLS_REFUSED, _TLS_BEGUN = "\tSSLResponse\t N", "\tSSLResponse\t S"
 _PERMANENT = ("28", "3D", "42")  # authentication, database name, privileges
+_PROTOCOL_VIOLATION = "08P01"  # of PgBouncer, for all its errors
+_STATEMENT_POOLING = "statement pooling mode"
+_WHO = """
+    SELECT pg_backend_pid(), extract(epoch FROM pg_postmaster_start_time())::text, oid
+    FROM pg_catalog.pg_database WHERE datname = current_database()
+"""
 _UNRESOLVED = "check POSTGRES_HOST: no address found for it"
 _HINTS = {  # by SQLSTATE, or by its class
     "28": "check POSTGRES_USER and POSTGRES_PASSWORD, and the server's pg_hba.conf",
@@ -49,7 +56,8 @@ class Attempt:
     """Result of an attempt to connect.
 
     `server_version` is 0 after a failure; `reason` is then libpq's message, `sqlstate` the server's if it refused, and
-    `hint` a remedy.
+    `hint` a remedy. `database` identifies the running server and the database; `is_pooled`: a pooler such as PgBouncer
+    is in between.
     """
 
     server_version: int = 0
@@ -58,10 +66,20 @@ class Attempt:
     in_tls: bool = False
     for_good: bool = False
     hint: str = ""
+    database: tuple[Any, ...] = ()
+    is_pooled: bool = False
 
 
-async def attempt(conninfo: str) -> Attempt:
-    """Connect and disconnect."""
+async def attempt(conninfo: str, options: str = "") -> Attempt:
+    """Connect and disconnect. A pooler may refuse the options of the session: then without them."""
+    if options:
+        ended = await _attempt(make_conninfo(conninfo, options=options))
+        if ended.sqlstate != _PROTOCOL_VIOLATION:
+            return ended
+    return await _attempt(conninfo)
+
+
+async def _attempt(conninfo: str) -> Attempt:
     traces: list[str] = []
 
     class Traced(psycopg.AsyncConnection[Any]):
@@ -84,9 +102,27 @@ async def attempt(conninfo: str) -> Attempt:
         return _failed(error, traces[-1] if traces else "")
     except UnicodeError:  # from the resolver
         return Attempt(0, "the host is not a host name", hint=_UNRESOLVED)
-    version = connection.info.server_version
-    await connection.close()
-    return Attempt(version)
+    try:
+        return await _asked(connection)
+    except psycopg.Error as error:
+        reason = " ".join(str(error).split())
+        for_good = _STATEMENT_POOLING in reason
+        hint = "set pool_mode = transaction in PgBouncer" if for_good else "try again"
+        return Attempt(0, reason, error.sqlstate or "", for_good=for_good, hint=hint)
+    finally:
+        await connection.close()
+
+
+async def _asked(connection: psycopg.AsyncConnection[Any]) -> Attempt:
+    """Ask the server who it is. Raises psycopg.Error."""
+    version, pid = connection.info.server_version, connection.info.backend_pid
+    row = await (await connection.execute(_WHO)).fetchone()
+    assert row is not None
+    is_pooled = row[0] != pid  # a pooler makes process ids up, because a session has many
+    if is_pooled:  # does it keep a transaction together?
+        await connection.execute("BEGIN")
+        await connection.execute("ROLLBACK")
+    return Attempt(version, database=row[1:], is_pooled=is_pooled)
 
 
 def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:

@@ -136,8 +136,12 @@ class _Queries:
 class PostgresDatabase:
     """A pool of connections to one database."""
 
-    def __init__(self, pool: Pool, wait_s: float, statement_s: float, constraints: Constraints) -> None:
+    def __init__(
+        self, pool: Pool, wait_s: float, statement_s: float, constraints: Constraints, begin: LiteralString = "BEGIN"
+    ) -> None:
+        """`begin` is the statement that begins a transaction."""
         self._pool = pool
+        self._begin: LiteralString = begin
         self._constraints = constraints
         self._wait_s = wait_s
         self._deadlines = Deadlines(statement_s + _FROZEN_S)
@@ -211,7 +215,7 @@ class PostgresDatabase:
     async def begin(self) -> AsyncGenerator[Transaction]:
         async with self._connection() as tx:
             try:
-                await tx.run("BEGIN")
+                await tx.run(self._begin)
                 yield tx
                 if tx.transaction == TransactionStatus.INERROR:
                     raise RuntimeError("a statement failed in this transaction, and the code continued; rolled back")
@@ -248,6 +252,29 @@ class PostgresDatabase:
         return self._pool.use()
 
 
+class PooledDatabase(PostgresDatabase):
+    """A pool of connections to a pooler such as PgBouncer, where each transaction may have another session.
+
+    A statement alone is a transaction too, because only transactions have our settings.
+    """
+
+    async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
+        async with self.begin() as tx:
+            return await tx.one(sql, parameters)
+
+    async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
+        async with self.begin() as tx:
+            return await tx.all(sql, parameters)
+
+    async def run(self, sql: LiteralString, parameters: Parameters = ()) -> int:
+        async with self.begin() as tx:
+            return await tx.run(sql, parameters)
+
+    async def copy(self, sql: LiteralString, rows: Iterable[Sequence[Any]]) -> None:
+        async with self.begin() as tx:
+            await tx.copy(sql, rows)
+
+
 def _cancellations() -> int:
     """Return the number of cancellation requests of the task."""
     task = asyncio.current_task()
@@ -275,13 +302,23 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     settings = p.settings[PostgresSettings]
     found = await p.use(server)
     await p.use(migrated)
-    conninfo = found.conninfo(
-        statement_timeout=round(settings.statement_timeout * 1000),
-        lock_timeout=round(settings.lock_timeout * 1000),
-    )
+    timeouts = {
+        "statement_timeout": round(settings.statement_timeout * 1000),
+        "lock_timeout": round(settings.lock_timeout * 1000),
+    }
+    conninfo, is_pooled = found.pool_conninfo(**timeouts), found.is_pooled
     level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # commands report it themselves
-    pool = Pool(lambda: Connection.open(conninfo), size=settings.pool_size, queue=settings.pool_queue, level=level)
-    opened = PostgresDatabase(pool, settings.pool_timeout, settings.statement_timeout, p.constraints)
+    pool = Pool(
+        lambda: Connection.open(conninfo, is_pooled=is_pooled),
+        size=settings.pool_size,
+        queue=settings.pool_queue,
+        level=level,
+    )
+    kind, limits = (
+        PooledDatabase if is_pooled else PostgresDatabase,
+        (settings.pool_timeout, settings.statement_timeout),
+    )
+    opened = kind(pool, *limits, p.constraints, found.begin(**timeouts))
     p.checks["database"] = opened.check
     forget = metrics.before_scrape(lambda: metrics.connections(*opened.pool_use()))
     try:

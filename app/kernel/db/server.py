@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import LiteralString
 
 from loguru import logger
 from psycopg.conninfo import make_conninfo
@@ -15,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from app.kernel.config import Misconfigured, PostgresSettings
 from app.kernel.db.devserver.embedded import EmbeddedServer, EmbeddedUnavailable, embedded_server
 from app.kernel.db.libpq import Attempt, attempt, forget_variables
+from app.kernel.db.session import begin_with, session_options
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 
@@ -22,51 +24,41 @@ _CONNECT_S = 2
 _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _AGAIN_S = 0.25
 _OLDEST = 150_000
-_TRANSACTION_TIMEOUT = 170_000  # the version that has it
-
-# required values, because a role or a database may have others. Not default_transaction_read_only: operators set it
-_SESSION: dict[str, str | int] = {
-    "timezone": "UTC",
-    "datestyle": "ISO,MDY",
-    "intervalstyle": "postgres",
-    "bytea_output": "hex",
-    "extra_float_digits": 1,
-    "array_nulls": "on",
-    "transform_null_equals": "off",
-    "standard_conforming_strings": "on",
-    "search_path": "public",
-    "row_security": "on",
-    "default_transaction_isolation": "read\\ committed",
-    "default_transaction_deferrable": "off",
-    "exit_on_error": "off",
-    "client_min_messages": "warning",
-    "statement_timeout": 10_000,
-    "lock_timeout": 10_000,
-    "idle_in_transaction_session_timeout": 60_000,
-    "idle_session_timeout": 0,
-    # the server detects within seconds that this process has died, and releases its locks
-    "tcp_keepalives_idle": 2,
-    "tcp_keepalives_interval": 2,
-    "tcp_keepalives_count": 4,
-}
+_NO_POOLER = "LISTEN, advisory locks and migrations need the server itself"
+_SAME = "let POSTGRES_DIRECT_HOST and POSTGRES_DIRECT_PORT name the server behind POSTGRES_HOST"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to connect to. `parameters` are libpq's; repr() omits them because of the password."""
+    """A server to connect to. `parameters` are libpq's; repr() omits them because of the password.
+
+    `pool` are those of the pool of connections, if they differ. `is_pooled`: they lead to a pooler such as PgBouncer.
+    """
 
     label: str
     parameters: Mapping[str, str | int] = field(repr=False)
     bin_dir: Path | None = None
     version: int = 0
+    pool: Mapping[str, str | int] = field(default_factory=dict[str, str | int], repr=False)
+    is_pooled: bool = False
 
-    def conninfo(self, **options: str | int) -> str:
-        """Return a libpq connection string with session settings (times in milliseconds)."""
-        settings = _SESSION | options
-        if self.version >= _TRANSACTION_TIMEOUT:
-            settings["transaction_timeout"] = 0
-        session = " ".join(f"-c {name}={value}" for name, value in settings.items())
-        return make_conninfo("", **self.parameters, options=session)
+    def conninfo(self, **settings: str | int) -> str:
+        """Return a libpq connection string of a session, with settings (times in milliseconds)."""
+        return make_conninfo("", **self.parameters, options=session_options(self.version, settings))
+
+    def pool_conninfo(self, **settings: str | int) -> str:
+        """Return a libpq connection string of the pool. Behind a pooler, transactions have the settings: `begin`."""
+        if self.is_pooled:
+            return make_conninfo("", **self.pool)
+        return make_conninfo("", **(self.pool or self.parameters), options=session_options(self.version, settings))
+
+    def begin(self, **settings: str | int) -> LiteralString:
+        """Return the statement that begins a transaction of the pool."""
+        return begin_with(self.version, settings) if self.is_pooled else "BEGIN"
+
+    async def attempt(self) -> Attempt:
+        """Connect and disconnect."""
+        return await _attempt(self.parameters)
 
 
 @asynccontextmanager
@@ -85,8 +77,7 @@ async def server(p: Process) -> AsyncGenerator[Server]:
         except EmbeddedUnavailable as error:
             raise Misconfigured(str(error)) from None
         return
-    configured = configured_server(settings, name)
-    yield replace(configured, version=await _answering(configured, settings.startup_timeout))
+    yield await _reached(configured_server(settings, name), settings.startup_timeout)
 
 
 def _common(name: str) -> dict[str, str | int]:
@@ -122,28 +113,64 @@ def configured_server(settings: PostgresSettings, name: str) -> Server:
         parameters["password"] = password
     if settings.ssl == "verify-full":
         parameters["sslrootcert"] = settings.ssl_root_cert
-    return Server(f"{settings.host}:{settings.port}", parameters)
+    if not settings.direct_host:
+        return Server(_label(parameters), parameters)
+    direct = {**parameters, "host": settings.direct_host, "port": settings.direct_port or settings.port}
+    return Server(_label(direct), direct, pool=parameters)
 
 
-async def _answering(server: Server, timeout_s: float) -> int:
-    """Wait until the server accepts a connection; return its version."""
-    deadline, tell_at = time.monotonic() + timeout_s, time.monotonic() + _TELL_AFTER_S
+def _label(parameters: Mapping[str, str | int]) -> str:
+    return f"{parameters['host']}:{parameters['port']}"
+
+
+async def _attempt(parameters: Mapping[str, str | int]) -> Attempt:
+    return await attempt(make_conninfo("", **parameters), session_options(0, {}))
+
+
+async def _reached(server: Server, timeout_s: float) -> Server:
+    """Wait until the server accepts connections. Raises Misconfigured, Unavailable."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = await _answering(server.parameters, deadline)
+        if found.is_pooled:
+            raise pooler(server.label)
+        if not server.pool:
+            return replace(server, version=found.server_version)
+        through = await _answering(server.pool, deadline)
+        if through.database == found.database:
+            return replace(server, version=found.server_version, is_pooled=through.is_pooled)
+        if time.monotonic() >= deadline:  # after a restart or a failover, they may be the same again
+            where = f"{_label(server.pool)} and at {server.label}"
+            raise Misconfigured(f"PostgreSQL at {where} are not the same database; {_SAME}")
+        await asyncio.sleep(_AGAIN_S)
+
+
+def pooler(label: str) -> Misconfigured:
+    """Return the error of a pooler where the server itself is needed."""
+    error = Misconfigured(f"a connection pooler such as PgBouncer answers at {label}: {_NO_POOLER}")
+    error.add_note("set POSTGRES_DIRECT_HOST, and POSTGRES_DIRECT_PORT if it differs, to the server behind it")
+    return error
+
+
+async def _answering(parameters: Mapping[str, str | int], deadline: float) -> Attempt:
+    """Wait until a server accepts a connection."""
+    label, tell_at = _label(parameters), time.monotonic() + _TELL_AFTER_S
     before = Attempt()
-    while not (ended := await attempt(server.conninfo())).server_version:
+    while not (ended := await _attempt(parameters)).server_version:
         # a stopping server interrupts only one handshake
         if ended.for_good or (ended.in_tls and before.in_tls):
-            raise Misconfigured(f"PostgreSQL at {server.label} refused: {ended.reason}; {ended.hint}")
+            raise Misconfigured(f"PostgreSQL at {label} refused: {ended.reason}; {ended.hint}")
         if time.monotonic() >= deadline:
             how = "accepts no connection" if ended.sqlstate else "does not answer"
-            raise Unavailable(f"PostgreSQL at {server.label} {how}: {ended.reason}; {ended.hint}")
+            raise Unavailable(f"PostgreSQL at {label} {how}: {ended.reason}; {ended.hint}")
         if time.monotonic() >= tell_at:
             tell_at = time.monotonic() + _TELL_EVERY_S
-            logger.warning("waiting for PostgreSQL at {}: {}", server.label, ended.reason)
+            logger.warning("waiting for PostgreSQL at {}: {}", label, ended.reason)
         before = ended
         await asyncio.sleep(_AGAIN_S)
     if why := too_old(ended.server_version):
-        raise Misconfigured(f"PostgreSQL at {server.label} is {why}")
-    return ended.server_version
+        raise Misconfigured(f"PostgreSQL at {label} is {why}")
+    return ended
 
 
 def too_old(version: int) -> str:

@@ -15,7 +15,7 @@ from app.kernel.config import Misconfigured, PostgresSettings, Section, Settings
 from app.kernel.db import Parameters, Row
 from app.kernel.db.connection import Connection
 from app.kernel.db.devserver.embedded import running_server
-from app.kernel.db.libpq import Attempt, attempt, forget_variables
+from app.kernel.db.libpq import Attempt, forget_variables
 from app.kernel.db.server import Server, configured_server, embedded
 from app.kernel.doctor import NotChecked
 from app.kernel.product import NAME
@@ -87,8 +87,8 @@ class Deployment:
             raise NotChecked("the embedded PostgreSQL does not run now; the first process starts it")
         else:
             server = embedded(running, name)
-        made = await attempt(server.conninfo())
-        if not made.server_version:
+        made = await server.attempt()
+        if not made.server_version or made.is_pooled:
             return Reached(server, made, None)
         try:
             return Reached(server, made, await self.connect(server))

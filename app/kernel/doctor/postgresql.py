@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.kernel.config import PostgresSettings
 from app.kernel.db.libpq import Attempt
-from app.kernel.db.server import too_old
+from app.kernel.db.server import pooler, too_old
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
@@ -40,7 +40,10 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
     """Connect as processes do: name, port, TLS, password, database, version."""
     reached = await d.reached()
     attempt = reached.attempt
-    if reached.connection is None:
+    if attempt.is_pooled:
+        error = pooler(reached.server.label)
+        yield fail(str(error), f"export POSTGRES_DIRECT_HOST=NAME_OF_THE_SERVER  # {error.__notes__[0]}")
+    elif reached.connection is None:
         yield fail(f"PostgreSQL at {reached.server.label}: {attempt.reason}", _remedy(d, attempt))
     elif why := too_old(attempt.server_version):
         yield fail(f"PostgreSQL at {reached.server.label} is {why}", "pg_upgrade  # to 15 or newer")

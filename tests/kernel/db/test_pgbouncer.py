@@ -1,0 +1,135 @@
+"""Sessions behind PgBouncer in each of its modes: they have our settings, and what needs a session goes round it."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+
+from app.kernel.config import load
+from app.kernel.db.postgres import PooledDatabase, PostgresDatabase
+from app.kernel.db.postgres import database as provider
+from app.kernel.errors import Unavailable
+from app.kernel.process import Process
+from app.processes import sections
+from tests.conftest import log_in, postgres_binaries
+from tests.kernel.db.test_session import FOREIGN, THEIRS
+from tests.support.debian import DebianServer, debian_server
+from tests.support.pgbouncer import PgBouncer, pgbouncer
+from tests.support.project import ROOT, Project
+
+REFUSED = ("a connection pooler such as PgBouncer answers at", "\nhint: set POSTGRES_DIRECT_HOST, and ")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DebianServer]:
+    with debian_server(postgres_binaries()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pooler(server: DebianServer) -> Iterator[PgBouncer]:
+    with pgbouncer(server, default_pool_size=3) as found:
+        yield found
+
+
+@asynccontextmanager
+async def connected(env: dict[str, str]) -> AsyncGenerator[PostgresDatabase]:
+    async with Process("test", load(ROOT, sections(), {"APP_ENV": "test", **env}), ROOT).opened() as p:
+        yield await p.use(provider)
+
+
+@pytest.mark.parametrize("of", ["ROLE app", "DATABASE app"])
+async def test_every_transaction_has_our_settings_and_none_of_the_role_s(
+    server: DebianServer, pooler: PgBouncer, of: str
+) -> None:
+    theirs = {name: "3s" if value == "1ms" else value for name, value in FOREIGN.items()}  # BEGIN takes some ms, too
+    for name, value in theirs.items():
+        server.run(f"ALTER {of} SET {name} = '{value}'", "postgres")
+    pooler.tell("RECONNECT")
+    try:
+        async with connected(pooler.env | {"POSTGRES_STATEMENT_TIMEOUT": "700ms"}) as db:
+            assert isinstance(db, PooledDatabase)
+            kept = {("default_transaction_isolation", "serializable"), ("default_transaction_deferrable", "on")}
+            assert set(await db.all(THEIRS)) == {*kept, ("idle_session_timeout", "3000")}
+            found = await db.one("SELECT 1.5::float8, '\\x00ff'::bytea, ARRAY[1, NULL], current_schema()")
+            assert found == (1.5, b"\x00\xff", [1, None], "public")
+            limits = "SELECT current_setting('transaction_isolation'), current_setting('statement_timeout')"
+            assert await db.one(limits) == ("read committed", "700ms")
+            with pytest.raises(Unavailable, match="took too long"):
+                await db.one("SELECT pg_sleep(2)")
+            async with db.begin() as tx:
+                assert await tx.one(limits) == ("read committed", "700ms")
+    finally:
+        server.run(f"ALTER {of} RESET ALL", "postgres")
+        pooler.tell("RECONNECT")
+
+
+async def test_a_transaction_leaves_nothing_in_the_session_of_the_next_client(server: DebianServer) -> None:
+    kept = "SELECT name FROM pg_settings WHERE source = 'session' AND name <> 'application_name'"
+    with pgbouncer(server, default_pool_size=1) as single:
+        async with connected(single.env) as db:
+            before = await db.one("SELECT pg_backend_pid()")
+            with pytest.raises(Unavailable):
+                await db.one("SELECT pg_sleep(9)")
+            where = {"host": "127.0.0.1", "port": single.port, "user": "app", "dbname": "app"}
+            with psycopg.connect(**where, password=server.password, autocommit=True) as other:
+                assert other.execute("SELECT pg_backend_pid()").fetchone() == before
+                assert other.execute(kept).fetchall() == []
+
+
+async def test_many_more_clients_than_sessions_of_the_server(server: DebianServer, pooler: PgBouncer) -> None:
+    async with connected(pooler.env) as db:
+        assert await db.one("SELECT count(*) FROM pg_prepared_statements") == (0,)
+        for _ in range(20):  # psycopg would prepare it
+            assert await db.one("SELECT %s::int + 1", (1,)) == (2,)
+        [(sessions,)] = await db.all("SELECT count(*) FROM pg_stat_activity WHERE datname = 'app'")
+        assert sessions <= 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"ignore_startup_parameters": "options"}, {"pool_mode": "session"}], ids=str)
+def test_a_pooler_without_the_server_behind_it_is_refused_at_once(
+    cli: Project, server: DebianServer, settings: dict[str, str]
+) -> None:
+    with pgbouncer(server, **settings) as found:
+        cli.env |= found.env | {"POSTGRES_STARTUP_TIMEOUT": "60s"}
+        for env in ({"POSTGRES_DIRECT_HOST": ""}, {"POSTGRES_DIRECT_PORT": "0"}):
+            done = cli.app("run-event-consumer", "--port", "0", env=env)
+            assert done.returncode == 78
+            assert all(text in done.stderr for text in REFUSED), done.stderr
+        found_by = [cli.app("doctor", "--only", "postgresql", env=env) for env in ({"POSTGRES_DIRECT_HOST": ""}, {})]
+        assert [done.returncode for done in found_by] == [1, 0]
+        assert REFUSED[0] in found_by[0].stdout
+
+
+def test_statement_mode_is_refused_at_once(cli: Project, server: DebianServer) -> None:
+    with pgbouncer(server, pool_mode="statement") as found:
+        cli.env |= found.env | {"POSTGRES_STARTUP_TIMEOUT": "60s"}
+        done = cli.app("migrate", "up")
+    assert done.returncode == 78
+    assert "set pool_mode = transaction in PgBouncer" in done.stderr
+
+
+def test_two_different_databases_are_refused(cli: Project, server: DebianServer, pooler: PgBouncer) -> None:
+    with debian_server(server.bin_dir) as other:
+        other.run(f"ALTER ROLE app PASSWORD '{server.password}'", "postgres")
+        cli.env |= pooler.env | {"POSTGRES_DIRECT_PORT": str(other.port), "POSTGRES_STARTUP_TIMEOUT": "500ms"}
+        done = cli.app("migrate", "up")
+        assert done.returncode == 78
+        assert "are not the same database; let POSTGRES_DIRECT_HOST and POSTGRES_DIRECT_PORT name" in done.stderr
+
+
+def test_a_process_serves_and_runs_jobs_in_session_mode(cli: Project, server: DebianServer) -> None:
+    with pgbouncer(server, pool_mode="session") as found:
+        cli.env |= found.env
+        process = cli.start("run-all-in-one")
+        client = log_in(cli, process)
+        assert client.get("/auth/v1/me").status_code == 200
+        assert client.post("/platform/v1/schedules/platform.heartbeat/trigger").status_code < 300
+        assert process.stop() == 0
+        assert not [line for line in process.logs() if line["level"] in ("WARNING", "ERROR", "CRITICAL")]
+
+
+def test_a_direct_host_without_a_pooler_changes_nothing(cli: Project, server: DebianServer) -> None:
+    cli.env |= server.env | {"POSTGRES_DIRECT_HOST": "127.0.0.1"}
+    assert cli.app("migrate", "up").returncode == 0
