@@ -19,6 +19,7 @@ from app.processes import PROCESSES
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
 from tests.conftest import required
+from tests.documentation.blocks import commands
 from tests.support.command_tree import GROUPS, LEAVES, NODES
 from tests.support.project import ROOT, Project, eventually
 
@@ -41,12 +42,7 @@ def examples(text: str) -> list[str]:
 
 def arguments(example: str) -> list[str]:
     """Return what stands behind `app` in an example, which may set variables and be part of a pipeline."""
-    command_line = re.split(r"\s{2,}", example)[0]  # the root's examples have remarks
-    [words] = [
-        words[words.index("app") + 1 :]
-        for part in command_line.split(" | ")
-        if "app" in (words := [word for word in shlex.split(part) if not re.match(r"[A-Z_]+=", word)])[:1]
-    ]
+    [words] = commands(re.split(r"\s{2,}", example)[0])  # the root's examples have remarks
     return words
 
 

@@ -11,7 +11,7 @@ from app import ROOT
 from app.kernel.cli import Json, print_json, whole
 from app.kernel.config import HttpServerSettings, OperationsSettings
 from app.kernel.errors import Unavailable
-from app.kernel.running import running
+from app.kernel.running import connect, reachable, running
 from app.processes import load_settings
 
 _TIMEOUT_S = 3
@@ -82,7 +82,7 @@ def _configured(port: int | None, path: str) -> tuple[_Listener, tuple[int, dict
         listener = _Listener(f"http://{f'[{host}]' if ':' in host else host}:{candidate}")
         if (answer := _ask(listener, path)) is not None:
             return listener, answer
-    asked = [f"{_reachable(host)}, port {candidate}" for host, candidate in dict.fromkeys(places)]
+    asked = [f"{reachable(host)}, port {candidate}" for host, candidate in dict.fromkeys(places)]
     raise Unavailable(f"nothing answers {path} on {' or '.join(asked)}")
 
 
@@ -99,18 +99,7 @@ def _line(listener: _Listener, status: int, answer: dict[str, Any]) -> str:
 
 def _ask(listener: _Listener, path: str) -> tuple[int, dict[str, Any]] | None:
     """Return the status and the body of a response; None without a valid response."""
-    parts = urlsplit(listener.url)
-    host = _reachable(parts.hostname or "")
-    if parts.scheme == "https":
-        import ssl
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is for the public name
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, parts.port, timeout=_TIMEOUT_S, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_S)
+    connection = connect(listener.url, _TIMEOUT_S)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -120,8 +109,3 @@ def _ask(listener: _Listener, path: str) -> tuple[int, dict[str, Any]] | None:
     finally:
         connection.close()
     return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else None
-
-
-def _reachable(host: str) -> str:
-    """Return the address to connect to for a listening address."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on

@@ -13,9 +13,13 @@ import stat
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import urlsplit
 
 from app.kernel.product import NAME
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - the owner of each file is checked
 """Writable also with a read-only root and in hardened systemd units. The first one that is."""
@@ -59,6 +63,30 @@ def running(root: Path) -> list[Running]:
     Those are the user's own; root may ask those of everybody.
     """
     return sorted(_found(_place(root)))
+
+
+def connect(url: str, timeout_s: float, *, verified: bool = False) -> "HTTPConnection":
+    """Return a connection, not yet open, to a listener.
+
+    `verified` checks its certificate; that of a process on this machine is for the public name.
+    """
+    import http.client
+
+    parts = urlsplit(url)
+    host = reachable(parts.hostname or "")
+    if parts.scheme != "https":
+        return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    import ssl
+
+    context = ssl.create_default_context()
+    if not verified:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+
+
+def reachable(host: str) -> str:
+    """Return the address to connect to for a listening address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
 
 
 def _place(root: Path) -> list[str]:

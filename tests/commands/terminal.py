@@ -24,7 +24,7 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-INTERRUPT = "\x03"
+INTERRUPT, END = "\x03", "\x04"  # Ctrl-C, Ctrl-D
 
 
 class Terminal:

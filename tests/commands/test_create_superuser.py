@@ -7,7 +7,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from tests.commands.outcome import misused, printed_json, refused
-from tests.commands.terminal import INTERRUPT, terminal
+from tests.commands.terminal import END, INTERRUPT, terminal
 from tests.conftest import TestDatabase
 from tests.support.project import Project
 
@@ -31,7 +31,10 @@ def password_fits(database: TestDatabase, username: str, password: str) -> bool:
 def test_a_password_typed_twice_makes_a_superuser_and_is_never_shown(
     on_migrated: Project, migrated: TestDatabase
 ) -> None:
-    with terminal(on_migrated, "auth", "create-superuser", "--username", "typed") as asked:
+    with terminal(on_migrated, "auth", "create-superuser") as asked:
+        asked.expect("Username: ")
+        asked.type("typed\n")
+        asked.expect("A password has 8 to 256 characters, is not among the most used")
         asked.expect("Password: ")
         asked.type(f"{PASSWORD}\n")
         asked.expect("Again: ")
@@ -98,6 +101,10 @@ def test_repeating_it_says_so_and_changes_nothing(on_migrated: Project, migrated
     assert done.stdout == f"the superuser repeated exists already ({before[0][0]}); nothing was changed\n"
     made = printed_json(create(on_migrated, "repeated", "--password-stdin", "--json", password=OTHER))
     assert made == {"id": str(before[0][0]), "username": "repeated", "created": False}
+    with terminal(on_migrated, "auth", "create-superuser", "--username", "repeated") as told:
+        assert told.wait() == 0
+    assert "exists already" in told.seen
+    assert "Password" not in told.seen
     assert migrated.all(ROW, "repeated") == before
 
 
@@ -129,6 +136,10 @@ def test_the_name_of_an_ordinary_actor_is_refused_and_it_stays_one(
     before = migrated.all(ROW, "ordinary")
     line = refused(create(on_migrated, "ordinary", "--password-stdin", password=PASSWORD), 73)
     assert "ordinary belongs to an actor who is no superuser" in line
+    with terminal(on_migrated, "auth", "create-superuser", "--username", "ordinary") as told:
+        assert told.wait() == 73
+    assert line in told.seen
+    assert "Password" not in told.seen
     assert migrated.all(ROW, "ordinary") == before
 
 
@@ -194,3 +205,16 @@ def test_no_input_on_a_terminal_does_not_ask(cli: Project) -> None:
     with terminal(cli, "auth", "create-superuser", "--username", "root", "--no-input") as told:
         assert told.wait() == 2
     assert "Password:" not in told.seen
+    with terminal(cli, "auth", "create-superuser", "--no-input") as told:
+        assert told.wait() == 2
+    assert "give --username" in told.seen
+    assert "Username:" not in told.seen
+
+
+@pytest.mark.parametrize(("typed", "said"), [("\n", "no username was given"), (END, "no username was given")])
+def test_no_username_is_refused(cli: Project, typed: str, said: str) -> None:
+    with terminal(cli, "auth", "create-superuser") as asked:
+        asked.expect("Username: ")
+        asked.type(typed)
+        assert asked.wait() == 1
+    assert said in asked.seen

@@ -74,7 +74,7 @@ def commands(text: str) -> Iterator[list[str]]:
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     words: list[str] = []
     for word in [*lexer, "\n"]:
-        if "$(" in word and not word.startswith("$("):
+        if "$(" in word:
             yield from commands(word.partition("$(")[2].rpartition(")")[0])
         if set(word) <= set("();<>|&\n"):
             yield from _behind(words)

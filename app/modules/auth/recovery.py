@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import UUID
 
-from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change
+from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
 from app.kernel.queue.enqueue import Queue
@@ -74,6 +74,12 @@ class Recovery:
     queue: Queue
     audit: Audit
 
+    @read("auth.find_superuser")
+    async def find_superuser(self, db: Database, named: NamedActor) -> Superuser | None:
+        """Return the superuser of this name, or None. Raises InvalidUsername; UsernameExists for another actor."""
+        found = await self.actors.by_username(db, username_key(named.username))
+        return None if found is None else self._superuser(found[0])
+
     @change("auth.create_superuser")
     async def create_superuser(self, db: Database, caller: Caller, new: Credentials) -> Superuser:
         """Create a superuser with a password.
@@ -90,9 +96,16 @@ class Recovery:
                 await self.queue.publish(tx, ActorCreated(added.id, added.type, added.username))
                 return Superuser(added.id, added.username, created=True)
             found = await self.actors.by_username(tx, key)
-        if found is None or not found[0].is_superuser:
-            raise UsernameExists(f"the username {new.username} belongs to an actor who is no superuser; choose another")
-        return Superuser(found[0].id, found[0].username, created=False)
+        if found is None:
+            raise UsernameExists(f"the username {new.username} was taken meanwhile; try again")
+        return self._superuser(found[0])
+
+    def _superuser(self, found: Actor) -> Superuser:
+        if not found.is_superuser:
+            raise UsernameExists(
+                f"the username {found.username} belongs to an actor who is no superuser; choose another"
+            )
+        return Superuser(found.id, found.username, created=False)
 
     @change("auth.reset_password")
     async def reset_password(self, db: Database, caller: Caller, new: Credentials) -> Reset:

@@ -30,6 +30,9 @@ Username = Annotated[
 Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc("New password.")]
 
 
+RULES = "A password has 8 to 256 characters, is not among the most used, and does not contain the username."
+
+
 class InvalidUsername(Invalid):
     code = "INVALID_USERNAME"
     title = "The username cannot be used"

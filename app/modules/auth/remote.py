@@ -1,0 +1,89 @@
+"""Sign-in over HTTP, for commands. Imports no client library: one request needs none."""
+
+import http.client
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import typer
+
+from app import ROOT
+from app.kernel.config import HttpServerSettings
+from app.kernel.errors import Invalid, RateLimited, Unauthenticated, Unavailable
+from app.kernel.product import NAME
+from app.kernel.running import connect, running
+from app.modules.auth.domain.second_factor import OtpRequired
+from app.modules.auth.domain.sessions import InvalidCredentials
+from app.processes import load_settings
+
+_PATH = "/auth/v1/login"
+_TIMEOUT_S = 40.0  # longer than http_server.handle_timeout
+_LONGEST = 1 << 20
+
+
+def places(url: str | None) -> list[str]:
+    """Return where to sign in: the given URL, or the local processes, then the address in the settings.
+
+    Raises BadParameter for a URL that would send the password to another machine in clear text.
+    """
+    if url is None:
+        found = [each.url for each in running(ROOT) if each.name in ("run-all-in-one", "run-auth-http")]
+        settings = load_settings(uses_secrets=False)[HttpServerSettings]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        return list(dict.fromkeys([*found, f"http://{host}:{settings.port}"]))
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise typer.BadParameter("expected a URL such as https://api.example.com", param_hint="--url")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise typer.BadParameter("http would send the password in clear text; use https", param_hint="--url")
+    return [url]
+
+
+def sign_in(asked: Sequence[str], credentials: Mapping[str, str], *, verified: bool) -> dict[str, Any]:
+    """Return the answer of the first place that serves the auth API; `verified` checks its certificate.
+
+    Raises OtpRequired, InvalidCredentials, RateLimited, Invalid; Unavailable if nothing serves it.
+    """
+    for url in asked:
+        status, answer = _post(url, credentials, verified)
+        if status == 200:
+            return answer
+        if status not in (0, 404):
+            raise _refusal(url, status, answer, credentials["username"])
+    error = Unavailable(f"nothing serves the auth API at {' or '.join(asked)}")
+    error.add_note(f"start it with {NAME} run-all-in-one, or give its address with --url")
+    raise error
+
+
+def _post(url: str, credentials: Mapping[str, str], verified: bool) -> tuple[int, dict[str, Any]]:
+    """Return status and body of the answer; status 0 without an answer of JSON."""
+    connection = connect(url, _TIMEOUT_S, verified=verified)
+    path = urlsplit(url).path.rstrip("/") + _PATH
+    try:
+        body = json.dumps(credentials).encode("utf-8", "surrogatepass")
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read(_LONGEST))
+    except (OSError, ValueError, http.client.HTTPException):
+        return 0, {}
+    finally:
+        connection.close()
+    return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else (0, {})
+
+
+def _refusal(url: str, status: int, answer: Mapping[str, Any], username: str) -> Exception:
+    detail, code = str(answer.get("detail") or answer.get("title") or f"status {status}"), answer.get("code")
+    if code == OtpRequired.code:
+        return OtpRequired("a one-time password is needed; run this on a terminal")
+    if code == InvalidCredentials.code:
+        error = InvalidCredentials("the username or the password is wrong, or the username is locked or disabled")
+        error.add_note(f"{NAME} auth unlock --username {username}")
+        error.add_note(f"{NAME} auth reset-password --username {username}")
+        return error
+    kinds: dict[int, type[Exception]] = {401: Unauthenticated, 429: RateLimited, 400: Invalid, 422: Invalid}
+    return kinds.get(status, Unavailable)(f"{url} refused: {detail}")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
