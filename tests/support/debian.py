@@ -52,6 +52,7 @@ class DebianServer:
     folder: Path
     port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: f"pw-{secrets.token_hex(12)}", repr=False)
+    options: dict[str, str] = field(default_factory=lambda: {"fsync": "off"})
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -106,8 +107,8 @@ class DebianServer:
             "port": self.port,
             "listen_addresses": "localhost",
             "unix_socket_directories": self.folder,
-            "fsync": "off",
             "password_encryption": "scram-sha-256",
+            **self.options,
         }
         WATCH.follow(self.folder / "server.log")
         with (self.folder / "server.log").open("ab") as log:
@@ -140,9 +141,9 @@ class DebianServer:
             self.process.wait(20)
             self.process = None
 
-    def certify(self, authority: "Authority", *names: str) -> None:
-        """Turn TLS on, with a certificate of the authority for the names."""
-        key, certificate = authority.issue(*names)
+    def certify(self, authority: "Authority", *names: str, days: float = 1) -> None:
+        """Turn TLS on, with a certificate of the authority for the names, which ends after some days."""
+        key, certificate = authority.issue(*names, days=days)
         for name, content in (("server.key", key), ("server.crt", certificate)):
             path = self.data / name
             path.write_bytes(content)
@@ -159,12 +160,12 @@ class DebianServer:
 
 
 @contextmanager
-def debian_server(bin_dir: Path) -> Iterator[DebianServer]:
+def debian_server(bin_dir: Path, **options: str) -> Iterator[DebianServer]:
     """Run a server with an empty database, in a folder that an unprivileged user can reach; both go away afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     if os.geteuid() == 0:
         os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
-    server = DebianServer(bin_dir, folder)
+    server = DebianServer(bin_dir, folder, options=options or {"fsync": "off"})
     try:
         server.create()
         yield server
@@ -187,7 +188,9 @@ class Authority:
         self.file = folder / f"{name}.crt"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 90
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -195,11 +198,11 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now - timedelta(days=30))
+            .not_valid_after(now + timedelta(days=days))
         )
 
-    def issue(self, *names: str) -> tuple[bytes, bytes]:
+    def issue(self, *names: str, days: float = 1) -> tuple[bytes, bytes]:
         """Return a key and a certificate for the names and addresses, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         alternatives: list[x509.GeneralName] = []
@@ -210,7 +213,7 @@ class Authority:
                 alternatives.append(x509.DNSName(name))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         certificate = (
-            self._builder(subject, key)
+            self._builder(subject, key, days)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .sign(self._key, hashes.SHA256())
         )

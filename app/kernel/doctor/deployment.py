@@ -16,7 +16,7 @@ from app.kernel.db import Parameters, Row
 from app.kernel.db.connection import Connection
 from app.kernel.db.devserver.embedded import running_server
 from app.kernel.db.libpq import Attempt, forget_variables
-from app.kernel.db.server import Server, configured_server, embedded
+from app.kernel.db.server import Server, configured_server, embedded, too_old
 from app.kernel.doctor import NotChecked
 from app.kernel.product import NAME
 
@@ -88,7 +88,7 @@ class Deployment:
         else:
             server = embedded(running, name)
         made = await server.attempt()
-        if not made.server_version or made.is_pooled:
+        if not made.server_version or made.is_pooled or too_old(made.server_version):
             return Reached(server, made, None)
         try:
             return Reached(server, made, await self.connect(server))
@@ -102,9 +102,14 @@ class Deployment:
     async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
         """Run a statement; return its rows. Raises NotChecked when the database does not answer."""
         connection = (await self.reached()).connection
-        if connection is None or connection.closed:
+        if connection is None:
             raise NotChecked("the database does not answer")
-        return await (await connection.execute(sql, parameters or None)).fetchall()
+        try:
+            return await (await connection.execute(sql, parameters or None)).fetchall()
+        except psycopg.OperationalError as error:
+            if connection.closed:
+                raise NotChecked("the database stopped answering") from error
+            raise
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row:
         """Run a statement; return its first row. Raises NotChecked when the database does not answer."""

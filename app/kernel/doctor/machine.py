@@ -27,7 +27,7 @@ _PLENTY_BYTES = 20_000_000_000
 _OTHER_FILES = 60
 """Beside connections: libraries, logs, epoll, spares."""
 _LEAST_CONNECTIONS = 100
-_ASK_S = 2
+_ASK_S = 1
 
 
 async def clock(d: Deployment) -> AsyncIterator[Finding]:

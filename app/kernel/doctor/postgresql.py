@@ -43,7 +43,7 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
     if attempt.is_pooled:
         error = pooler(reached.server.label)
         yield fail(str(error), f"export POSTGRES_DIRECT_HOST=NAME_OF_THE_SERVER  # {error.__notes__[0]}")
-    elif reached.connection is None:
+    elif not attempt.server_version:
         yield fail(f"PostgreSQL at {reached.server.label}: {attempt.reason}", _remedy(d, attempt))
     elif why := too_old(attempt.server_version):
         yield fail(f"PostgreSQL at {reached.server.label} is {why}", "pg_upgrade  # to 15 or newer")
