@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import LiteralString, TypeVar
 
@@ -26,11 +26,15 @@ _STATEMENT_MS = 3000
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The server, how the attempt to connect ended, and the connection if it succeeded."""
+    """The server, how the attempt to connect ended, and the connection if it succeeded.
+
+    `through` is how the attempt through `postgres.host` ended, if `postgres.direct_host` is the server.
+    """
 
     server: Server
     attempt: Attempt
     connection: Connection | None
+    through: Attempt | None = None
 
 
 class Deployment:
@@ -90,8 +94,9 @@ class Deployment:
         made = await server.attempt()
         if not made.server_version or made.is_pooled or too_old(made.server_version):
             return Reached(server, made, None)
+        through = await replace(server, parameters=server.pool).attempt() if server.pool else None
         try:
-            return Reached(server, made, await self.connect(server))
+            return Reached(server, made, await self.connect(server), through)
         except psycopg.Error as error:
             return Reached(server, Attempt(0, " ".join(str(error).split()), hint="try again"), None)
 

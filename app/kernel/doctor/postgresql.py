@@ -47,6 +47,15 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(f"PostgreSQL at {reached.server.label}: {attempt.reason}", _remedy(d, attempt))
     elif why := too_old(attempt.server_version):
         yield fail(f"PostgreSQL at {reached.server.label} is {why}", "pg_upgrade  # to 15 or newer")
+    if (through := reached.through) is None:
+        return
+    settings = d[PostgresSettings]
+    label = f"{settings.host}:{settings.port}"
+    if not through.server_version:
+        yield fail(f"PostgreSQL or PgBouncer at {label}: {through.reason}", _remedy(d, through))
+    elif through.database != attempt.database:
+        fix = f"export POSTGRES_DIRECT_HOST=NAME_OF_THE_SERVER  # that {label} leads to"
+        yield fail(f"{label} leads to another database than {reached.server.label}", fix)
 
 
 def _remedy(d: Deployment, attempt: Attempt) -> str:
@@ -185,12 +194,14 @@ async def connections(d: Deployment) -> AsyncIterator[Finding]:
         "SELECT count(*)::int FROM kernel.processes WHERE last_seen_at > now() - interval '10 seconds'"
     )
     processes = max(live[0][0], 1)
-    needed = processes * (settings.pool_size + _EXTRA_CONNECTIONS) + others
+    through = (await d.reached()).through
+    pool = 0 if through and through.is_pooled else settings.pool_size  # PgBouncer bounds its own
+    needed = processes * (pool + _EXTRA_CONNECTIONS) + others
     if needed <= most * 0.9:
         return
     count = f"{processes} process{'es' if processes > 1 else ''}"
     problem = (
-        f"{count} may open {settings.pool_size} + {_EXTRA_CONNECTIONS} connections each (postgres.pool_size), others"
+        f"{count} may open {pool} + {_EXTRA_CONNECTIONS} connections each (postgres.pool_size), others"
         f" have {others}: {needed} of {most} that the server allows"
     )
     fits = int((most * 0.9 - others) / processes) - _EXTRA_CONNECTIONS
