@@ -96,21 +96,30 @@ async def test_a_server_without_tls_is_found(planted: Planted, server: DebianSer
     server.set_ssl("on")
 
 
+def message(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("!I", 4 + len(content)) + content
+
+
 async def old_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Speak the protocol of PostgreSQL 14.9, as far as its version."""
-    while True:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+    """Speak the protocol of PostgreSQL 14.9, and answer every query with one row."""
+    ready, identity = message(b"Z", b"I"), (b"1", b"1700000000", b"5")
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
             size, code = struct.unpack("!II", await reader.readexactly(8))
             await reader.readexactly(size - 8)
-            if code == 80877103:  # SSLRequest
-                writer.write(b"N")
-                continue
-            told = b"server_version\x0014.9\x00"
-            writer.write(b"R" + struct.pack("!II", 8, 0) + b"S" + struct.pack("!I", 4 + len(told)) + told)
-            writer.write(b"K" + struct.pack("!III", 12, 1, 1) + b"Z" + struct.pack("!I", 5) + b"I")
-            await reader.read()
-        writer.close()
-        return
+            if code != 80877103:  # SSLRequest
+                break
+            writer.write(b"N")
+        version = message(b"S", b"server_version\x0014.9\x00")
+        writer.write(message(b"R", bytes(4)) + version + message(b"K", struct.pack("!II", 1, 1)) + ready)
+        columns = b"".join(b"c\x00" + struct.pack("!IHIhiH", 0, 0, 23, 4, -1, 0) for _ in identity)
+        row = b"".join(struct.pack("!I", len(value)) + value for value in identity)
+        while await reader.readexactly(1) == b"Q":
+            await reader.readexactly(struct.unpack("!I", await reader.readexactly(4))[0] - 4)
+            count = struct.pack("!H", len(identity))
+            answer = message(b"T", count + columns) + message(b"D", count + row) + message(b"C", b"SELECT 1\x00")
+            writer.write(answer + ready)
+    writer.close()
 
 
 async def test_postgresql_14_is_found_and_no_process_starts_on_it(tmp_path: Path, cli: Project) -> None:
