@@ -30,6 +30,7 @@ from app.kernel.config.settings import (
     Misconfigured as Misconfigured,
     Problem as Problem,
     Settings as Settings,
+    UNSAFE as UNSAFE,
     current_environment as current_environment,
     environment_name as environment_name,
     schema as schema,

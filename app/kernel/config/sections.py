@@ -107,12 +107,16 @@ class HttpServerSettings:
         AfterValidator(_networks),
         Field(description="proxies whose X-Forwarded-For is trusted: addresses or CIDR"),
     ]
-    read_timeout: Annotated[_Timeout, Field(description="a request header that takes longer is answered 408")]
+    read_timeout: Annotated[
+        _Timeout, Field(description="a request header that takes longer is answered 408; also for a TLS handshake")
+    ]
     body_timeout: Annotated[_Timeout, Field(description="a request body that takes longer is answered 408")]
     keep_alive_timeout: Annotated[
         _Timeout, Field(description="a connection without a request is closed; longer than the idle time of the proxy")
     ]
     h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text with prior knowledge")]
+    tls_cert: Annotated[str, Field(description="file with the certificate and its chain (PEM); empty: no TLS")]
+    tls_key: Annotated[str, Field(description="file with the private key of the certificate (PEM)")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Connection(asyncio.Protocol):
         self.refusal = refusal
         """The limit that was reached, so that only the probes are served; empty when everything is served."""
         self.is_proxy = is_proxy
+        self.handshake: asyncio.Task[Any] | None = None
+        """The TLS handshake, before which asyncio does not connect the transport."""
         self.is_idle = True
         self._received: deque[bytes] = deque()
         self._unread_bytes = 0
@@ -72,6 +74,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._is_connected = True
+        if self.handshake is not None and self in self.server.heads:
+            self.server.heads.begin(self)  # the time of the handshake does not count
         if self._left_at:
             self._transport.abort()
 
@@ -93,7 +97,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._has_ended = True
         _wake(self._arrived)
-        return not self._left_at  # a half-closed client still reads
+        return not self._left_at and self.handshake is None  # a half-closed client still reads; TLS has no half-close
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         self._has_ended = True
@@ -164,10 +168,11 @@ class Connection(asyncio.Protocol):
             self.server.context,
             cast("Any", self),
             ConnectionState({}),
-            False,
+            self.handshake is not None,
             client,
             server,
             self.send,
+            self._alpn(),
         )
         self._task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
@@ -187,6 +192,10 @@ class Connection(asyncio.Protocol):
             await self._lost
             if self._exchanges:  # a request may have effects, so it continues without its client
                 await asyncio.wait(self._exchanges.values())
+
+    def _alpn(self) -> str | None:
+        """Return the protocol that the client has chosen in the handshake (RFC 7301)."""
+        return None if self.handshake is None else self._transport.get_extra_info("ssl_object").selected_alpn_protocol()
 
     async def _read(self, protocol: ProtocolWrapper) -> None:
         """Pass received data to the protocol until the end of the input."""
@@ -244,12 +253,12 @@ class Connection(asyncio.Protocol):
         self._received.clear()
         _wake(self._arrived)
         self.server.left(self)
-        if self._has_ended:
+        self._resume_reading()
+        if self._has_ended or (self.handshake is not None and all(each.is_complete for each in self._exchanges)):
             self._transport.close()
-        else:
+        elif self.handshake is None:  # with TLS, a client that is still sending must close first
             with suppress(OSError):  # already closed
                 self._transport.write_eof()
-            self._resume_reading()
 
     def expire(self) -> None:
         """End the wait for a request, or the lingering close."""
@@ -283,6 +292,8 @@ class Connection(asyncio.Protocol):
         self._left_at = self._left_at or time.monotonic()
         if self._is_connected:
             self._transport.abort()
+        elif self.handshake is not None:
+            self.handshake.cancel()
 
     def cancel_requests(self) -> list["asyncio.Task[None]"]:
         """Cancel the requests in flight; return their tasks."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MOST_UNREAD_MESSAGES = 10
 _CLOSE = (b"connection", b"close")
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
 
 HypercornSend = Callable[[Message | None], Awaitable[None]]
 
@@ -28,6 +29,8 @@ class Exchange:
         # HTTP/2 has no Connection header (RFC 9113, section 8.2.2)
         at_start = self._at_start if scope["http_version"][0] == "1" else None
         self._answer, self._send = answering(scope, send, at_start)
+        if connection.server.is_strict:
+            self._answer.headers.append(_HSTS)
         self._messages: deque[Message] = deque()
         self._waiting: asyncio.Future[None] | None = None  # for messages, or for room in the queue
         self._is_complete = self._is_over = self._refused = False
@@ -48,6 +51,11 @@ class Exchange:
             if self._counted:
                 self._connection.server.bodies.give(self._address(), self._counted)
             await self._end(None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole request has been received."""
+        return self._is_complete
 
     def mark_cancelled(self) -> None:
         """Mark the request as cancelled: its status is 503 unless the response has started."""

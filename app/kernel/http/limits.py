@@ -27,6 +27,7 @@ _LIMITS = {
     "address": "the connection limit of one address (half of all; not for http_server.trusted_proxies)",
     "files": "the limit of open files",
     "body": "the limit of request bodies in memory",
+    "tls": "failed TLS handshakes",
 }
 
 
@@ -50,7 +51,7 @@ class Refusals:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def note(self, reason: str) -> None:
-        """Count a refusal: `full`, `address`, `files` or `body`."""
+        """Count a refusal: `full`, `address`, `files`, `body` or `tls`."""
         metrics.client_refused(reason)
         self._counts[reason] += 1
         if reason not in self._timers:

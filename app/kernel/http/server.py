@@ -10,11 +10,13 @@ only the probes, so /health answers under any load.
 import asyncio
 import functools
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from email.utils import formatdate
+from typing import TYPE_CHECKING
 
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
@@ -22,6 +24,7 @@ from loguru import logger
 
 from app.kernel.addresses import Network, is_in, limited, networks
 from app.kernel.config import (
+    UNSAFE,
     HttpServerSettings,
     OperationsSettings,
     PostgresSettings,
@@ -49,6 +52,9 @@ from app.kernel.running import announced
 from app.kernel.services import Run
 from app.kernel.sockets import InheritedSocket, Name
 from app.kernel.telemetry import metrics
+
+if TYPE_CHECKING:
+    from app.kernel.http.tls import Tls
 
 _LINGER_S = 5.0
 _SPARE_S = 2.0
@@ -86,7 +92,12 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
     wrapped = stack(Validation(app), settings)
     is_api, is_separate = name == "http", p.settings[OperationsSettings].expose == "separate"
     host, port = sock.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    encryption = None
+    if is_api and (settings.tls_cert or settings.tls_key):
+        from app.kernel.http.tls import tls
+
+        encryption = tls(settings)
+    url = f"{'https' if encryption else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     p.labels[name] = f"{name} {url}"
 
     async def run(stop: asyncio.Event) -> None:
@@ -94,7 +105,10 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
         config = _Config()
         config.h2c = settings.h2c
         config.accesslog = config.errorlog = None
-        listener = Listener(wrapped, config, p, sock, name)
+        listener = Listener(wrapped, config, p, sock, name, encryption)
+        if encryption is not None:
+            logger.info("{}", encryption.about)
+            p.on_reload("certificate", encryption.reload)
         others = p.settings[PostgresSettings].pool_size
         if is_api and is_separate:
             others += OPERATIONS_CONNECTIONS + SPARES
@@ -123,8 +137,13 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
 class Listener:
     """Serves an application on a listening socket."""
 
-    def __init__(self, app: App, config: Config, process: Process, sock: socket.socket, name: Name) -> None:
+    def __init__(
+        self, app: App, config: Config, process: Process, sock: socket.socket, name: Name, tls: "Tls | None" = None
+    ) -> None:
         self.app = app
+        self._tls = tls
+        self.is_strict = tls is not None and process.settings.environment not in UNSAFE
+        """Whether browsers are told to use HTTPS only (RFC 6797); not on a laptop, as it is for all of localhost."""
         self._name = name
         self._settings = process.settings[HttpServerSettings]
         self.config = config
@@ -278,12 +297,31 @@ class Listener:
     async def _serve(self, connection: Connection, sock: socket.socket, peer: tuple[str, int]) -> None:
         try:
             server = sock.getsockname()[:2]
-            await self._loop.connect_accepted_socket(lambda: connection, sock)
+            if self._tls is None:
+                await self._loop.connect_accepted_socket(lambda: connection, sock)
+            else:
+                connection.handshake = self._loop.create_task(self._handshake(connection, sock, self._tls))
+                await asyncio.wait({connection.handshake})
+                connection.handshake.result()
             await connection.run(peer, server)
-        except OSError:
+        except asyncio.CancelledError:
+            sock.close()  # the handshake took too long
+        except OSError as error:
             sock.close()  # the client has disconnected
+            if isinstance(error, ssl.SSLError):
+                self.refusals.note("tls")
         finally:
             self._release(connection)
+
+    async def _handshake(self, connection: Connection, sock: socket.socket, tls: "Tls") -> None:
+        limit_s = self._settings.read_timeout
+        await self._loop.connect_accepted_socket(
+            lambda: connection,
+            sock,
+            ssl=tls.context,
+            ssl_handshake_timeout=limit_s + _SWEEP_S,
+            ssl_shutdown_timeout=_LINGER_S,
+        )
 
     def _release(self, connection: Connection) -> None:
         """Stop counting a connection. Safe to repeat."""

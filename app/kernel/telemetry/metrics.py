@@ -196,7 +196,7 @@ def http_connections(listener: str, used: int, idle: int, most: int) -> None:
 
 
 def client_refused(reason: str) -> None:
-    """Count a refused connection or body: `full`, `address`, `files` or `body`."""
+    """Count a refused connection or body: `full`, `address`, `files`, `body` or `tls`."""
     _REFUSED.labels(reason).inc()
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kernel.addresses import networks
-from app.kernel.http.middleware.meta_inject import client_address, origin
+from app.kernel.http.middleware.meta_inject import client_address, origin, scheme
 
 PROXIES = networks(["10.0.0.0/8", "2001:db8:1::/48"])
 CLIENT, FORGED = "198.51.100.7", "203.0.113.9"
@@ -60,6 +60,24 @@ def test_no_other_header_says_where_a_request_comes_from(name: bytes) -> None:
 def test_what_a_client_writes_before_its_proxy_never_matters(forged: list[str]) -> None:
     assert came_from("10.0.0.1", *forged, CLIENT) == CLIENT
     assert came_from("10.0.0.1", ",".join([*forged, CLIENT]), "10.0.0.2") == CLIENT
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("10.0.0.1", b"https", "https"),
+        ("10.0.0.1", b"gopher", "http"),
+        ("10.0.0.1", None, "http"),
+        (FORGED, b"https", "http"),
+        (None, b"https", "http"),
+    ],
+)
+def test_the_scheme_is_that_of_the_connection_or_what_a_trusted_proxy_says(
+    peer: str | None, forwarded: bytes | None, expected: str
+) -> None:
+    headers = [] if forwarded is None else [(b"x-forwarded-proto", forwarded)]
+    scope = {"client": (peer, 1) if peer else None, "scheme": "http", "headers": headers}
+    assert scheme(scope, PROXIES) == expected
 
 
 def test_a_chain_of_thousands_is_not_walked_to_its_end() -> None:

@@ -15,7 +15,10 @@ _WELL_FORMED = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class MetaInject:
-    """Put `request_id` into the scope's state, the log context and the response; `origin` into the state."""
+    """Put `request_id` into the scope's state, the log context and the response; `origin` into the state.
+
+    The scheme becomes that of `X-Forwarded-Proto` if a trusted proxy sent it.
+    """
 
     def __init__(self, app: App, trusted: Sequence[Network] = ()) -> None:
         self._app = app
@@ -28,6 +31,8 @@ class MetaInject:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["origin"] = origin(scope, self._trusted)
+        if self._trusted:
+            scope["scheme"] = scheme(scope, self._trusted)
         answer.headers.append((b"x-request-id", request_id.encode()))
         logs.new_context(request_id=request_id)
         await self._app(scope, receive, send)
@@ -38,6 +43,14 @@ def origin(scope: Scope, trusted: Sequence[Network]) -> Origin:
     agent = (header(scope, b"user-agent") or b"")[:_LONGEST_USER_AGENT].decode("latin-1")
     printable = agent if agent.isprintable() else "".join(c if c.isprintable() else "?" for c in agent)
     return Origin(client_address(scope, trusted), printable, scope.get("state", {}).get("request_id", ""))
+
+
+def scheme(scope: Scope, trusted: Sequence[Network]) -> str:
+    """Return `http` or `https`: what a trusted proxy says, otherwise what the connection has."""
+    given, client = header(scope, b"x-forwarded-proto"), scope.get("client")
+    if given in (b"http", b"https") and client and is_in(canonical(client[0]), trusted):
+        return given.decode()
+    return scope["scheme"]
 
 
 def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
