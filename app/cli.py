@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": (".commands.doctor", "Check everything, and say what to do."),
     "health": (".commands.health", "Check the health of the local process."),
     "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
+    "support-bundle": (".commands.support_bundle", "Write a redacted archive for a report."),
 }
 
 EXAMPLES = f"""\

@@ -106,11 +106,16 @@ class Deployment:
 
     async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
         """Run a statement; return its rows. Raises NotChecked when the database does not answer."""
+        return (await self.table(sql, parameters))[1]
+
+    async def table(self, sql: LiteralString, parameters: Parameters = ()) -> tuple[list[str], list[Row]]:
+        """Run a statement; return the names of its columns, and its rows. Raises as `all` does."""
         connection = (await self.reached()).connection
         if connection is None:
             raise NotChecked("the database does not answer")
         try:
-            return await (await connection.execute(sql, parameters or None)).fetchall()
+            cursor = await connection.execute(sql, parameters or None)
+            return [column.name for column in cursor.description or ()], await cursor.fetchall()
         except psycopg.OperationalError as error:
             if connection.closed:
                 raise NotChecked("the database stopped answering") from error
