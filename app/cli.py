@@ -168,7 +168,7 @@ def _reported(error: Exception) -> int:
 
 def _status(error: Exception) -> int | None:
     """Return the exit status of an expected error. The imports here make completion faster."""
-    from app.kernel.config import Misconfigured
+    from app.kernel.config import Misconfigured, StoresUnavailable
     from app.kernel.errors import (
         Conflict,
         Denied,
@@ -183,6 +183,7 @@ def _status(error: Exception) -> int | None:
     from app.kernel.sockets import WrongSocket
 
     statuses: dict[type[Exception], int] = {
+        StoresUnavailable: 69,
         Misconfigured: 78,
         InvalidDeclaration: 78,
         WrongSocket: 78,

@@ -3,7 +3,7 @@
 This module imports no infrastructure; each service imports its dependencies when its process starts.
 """
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,9 +30,12 @@ def _routes(*served: "Module") -> "Routes":
 
     @asynccontextmanager
     async def provider(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
-        from app.kernel.actions.compose import operations
+        from app.kernel.actions.compose import demand, operations
+        from app.kernel.http.routes import authenticators
 
-        found = await operations(p, [kind for module in served for kind in module.feature_classes()])
+        features = [kind for module in served for kind in module.feature_classes()]
+        await demand(p, [*features, *authenticators(features)])
+        found = await operations(p, features)
         yield [operation for operation in found if operation.action.path]
 
     return provider
@@ -212,12 +215,14 @@ def sections() -> "list[type[Section]]":
     return [*KERNEL_SECTIONS, *(section for module in modules() if (section := module.section()) is not None)]
 
 
-def load_settings(overrides: dict[str, object] | None = None, *, uses_secrets: bool = True) -> "Settings":
-    """Return the effective settings. Raises Misconfigured with all problems."""
+def load_settings(
+    overrides: "Mapping[str, object] | None" = None, *, only: "Collection[type[Section]]" = ()
+) -> "Settings":
+    """Return the effective settings, of all sections or `only` some. Raises Misconfigured with all problems."""
     from app import ROOT
     from app.kernel.config import load
 
-    return load(ROOT, sections(), overrides=overrides, uses_secrets=uses_secrets)
+    return load(ROOT, sections(), overrides=overrides, only=only)
 
 
 def deployment() -> "Deployment":

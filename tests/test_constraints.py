@@ -25,7 +25,6 @@ from app.modules.auth.domain.limits import Limit, Tally, Try
 from app.modules.auth.domain.oauth import InvalidClient
 from app.modules.auth.domain.permissions import RoleNameExists
 from app.modules.auth.domain.sessions import Session
-from app.modules.auth.keyring import Sealer
 from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.api_keys import ApiKeys
 from app.modules.auth.postgres.limits import Limits
@@ -82,7 +81,7 @@ class Race:
 
 
 actors, roles = Actors(), Roles()
-factors = SecondFactors(Sealer("not a secret", "test"))
+factors = SecondFactors()
 RACES: dict[str, list[Race]] = {
     "auth.actors_username_key_key": [
         Race(

@@ -1,6 +1,7 @@
 """`app config`."""
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,11 +11,20 @@ from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.processes import load_settings, sections
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from app.kernel.config import Problem
+
 _app = group("Show, explain and validate settings.")
 
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
     return _app
+
+
+def _warn(problems: "Iterable[Problem]") -> None:
+    sys.stderr.writelines(f"warning: {p.key} ({p.source}): {p.message}\n" for p in problems)
 
 
 @_app.command()
@@ -27,6 +37,7 @@ def show(as_json: Json = False) -> None:
       APP_ENV=production app config show --json
     """
     settings = load_settings()
+    _warn(settings.misspelt)
     if as_json:
         values = {v.key: {"value": v.value, "source": v.source} for v in settings.values()}
         print_json({"environment": settings.environment, "settings": values})
@@ -72,7 +83,9 @@ def explain(key: Annotated[str, typer.Argument(help="Setting, such as postgres.h
 
 @_app.command()
 def validate(as_json: Json = False) -> None:
-    """Check the settings of the current APP_ENV and report all problems at once.
+    """Check the settings of the current APP_ENV and report all problems at once. Fetches secrets from their stores.
+
+    A missing secret is a warning, because only some processes use it; those refuse to start without it.
 
     \b
     Examples:
@@ -80,7 +93,9 @@ def validate(as_json: Json = False) -> None:
       APP_ENV=production app config validate
     """
     settings = load_settings()
+    settings.fetch_all()
+    _warn((*settings.misspelt, *settings.warnings, *settings.withheld.values()))
     if as_json:
-        print_json({"environment": settings.environment, "valid": True})
+        print_json({"environment": settings.environment, "valid": True, "missing": sorted(settings.withheld)})
     else:
         typer.echo(f"the settings for APP_ENV={settings.environment} are valid ({len(sections())} sections)")

@@ -75,7 +75,7 @@ def health(
 
 def _configured(port: int | None, path: str) -> tuple[_Listener, tuple[int, dict[str, Any]]]:
     """Return the first answer from where the settings say that a process listens. Raises Unavailable."""
-    settings = load_settings(uses_secrets=False)
+    settings = load_settings(only=(HttpServerSettings, OperationsSettings))
     api, workers = settings[HttpServerSettings], settings[OperationsSettings]
     places = dict.fromkeys((s.host, port or s.port) for s in (api, workers))
     for host, candidate in places:

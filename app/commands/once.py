@@ -27,6 +27,8 @@ def typer_app(name: str) -> typer.Typer:
 
 def run_once(name: str, work: "Callable[[Process], Awaitable[T]]") -> T:
     """Run work in a process that ends with it. Returns its result."""
+    from loguru import logger
+
     from app.kernel.telemetry.logs import configure_command
     from app.kernel.telemetry.redact import remember
     from app.processes import load_settings, new_process
@@ -34,6 +36,8 @@ def run_once(name: str, work: "Callable[[Process], Awaitable[T]]") -> T:
     configure_command(name)
     settings = load_settings()
     remember(settings.secrets())
+    for warning in settings.misspelt:
+        logger.warning("{} ({}): {}", warning.key, warning.source, warning.message)
 
     async def body() -> T:
         async with new_process(name, settings).opened() as p:

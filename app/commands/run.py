@@ -74,6 +74,7 @@ def _overrides(spec: Spec, host: str | None, port: int | None, no_migrate: bool)
 
 def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     import uvloop
+    from loguru import logger
 
     from app.kernel.config import LoggerSettings
     from app.kernel.process import run_to_end
@@ -85,6 +86,8 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     settings = load_settings(overrides)
     remember(settings.secrets())
     output = configure(settings[LoggerSettings], name)
+    for warning in (*settings.misspelt, *settings.warnings):
+        logger.warning("{} ({}): {}", warning.key, warning.source, warning.message)
     process = new_process(name, settings)
     process.notify = Notifier.taken_from(os.environ)
     process.sockets = Sockets.taken_from(os.environ)

@@ -4,14 +4,17 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
+from app.kernel.config import PostgresSettings
 from app.kernel.db import Database
 from app.kernel.process import Process
+from app.kernel.process.needs import uses
 from app.kernel.queue.queues import QueueAdmin
 from app.kernel.queue.transport import EventTransport
 from app.kernel.sentinel.postgres import Errors
 
 
 @asynccontextmanager
+@uses(PostgresSettings)
 async def database(p: Process) -> AsyncGenerator[Database]:
     """Provide the database."""
     from app.kernel.db.postgres import database

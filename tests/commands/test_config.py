@@ -82,7 +82,11 @@ def test_validate_accepts_the_settings_of_the_environment_it_names(cli: Project)
     done = cli.app("config", "validate")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("the settings for APP_ENV=test are valid")
-    assert printed_json(cli.app("config", "validate", "--json")) == {"environment": "test", "valid": True}
+    assert printed_json(cli.app("config", "validate", "--json")) == {
+        "environment": "test",
+        "valid": True,
+        "missing": [],
+    }
 
 
 @pytest.mark.parametrize("args", [["validate"], ["validate", "--json"], ["show"], ["show", "--json"]])

@@ -34,10 +34,11 @@ from tests.support.project import ROOT, Project
 
 SCHEMA = {setting.key: setting.description for kind in sections() for setting in schema(kind)}
 SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() if v.secret]
-OPTIONAL = ["sentinel.notify_urls", "telemetry.otlp_headers"]
+OPTIONAL = ["sentinel.notify_urls", "telemetry.otlp_headers", "auth.master_secret_previous"]
 REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
 REAL = {environment_name(key): sha256(key.encode()).hexdigest() for key in SECRETS}
-PRODUCTION = {"APP_ENV": "production", "POSTGRES_HOST": "db.example.com", **REAL}
+HOSTS = {"POSTGRES_HOST": "db.example.com", "AUTH_ISSUER": "https://api.example.com"}
+PRODUCTION = {"APP_ENV": "production", **HOSTS, **REAL}
 
 
 class Folder:
@@ -58,7 +59,10 @@ class Folder:
         (self.path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def load(self, environ: Mapping[str, str] | None = None, overrides: Mapping[str, object] | None = None) -> Settings:
-        return load(self.root, sections(), {"APP_ENV": "test", **(environ or {})}, overrides)
+        """Load the settings as a process does that uses all of them."""
+        settings = load(self.root, sections(), {"APP_ENV": "test", **(environ or {})}, overrides)
+        settings.demand(*sections())
+        return settings
 
     def refusal(self, environ: Mapping[str, str] | None = None) -> Misconfigured:
         with pytest.raises(Misconfigured) as caught:
@@ -658,7 +662,7 @@ def test_a_process_that_is_misconfigured_in_many_ways_says_all_of_it_and_no_secr
     assert done.returncode == 78
     assert done.stdout == ""
     lines = done.stderr.splitlines()
-    assert lines[0] == "app: settings for APP_ENV=production: 6 problems"
+    assert lines[0] == "app: settings for APP_ENV=production: 7 problems"
     assert [line.split()[0] for line in lines[1:]] == [
         "http_server.port",
         "postgres.statement_timeout",
@@ -666,6 +670,7 @@ def test_a_process_that_is_misconfigured_in_many_ways_says_all_of_it_and_no_secr
         "auth.master_secret",
         "http_server.debug",
         "postgres.host",
+        "auth.issuer",
     ]
     assert "hunter2" not in done.stderr
 

@@ -16,6 +16,7 @@ from app.kernel.callers import operator
 from app.kernel.config import Settings
 from app.kernel.db import Database
 from app.kernel.process import Process, Provider
+from app.kernel.process.needs import used_by
 from app.kernel.queue import Handler, InvalidDeclaration, Subscriber
 
 T = TypeVar("T")
@@ -45,6 +46,30 @@ async def make(p: Process, kind: type[T]) -> T:
     return cast("T", made)
 
 
+async def demand(p: Process, kinds: Iterable[type[Any]]) -> None:
+    """Check the settings that the objects of some types use, and fetch their secrets, before anything is opened.
+
+    Raises Misconfigured with all problems, StoresUnavailable. Safe to repeat.
+    """
+    await p.demand(list(dict.fromkeys(_sections(kinds, p.providers, p.settings.sections, set()))))
+
+
+def _sections(
+    kinds: Iterable[type[Any]], providers: Providers, sections: Iterable[type[Any]], seen: set[type[Any]]
+) -> Iterator[type[Any]]:
+    """Yield the sections that the providers of some types declare to use."""
+    for kind in kinds:
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if (provider := providers.get(kind)) is not None:
+            yield from (used for used in used_by(provider) if used in sections)
+            yield from _sections(used_by(provider), providers, sections, seen)
+        elif kind is not Settings and kind not in sections and _can_be_made(kind):
+            needed = [needed for _, needed in _needs(kind, providers, sections)]
+            yield from _sections(needed, providers, sections, seen)
+
+
 def check(kind: type[Any], providers: Providers, sections: Iterable[type[Any]]) -> None:
     """Raise MissingProvider if a dependency of a class has no provider. Opens nothing."""
     known = frozenset({*sections, Settings})
@@ -72,7 +97,9 @@ def _can_be_made(kind: Any) -> bool:
 async def operations(p: Process, features: Iterable[type[Any]]) -> list[ActionOperation]:
     """Return the actions of some features. Raises like `make`."""
     found: list[ActionOperation] = []
-    for kind in features:
+    kinds = list(features)
+    await demand(p, [*kinds, Database])
+    for kind in kinds:
         feature = await make(p, kind)
         db, audit = await make(p, Database), await make(p, Audit)
         for name, declaration, signature in declared(kind):
@@ -95,7 +122,9 @@ class Operations:
 async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | Subscriber]:
     """Return the handlers and subscribers of some features. Raises like `make`."""
     found: list[Handler | Subscriber] = []
-    for kind in features:
+    kinds = list(features)
+    await demand(p, [kind for kind in kinds if any(isinstance(work, Work) for _, work, _ in declared(kind))])
+    for kind in kinds:
         works = [(name, work, signature) for name, work, signature in declared(kind) if isinstance(work, Work)]
         feature = await make(p, kind) if works else None
         for name, work, signature in works:

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
+from urllib.parse import urlsplit
 
 from app.kernel.addresses import is_loopback
 
@@ -109,6 +110,15 @@ def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
         if host and not is_loopback(host):
             return f"{section}.host {host} is not a loopback address"
     return ""
+
+
+def is_here(url: str) -> bool:
+    """Return whether a URL names a host that only this machine can reach."""
+    try:
+        host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
+    except ValueError:  # its owner refuses it, or does not mind
+        return False
+    return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
 
 
 def _text(tree: Mapping[str, Mapping[str, object]], section: str) -> str:

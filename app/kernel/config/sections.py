@@ -68,6 +68,9 @@ Secret = SecretStr
 MAY_BE_EMPTY = "may be empty"
 OptionalSecret = Annotated[SecretStr, MAY_BE_EMPTY]
 """The secret of an optional feature; a plain `Secret` is required outside local and test."""
+IS_PUBLIC = "is public"
+PublicUrl = Annotated[str, Field(min_length=1), IS_PUBLIC]
+"""The address of this deployment for others; outside local and test no loopback address."""
 IS_KEY = "is a key"
 Key = Annotated[SecretStr, Field(min_length=32), IS_KEY]
 """A secret that keys are derived from: outside local and test it must look random."""

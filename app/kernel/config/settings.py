@@ -1,6 +1,6 @@
 """Valid settings, their schema, and the error for invalid ones."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import SecretStr
 
-from app.kernel.config.sections import DURATION_FORM, IS_KEY, MAY_BE_EMPTY, Section, duration_text
+from app.kernel.config.sections import DURATION_FORM, IS_KEY, IS_PUBLIC, MAY_BE_EMPTY, Section, duration_text
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
@@ -18,6 +18,9 @@ UNSAFE: tuple[Environment, ...] = ("local", "test")
 """Environments with published secrets and the embedded server."""
 BUILT_IN = "built-in"
 """Source of a default in the section."""
+NOWHERE = "nowhere"
+"""Source of a missing value."""
+_HIDDEN = "********"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Problem:
     key: str
     source: str
     message: str
+    hint: str = ""
 
 
 class Misconfigured(Exception):
@@ -34,6 +38,8 @@ class Misconfigured(Exception):
 
     def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
         self.problems = tuple(problems)
+        for hint in dict.fromkeys(problem.hint for problem in self.problems if problem.hint):
+            self.add_note(hint)
         if len(self.problems) == 1:
             [only] = self.problems
             super().__init__(f"{message}: {only.key} ({only.source}): {only.message}")
@@ -41,6 +47,30 @@ class Misconfigured(Exception):
         widths = [max((len(getattr(p, name)) for p in self.problems), default=0) for name in ("key", "source")]
         lines = [f"  {p.key:<{widths[0]}}  {p.source:<{widths[1]}}  {p.message}" for p in self.problems]
         super().__init__("\n".join([message, *lines]))
+
+
+class StoresUnavailable(Misconfigured):
+    """Settings cannot be fetched from the store that has them; a later try may succeed."""
+
+
+class PendingSecret(SecretStr):
+    """A secret that is fetched when it is first used, or the error of one that cannot be used."""
+
+    def __init__(self, fetch: Callable[[], str]) -> None:
+        super().__init__("")
+        self._fetch = fetch
+        self._fetched: str | None = None
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether the value is known."""
+        return self._fetched is not None
+
+    def get_secret_value(self) -> str:
+        """Return the secret. Raises Misconfigured, StoresUnavailable. Safe to repeat."""
+        if self._fetched is None:
+            self._fetched = self._fetch()
+        return self._fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +109,11 @@ class Setting:
     def may_be_empty(self) -> bool:
         """Whether the secret may be empty in every environment."""
         return MAY_BE_EMPTY in self.metadata
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the URL must be one that other machines can reach."""
+        return IS_PUBLIC in self.metadata
 
     @property
     def is_key(self) -> bool:
@@ -124,6 +159,45 @@ class Settings:
     environment: Environment
     sections: Mapping[type[Any], Any] = field(default_factory=dict[type[Any], Any])
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    withheld: Mapping[str, Problem] = field(default_factory=dict[str, Problem])
+    """Problems by key, for the processes that use the section; see `demand`."""
+    warnings: tuple[Problem, ...] = ()
+    misspelt: tuple[Problem, ...] = ()
+    """Environment variables that are nearly the name of a setting."""
+    hidden: frozenset[str] = frozenset()
+    """Keys without a secret type whose values come from a store of secrets."""
+
+    def demand(self, *kinds: type[Section]) -> None:
+        """Check the sections that a process uses, and fetch their secrets. Safe to repeat.
+
+        Raises Misconfigured with all problems, StoresUnavailable if all of them are stores that do not answer.
+        """
+        keys = [setting.key for kind in dict.fromkeys(kinds) for setting in schema(kind)]
+        problems = [self.withheld[key] for key in keys if key in self.withheld]
+        self._fetch(kinds, problems)
+
+    def fetch_all(self) -> None:
+        """Fetch the secrets of all sections that are in a store. Raises like `demand`."""
+        self._fetch(tuple(self.sections), [])
+
+    def _fetch(self, kinds: Iterable[type[Any]], problems: list[Problem]) -> None:
+        is_final = bool(problems)
+        for kind in kinds:
+            for setting in schema(kind):
+                value: object = getattr(self.sections[kind], setting.name)
+                if isinstance(value, PendingSecret) and setting.key not in self.withheld:
+                    try:
+                        value.get_secret_value()
+                    except Misconfigured as error:
+                        problems += error.problems
+                        is_final = is_final or not isinstance(error, StoresUnavailable)
+        if problems:
+            raise misconfigured(self.environment, problems, is_final=is_final)
+
+    def is_pending(self, *kinds: type[Section]) -> bool:
+        """Return whether `demand` has something to fetch."""
+        found = (getattr(self[kind], setting.name) for kind in kinds for setting in schema(kind))
+        return any(isinstance(value, PendingSecret) and not value.is_fetched for value in found)
 
     def __getitem__(self, section: type[S]) -> S:
         return cast("S", self.sections[section])
@@ -134,16 +208,25 @@ class Settings:
         for kind, section in self.sections.items():
             for setting in schema(kind):
                 value: object = getattr(section, setting.name)
-                if isinstance(value, SecretStr):
-                    value = "********" if value.get_secret_value() else ""
-                text, source = setting.text(value), self.sources[setting.key]
-                found.append(Value(setting.key, value, text, source, setting.description, setting.is_secret))
+                is_secret = setting.is_secret or setting.key in self.hidden
+                if isinstance(value, PendingSecret):
+                    value = "" if setting.key in self.withheld else _HIDDEN
+                elif isinstance(value, SecretStr):
+                    value = _HIDDEN if value.get_secret_value() else ""
+                elif is_secret:
+                    value = _HIDDEN
+                text, source = setting.text(value), self.sources.get(setting.key, NOWHERE)
+                found.append(Value(setting.key, value, text, source, setting.description, is_secret))
         return found
 
     def secrets(self) -> list[str]:
-        """The secret values, and the words of those that are lists."""
+        """The secret values that are known by now, and the words of those that are lists."""
         found = [getattr(section, setting.name) for kind, section in self.sections.items() for setting in schema(kind)]
-        texts = [value.get_secret_value() for value in found if isinstance(value, SecretStr)]
+        texts = [
+            value.get_secret_value()
+            for value in found
+            if isinstance(value, SecretStr) and not (isinstance(value, PendingSecret) and not value.is_fetched)
+        ]
         return [part for text in texts for part in {text, *text.split()} if part]
 
 
@@ -161,6 +244,14 @@ def schema(kind: type[Section]) -> tuple[Setting, ...]:
         )
         for item in fields(cast("Any", kind))
     )
+
+
+def misconfigured(environment: str, problems: Iterable[Problem], *, is_final: bool = True) -> Misconfigured:
+    """Return the error that reports problems; unless `is_final`, a later try may succeed."""
+    found = tuple(problems)
+    count = f": {len(found)} problems" if len(found) > 1 else ""
+    kind = Misconfigured if is_final else StoresUnavailable
+    return kind(f"settings for APP_ENV={environment}{count}", found)
 
 
 def environment_name(key: str) -> str:

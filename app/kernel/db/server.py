@@ -19,6 +19,7 @@ from app.kernel.db.libpq import Attempt, attempt, forget_variables
 from app.kernel.db.session import begin_with, session_options
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
+from app.kernel.process.needs import uses
 
 _CONNECT_S = 2
 _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
@@ -62,6 +63,7 @@ class Server:
 
 
 @asynccontextmanager
+@uses(PostgresSettings)
 async def server(p: Process) -> AsyncGenerator[Server]:
     """Provide the server, once it accepts connections.
 

@@ -1,6 +1,6 @@
 """From action to route: one generic endpoint authenticates, decodes, runs and encodes."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from loguru import logger
 from pydantic import TypeAdapter
 from starlette.routing import Route, Router
 
+from app.kernel.actions import Action, declared
 from app.kernel.actions.compose import make
 from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.audit import DenialLog
@@ -33,6 +34,12 @@ async def api(p: Process, operations: Sequence[ActionOperation]) -> App:
     kinds = {operation.action.authenticator for operation in operations if not operation.action.public}
     authenticators = {kind: await make(p, kind) for kind in kinds}
     return router(operations, authenticators, await make(p, DenialLog), p.settings[HttpServerSettings])
+
+
+def authenticators(features: Iterable[type[Any]]) -> set[type[Authenticator]]:
+    """Return the authenticators of the routes of some features."""
+    actions = [declaration for kind in features for _, declaration, _ in declared(kind)]
+    return {a.authenticator for a in actions if isinstance(a, Action) and a.path and not a.public}
 
 
 def router(

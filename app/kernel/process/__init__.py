@@ -20,8 +20,9 @@ from typing import Any, Literal, TypeVar
 
 from loguru import logger
 
-from app.kernel.config import ProcessSettings, Settings
+from app.kernel.config import ProcessSettings, Section, Settings
 from app.kernel.errors import Constraints, Unavailable
+from app.kernel.process.needs import used_by
 from app.kernel.process.notify import Notifier
 from app.kernel.process.reload import Reload, Reloads
 from app.kernel.process.status import reporting
@@ -92,6 +93,7 @@ class Process:
         if provider in self._opening:
             names = [_name(p) for p in [*self._opening[self._opening.index(provider) :], provider]]
             raise DependencyCycle("providers need each other: " + " -> ".join(names))
+        await self.demand([kind for kind in used_by(provider) if kind in self.settings.sections])
         self._opening.append(provider)
         try:
             value = await self._stack.enter_async_context(provider(self))
@@ -99,6 +101,13 @@ class Process:
             self._opening.pop()
         self._opened[provider] = value
         return value
+
+    async def demand(self, sections: Sequence[type[Section]]) -> None:
+        """Check sections of the settings, and fetch their secrets. Raises Misconfigured, StoresUnavailable."""
+        if self.settings.is_pending(*sections):
+            await asyncio.to_thread(self.settings.demand, *sections)
+        else:
+            self.settings.demand(*sections)
 
     async def missing(self) -> dict[str, str]:
         """Return what keeps this process from accepting work: name to reason, empty when it is ready."""

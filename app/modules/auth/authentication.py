@@ -18,6 +18,7 @@ from app.modules.auth.domain.sessions import (
     InvalidToken,
     SessionNotFound,
 )
+from app.modules.auth.master_secret import Sealer
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.api_keys import ApiKeys
@@ -63,12 +64,13 @@ class SecondFactorCheck:
     """Checks one-time passwords and recovery codes. Each is valid once."""
 
     factors: SecondFactors
+    sealer: Sealer
 
     async def __call__(
         self, db: Database, actor_id: UUID, otp: str | None
     ) -> Literal["none", "required", "good", "bad"]:
         """Return whether the actor needs a second factor and whether `otp` is valid. Marks a valid one as used."""
-        found = await self.factors.get(db, actor_id)
+        found = await self.factors.get(db, self.sealer, actor_id)
         if found is None or not found.is_confirmed:
             return "none"
         if otp is None:

@@ -3,12 +3,20 @@
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
-from app.kernel.actions import Note, Transaction, change, read
+from app.kernel.actions import Caller, Database, Note, Transaction, change, read
+from app.kernel.audit import Audit
 from app.kernel.db import now
+from app.kernel.errors import Refusal
 from app.kernel.paging import Page
+from app.kernel.product import NAME
 from app.modules.auth.keyring import Keyring, ListedKey
+from app.modules.auth.master_secret import Sealer
+from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.settings import AuthSettings
+
+_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +38,29 @@ class Rotated:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewrapped:
+    """Numbers of secrets that were encrypted anew under the new master secret."""
+
+    signing_keys: int
+    second_factors: int
+
+    def __str__(self) -> str:
+        if not self.signing_keys and not self.second_factors:
+            return "everything is encrypted under AUTH_MASTER_SECRET already"
+        return (
+            f"re-encrypted {self.signing_keys} signing keys and {self.second_factors} second factors under"
+            " AUTH_MASTER_SECRET; running processes use it within 30 seconds"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class KeyAdministration:
-    """List and rotate signing keys."""
+    """List and rotate signing keys, and change the master secret."""
 
     keyring: Keyring
+    factors: SecondFactors
+    sealer: Sealer
+    audit: Audit
     settings: AuthSettings
 
     @read("auth.get_jwks", GET="/.well-known/jwks.json", public=True, cache_s=300)
@@ -56,3 +83,30 @@ class KeyAdministration:
         kid, forgotten = await self.keyring.rotate(tx, await now(tx) - overlap)
         note.target, note.details["forgotten"] = kid, forgotten
         return Rotated(kid, forgotten)
+
+    @change("auth.rewrap_keys", command="auth keys rewrap")
+    async def rewrap(self, db: Database, caller: Caller) -> Rewrapped:
+        """Encrypt everything under the new master secret. Safe to repeat, also after an interruption.
+
+        Run it when every process has the new AUTH_MASTER_SECRET, and the former one as AUTH_MASTER_SECRET_PREVIOUS. It
+        takes the database, because each batch is a transaction with its audit record.
+        """
+        async with db.begin() as tx:
+            if keys := await self.keyring.rewrap(tx):
+                await self.audit.record(tx, caller, "auth.rewrap_keys", signing_keys=keys)
+        after, factors, unreadable = UUID(int=0), 0, list[UUID]()
+        while True:
+            async with db.begin() as tx:
+                done = await self.factors.rewrap(tx, self.sealer, after, _BATCH)
+                if done.changed:
+                    await self.audit.record(tx, caller, "auth.rewrap_keys", second_factors=done.changed)
+            factors, unreadable = factors + done.changed, unreadable + done.unreadable
+            if done.last is None:
+                break
+            after = done.last
+        if unreadable:
+            some = ", ".join(map(str, unreadable[:5]))
+            refusal = Refusal(f"no master secret decrypts {len(unreadable)} second factors, of the actors {some}")
+            refusal.add_note(f"set AUTH_MASTER_SECRET_PREVIOUS to their secret, or: {NAME} auth reset-second-factor")
+            raise refusal
+        return Rewrapped(keys, factors)

@@ -8,7 +8,9 @@ from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
-from app.modules.auth.keyring import Keyring, Sealer
+from app.kernel.process.needs import uses
+from app.modules.auth.keyring import Keyring
+from app.modules.auth.master_secret import Sealer
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.signing_keys import SigningKeys
@@ -17,16 +19,18 @@ from app.modules.auth.tokens import Tokens
 
 
 @asynccontextmanager
+@uses(AuthSettings, Database)
 async def keyring(p: Process) -> AsyncGenerator[Keyring]:
     """Provide the signing keys. If the database is unavailable, they are loaded at their first use."""
-    secret = p.settings[AuthSettings].master_secret.get_secret_value()
-    opened = Keyring(await make(p, Database), SigningKeys(), secret)
+    secrets = p.settings[AuthSettings].master_secrets()
+    opened = Keyring(await make(p, Database), SigningKeys(), secrets)
     with suppress(Unavailable):
         await opened.open()
     yield opened
 
 
 @asynccontextmanager
+@uses(AuthSettings, Keyring)
 async def tokens(p: Process) -> AsyncGenerator[Tokens]:
     """Provide tokens."""
     yield Tokens(await make(p, Keyring), p.settings[AuthSettings])
@@ -45,12 +49,14 @@ async def passwords(p: Process) -> AsyncGenerator[Passwords]:
 
 
 @asynccontextmanager
+@uses(AuthSettings)
 async def sealer(p: Process) -> AsyncGenerator[Sealer]:
     """Provide the encryption of second factors."""
-    yield Sealer(p.settings[AuthSettings].master_secret.get_secret_value(), "second factors")
+    yield Sealer(p.settings[AuthSettings].master_secrets(), "second factors")
 
 
 @asynccontextmanager
+@uses(Database, Tokens)
 async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
     from app.modules.auth.authentication import Authentication
@@ -59,6 +65,7 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 
 
 @asynccontextmanager
+@uses(Portal)
 async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
     """Provide the authentication of access tokens and API keys."""
     yield (await make(p, Portal)).authenticate

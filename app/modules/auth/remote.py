@@ -29,7 +29,7 @@ def places(url: str | None) -> list[str]:
     """
     if url is None:
         found = [each.url for each in running(ROOT) if each.name in ("run-all-in-one", "run-auth-http")]
-        settings = load_settings(uses_secrets=False)[HttpServerSettings]
+        settings = load_settings(only=(HttpServerSettings,))[HttpServerSettings]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         return list(dict.fromkeys([*found, f"http://{host}:{settings.port}"]))
     parts = urlsplit(url)

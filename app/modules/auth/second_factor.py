@@ -26,6 +26,8 @@ from app.modules.auth.domain.second_factor import (
     recovery_hash,
 )
 from app.modules.auth.domain.sessions import AuthenticatedCaller, InvalidCredentials, SessionNotFound
+from app.modules.auth.keyring import Keyring
+from app.modules.auth.master_secret import Sealer
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import Sessions
@@ -74,6 +76,8 @@ class SecondFactor:
     """Enable and disable the second factor."""
 
     factors: SecondFactors
+    sealer: Sealer
+    keyring: Keyring
     sessions: Sessions
     reauthenticate: Reauthenticate
     limits: Limits
@@ -90,7 +94,8 @@ class SecondFactor:
         actor = await self.reauthenticate.by_password(db, caller, given.current_password)
         secret = new_secret()
         async with db.begin() as tx:
-            if not await self.factors.start(tx, actor.id, secret):
+            sealed = self.sealer.seal(secret, str(actor.id), await self.keyring.current(tx))
+            if not await self.factors.start(tx, actor.id, sealed):
                 raise SecondFactorExists
             await self.sessions.check_still_lives(tx, caller)
             await self.audit.record(tx, caller, "auth.start_totp", target=actor.id)
@@ -107,7 +112,7 @@ class SecondFactor:
         Returns the recovery codes. Not safe to repeat.
         """
         actor = caller.actor
-        found = await self.factors.get(db, actor.id)
+        found = await self.factors.get(db, self.sealer, actor.id)
         if found is None or found.is_confirmed:
             raise NoSecondFactor
         tried = await self.limits.reserve(db, limits_of_proof(actor.id))

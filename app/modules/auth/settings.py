@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from app.kernel.config import Duration, Key, Names
+from app.kernel.config import Duration, Key, Names, OptionalSecret, PublicUrl
 from app.kernel.product import NAME
 
 
@@ -15,7 +15,10 @@ class AuthSettings:
 
     section: ClassVar[str] = "auth"
     master_secret: Annotated[Key, Field(description="encrypts the signing keys; the same in every process")]
-    issuer: Annotated[str, Field(min_length=1, description="`iss` of the tokens: the public address of the auth API")]
+    master_secret_previous: Annotated[
+        OptionalSecret, Field(description="while the master secret is rotated: the former one, which still decrypts")
+    ]
+    issuer: Annotated[PublicUrl, Field(description="`iss` of the tokens: the public address of the auth API")]
     audience: Annotated[str, Field(min_length=1, description="`aud` of the access tokens")] = NAME
     access_token_ttl: Annotated[Duration, Field(ge=1, description="lifetime of an access token")]
     session_idle: Annotated[Duration, Field(ge=1, description="a session ends after this idle time")]
@@ -26,3 +29,8 @@ class AuthSettings:
     password_words: Annotated[
         Names, Field(description="names of the organisation, products and roles; excluded from password length")
     ]
+
+    def master_secrets(self) -> list[str]:
+        """Return the master secret, and the previous one while it is rotated."""
+        found = (self.master_secret.get_secret_value(), self.master_secret_previous.get_secret_value())
+        return list(dict.fromkeys(filter(None, found)))

@@ -98,13 +98,12 @@ class Tokens:
         except (ValueError, binascii.Error):
             raise InvalidRefreshToken from None
         stated, mac = content[:24], content[24:]
-        if len(content) != _REFRESH_BYTES or not hmac.compare_digest(mac, self._mac(stated)):
+        expected = [hmac.digest(key, stated, "sha256") for key in self._keyring.refresh_macs]
+        if len(content) != _REFRESH_BYTES or not any(hmac.compare_digest(mac, each) for each in expected):
             raise InvalidRefreshToken
         return UUID(bytes=stated[:16]), int.from_bytes(stated[16:], "big")
 
     def _refresh(self, session: Session) -> str:
         stated = session.id.bytes + session.refresh_counter.to_bytes(8, "big")
-        return _REFRESH_PREFIX + base64.urlsafe_b64encode(stated + self._mac(stated)).rstrip(b"=").decode()
-
-    def _mac(self, stated: bytes) -> bytes:
-        return hmac.digest(self._keyring.refresh_mac, stated, "sha256")
+        mac = hmac.digest(self._keyring.refresh_mac, stated, "sha256")
+        return _REFRESH_PREFIX + base64.urlsafe_b64encode(stated + mac).rstrip(b"=").decode()

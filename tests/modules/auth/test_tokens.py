@@ -33,6 +33,7 @@ class OneKey:
     """A keyring of one key."""
 
     refresh_mac = b"x" * 32
+    refresh_macs = (refresh_mac,)
     at = time.time()
 
     def now(self) -> float:

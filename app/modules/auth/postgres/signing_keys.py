@@ -18,6 +18,21 @@ class SigningKeys:
         """
         return [(kid, bytes(private_key), created_at, at) for kid, private_key, created_at, at in await db.all(sql)]
 
+    async def newest(self, tx: Transaction) -> list[tuple[str, bytes]]:
+        """Return the id and the encrypted private key of the newest key, unchanged until the transaction ends."""
+        sql = """
+            SELECT kid, private_key FROM auth.signing_keys ORDER BY created_at DESC, kid DESC LIMIT 1 FOR SHARE
+        """
+        return [(kid, bytes(private_key)) for kid, private_key in await tx.all(sql)]
+
+    async def lock(self, tx: Transaction) -> None:
+        """Prevent changes of the keys by others until the transaction ends."""
+        await tx.run("LOCK TABLE auth.signing_keys IN SHARE ROW EXCLUSIVE MODE")
+
+    async def replace(self, tx: Transaction, kid: str, private_key: bytes) -> None:
+        """Store the key encrypted anew."""
+        await tx.run("UPDATE auth.signing_keys SET private_key = %s WHERE kid = %s", (private_key, kid))
+
     async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
         """Store a key."""
         sql = "INSERT INTO auth.signing_keys (kid, algorithm, private_key) VALUES (%s, 'ES256', %s)"
@@ -25,7 +40,7 @@ class SigningKeys:
 
     async def add_first(self, tx: Transaction, kid: str, private_key: bytes) -> None:
         """Store a key if there is none."""
-        await tx.run("LOCK TABLE auth.signing_keys IN SHARE ROW EXCLUSIVE MODE")
+        await self.lock(tx)
         sql = """
             INSERT INTO auth.signing_keys (kid, algorithm, private_key)
             SELECT %s, 'ES256', %s WHERE NOT EXISTS (SELECT FROM auth.signing_keys)
