@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from app.kernel.product import NAME
+from tests.commands.terminal import INTERRUPT
 from tests.conftest import SUPERUSER
 from tests.documentation.blocks import Block, blocks
-from tests.documentation.session import run
+from tests.documentation.session import bash, run
 from tests.support.project import ROOT, Project, clone, eventually, free_port
 
 JOB, ERROR, DEAD = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("1a2b3c4d", "5e6f7a8b", "9c0d1e2f"))
@@ -63,3 +64,30 @@ def test_what_operating_says(operating: Project) -> None:
     last = [block for block in found if block.mark == "after Ctrl-C"]
     seen += run(last, operating.root, operating.environment(), 120)
     assert [str(b) for b in found if f"### {b}" not in seen and not b.mark.startswith("not run: ")] == []
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A fresh clone, and the environment of somebody who has nothing but Python. Port 8080 is a free port."""
+    clone(tmp_path / "clone")
+    port = free_port()
+    (tmp_path / ".curlrc").write_text(f'connect-to = "localhost:8080:127.0.0.1:{port}"\n')
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG") or k.upper().startswith(("PIP_", "HTTPS_"))}
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pip"
+    env = {"PIP_CACHE_DIR": str(cache), **kept, "HOME": str(tmp_path), "HTTP_SERVER_PORT": str(port)}
+    return tmp_path / "clone", env
+
+
+def test_what_the_readme_says(newcomer: tuple[Path, dict[str, str]]) -> None:
+    folder, env = newcomer
+    found = shell_blocks("README.md")
+    [first] = [block for block in found if block.mark == "until Ctrl-C"]
+    with bash(first.text, folder, env) as running:
+        running.expect("Ctrl-C", 180)
+        seen = run([block for block in found if not block.mark], folder, env, 60)
+        assert '"username":"root"' in seen
+        assert '"name":"run-all-in-one"' in seen
+        running.type(INTERRUPT)
+        assert running.wait() == 0, running.seen
+    known = ("until Ctrl-C", "test", "not run: ")
+    assert [str(b) for b in found if f"### {b}" not in seen and not b.mark.startswith(known)] == []

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import CodeType
@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanContext
 from pydantic_core import to_json
 
 from app.kernel.config import LoggerSettings, Misconfigured
+from app.kernel.telemetry.console import WIDTH, few, fitted
 from app.kernel.telemetry.output import Output
 from app.kernel.telemetry.redact import redacted, redacted_fields
 from app.kernel.text import error_text, shown, storable_tree
@@ -33,6 +34,8 @@ _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICA
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _STACKS_A_SECOND = 3
+_BEGIN_WIDTH = len("00:00:00.000 CRITICAL ")
+_FOR_PROGRAMS = frozenset({"url", "listener"})  # the message has them too
 _TAKEN = frozenset({"time", "level", "process", "pid", "message", "trace_id", "span_id"})
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never mutated
 _listener: "Listener | None" = None
@@ -106,7 +109,10 @@ def ended(
         logger.log(level, template, *values)
     elif _LEVELS[level] >= _lines.least:
         span, about = span or trace.get_current_span().get_span_context(), _context.get()
-        if fields and _lines.as_json:
+        if not _lines.as_json:
+            _lines.write(functools.partial(_lines.of_end, time.time(), level, template, values, about))
+            return
+        if fields:
             about = {**about, **fields}
         _lines.write(functools.partial(_lines.of_event, time.time(), level, template, values, span, about))
 
@@ -195,6 +201,15 @@ class _Lines:
             return self._json(moment, level, message, span, about)
         return self._text(datetime.fromtimestamp(moment).astimezone(), level, message, about)
 
+    def of_end(
+        self, moment: float, level: str, template: str, values: tuple[object, ...], about: dict[str, Any]
+    ) -> str:
+        """Return a line of text of limited width."""
+        begin, room = self._begin(datetime.fromtimestamp(moment).astimezone(), level), WIDTH - _BEGIN_WIDTH
+        message = fitted(lambda texts: _printable(redacted(_filled(template, texts))), values, room)
+        fields = {key: _printable(shown(value)) for key, value in about.items()}
+        return f"{begin} {message}{few(fields, room - len(message))}\n"
+
     def _json(self, moment: float, level: str, message: str, span: SpanContext, about: dict[str, Any]) -> str:
         if not _TAKEN.isdisjoint(about):
             about = {f"{name}_" if name in _TAKEN else name: value for name, value in about.items()}
@@ -211,9 +226,13 @@ class _Lines:
         return f"{begin},{self._constant},{more[1:]}\n"
 
     def _text(self, at: datetime, level: str, message: str, about: dict[str, Any]) -> str:
+        told = ((key, value) for key, value in about.items() if key not in _FOR_PROGRAMS)
+        extra = " ".join(f"{key}={_printable(shown(value))}" for key, value in told)
+        return f"{self._begin(at, level)} {_printable(message)}{'  ' + extra if extra else ''}\n"
+
+    def _begin(self, at: datetime, level: str) -> str:
         name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if self._colour else f"{level:<8}"
-        extra = " ".join(f"{key}={_printable(shown(value))}" for key, value in about.items())
-        return f"{at:%H:%M:%S.%f} {name} {_printable(message)}{'  ' + extra if extra else ''}\n"
+        return f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {name}"
 
 
 _lines: _Lines | None = None
@@ -243,7 +262,7 @@ def _stack(record: "Record") -> str:
     return redacted(error_text(error))
 
 
-def _filled(template: str, values: tuple[object, ...]) -> str:
+def _filled(template: str, values: Sequence[object]) -> str:
     try:
         return template.format(*values)
     except Exception:  # noqa: BLE001 - __str__ may raise anything
