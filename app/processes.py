@@ -51,6 +51,7 @@ def http(routes: "Routes", title: str) -> "Make":
 
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(p.sockets.listen("http", settings.host, settings.port)) as sock:
+            from app.kernel.http.index import OPERATIONS, PROBES, Index
             from app.kernel.http.openapi import Documentation
             from app.kernel.http.routes import api
 
@@ -58,6 +59,7 @@ def http(routes: "Routes", title: str) -> "Make":
             is_separate = p.settings[OperationsSettings].expose == "separate"
             if not is_separate:
                 app = Documentation(await p.use(routes), title, app)
+            app = Index(title, PROBES if is_separate else OPERATIONS, app)
             return http_service(p, Probes(p, app, internal=not is_separate), sock, "http")
 
     return make
@@ -72,12 +74,14 @@ def api_operations(routes: "Routes", title: str) -> "Make":
         settings = p.settings[OperationsSettings]
         if settings.expose == "same":
             return None
+        from app.kernel.http.index import OPERATIONS, Index
         from app.kernel.http.openapi import Documentation
         from app.kernel.http.probes import Probes
         from app.kernel.http.server import http_service
 
         with _closed_on_error(p.sockets.listen("operations", settings.host, settings.port, settings.section)) as sock:
-            return http_service(p, Probes(p, Documentation(await p.use(routes), title)), sock, "operations")
+            app = Index(title, OPERATIONS, Documentation(await p.use(routes), title))
+            return http_service(p, Probes(p, app), sock, "operations")
 
     return make
 

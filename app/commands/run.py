@@ -2,14 +2,20 @@
 
 import asyncio
 import os
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.kernel.cli import whole
 from app.kernel.product import NAME
+from app.kernel.services import Service
 from app.processes import PROCESSES, Spec, load_settings, new_process
 from app.signals import end_at_once
+
+if TYPE_CHECKING:
+    from app.kernel.process import Process
+    from app.kernel.telemetry.output import Output
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="from the settings")]
 Port = Annotated[
@@ -58,6 +64,13 @@ def typer_app(name: str) -> typer.Typer:
     return app
 
 
+async def _show_banner(p: "Process", output: "Output") -> None:
+    """Show the banner when everything else is made."""
+    from app.commands.banner import banner
+
+    output.write(await banner(p, colour=output.is_colourful))
+
+
 def _given(options: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in options.items() if value is not None}
 
@@ -92,7 +105,11 @@ def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
     process.notify = Notifier.taken_from(os.environ)
     process.sockets = Sockets.taken_from(os.environ)
     process.on_reload("log", output.reopened)
+    process.on_terminal = settings[LoggerSettings].format == "console" and output.is_terminal
+    services = spec.services
+    if process.on_terminal and name == "run-all-in-one":
+        services = (*services, Service("banner", partial(_show_banner, output=output)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = run_to_end(runner.get_loop(), process.run(spec.services))
+        status = run_to_end(runner.get_loop(), process.run(services))
         end_at_once(status)
     raise typer.Exit(status)

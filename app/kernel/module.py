@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from app.kernel.config import Section
     from app.kernel.doctor import Check
-    from app.kernel.process import Provider
+    from app.kernel.process import Process, Provider
     from app.kernel.queue import Schedule
 
 
@@ -33,8 +33,9 @@ class Module(NamedTuple):
     """The parts of a module. `file:NAME` is relative to its package, and loaded on demand.
 
     `settings` is a section, `providers` a mapping of types to providers, `schedules` a sequence, and so are the
-    `checks` of `doctor`. `commands` are the
-    groups that `cli.py` adds commands to; those without a feature have a summary here.
+    `checks` of `doctor`. `banner` is a function that returns title and text of its line in the banner of
+    run-all-in-one, or None; it takes the process, and how the command is called. `commands` are the groups that
+    `cli.py` adds commands to; those without a feature have a summary here.
     """
 
     package: str
@@ -45,6 +46,7 @@ class Module(NamedTuple):
     providers: str = ""
     schedules: str = ""
     checks: str = ""
+    banner: str = ""
     commands: Mapping[str, str] = MappingProxyType({})
     constraints: Mapping[str, str] = MappingProxyType({})
     """`schema.constraint` to the refusal of its violation, as `file:Class`."""
@@ -101,6 +103,10 @@ class Module(NamedTuple):
     def checked(self) -> "tuple[Check, ...]":
         """Import the checks of `doctor`."""
         return tuple(self.load(self.checks)) if self.checks else ()
+
+    async def told_at_start(self, p: "Process", program: str) -> tuple[str, str] | None:
+        """Return its line of the banner, if there is one now."""
+        return await self.load(self.banner)(p, program) if self.banner else None
 
     def groups(self) -> dict[str, str]:
         """Return the groups of commands with their summaries."""

@@ -74,6 +74,8 @@ class Process:
         self.notify = Notifier()
         self.sockets = Sockets()
         self.migrates = migrates
+        self.on_terminal = False
+        """Whether a person watches the log, which then is brief."""
         self.constraints: Constraints = constraints or {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []

@@ -57,8 +57,9 @@ def configure(settings: LoggerSettings, process: str) -> Output:
         raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
     for number in REOPEN:
         signal.signal(number, lambda _number, _frame: output.reopen())
-    colour = not to_file and sys.stdout.isatty()
-    _install(_Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, colour))
+    _install(
+        _Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, output.is_terminal)
+    )
     return output
 
 

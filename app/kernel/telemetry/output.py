@@ -28,6 +28,7 @@ class Output:
         """Open a file, or stdout for None. Raises OSError."""
         self._path = path
         self._fd = self._open()
+        self.is_terminal = os.isatty(self._fd)
         self._lines: deque[str | Callable[[], str]] = deque()
         self._batches: deque[tuple[int, bytes]] = deque()
         self._making = threading.Lock()
@@ -38,6 +39,11 @@ class Output:
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log output", daemon=True).start()
         atexit.register(self.close)
+
+    @property
+    def is_colourful(self) -> bool:
+        """Whether colours are allowed."""
+        return self.is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
     def write(self, line: str | Callable[[], str]) -> None:
         """Queue a line, or a function that returns one, for any thread to call. Never blocks, never raises."""

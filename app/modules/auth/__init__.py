@@ -28,6 +28,7 @@ MODULE = Module(
     providers="providers:PROVIDERS",
     schedules="sessions:SCHEDULES",
     checks="checks:CHECKS",
+    banner="cli:first_account",
     commands={"auth": "Manage actors, passwords and keys."},
     constraints={
         "auth.actors_username_key_key": "domain.actors:UsernameExists",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands.once import run_once
+from app.kernel.actions import Database
 from app.kernel.cli import Json, NoInput, can_ask, group, print_json
 from app.kernel.errors import Invalid, Refusal
 from app.modules.auth.domain.actors import RULES
@@ -122,6 +123,16 @@ def login(
         print_json(answer)
     else:
         typer.echo(f"export ACCESS_TOKEN={shlex.quote(token)}" if export else token)
+
+
+async def first_account(p: "Process", program: str) -> tuple[str, str] | None:
+    """Return how to make the first account, if nobody can administer the others."""
+    from app.kernel.actions.compose import make
+    from app.modules.auth.postgres.actors import Actors
+
+    if await Actors().has_superuser(await make(p, Database)):
+        return None
+    return "Account", f"none yet; in a second terminal:\n{program} auth create-superuser"
 
 
 def _run(action: str, *given: str) -> Any:

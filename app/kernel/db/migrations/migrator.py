@@ -65,14 +65,14 @@ class Migrator:
         """Return the migrations that `up` would apply, in order."""
         return to_apply(self.status())
 
-    def up(self, report: Callable[[str], None]) -> list[str]:
+    def up(self, report: Callable[[str], None], on_wait: Callable[[str], None] | None = None) -> list[str]:
         """Apply pending migrations in order; return their ids. Safe to repeat, and to run concurrently.
 
         Raises MigrationFailed, and Unavailable when another migrator does not finish.
         """
         if not self.pending():  # the usual start: no lock, no yoyo
             return []
-        with self._locked(report) as backend:
+        with self._locked(on_wait or report) as backend:
             todo = to_apply(self._status(backend.connection))
             for migration in todo:
                 started = time.monotonic()
@@ -210,7 +210,7 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
     migrator = Migrator(await p.use(server), p.root / "migrations")
     pending: list[Migration] = []
     if p.migrates:
-        await _migrate(migrator, p.settings[PostgresSettings])
+        await _migrate(migrator, p.settings[PostgresSettings], is_brief=p.on_terminal)
     elif pending := await in_thread(migrator, migrator.pending):
         logger.warning(behind(pending))
     if migrator.warning:
@@ -224,12 +224,15 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
         raise
 
 
-async def _migrate(migrator: Migrator, settings: PostgresSettings) -> None:
+async def _migrate(migrator: Migrator, settings: PostgresSettings, *, is_brief: bool) -> None:
+    report = logger.debug if is_brief else logger.info
     deadline = time.monotonic() + settings.startup_timeout
     while True:
         try:
             if settings.migrate:
-                await in_thread(migrator, lambda: migrator.up(logger.info))
+                applied = await in_thread(migrator, lambda: migrator.up(report, logger.info))
+                if applied and is_brief:
+                    logger.info("schema: {} migration{} applied", len(applied), "s" if len(applied) > 1 else "")
             elif pending := await in_thread(migrator, migrator.pending):
                 raise Conflict(behind(pending))
         except Unavailable as error:

@@ -21,6 +21,10 @@ class Actors:
         row = await db.one(sql, (username_key,))
         return None if row is None else (Actor(*row[:-1]), row[-1])
 
+    async def has_superuser(self, db: Queries) -> bool:
+        """Return whether there is an active superuser."""
+        return await db.one("SELECT FROM auth.actors WHERE is_superuser AND is_active LIMIT 1") is not None
+
     async def lock(self, tx: Transaction, actor_id: UUID) -> tuple[Actor, str | None] | None:
         """Lock an actor until the transaction ends; return it and its password hash."""
         sql = """
