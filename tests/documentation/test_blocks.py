@@ -12,7 +12,8 @@ from tests.commands.terminal import INTERRUPT
 from tests.conftest import SUPERUSER
 from tests.documentation.blocks import Block, blocks
 from tests.documentation.session import bash, run
-from tests.support.project import ROOT, Project, clone, eventually, free_port
+from tests.support.debian import free_port
+from tests.support.project import ROOT, Project, clone, eventually
 
 JOB, ERROR, DEAD = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("1a2b3c4d", "5e6f7a8b", "9c0d1e2f"))
 # what docs/operating.md tells about: a report that fails, one that was given up, and an error that was captured

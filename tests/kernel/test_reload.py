@@ -207,7 +207,7 @@ def test_a_process_tells_that_it_reopened_its_log_or_has_nothing_to_reload(proje
     to_file = project.start("run-cron-manager", env={"LOGGER_OUTPUT": str(log)})
     to_stdout = project.start("run-cron-manager")
     to_stdout.ready()
-    eventually(lambda: log.exists() and "operations endpoint" in log.read_text())
+    eventually(lambda: log.exists() and "health and metrics on" in log.read_text())
     to_stdout.signal(signal.SIGHUP)
     eventually(lambda: "nothing to reload" in to_stdout.messages())
     log.rename(folder / "app.log.1")

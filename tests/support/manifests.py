@@ -41,7 +41,14 @@ def _loaded(module: Module, checks: Callable[[Module], Iterator[str]]) -> Iterat
 def _names(module: Module) -> Iterator[str]:
     """Check that each `file:NAME` names something."""
     named = [feature.where for feature in module.features]
-    named += [module.settings, module.providers, module.schedules, module.checks, *module.constraints.values()]
+    named += [
+        module.settings,
+        module.providers,
+        module.schedules,
+        module.checks,
+        module.banner,
+        *module.constraints.values(),
+    ]
     named += ["cli:typer_app"] if module.commands else []
     for where in filter(None, named):
         try:

@@ -116,7 +116,7 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
         listener.begin(most, _BODIES * settings.max_body_bytes)
         if is_api:
             p.in_flight["requests"] = lambda: listener.requests
-        logger.bind(url=url, listener=name).info("serving {}" if is_api else "operations endpoint: {}", url)
+        logger.bind(url=url, listener=name).info("serving {}" if is_api else "health and metrics on {}", url)
         try:
             with nullcontext(True) if is_api and is_separate else announced(p.name, url, p.root) as is_announced:
                 if not is_announced:
