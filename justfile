@@ -40,9 +40,13 @@ drain rate="100" stops="10": install
 outages *options: install
     {{python}} -m tests.outages "$@"
 
+# load everything behind a PgBouncer with few connections, for ten minutes: just pgbouncer --seconds 600
+pgbouncer *options: install
+    {{python}} -m tests.pgbouncer "$@"
+
 # what CI checks besides the tests: every tool runs, and those that failed are named at the end
 check: install
-    @failed=; for tool in "ruff check" "ruff format --check" basedpyright lint-imports; do \
+    @failed=; for tool in "ruff check" "ruff format --check" basedpyright lint-imports "squawk migrations/*.sql"; do \
         echo "+ $tool"; .venv/bin/$tool || failed="$failed, $tool"; \
     done; test -z "$failed" || { echo "failed: ${failed#, }"; exit 1; }
 

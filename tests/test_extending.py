@@ -103,7 +103,7 @@ def copy(cli: Project, tmp_path: Path) -> Copy:
 
 
 def test_the_module_passes_every_check_and_its_own_tests(copy: Copy) -> None:
-    for name in (".importlinter", "pyproject.toml"):
+    for name in (".importlinter", "pyproject.toml", ".squawk.toml"):
         shutil.copy(ROOT / name, copy.root)
     skip = shutil.ignore_patterns("__pycache__", "test_*.py", "npm", "chaos")
     shutil.copytree(ROOT / "tests", copy.root / "tests", ignore=skip)
@@ -115,6 +115,7 @@ def test_the_module_passes_every_check_and_its_own_tests(copy: Copy) -> None:
         [programs / "ruff", "format", "--check", "app", "tests/modules"],
         [programs / "basedpyright", "--pythonpath", sys.executable, "app/modules/orders"],
         [programs / "lint-imports"],
+        [programs / "squawk", *copy.root.glob("migrations/*_orders_*.sql")],
         [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", "tests/test_manifests.py", "tests/modules/orders"],
     ]  # fmt: skip
     started = [

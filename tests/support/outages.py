@@ -47,8 +47,14 @@ class Fleet:
     token: str
 
     @classmethod
-    def start(cls, project: Project, server: DebianServer, proxy: Proxy) -> "Fleet":
-        project.env |= {**server.env, **SETTINGS, "POSTGRES_PORT": str(proxy.port), "AUTH_ACCESS_TOKEN_TTL": "2h"}
+    def start(cls, project: Project, server: DebianServer, proxy: Proxy, **env: str) -> "Fleet":
+        project.env |= {
+            **server.env,
+            **SETTINGS,
+            "POSTGRES_PORT": str(proxy.port),
+            "AUTH_ACCESS_TOKEN_TTL": "2h",
+            **env,
+        }
         first = project.start("run-all-in-one")
         client = log_in(project, first)
         running = {"run-all-in-one": first}

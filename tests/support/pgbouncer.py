@@ -32,8 +32,12 @@ class PgBouncer:
     @property
     def env(self) -> dict[str, str]:
         """Return the settings of a project that uses it."""
-        direct = {"POSTGRES_DIRECT_HOST": "127.0.0.1", "POSTGRES_DIRECT_PORT": str(self.server.port)}
-        return {**self.server.env, "POSTGRES_PORT": str(self.port), **direct}
+        return {**self.server.env, "POSTGRES_PORT": str(self.port), **self.direct}
+
+    @property
+    def direct(self) -> dict[str, str]:
+        """Return the settings that lead round it."""
+        return {"POSTGRES_DIRECT_HOST": "127.0.0.1", "POSTGRES_DIRECT_PORT": str(self.server.port)}
 
     def configure(self) -> None:
         """Write its files."""

@@ -47,6 +47,7 @@ LIMITED = Task("chaos.limited", Work, max_attempts=1000, concurrency=LIMIT)
 NARROW = Task("chaos.narrow", Work, max_attempts=1000, queue="narrow")
 GATED = Task("chaos.gated", Work)
 GATED_TX = Task("chaos.gated_tx", Work)
+FLAKY = Task("chaos.flaky", Work)
 TICK = Task[None]("chaos.tick", max_attempts=1000)
 
 SCHEDULES = [Schedule(TICK, every_s=1, misfire="all", name=f"chaos.tick_{n:02}") for n in range(SCHEDULE_COUNT)]
@@ -134,6 +135,14 @@ class Handlers:
         with self.journal.run(GATED_TX.name, work.number):
             await _leave_effect(tx, GATED_TX.name, work.number)
             await self.journal.wait_at_gate()
+
+    @task(FLAKY)
+    async def flaky(self, db: Database, work: Work) -> None:
+        """Fail the first time."""
+        await _leave_effect(db, FLAKY.name, work.number)
+        done = "SELECT count(*) FROM chaos.effects WHERE kind = %s AND number = %s"
+        if await db.one(done, (FLAKY.name, work.number)) == (1,):
+            raise RuntimeError("the first time")
 
     @task(TICK)
     async def tick(self, tx: Transaction) -> None:

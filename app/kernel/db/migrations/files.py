@@ -11,6 +11,7 @@ from app.kernel.errors import Invalid
 
 NAME = re.compile(r"(?P<timestamp>\d{14})_(?P<module>[a-z][a-z0-9]*)_(?P<description>[a-z0-9]+(?:_[a-z0-9]+)*)")
 _LONGEST_NAME = 100
+_ADVICE = "-- `just check` lints its locks; docs/upgrading.md says how to change the schema without stopping\n"
 
 
 class BadMigration(Invalid):
@@ -71,6 +72,6 @@ def create(folder: Path, module: str, description: str, modules: Sequence[str]) 
     moment = max(int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), newest + 1)
     up = folder / f"{moment}_{module}_{words}.sql"
     down = up.with_suffix(".rollback.sql")
-    up.write_text(f"-- {module}: {' '.join(description.split())}\n", encoding="utf-8")
+    up.write_text(f"-- {module}: {' '.join(description.split())}\n{_ADVICE}", encoding="utf-8")
     down.write_text(f"-- undoes {up.name}\n", encoding="utf-8")
     return up, down
