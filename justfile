@@ -78,6 +78,10 @@ image tag="app" builder="buildah": install
         --build-arg VERSION="$({{python}} -m app --version)" --build-arg REVISION="$(git rev-parse HEAD)" \
         --build-arg SOURCE="$(git remote get-url origin)" .
 
+# write deploy/systemd anew, from the defaults of production
+systemd: install
+    APP_ENV=production {{python}} -m app systemd install --dir deploy/systemd --command /opt/app/bin/app --yes 2> /dev/null
+
 # measure against the peers, in an environment of their own
 bench *names="startup http auth telemetry":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench

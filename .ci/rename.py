@@ -32,6 +32,8 @@ def main() -> None:
     names = Names(old, new)
     for file in git("ls-files", "-z").split("\0")[:-1]:
         names.change(ROOT / file)
+    for file in git("ls-files", "-z", f"*/{old}[-.]*").split("\0")[:-1]:  # units of systemd
+        git("mv", file, str(Path(file).with_name(new + Path(file).name.removeprefix(old))))
     git("mv", old, new)
     for command in (["check", "-q", "--select", "I", "--fix"], ["format", "-q"]):
         subprocess.run([sys.executable, "-m", "ruff", *command], cwd=ROOT, check=True)  # noqa: S603

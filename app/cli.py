@@ -24,6 +24,7 @@ COMMANDS = {
     "health": (".commands.health", "Check the health of the local process."),
     "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
     "support-bundle": (".commands.support_bundle", "Write a redacted archive for a report."),
+    "systemd": (".commands.systemd", "Generate units for systemd."),
 }
 
 EXAMPLES = f"""\

@@ -139,11 +139,12 @@ async def traces(p: "Process") -> "Run | None":
 
 
 class Spec(NamedTuple):
-    """A process: its help, its services, and the section that --host and --port set."""
+    """A process: its help, its services, the section that --host and --port set, whether a machine runs several."""
 
     help: str
     services: "tuple[Service, ...]"
     listens: str = "http_server"
+    has_instances: bool = False
 
 
 _SUPPORT = (Service("reporter", reporter), Service("sentinel", sentinel), Service("traces", traces))
@@ -162,7 +163,10 @@ def _processes() -> dict[str, Spec]:
             "Turn due schedules into jobs.", (_OPERATIONS, worker("cron manager", cron), *_SUPPORT), "operations"
         ),
         "run-event-consumer": Spec(
-            "Run jobs and event subscribers.", (_OPERATIONS, worker("consumer", consumer), *_SUPPORT), "operations"
+            "Run jobs and event subscribers.",
+            (_OPERATIONS, worker("consumer", consumer), *_SUPPORT),
+            "operations",
+            has_instances=True,
         ),
     }
 

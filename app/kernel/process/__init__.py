@@ -22,6 +22,7 @@ from loguru import logger
 
 from app.kernel.config import ProcessSettings, Section, Settings
 from app.kernel.errors import Constraints, Unavailable
+from app.kernel.process.limits import CLOSE_S, stop_s
 from app.kernel.process.needs import used_by
 from app.kernel.process.notify import Notifier
 from app.kernel.process.reload import Reload, Reloads
@@ -34,8 +35,6 @@ T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
 State = Literal["starting", "ready", "stopping"]
 Check = Callable[[], Awaitable[None]]
-
-_CLOSE_S = 5.0  # for closing resources, and for a service that was cancelled
 
 
 class DependencyCycle(Exception):
@@ -167,7 +166,7 @@ class Process:
         def signalled(number: int, _: object) -> None:
             # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
             self._signals += 1
-            self._watch(_CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
+            self._watch(CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
             loop.call_soon_threadsafe(self._on_signal, signal.Signals(number).name, self._signals, body)
 
         def hung_up(number: int, frame: object) -> None:
@@ -203,9 +202,7 @@ class Process:
             self._stop.set()
 
     def _stop_s(self) -> float:
-        """The longest time from the request to stop until the end."""
-        limits = self.settings[ProcessSettings]
-        return limits.drain_delay + limits.grace + 3 * _CLOSE_S
+        return stop_s(self.settings[ProcessSettings])
 
     async def _body(self, services: Sequence[Service], ordered: Sequence[Service]) -> int:
         async with self._stack:
@@ -243,11 +240,11 @@ class Process:
                     stops.pop(name).set()
                 await asyncio.wait(last, timeout=limit_s)
                 await self._cut({task: name for task, name in last.items() if not task.done()})
-                left, limit_s = [service for service in left if service.name in stops], _CLOSE_S
+                left, limit_s = [service for service in left if service.name in stops], CLOSE_S
         finally:
             for task in (stopping, reloading, *tasks):
                 task.cancel()
-            await asyncio.wait({reloading, *tasks}, timeout=_CLOSE_S)
+            await asyncio.wait({reloading, *tasks}, timeout=CLOSE_S)
         failed = False
         for task, name in tasks.items():
             if not task.done() or task.cancelled():
@@ -277,7 +274,7 @@ class Process:
             logger.error("service {} is not done at the end of its grace: cutting what is in flight", name)
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=_CLOSE_S)
+            await asyncio.wait(left, timeout=CLOSE_S)
 
 
 def run_to_end(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, T]) -> T:

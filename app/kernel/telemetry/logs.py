@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+_PRIORITIES = {"DEBUG": "<7>", "INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>", "CRITICAL": "<2>"}
+"""Of sd-daemon(3). The journal takes them off the lines."""
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _STACKS_A_SECOND = 3
 _BEGIN_WIDTH = len("00:00:00.000 CRITICAL ")
@@ -57,10 +59,19 @@ def configure(settings: LoggerSettings, process: str) -> Output:
         raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
     for number in REOPEN:
         signal.signal(number, lambda _number, _frame: output.reopen())
-    _install(
-        _Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, output.is_terminal)
+    lines = _Lines(
+        output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, output.is_terminal
     )
+    if not to_file and _is_journal(1):
+        lines.priorities = _PRIORITIES
+    _install(lines)
     return output
+
+
+def _is_journal(fd: int) -> bool:
+    """Return whether systemd has connected a descriptor to its journal (systemd.exec(5), JOURNAL_STREAM)."""
+    about = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
 
 
 class Listener(Protocol):
@@ -169,6 +180,7 @@ class _Lines:
         self.least = logger.level(level).no
         self.as_json = as_json
         self._constant = to_json({"process": process, "pid": os.getpid()}).decode()[1:-1]
+        self.priorities: dict[str, str] = {}
         self._colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
     def take(self, record: "Record") -> bool:
@@ -224,7 +236,7 @@ class _Lines:
         except ValueError:  # a lone surrogate, or a cycle
             more = to_json(storable_tree(fields), inf_nan_mode="strings").decode()
         begin = f'{{"time":"{_until_the_second(second)}.{microsecond:06d}+00:00","level":"{level.lower()}"'
-        return f"{begin},{self._constant},{more[1:]}\n"
+        return f"{self.priorities.get(level, '')}{begin},{self._constant},{more[1:]}\n"
 
     def _text(self, at: datetime, level: str, message: str, about: dict[str, Any]) -> str:
         told = ((key, value) for key, value in about.items() if key not in _FOR_PROGRAMS)
@@ -233,7 +245,7 @@ class _Lines:
 
     def _begin(self, at: datetime, level: str) -> str:
         name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if self._colour else f"{level:<8}"
-        return f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {name}"
+        return f"{self.priorities.get(level, '')}{at:%H:%M:%S}.{at.microsecond // 1000:03} {name}"
 
 
 _lines: _Lines | None = None
