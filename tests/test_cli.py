@@ -254,7 +254,7 @@ def test_a_process_runs_without_standard_streams(project: Project, tmp_path: Pat
     shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", project.python, "-m", "app", "run-event-consumer"]
     process = subprocess.Popen([*shell, "--port", "0"], cwd=project.root, env=project.environment())
     try:
-        eventually(lambda: log.exists() and "serving" in log.read_text())
+        eventually(lambda: log.exists() and '"url"' in log.read_text())
         process.terminate()
         assert process.wait(30) == 0
     finally:
