@@ -10,10 +10,9 @@ from app.kernel.cli import Json, NoInput, can_ask, confirm, group, print_json
 from app.kernel.errors import NotFound, Refusal
 from app.kernel.product import NAME
 from app.kernel.text import suggestion
-from app.processes import PROCESSES, sections
+from app.processes import PROCESSES, load_settings, sections
 
 if TYPE_CHECKING:
-    from app.kernel.config import Settings
     from app.kernel.units import Installation, Role
 
 _ETC = Path("/etc/systemd/system")
@@ -108,12 +107,13 @@ class _Units:
     """The units of some processes, by the current settings. Raises NotFound for an unknown process."""
 
     def __init__(self, names: list[str], command: Path | None, environment_file: Path) -> None:
+        from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings
         from app.kernel.units import units
 
         for name in names:
             if name not in PROCESSES:
                 raise NotFound(f"there is no process {name}{suggestion(name, PROCESSES)}")
-        self._settings = _settings()
+        self._settings = load_settings(only=(HttpServerSettings, OperationsSettings, ProcessSettings))
         self._installation = _installation(command, environment_file)
         self._roles = _roles()
         self._chosen = [role for role in self._roles if not names or role.command in names]
@@ -139,17 +139,6 @@ class _Units:
         if not self._installation.environment_file.exists():
             found.append(f"{self._installation.environment_file} does not exist; the units need it, even if empty")
         return found
-
-
-def _settings() -> "Settings":
-    """Return the settings that units depend on; secrets may be missing here. Raises Misconfigured."""
-    from app import ROOT
-    from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings, load_valid
-
-    settings, error = load_valid(ROOT, sections())
-    if error is not None and not {HttpServerSettings, OperationsSettings, ProcessSettings} <= settings.sections.keys():
-        raise error
-    return settings
 
 
 def _roles() -> "list[Role]":

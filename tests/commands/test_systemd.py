@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel.config import load
+from app.kernel.config import Settings, load
 from app.kernel.errors import Invalid
 from app.kernel.product import NAME
 from app.kernel.units import Installation, Role, ports_of, started, units
@@ -87,7 +87,7 @@ def test_systemd_accepts_every_unit_and_rates_its_exposure_at_most_2(cli: Projec
     assert subprocess.run(exposed, capture_output=True, check=False).returncode != 0
 
 
-def settings(**variables: str) -> object:
+def settings(**variables: str) -> Settings:
     return load(ROOT, sections(), {"APP_ENV": "test", **variables})
 
 
