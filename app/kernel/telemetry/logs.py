@@ -59,9 +59,7 @@ def configure(settings: LoggerSettings, process: str) -> Output:
         raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
     for number in REOPEN:
         signal.signal(number, lambda _number, _frame: output.reopen())
-    lines = _Lines(
-        output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, output.is_terminal
-    )
+    lines = _Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, output.is_terminal)
     if not to_file and _is_journal(1):
         lines.priorities = _PRIORITIES
     _install(lines)
