@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app import ROOT
 from app.kernel.cli import whole
 from app.kernel.product import NAME
 from app.kernel.services import Service
+from app.kernel.workers import MOST, VARIABLE, become_supervisor
 from app.processes import PROCESSES, Spec, load_settings, new_process
 from app.signals import end_at_once
 
 if TYPE_CHECKING:
     from app.kernel.process import Process
     from app.kernel.telemetry.output import Output
+    from app.kernel.workers.worker import Worker
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="from the settings")]
 Port = Annotated[
@@ -38,6 +41,14 @@ Concurrency = Annotated[
         show_default="from the settings",
     ),
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        parser=whole(1, MOST),
+        metavar="NUMBER",
+        help="Number of processes that share the port; 1 has no supervisor. Use up to one for each core.",
+    ),
+]
 
 
 def typer_app(name: str) -> typer.Typer:
@@ -47,20 +58,25 @@ def typer_app(name: str) -> typer.Typer:
     example = f"{NAME} {name}"
     summary = f"{spec.help}\n\n\b\nExamples:\n  {example}\n  {example} --port 9000\n  LOGGER_LEVEL=debug {example}"
 
-    def run(host: Host = None, port: Port = None, no_migrate: NoMigrate = False) -> None:
+    def manage(host: Host = None, port: Port = None, no_migrate: NoMigrate = False) -> None:
         _run(name, spec, _overrides(spec, host, port, no_migrate))
+
+    def serve(host: Host = None, port: Port = None, workers: Workers = 1, no_migrate: NoMigrate = False) -> None:
+        _run(name, spec, _overrides(spec, host, port, no_migrate), workers)
 
     def consume(
         host: Host = None,
         port: Port = None,
+        workers: Workers = 1,
         no_migrate: NoMigrate = False,
         queue: Queues = None,
         concurrency: Concurrency = None,
     ) -> None:
         more: dict[str, object] = {"queue.names": queue or None, "queue.concurrency": concurrency}
-        _run(name, spec, _overrides(spec, host, port, no_migrate) | _given(more))
+        _run(name, spec, _overrides(spec, host, port, no_migrate) | _given(more), workers)
 
-    app.command(name, help=summary)(consume if name == "run-event-consumer" else run)
+    run = {"run-event-consumer": consume, "run-cron-manager": manage}.get(name, serve)
+    app.command(name, help=summary)(run)
     return app
 
 
@@ -85,31 +101,44 @@ def _overrides(spec: Spec, host: str | None, port: int | None, no_migrate: bool)
     )
 
 
-def _run(name: str, spec: Spec, overrides: dict[str, object]) -> None:
+def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) -> None:
+    if workers > 1 and VARIABLE not in os.environ:
+        become_supervisor(name, workers, ROOT)
     import uvloop
     from loguru import logger
 
     from app.kernel.config import LoggerSettings
+    from app.kernel.notify import Notifier
     from app.kernel.process import run_to_end
-    from app.kernel.process.notify import Notifier
     from app.kernel.sockets import Sockets
     from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 
+    worker = _worker()
     settings = load_settings(overrides)
     remember(settings.secrets())
-    output = configure(settings[LoggerSettings], name)
+    output = configure(settings[LoggerSettings], name, worker.number if worker else None)
     for warning in (*settings.misspelt, *settings.warnings):
         logger.warning("{} ({}): {}", warning.key, warning.source, warning.message)
     process = new_process(name, settings)
-    process.notify = Notifier.taken_from(os.environ)
-    process.sockets = Sockets.taken_from(os.environ)
+    process.worker = worker
+    process.notify = worker.notify if worker else Notifier.taken_from(os.environ)
+    process.sockets = worker.sockets if worker else Sockets.taken_from(os.environ)
     process.on_reload("log", output.reopened)
     process.on_terminal = settings[LoggerSettings].format == "console" and output.is_terminal
     services = spec.services
-    if process.on_terminal and name == "run-all-in-one":
+    if process.on_terminal and name == "run-all-in-one" and (worker is None or worker.number == 1):
         services = (*services, Service("banner", partial(_show_banner, output=output)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = run_to_end(runner.get_loop(), process.run(services))
+        body = worker.run(process, services) if worker else process.run(services)
+        status = run_to_end(runner.get_loop(), body)
         end_at_once(status)
     raise typer.Exit(status)
+
+
+def _worker() -> "Worker | None":
+    if VARIABLE not in os.environ:
+        return None
+    from app.kernel.workers.worker import Worker
+
+    return Worker.taken_from(os.environ)

@@ -35,6 +35,7 @@ class Sockets:
 
     def __init__(self) -> None:
         self._inherited: list[tuple[str, InheritedSocket]] = []
+        self._used: dict[InheritedSocket, Name] = {}
 
     @classmethod
     def taken_from(cls, environment: MutableMapping[str, str]) -> "Sockets":
@@ -57,14 +58,15 @@ class Sockets:
     def listen(self, name: Name, host: str, port: int, section: str = "") -> socket.socket:
         """Return the inherited socket with the name or the port of a listener, else one that is bound to the address.
 
+        A listener that asks again gets its inherited socket again.
         `section` is where the address is set; by default, with --host and --port. Raises WrongSocket if an inherited
         socket listens elsewhere, and Unavailable with a reason and a remedy if the address cannot be used.
         """
         found = self._found(name, port)
         if found is None:
             return bind(host, port, section)
-        self._inherited.remove(found)
         fd_name, sock = found
+        self._used[sock] = name
         address, actual = sock.getsockname()[:2]
         host_option, port_option = _options(section)
         if port not in (0, actual):
@@ -82,16 +84,19 @@ class Sockets:
     def check_all_used(self) -> None:
         """Raise WrongSocket if there is an inherited socket that no listener has taken: nobody would answer there."""
         for name, sock in self._inherited:
+            if sock in self._used:
+                continue
             raise WrongSocket(
                 f"no listener of this process uses the inherited socket {name!r}, port {sock.getsockname()[1]}; make"
                 f" its port that of a listener, or set FileDescriptorName= to {' or '.join(_NAMES)}"
             )
 
     def _found(self, name: Name, port: int) -> tuple[str, InheritedSocket] | None:
-        for each in self._inherited:
-            if each[0] == name:
+        free = [each for each in self._inherited if self._used.get(each[1], name) == name]
+        for each in free:
+            if each[0] == name or each[1] in self._used:
                 return each
-        unnamed = [each for each in self._inherited if each[0] not in _NAMES]
+        unnamed = [each for each in free if each[0] not in _NAMES]
         for each in unnamed:
             if each[1].getsockname()[1] == port:
                 return each

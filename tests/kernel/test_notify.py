@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.kernel.process.notify import Notifier
+from app.kernel.notify import Notifier
 from tests.conftest import log_in
 from tests.support.project import Project, add_feature, eventually
 from tests.support.systemd import Inbox, Unit, inbox

@@ -85,11 +85,14 @@ class Section(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProcessSettings:
-    """Shutdown of a process."""
+    """Shutdown and supervision of a process."""
 
     section: ClassVar[str] = "process"
     drain_delay: Annotated[Duration, Field(le=_DAY, description="between /ready turning 503 and the listener closing")]
     grace: Annotated[Duration, Field(le=30 * _DAY, description="for requests and jobs to finish after the drain delay")]
+    worker_timeout: Annotated[
+        Duration, Field(ge=2, le=_DAY, description="a worker (--workers) that is blocked for this long is replaced")
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pydantic_core import to_json
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.problems import HttpProblem
 from app.kernel.process import Process
-from app.kernel.telemetry.metrics import FORMATS, exposition
+from app.kernel.telemetry.metrics import FORMATS, exposition, exposition_of
+from app.kernel.workers.families import merged
 
 PATHS = frozenset({"/health", "/ready", "/metrics"})
 _JSON = b"application/json"
@@ -46,13 +47,19 @@ class Probes:
             about = {"process": self._process.name} if self._internal else {}
             await respond(send, 200, _JSON, to_json({"status": "ok", **about}), _FRESH)
         elif path == "/metrics":
-            body, content_type = exposition(preferred(scope, FORMATS))
+            body, content_type = await self._metrics(preferred(scope, FORMATS))
             await respond(send, 200, content_type, body, _FRESH)
         else:
             await self._ready(send)
 
+    async def _metrics(self, media_type: str) -> tuple[bytes, bytes]:
+        if (worker := self._process.worker) is None:
+            return exposition(media_type)
+        return exposition_of(merged(*await worker.metrics_of_all()), media_type)
+
     async def _ready(self, send: Send) -> None:
-        missing = await self._process.missing()
+        worker = self._process.worker
+        missing = await (worker.missing_of_all() if worker else self._process.missing())
         if missing:
             body = to_json({"status": "not ready", **({"missing": missing} if self._internal else {})})
             await respond(send, 503, _JSON, body, (*_FRESH, (b"retry-after", b"1")))

@@ -5,8 +5,11 @@ version of them behaves differently. Malformed input becomes a request that `Val
 logged and measured like any other request.
 """
 
+import functools
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from email.utils import formatdate
 from typing import Any, cast
 
 import h2.errors
@@ -15,6 +18,7 @@ import h2.exceptions
 import h2.settings
 import h11
 import hypercorn.protocol
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
@@ -35,6 +39,21 @@ def read_strictly() -> None:
     """Make Hypercorn use the protocols of this file. Safe to repeat."""
     hypercorn.protocol.H11Protocol = Http1  # pyright: ignore[reportPrivateImportUsage] - there is no option for it
     hypercorn.protocol.H2Protocol = Http2  # pyright: ignore[reportPrivateImportUsage]
+
+
+class ServerConfig(Config):
+    """Hypercorn's settings. The Date header (RFC 9110, section 6.6.1) is formatted once a second."""
+
+    h2c = False
+    accesslog = errorlog = None
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - the signature is Hypercorn's
+        return [(b"date", _date(int(time.time())))]
+
+
+@functools.lru_cache(1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
 
 
 class _Stream(HTTPStream):

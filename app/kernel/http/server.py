@@ -8,14 +8,11 @@ only the probes, so /health answers under any load.
 """
 
 import asyncio
-import functools
 import socket
 import ssl
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -45,10 +42,9 @@ from app.kernel.http.limits import (
 from app.kernel.http.middleware import stack
 from app.kernel.http.middleware.meta_inject import client_address
 from app.kernel.http.probes import PATHS
-from app.kernel.http.protocols import read_strictly
+from app.kernel.http.protocols import ServerConfig, read_strictly
 from app.kernel.http.validation import Validation
 from app.kernel.process import Process
-from app.kernel.running import announced
 from app.kernel.services import Run
 from app.kernel.sockets import InheritedSocket, Name
 from app.kernel.telemetry import metrics
@@ -67,20 +63,6 @@ _CLEAN_UP_S = 2.0
 
 Accepted = tuple[socket.socket, tuple[str, int]]
 _BODIES = 32
-
-
-class _Config(Config):
-    """Hypercorn's settings. The Date header (RFC 9110, section 6.6.1) is formatted once a second."""
-
-    h2c = False
-
-    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - the signature is Hypercorn's
-        return [(b"date", _date(int(time.time())))]
-
-
-@functools.lru_cache(1)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
 
 
 def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
@@ -102,9 +84,8 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
 
     async def run(stop: asyncio.Event) -> None:
         read_strictly()
-        config = _Config()
+        config = ServerConfig()
         config.h2c = settings.h2c
-        config.accesslog = config.errorlog = None
         listener = Listener(wrapped, config, p, sock, name, encryption)
         if encryption is not None:
             logger.info("{}", encryption.about)
@@ -118,12 +99,11 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
             p.in_flight["requests"] = lambda: listener.requests
         logger.bind(url=url, listener=name).info("serving {}" if is_api else "health and metrics on {}", url)
         try:
-            with nullcontext(True) if is_api and is_separate else announced(p.name, url, p.root) as is_announced:
+            with nullcontext(True) if is_api and is_separate else p.announced(url) as is_announced:
                 if not is_announced:
                     logger.warning("no folder for the address of this process is writable: app health needs --port")
                 await stop.wait()
-                if is_api:
-                    await asyncio.sleep(limits.drain_delay)
+                await listener.drain(limits.drain_delay if is_api else 0)
                 await listener.close()
                 await listener.ended()
         except BaseException:
@@ -163,6 +143,7 @@ class Listener:
         self.requests = 0
         self._requests_of: Counter[str] = Counter()
         self._pending: Accepted | None = None
+        self._is_accepting = True
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -175,17 +156,25 @@ class Listener:
         self._loop.add_reader(self._sock, self._accept)
         self._sweep()
 
+    async def drain(self, seconds: float) -> None:
+        """Serve on for some seconds, so that load balancers notice. A replaced worker leaves new ones to others."""
+        if self._process.is_replaced:
+            self._is_accepting = False
+            self._pause()
+        await asyncio.sleep(seconds)
+
     async def close(self) -> None:
         """Accept the backlog, close the socket and connections without a request. Safe to repeat.
 
-        The backlog of an inherited socket is left to the next process.
+        The backlog of an inherited socket is left to the next process, and that of a replaced worker to the others.
         """
         if self.closing.is_set():
             return
         self.closing.set()
+        self._is_accepting = False
         await self.context.terminated.set()
         self._pause()
-        takes_backlog = not isinstance(self._sock, InheritedSocket)
+        takes_backlog = not isinstance(self._sock, InheritedSocket) and not self._process.is_replaced
         while (takes_backlog or self._pending is not None) and (accepted := self._next()) is not None:
             if not self._admit(accepted):
                 self.refusals.note("full")
@@ -252,11 +241,11 @@ class Listener:
     def _pause(self, seconds: float | None = None) -> None:
         """Stop accepting, for some seconds or permanently."""
         self._loop.remove_reader(self._sock)
-        if seconds is not None and not self.closing.is_set():
+        if seconds is not None:
             self._loop.call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        if not self.closing.is_set():
+        if self._is_accepting:
             self._loop.add_reader(self._sock, self._accept)
             self._accept()
 

@@ -13,23 +13,27 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from loguru import logger
 
 from app.kernel.config import ProcessSettings, Section, Settings
 from app.kernel.errors import Constraints, Unavailable
+from app.kernel.notify import Notifier
 from app.kernel.process.limits import CLOSE_S, stop_s
 from app.kernel.process.needs import used_by
-from app.kernel.process.notify import Notifier
 from app.kernel.process.reload import Reload, Reloads
 from app.kernel.process.status import reporting
+from app.kernel.running import announced
 from app.kernel.services import Run, Service, in_order
 from app.kernel.sockets import Sockets
 from app.kernel.text import error_text
+
+if TYPE_CHECKING:
+    from app.kernel.workers.worker import Worker
 
 T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
@@ -72,6 +76,9 @@ class Process:
         """What services count: requests, jobs."""
         self.notify = Notifier()
         self.sockets = Sockets()
+        self.worker: Worker | None = None
+        self.is_replaced = False
+        """Whether another worker has taken over from this one."""
         self.migrates = migrates
         self.on_terminal = False
         """Whether a person watches the log, which then is brief."""
@@ -130,6 +137,13 @@ class Process:
         """
         self._reloads.add(name, callback)
 
+    def announced(self, url: str) -> AbstractContextManager[bool]:
+        """Leave the address for `app health` inside, or give it to the supervisor. Gives False if it cannot."""
+        if self.worker:
+            self.worker.tell("serving", url)
+            return contextlib.nullcontext(True)
+        return announced(self.name, url, self.root)
+
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncGenerator["Process"]:
         """Close, in reverse, everything that was opened inside."""
@@ -165,6 +179,8 @@ class Process:
 
         def signalled(number: int, _: object) -> None:
             # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
+            if self.worker and self._signals and number != signal.SIGQUIT:
+                return  # systemd and the supervisor may both send it
             self._signals += 1
             self._watch(CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
             loop.call_soon_threadsafe(self._on_signal, signal.Signals(number).name, self._signals, body)
@@ -198,7 +214,7 @@ class Process:
             logger.info("{}: stopping before having started", name)
             body.cancel()
         else:
-            logger.info("{}: draining", name)
+            logger.info("{}: draining", "another worker has taken over" if self.is_replaced else name)
             self._stop.set()
 
     def _stop_s(self) -> float:
@@ -209,6 +225,8 @@ class Process:
             made = {service.name: run for service in services if (run := await service.make(self)) is not None}
             self.sockets.check_all_used()
             self.services = tuple(self.labels.get(name, name) for name in made)
+            if self.worker:
+                self.services = (self.worker.label, *self.services)
             gc.freeze()  # what is there by now stays; to look through it again and again costs a request 3%
             self.state = "ready"
             self.notify.ready()

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
-_PRIORITIES = {"DEBUG": "<7>", "INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>", "CRITICAL": "<2>"}
+PRIORITIES = {"DEBUG": "<7>", "INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>", "CRITICAL": "<2>"}
 """Of sd-daemon(3). The journal takes them off the lines."""
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _STACKS_A_SECOND = 3
 _BEGIN_WIDTH = len("00:00:00.000 CRITICAL ")
 _FOR_PROGRAMS = frozenset({"url", "listener"})  # the message has them too
-_TAKEN = frozenset({"time", "level", "process", "pid", "message", "trace_id", "span_id"})
+_TAKEN = frozenset({"time", "level", "process", "pid", "worker", "message", "trace_id", "span_id"})
 _context: ContextVar[dict[str, object]] = ContextVar("log context", default={})  # noqa: B039 - never mutated
 _listener: "Listener | None" = None
 
@@ -47,7 +47,7 @@ REOPEN = (signal.SIGHUP, signal.SIGUSR1)
 _LOGURU_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
-def configure(settings: LoggerSettings, process: str) -> Output:
+def configure(settings: LoggerSettings, process: str, worker: int | None = None) -> Output:
     """Configure level, format and output of logs; return the output. Raises Misconfigured. Safe to repeat.
 
     SIGHUP and SIGUSR1 reopen the file, for logrotate; they do nothing with stdout.
@@ -59,14 +59,15 @@ def configure(settings: LoggerSettings, process: str) -> Output:
         raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
     for number in REOPEN:
         signal.signal(number, lambda _number, _frame: output.reopen())
-    lines = _Lines(output.write, settings.format == "json", _LOGURU_LEVELS[settings.level], process, output.is_terminal)
-    if not to_file and _is_journal(1):
-        lines.priorities = _PRIORITIES
+    level = _LOGURU_LEVELS[settings.level]
+    lines = _Lines(output.write, settings.format == "json", level, process, output.is_terminal, worker)
+    if not to_file and is_journal(1):
+        lines.priorities = PRIORITIES
     _install(lines)
     return output
 
 
-def _is_journal(fd: int) -> bool:
+def is_journal(fd: int) -> bool:
     """Return whether systemd has connected a descriptor to its journal (systemd.exec(5), JOURNAL_STREAM)."""
     about = os.fstat(fd)
     return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
@@ -172,12 +173,20 @@ class _Lines:
     """Formats log lines and writes them."""
 
     def __init__(
-        self, write: Callable[[str | Callable[[], str]], None], as_json: bool, level: str, process: str, colour: bool
+        self,
+        write: Callable[[str | Callable[[], str]], None],
+        as_json: bool,
+        level: str,
+        process: str,
+        colour: bool,
+        worker: int | None = None,
     ) -> None:
         self.write = write
         self.least = logger.level(level).no
         self.as_json = as_json
-        self._constant = to_json({"process": process, "pid": os.getpid()}).decode()[1:-1]
+        about = {"process": process, "pid": os.getpid()} | ({} if worker is None else {"worker": worker})
+        self._constant = to_json(about).decode()[1:-1]
+        self._worker = "" if worker is None else f" [{worker}]"
         self.priorities: dict[str, str] = {}
         self._colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
@@ -243,7 +252,7 @@ class _Lines:
 
     def _begin(self, at: datetime, level: str) -> str:
         name = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if self._colour else f"{level:<8}"
-        return f"{self.priorities.get(level, '')}{at:%H:%M:%S}.{at.microsecond // 1000:03} {name}"
+        return f"{self.priorities.get(level, '')}{at:%H:%M:%S}.{at.microsecond // 1000:03} {name}{self._worker}"
 
 
 _lines: _Lines | None = None

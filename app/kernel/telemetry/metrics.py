@@ -19,6 +19,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.kernel.workers.families import Family, Sample
+
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 FORMATS = {TEXT: frozenset({"0.0.4"}), OPENMETRICS: frozenset({"0.0.1", "1.0.0"})}
 """Media types of the formats, and the versions that Prometheus accepts."""
@@ -135,12 +137,48 @@ def exposition(media_type: str = TEXT) -> tuple[bytes, bytes]:
     """Return the metrics in a format, and its content type. Only OpenMetrics has exemplars."""
     for refresh in _before_scrape:
         refresh()
+    return _exposition(_REGISTRY, media_type)
+
+
+def snapshot() -> list[Family]:
+    """Return the metrics, to be merged with those of other workers."""
+    for refresh in _before_scrape:
+        refresh()
+    return [
+        (metric.name, metric.type, metric.documentation, [_plain(sample) for sample in metric.samples])
+        for metric in _REGISTRY.collect()
+    ]
+
+
+def exposition_of(families: Iterable[Family], media_type: str = TEXT) -> tuple[bytes, bytes]:
+    """Return merged metrics in a format, and its content type."""
+    return _exposition(_Merged(families), media_type)
+
+
+class _Merged(Collector):
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        for name, kind, documentation, samples in self._families:
+            metric = Metric(name, documentation, kind)
+            for sample, labels, value, exemplar in samples:
+                metric.add_sample(sample, labels, value, exemplar=Exemplar(*exemplar) if exemplar else None)
+            yield metric
+
+
+def _plain(sample: Any) -> Sample:
+    exemplar = sample.exemplar
+    return (sample.name, sample.labels, sample.value, list(exemplar) if exemplar else None)
+
+
+def _exposition(registry: Any, media_type: str) -> tuple[bytes, bytes]:
     if media_type == TEXT:
-        return generate_latest(_REGISTRY), b"text/plain; version=0.0.4; charset=utf-8"
+        return generate_latest(registry), b"text/plain; version=0.0.4; charset=utf-8"
     from prometheus_client.openmetrics import exposition as openmetrics
 
     partly_annotated: Any = openmetrics
-    return partly_annotated.generate_latest(_REGISTRY), b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+    return partly_annotated.generate_latest(registry), b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def before_scrape(refresh: Callable[[], None]) -> Callable[[], None]:

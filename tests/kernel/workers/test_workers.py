@@ -1,0 +1,133 @@
+"""`--workers`: a supervisor and its workers, as processes, under load."""
+
+import re
+import signal
+import subprocess
+import time
+
+import httpx
+import psutil
+
+from tests.conftest import TestDatabase, log_in
+from tests.support.load import Load
+from tests.support.project import Project, Running, eventually
+
+ENV = {"PROCESS_DRAIN_DELAY": "300ms", "PROCESS_WORKER_TIMEOUT": "2s"}
+
+
+def workers_of(running: Running) -> list[int]:
+    return [child.pid for child in psutil.Process(running.pid).children()]
+
+
+def bearer(client: httpx.Client) -> str:
+    return client.headers["authorization"].removeprefix("Bearer ")
+
+
+def value(url: str, name: str) -> float:
+    """Return a metric summed over its labels."""
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    return sum(float(text) for text in found)
+
+
+def said(running: Running, text: str) -> int:
+    return sum(text in message for message in running.messages())
+
+
+def roles(database: TestDatabase) -> list[str]:
+    return [name for (name,) in database.all("SELECT name FROM auth.roles")]
+
+
+def test_reloads_under_load_lose_and_double_nothing(project: Project, database: TestDatabase) -> None:
+    running = project.start("run-auth-http", "--workers", "2", env=ENV)
+    client = log_in(project, running)
+    url, first = running.url(), set(workers_of(running))
+    counted = [value(url, "http_server_requests_total")]
+
+    def reload() -> None:
+        for number in range(1, 4):
+            running.signal(signal.SIGHUP)
+            while said(running, "reloaded 2 workers") != number:
+                counted.append(value(url, "http_server_requests_total"))
+                assert httpx.get(f"{url}/ready").status_code == 200
+                time.sleep(0.1)
+
+    load = Load(url, bearer(client)).during(reload)
+    assert load.failed == []
+    assert load.answered > 100
+    found = roles(database)
+    assert len(found) == len(set(found)) == len(load.created)
+    assert counted == sorted(counted)
+    assert counted[-1] > load.answered / 2
+    assert first.isdisjoint(workers_of(running))
+    services = database.all("SELECT services[1] FROM kernel.processes ORDER BY 1")
+    assert services == [("worker 1/2",), ("worker 2/2",)]
+    assert running.stop() == 0
+    assert {line.get("worker") for line in running.logs()} == {None, 1, 2}
+
+
+def test_a_worker_that_is_killed_or_hangs_is_replaced(project: Project, database: TestDatabase) -> None:
+    running = project.start("run-auth-http", "--workers", "2", env=ENV)
+    client = log_in(project, running)
+    url = running.url()
+    before = value(url, "http_server_requests_total")
+
+    def kill() -> None:
+        time.sleep(0.5)
+        subprocess.run(["kill", "-9", str(workers_of(running)[0])], check=True)
+        eventually(lambda: said(running, "was killed by SIGKILL; starting another one"))
+        eventually(lambda: httpx.get(f"{url}/ready").status_code == 200)
+
+    load = Load(url, bearer(client)).during(kill)
+    assert len(load.failed) <= 8, load.failed  # the requests in flight of one worker: at most one of each client
+    assert load.answered > 50
+    found = roles(database)
+    assert len(found) == len(set(found))
+    assert load.created <= set(found) <= load.sent
+    assert value(url, "http_server_requests_total") >= before
+    hung = workers_of(running)[0]
+    psutil.Process(hung).suspend()
+    answer = eventually(lambda: (found := httpx.get(f"{url}/ready")).status_code == 503 and found)
+    assert list(answer.json()["missing"].values()) == ["no answer"]
+    assert value(url, "worker_up") == 1
+    eventually(lambda: said(running, "hangs: no heartbeat for 3 s; killing it"))
+    eventually(lambda: httpx.get(f"{url}/ready").status_code == 200)
+    assert hung not in workers_of(running)
+    assert value(url, "worker_restarts_total") == 2
+    assert running.stop() == 0
+
+
+def test_a_reload_that_fails_keeps_the_former_workers(project: Project, tmp_path) -> None:
+    copied = project.copy(tmp_path / "copy")
+    running = copied.start("run-event-consumer", "--workers", "2", env=ENV)
+    url, first = running.ready(), set(workers_of(running))
+    settings = copied.root / "settings/test.yaml"
+    good = settings.read_text()
+    settings.write_text(good + "\nnothing:\n  such: 1\n")
+    running.signal(signal.SIGHUP)
+    eventually(lambda: said(running, "reload failed: the new worker 1 ended with status 78; the former workers 1 to 2"))
+    assert set(workers_of(running)) == first
+    assert httpx.get(f"{url}/ready").status_code == 200
+    settings.write_text(good)
+    for _ in range(3):  # those that come during a reload are one more
+        running.signal(signal.SIGHUP)
+        time.sleep(0.2)
+    eventually(lambda: said(running, "reloaded 2 workers") == 2)
+    assert first.isdisjoint(workers_of(running))
+    assert said(running, "reloading 2 workers, one by one") == 3
+    assert running.stop() == 0
+
+
+def test_the_first_start_fails_as_that_of_one_process(project: Project) -> None:
+    running = project.start("run-auth-http", "--workers", "2", env={"HTTP_SERVER_MAX_BODY_BYTES": "x"})
+    assert running.wait() == 78
+    assert running.errors.read_text().count("http_server.max_body_bytes") == 1
+
+
+def test_workers_end_with_their_supervisor(project: Project) -> None:
+    running = project.start("run-auth-http", "--workers", "2", env=ENV)
+    running.ready()
+    workers = [psutil.Process(pid) for pid in workers_of(running)]
+    running.signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(workers, 10)
+    assert (len(gone), alive) == (2, [])
+    assert said(running, "stopped") == 2
