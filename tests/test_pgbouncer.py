@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.chaos.deployment import with_chaos_module
@@ -78,6 +79,9 @@ def test_two_minutes_of_mixed_load_through_a_small_pool_without_an_error(deploym
     assert load.done["app migrate up"] > 1
     [through, *_] = deployment.sessions()
     assert through <= POOLED
+    exposed = httpx.get(deployment.fleet.url("run-cron-manager") + "/metrics").text
+    for port, most in ((deployment.fleet.server.port, "97.0"), (deployment.fleet.proxy.port, "1000.0")):
+        assert f'db_server_connections{{server="127.0.0.1:{port}",state="max"}} {most}\n' in exposed
 
 
 @contextmanager

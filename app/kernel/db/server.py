@@ -43,6 +43,15 @@ class Server:
     pool: Mapping[str, str | int] = field(default_factory=dict[str, str | int], repr=False)
     is_pooled: bool = False
 
+    @property
+    def pool_label(self) -> str:
+        """Where the pool of connections leads."""
+        return _label(self.pool) if self.pool else self.label
+
+    def console_conninfo(self) -> str:
+        """Return a libpq connection string of PgBouncer's console."""
+        return make_conninfo("", **{**self.pool, "dbname": "pgbouncer"})
+
     def conninfo(self, **settings: str | int) -> str:
         """Return a libpq connection string of a session, with settings (times in milliseconds)."""
         return make_conninfo("", **self.parameters, options=session_options(self.version, settings))
@@ -142,7 +151,7 @@ async def _reached(server: Server, timeout_s: float) -> Server:
         if through.database == found.database:
             return replace(server, version=found.server_version, is_pooled=through.is_pooled)
         if time.monotonic() >= deadline:  # after a restart or a failover, they may be the same again
-            where = f"{_label(server.pool)} and at {server.label}"
+            where = f"{server.pool_label} and at {server.label}"
             raise Misconfigured(f"PostgreSQL at {where} are not the same database; {_SAME}")
         await asyncio.sleep(_AGAIN_S)
 

@@ -12,11 +12,13 @@ from app.kernel.actions.compose import make
 from app.kernel.config import SentinelSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import PoolUse, database
+from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, pause
 from app.kernel.product import VERSION
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel.capture import Capture
+from app.kernel.sentinel.connections import ConnectionWatch
 from app.kernel.sentinel.postgres import Errors
 from app.kernel.services import Run
 from app.kernel.telemetry import logs
@@ -96,6 +98,7 @@ class Sentinel:
     settings: SentinelSettings
     process: str
     pool: PoolWatch
+    connections: ConnectionWatch
 
     @property
     def _notifier(self) -> Queue | None:
@@ -111,6 +114,8 @@ class Sentinel:
                 self.capture.add("outage", "PoolNearlyFull", complaint, self.process)
             try:
                 await self.store()
+                if not stopping:
+                    await self.connections.measure()
                 if not stopping and await self.db.run(_MY_TURN):
                     await self.detect_outages()
             except Unavailable:
@@ -154,5 +159,6 @@ async def sentinel(p: Process) -> Run:
     logs.set_listener(capture)
     db = await p.use(database)
     errors, pool = Errors(settings.cooldown), PoolWatch(db.pool_use)
-    watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool)
+    connections = ConnectionWatch(db, await p.use(server))
+    watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool, connections)
     return watching.run

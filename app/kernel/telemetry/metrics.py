@@ -106,6 +106,9 @@ _DB_DURATION = _Durations(
     "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
 )
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
+_SERVER_CONNECTIONS = Gauge(
+    "db_server_connections", "Connections of all clients of a server", ("server", "state"), registry=_REGISTRY
+)
 _HTTP_CONNECTIONS = Gauge(
     "http_server_connections", "Connections of clients", ("listener", "state"), registry=_REGISTRY
 )
@@ -225,6 +228,12 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
     """Record the state of the pool: connections in use and idle, waiting requests, maximum size."""
     for state, value in (("used", used), ("idle", idle), ("waiting", waiting), ("max", most)):
         _DB_CONNECTIONS.labels(state).set(value)
+
+
+def server_connections(server: str, **states: int) -> None:
+    """Record the connections of all clients of a server or a pooler: `used`, `max`, and `waiting` for a session."""
+    for state, value in states.items():
+        _SERVER_CONNECTIONS.labels(server, state).set(value)
 
 
 def http_connections(listener: str, used: int, idle: int, most: int) -> None:

@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from loguru import logger
 
 from app.kernel.config import LoggerSettings, SentinelSettings, Settings, load
 from app.kernel.db.postgres import PoolUse
+from app.kernel.db.server import Server
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.queue import Handler
 from app.kernel.sentinel import NOTIFY, ErrorNotFound, service
 from app.kernel.sentinel.capture import Capture
+from app.kernel.sentinel.connections import ConnectionWatch
 from app.kernel.sentinel.postgres import Errors
 from app.kernel.sentinel.service import PoolWatch, Sentinel
-from app.kernel.telemetry import logs
+from app.kernel.telemetry import logs, metrics
 from app.modules.platform.alerts import Alerts
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message
 from app.processes import sections
@@ -58,7 +61,8 @@ class Watch:
         self.errors = Errors(3600)
         self.pool = PoolUse(0, 1, 0, 10)
         pool = PoolWatch(lambda: self.pool)
-        self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test", pool)
+        connections = ConnectionWatch(bench.db, Server("there:1", {}))
+        self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test", pool, connections)
         self.mailbox = Mailbox()
 
     def handlers(self) -> list[Handler]:
@@ -324,6 +328,21 @@ async def test_a_server_whose_connections_are_nearly_used_up_is_captured(
     (group,) = watch.capture.drain()
     assert group.type == "ConnectionsNearlyUsedUp"
     assert re.fullmatch(r"\d+ of \d+ connections of PostgreSQL are in use", group.title)
+
+
+async def test_connections_of_others_to_the_server_are_measured(watch: Watch, bench: Bench) -> None:
+    def measured(state: str) -> float:
+        return metrics._SERVER_CONNECTIONS.labels("there:1", state)._value.get()
+
+    await watch.sentinel.connections.measure()
+    before = measured("used")
+    assert 0 < before < measured("max") < 1000
+    with psycopg.connect(bench.test.conninfo), psycopg.connect(bench.test.conninfo):
+        await watch.sentinel.connections.measure()
+        assert measured("used") == before  # not due yet
+        watch.sentinel.connections.due_at = 0
+        await watch.sentinel.connections.measure()
+        assert measured("used") >= before + 2
 
 
 async def test_only_one_process_looks_out_at_a_time(watch: Watch, bench: Bench) -> None:
