@@ -1,0 +1,238 @@
+"""The image: built from the Containerfile on Debian, then run as a runtime would, with as little as possible allowed.
+
+One test, because the build takes most of the time.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app import ROOT
+from app.kernel.product import VERSION
+from app.processes import PROCESSES
+from tests.conftest import program, required
+from tests.support.container import Container, Image, first, peak_bytes, status
+from tests.support.debian import DebianServer, installed
+from tests.support.project import Running, eventually
+
+MEMORY = 128 * 1024 * 1024
+PASSWORD = "correct horse battery staple"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_EVERY_HELP = """
+import io, sys
+from contextlib import redirect_stdout
+from app.cli import command, main
+import click
+failed = count = 0
+def visit(path, node, context):
+    global failed, count
+    out = io.StringIO()
+    sys.argv = ["app", *path, "--help"]
+    try:
+        with redirect_stdout(out):
+            main()
+    except SystemExit as ended:
+        count += 1
+        if ended.code or not out.getvalue().startswith("Usage: app"):
+            print(path, ended.code)
+            failed = 1
+    for name in getattr(node, "commands", {}):
+        if path or name in root.commands:
+            _, found, _ = node.resolve_command(context, [name])
+            visit([*path, name], found, click.Context(found, info_name=name, parent=context))
+root = command()
+visit([], root, click.Context(root, info_name="app"))
+print(count)
+sys.exit(failed)
+"""
+_STALE = """
+import importlib.util, sys, struct, pathlib
+import app.kernel.process, app.kernel.http.server, app.kernel.queue.consumer, psycopg, hypercorn.config, typer
+for name, module in list(sys.modules.items()):
+    source = getattr(module, "__file__", None) or ""
+    if source.endswith(".py"):
+        cached = pathlib.Path(importlib.util.cache_from_source(source))
+        flags, made = struct.unpack("<II", cached.read_bytes()[4:12]) if cached.exists() else (0, None)
+        if not flags and made != int(pathlib.Path(source).stat().st_mtime):
+            print(source)
+"""
+_INSTALLED = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+
+
+def base(image: Image, folder: Path) -> None:
+    """Make the image `base`: Debian with Python, and nothing else."""
+    unneeded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
+    options = ["--variant=minbase", "--dpkgopt=force-unsafe-io", *unneeded]
+    packages = "--include=python3,python3-venv,ca-certificates"
+    tar = folder / "base.tar"
+    subprocess.run(
+        [program("mmdebstrap"), "-q", *options, packages, "bookworm", str(tar), "http://deb.debian.org/debian"],
+        check=True,
+        timeout=240,
+        capture_output=True,
+    )
+    made = image.buildah("from", "scratch")
+    image.buildah("add", "-q", made, tar, "/")
+    tar.unlink()
+    image.buildah("copy", "-q", made, CERTIFICATES, CERTIFICATES)  # of where the packages come from here
+    image.buildah("config", "--env", f"PIP_CERT={CERTIFICATES}", made)
+    image.buildah("commit", "-q", "--rm", made, "base")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Image]:
+    if os.geteuid() != 0:
+        required("a build as root")
+    program("buildah")
+    made = Image(tmp_path / "store")
+    try:
+        base(made, tmp_path)
+        arguments = {
+            "BASE": "localhost/base",
+            "VERSION": VERSION,
+            "REVISION": "0" * 40,
+            "SOURCE": "https://git.example",
+        }
+        given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+        made.buildah("build", "-q", "--isolation", "chroot", "--format", "docker", *given, "-t", made.name, ROOT)
+        yield made
+    finally:
+        made.buildah("rm", "--all")
+        made.buildah("rmi", "--all", "--force")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[DebianServer]:
+    binaries = installed(15)
+    if binaries is None:
+        required("PostgreSQL 15")
+    assert binaries is not None
+    folder = tmp_path / "server"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+        for parent in tmp_path.parents:
+            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+                parent.chmod(0o711)
+        tmp_path.chmod(0o711)
+    made = DebianServer(binaries, folder)
+    made.create()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def container(image: Image, server: DebianServer, tmp_path: Path) -> Iterator[Container]:
+    root = image.buildah("mount", image.buildah("from", image.name))
+    secrets = {"AUTH_MASTER_SECRET": os.urandom(32).hex(), "AUTH_ISSUER": "https://auth.example.com"}
+    env = {**server.env, "POSTGRES_SSL": "disable", **secrets, "QUEUE_POLL_INTERVAL": "100ms"}
+    made = Container(Path(root), image.config(), env, tmp_path)
+    yield made
+    made.end()
+
+
+def test_the_image_runs_every_command_and_every_process_with_as_little_as_possible(
+    image: Image, container: Container
+) -> None:
+    check_configuration(container.config)
+    check_contents(container)
+    check_commands(container)
+    started = {name: container.start(name, "--port", "0", env={"OPERATIONS_PORT": "0"}) for name in PROCESSES}
+    try:
+        check_processes(container, started)
+    except BaseException:
+        print("".join(process.said() for process in started.values()))
+        raise
+
+
+def check_configuration(config: dict) -> None:
+    assert config["User"] == "10001:10001"
+    assert set(config["ExposedPorts"]) == {"8080/tcp", "8081/tcp"}
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Entrypoint"] == ["app"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "app", "health"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert (labels["version"], labels["revision"], labels["licenses"]) == (VERSION, "0" * 40, "MIT")
+    assert (labels["source"], labels["base.name"]) == ("https://git.example", "localhost/base")
+
+
+def check_contents(container: Container) -> None:
+    find = ["find", "/", "-xdev"]
+    unwanted = [r"-name", "pip*", "-path", "*/bin/*"], ["-name", "*gcc*", "-path", "*/bin/*"], ["-name", "ensurepip"]
+    for tests in (*unwanted, ["-type", "f", "-perm", "/6000"], ["-path", "/srv/app/tests"], ["-name", ".secrets*"]):
+        assert container.run(*find, *tests).stdout == "", tests
+    # nothing in it can be changed by who runs it: what is writable is a file system in memory
+    assert container.run(*find, "-writable", "-type", "f").stdout == ""
+    assert container.run("sh", "-c", "touch /srv/app/new").returncode != 0
+    assert container.run("python3", "-c", _STALE).stdout == "", "modules that are compiled at each start"
+    packages = json.loads(container.run("python3", "-c", _INSTALLED).stdout)
+    listed = json.loads((container.root / "venv/sbom.cdx.json").read_text())
+    assert listed["bomFormat"] == "CycloneDX"
+    assert {part["name"]: part["version"] for part in listed["components"]} == packages
+    assert {"opentelemetry-exporter-otlp-proto-grpc", "hvac", "boto3"} <= set(packages)
+    assert "pip" not in packages
+
+
+def check_commands(container: Container) -> None:
+    done = container.run("python3", "-c", _EVERY_HELP)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout) > 50
+    assert container.app("--version") == f"{VERSION}\n"
+    container.app("config", "validate")
+    container.app("migrate", "up")
+    container.app("auth", "create-superuser", "--username", "root", "--password-stdin", stdin=PASSWORD)
+    assert json.loads(container.app("queues", "limit", "default", "5", "--json"))
+    assert container.app("db", "shell", "-c", "SELECT 6 * 7 AS answer").split()[2] == "42"
+    done = container.run(*container.config["Entrypoint"], "health")
+    assert done.returncode == 69  # nothing runs
+
+
+def check_processes(container: Container, started: dict[str, Running]) -> None:
+    urls = {name: process.url(60) for name, process in started.items()}
+    probes = {name: operations(process) for name, process in started.items()}
+    for name, process in started.items():
+        eventually(lambda url=probes[name]: httpx.get(f"{url}/ready").status_code == 200, 60)
+        about = status(first(process))
+        assert set(about["Uid"].split()) == {"10001"}, name
+        assert {int(about[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}, name
+        assert about["NSpid"].split()[1] == "1", name
+        done = container.inside(process, *container.config["Healthcheck"]["Test"][1:])
+        port = probes[name].rpartition(":")[2]
+        assert (done.returncode, done.stdout) == (0, f"{name} on port {port}: ok\n"), done.stderr
+    for api in ("run-auth-http", "run-all-in-one"):
+        use(urls[api], urls["run-platform-http"])
+    for worker in ("run-cron-manager", "run-event-consumer"):
+        eventually(lambda url=probes[worker]: "_total" in httpx.get(f"{url}/metrics").text, 60)
+    peaks = {name: peak_bytes(first(process)) for name, process in started.items()}
+    print("peak MiB:", {name: round(peak / 2**20) for name, peak in peaks.items()})
+    for process in started.values():
+        os.kill(first(process), signal.SIGTERM)
+    assert {name: process.wait() for name, process in started.items()} == dict.fromkeys(started, 0)
+    assert {name: peak for name, peak in peaks.items() if peak >= MEMORY} == {}
+
+
+def operations(process: Running) -> str:
+    """Return the URL of the operations endpoint."""
+    return eventually(lambda: [line["url"] for line in process.logs() if "url" in line][-1])
+
+
+def use(auth: str, platform: str) -> None:
+    """Sign in many times at once, and ask for what an operator looks at."""
+
+    def sign_in(_: int) -> str:
+        answer = httpx.post(f"{auth}/auth/v1/login", json={"username": "root", "password": PASSWORD}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["session"]["access_token"]
+
+    with ThreadPoolExecutor(8) as threads:
+        token = list(threads.map(sign_in, range(8)))[-1]
+    headers = {"authorization": f"Bearer {token}"}
+    for url in [f"{auth}/auth/v1/me", *(f"{platform}/platform/v1/{name}" for name in ("jobs", "queues", "audit"))]:
+        assert httpx.get(url, headers=headers).status_code == 200
