@@ -18,11 +18,12 @@ from app import ROOT
 from app.kernel.product import VERSION
 from app.processes import PROCESSES
 from tests.conftest import program, required
-from tests.support.container import Container, Image, first, peak_bytes, status
+from tests.support.container import Container, Image, Memory, first, status
 from tests.support.debian import DebianServer, installed
 from tests.support.project import Running, eventually
 
 MEMORY = 128 * 1024 * 1024
+SMALL = {"AUTH_PASSWORD_HASH_CONCURRENCY": "1"}  # each takes 64 MiB
 PASSWORD = "correct horse battery staple"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _EVERY_HELP = """
@@ -132,7 +133,7 @@ def server(tmp_path: Path) -> Iterator[DebianServer]:
 def container(image: Image, server: DebianServer, tmp_path: Path) -> Iterator[Container]:
     root = image.buildah("mount", image.buildah("from", image.name))
     secrets = {"AUTH_MASTER_SECRET": os.urandom(32).hex(), "AUTH_ISSUER": "https://auth.example.com"}
-    env = {**server.env, "POSTGRES_SSL": "disable", **secrets, "QUEUE_POLL_INTERVAL": "100ms"}
+    env = {**server.env, "POSTGRES_SSL": "disable", **secrets, **SMALL, "QUEUE_POLL_INTERVAL": "100ms"}
     made = Container(Path(root), image.config(), env, tmp_path)
     yield made
     made.end()
@@ -195,8 +196,8 @@ def check_commands(container: Container) -> None:
 
 
 def check_processes(container: Container, started: dict[str, Running]) -> None:
-    urls = {name: process.url(60) for name, process in started.items()}
-    probes = {name: operations(process) for name, process in started.items()}
+    probes = {name: listener(process, "operations") for name, process in started.items()}
+    urls = {name: listener(started[name], "http") for name in ("run-auth-http", "run-all-in-one", "run-platform-http")}
     for name, process in started.items():
         eventually(lambda url=probes[name]: httpx.get(f"{url}/ready").status_code == 200, 60)
         about = status(first(process))
@@ -206,21 +207,32 @@ def check_processes(container: Container, started: dict[str, Running]) -> None:
         done = container.inside(process, *container.config["Healthcheck"]["Test"][1:])
         port = probes[name].rpartition(":")[2]
         assert (done.returncode, done.stdout) == (0, f"{name} on port {port}: ok\n"), done.stderr
-    for api in ("run-auth-http", "run-all-in-one"):
-        use(urls[api], urls["run-platform-http"])
-    for worker in ("run-cron-manager", "run-event-consumer"):
-        eventually(lambda url=probes[worker]: "_total" in httpx.get(f"{url}/metrics").text, 60)
-    peaks = {name: peak_bytes(first(process)) for name, process in started.items()}
-    print("peak MiB:", {name: round(peak / 2**20) for name, peak in peaks.items()})
-    for process in started.values():
-        os.kill(first(process), signal.SIGTERM)
-    assert {name: process.wait() for name, process in started.items()} == dict.fromkeys(started, 0)
-    assert {name: peak for name, peak in peaks.items() if peak >= MEMORY} == {}
+    with Memory({name: first(process) for name, process in started.items()}) as memory:
+        for api in ("run-auth-http", "run-all-in-one"):
+            use(urls[api], urls["run-platform-http"])
+        stop(started["run-all-in-one"])  # so that its job is the consumer's
+        container.app("schedules", "trigger", "platform.heartbeat")
+        ran = 'jobs_total{outcome="done",task="platform.heartbeat"}'
+        eventually(lambda: ran in httpx.get(f"{probes['run-event-consumer']}/metrics").text, 60)
+    for process in list(started.values())[1:]:
+        stop(process)
+    print("MiB:", {name: round(peak / 2**20) for name, peak in memory.peaks.items()})
+    assert {name: peak for name, peak in memory.peaks.items() if not 0 < peak < MEMORY} == {}
 
 
-def operations(process: Running) -> str:
-    """Return the URL of the operations endpoint."""
-    return eventually(lambda: [line["url"] for line in process.logs() if "url" in line][-1])
+def stop(process: Running) -> None:
+    os.kill(first(process), signal.SIGTERM)
+    assert process.wait() == 0, process.said()
+
+
+def listener(process: Running, name: str) -> str:
+    """Return the URL of a listener, once it is there."""
+
+    def found() -> str | None:
+        assert process.popen.poll() is None, process.said()
+        return next((line["url"] for line in process.logs() if line.get("listener") == name), None)
+
+    return eventually(found, 60)
 
 
 def use(auth: str, platform: str) -> None:

@@ -1,9 +1,10 @@
 """A container of an image without a runtime: namespaces, a read-only root, no privileges."""
 
 import json
-import os
 import subprocess
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ class Image:
 
     store: Path
     name: str = "app"
-    log: list[str] = field(default_factory=list)
 
     def buildah(self, *arguments: str | Path, seconds: float = 240) -> str:
         """Run a command of buildah; return what it says."""
@@ -128,10 +128,27 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def peak_bytes(pid: int) -> int:
-    """Return the most memory that a process has had: its own, and its files mapped at that time."""
-    return int(status(pid)["VmHWM"].split()[0]) * 1024
+class Memory:
+    """Samples what the kernel cannot take back from processes: what a memory limit of their container must hold."""
 
+    def __init__(self, pids: dict[str, int]) -> None:
+        self.peaks = dict.fromkeys(pids, 0)
+        self._pids = pids
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
 
-def is_root() -> bool:
-    return os.geteuid() == 0
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.01):
+            for name, pid in self._pids.items():
+                with suppress(OSError, KeyError):  # it has ended
+                    about = status(pid)
+                    held = sum(int(about[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssShmem", "VmPTE"))
+                    self.peaks[name] = max(self.peaks[name], held)
