@@ -1,13 +1,13 @@
-"""The proxy configurations in `deploy/`, with the real proxies: who gets through, and nothing forged with them."""
+"""The configurations in `deploy/proxy/`, with the real proxies: what is routed, who gets through, nothing forged."""
 
 import http.client
 import itertools
 import json
 import socket
-import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import SUPERUSER, PostgresServer, create_database, log_in, program
-from tests.support.project import ROOT, Project, eventually
+from tests.conftest import SUPERUSER, PostgresServer, create_database, log_in
+from tests.support.project import ROOT, Project
+from tests.support.proxies import API, PROXIES, SERVICE, Proxied, proxied
 
 VERIFIED = {"X-Auth-Actor-Id": "1f0", "X-Auth-Actor-Type": "admin", "X-Auth-Permissions": "auth:superuser"}
 AUTHORIZED = ("Authorization", "Bearer good")
@@ -66,82 +67,18 @@ def recording() -> Iterator[tuple[int, list[Pairs]]]:
             thread.join()
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def configured(name: str, listen: int, auth: int, service: int) -> str:
-    text = (ROOT / "deploy" / name).read_text() + "\n# entry point at 127.0.0.1:8000\n"
-    for placeholder, port in (("8000", listen), ("8080", auth), ("3000", service)):
-        assert f"127.0.0.1:{placeholder}" in text
-        text = text.replace(f"127.0.0.1:{placeholder}", f"127.0.0.1:{port}")
-    return text
-
-
-def nginx(folder: Path, text: str) -> list[str]:
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    main = f"pid {folder}/pid;\nerror_log {folder}/error.log;\ndaemon off;\nmaster_process off;\nevents {{}}\n"
-    (folder / "nginx.conf").write_text(f"{main}http {{\naccess_log off;\n{temporary}{text}\n}}\n")
-    return [program("nginx"), "-c", str(folder / "nginx.conf")]
-
-
-def caddy(folder: Path, text: str) -> list[str]:
-    (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https off\n}\n" + text)
-    return [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
-
-
-def traefik(folder: Path, text: str) -> list[str]:
-    (folder / "traefik.yaml").write_text(text)
-    port = text.partition("entry point at 127.0.0.1:")[2].split()[0]
-    options = [f"entrypoints.web.address=127.0.0.1:{port}", f"providers.file.filename={folder}/traefik.yaml"]
-    options += ["providers.file.watch=false", "global.checknewversion=false", "global.sendanonymoususage=false"]
-    return [program("traefik"), *(f"--{option}" for option in options)]
-
-
-PROXIES: dict[str, Callable[[Path, str], list[str]]] = {
-    "nginx.conf": nginx,
-    "Caddyfile": caddy,
-    "traefik.yaml": traefik,
-}
-
-
-@contextmanager
-def proxied(name: str, folder: Path, auth: int, service: int) -> Iterator[int]:
-    """Run a proxy with its shipped configuration, but for the ports; give the port it listens on."""
-    port = free_port()
-    command = PROXIES[name](folder, configured(name, port, auth, service))
-    with (folder / "proxy.log").open("wb") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"})
-        try:
-
-            def serving() -> bool:
-                assert running.poll() is None, (folder / "proxy.log").read_text()
-                try:
-                    return httpx.get(f"http://127.0.0.1:{port}/").status_code in (200, 401)
-                except httpx.HTTPError:
-                    return False
-
-            eventually(serving, 40)
-            yield port
-        finally:
-            running.terminate()
-            running.wait(10)
-
-
 @dataclass
 class Guarded:
     """A service behind a proxy, and what the proxy asked auth."""
 
-    port: int
+    proxy: Proxied
     asked: list[Pairs]
 
     def get(self, *headers: tuple[str, str], body: bytes | None = None) -> tuple[int, Pairs]:
         """Return the status, and the headers that reached the service."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(SERVICE)
+        sock = socket.create_connection(("127.0.0.1", self.proxy.port), 10)
+        connection.sock = self.proxy.context.wrap_socket(sock, server_hostname=SERVICE)
         try:
             connection.putrequest("GET" if body is None else "POST", "/anything")
             for name, value in headers:
@@ -172,9 +109,11 @@ def plain(name: str) -> str:
 def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     with (
         recording() as (upstream, asked),
-        proxied(request.param, tmp_path_factory.mktemp("proxy"), upstream, upstream) as port,
+        proxied(
+            request.param, tmp_path_factory.mktemp("proxy"), {"auth": (upstream,) * 2, "service": (upstream,)}
+        ) as proxy,
     ):
-        yield Guarded(port, asked)
+        yield Guarded(proxy, asked)
 
 
 # Names that say who somebody is or where they come from
@@ -240,7 +179,8 @@ def test_nothing_that_a_client_says_about_its_identity_or_origin_reaches_the_ser
         [asked] = guarded.asked
         assert [pair for pair in asked if is_forged(pair[1])] == []
         for headers in (arrived, asked):
-            assert [value for name, value in headers if plain(name) == "xforwardedfor"] == ["127.0.0.1"]
+            chain = [value for name, value in headers if plain(name) == "xforwardedfor"]
+            assert set(",".join(chain).replace(" ", "").split(",")) == {"127.0.0.1"}
         assert AUTHORIZED[1] not in dict(arrived).values()
         assert guarded.get(*forged)[0] == 401
 
@@ -292,6 +232,99 @@ def test_the_headers_of_ordinary_requests_reach_the_service(guarded: Guarded) ->
     assert guarded.get(*ordinary.items(), AUTHORIZED, body=b"{}")[0] == 200
 
 
+class Breaking(Recorder):
+    """A replica that reads a request and closes the connection without an answer, when told to."""
+
+    received: Counter[str]
+    breaks: bool
+
+    def do_GET(self) -> None:
+        if self.path == "/ready":
+            self._answer(200, b"", {})
+            return
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.received[self.headers.get("X-Request-ID", "")] += 1
+        self.close_connection = type(self).breaks
+        if not self.close_connection:
+            with suppress(ConnectionError):  # a health check that was given up
+                self._answer(200, self.path.encode(), {})
+
+    do_POST = do_GET  # noqa: N815
+
+
+@contextmanager
+def replica(received: Counter[str]) -> Iterator[tuple[int, type[Breaking]]]:
+    kind = type("Replica", (Breaking,), {"received": received, "breaks": False})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server.server_port, kind
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_proxy_routes_only_the_api_and_never_sends_a_post_twice(tmp_path: Path, name: str) -> None:
+    received: Counter[str] = Counter()
+    with (
+        replica(received) as (auth, first),
+        replica(received) as (other, _),
+        replica(received) as (platform, _),
+        ExitStack() as leaving,
+        proxied(
+            name, tmp_path, {"auth": (auth, other), "platform": (platform, leaving.enter_context(replica(received))[0])}
+        ) as proxy,
+    ):
+        for path in ("/auth/v1/login", "/oauth/token", "/.well-known/jwks.json", "/platform/v1/jobs"):
+            assert proxy.get(path).text == path
+        internal = ["/metrics", "/docs", "/openapi.json", "/ready", "/health", "/", "/auth/v2/x", "/platformx/v1/jobs"]
+        internal += ["/auth/v1/../../metrics", "/auth/v1/%2e%2e/%2e%2e/metrics"]
+        seen = received.total()
+        for path in internal:
+            assert proxy.get(path).status_code in (400, 404), path
+        assert received.total() == seen
+        encoded = "/platform/v1/..%2f..%2fmetrics"  # a name with slashes for us, so it may be passed on as it stands
+        answer = proxy.get(encoded)
+        assert answer.status_code in (400, 404) or answer.text.lower() == encoded
+        with httpx.Client() as client:
+            answer = client.get(f"http://127.0.0.1:{proxy.plain_port}/auth/v1/me", headers={"Host": API})
+        assert (answer.status_code // 100, answer.headers["location"][:8]) == (3, "https://")
+        # a replica that has just gone: what cannot be sent to it is sent to the other one
+        leaving.close()
+        for number in range(10):
+            for method in ("GET", "POST"):
+                sent = f"{method}-{number}"
+                answer = proxy.ask(method, "/platform/v1/jobs", headers={"X-Request-ID": sent})
+                assert (answer.status_code, received[sent]) == (200, 1), sent
+        # a replica that takes requests and breaks down: a POST may have been executed
+        first.breaks = True
+        outcomes: Counter[tuple[str, int, int]] = Counter()
+        for number in range(10):
+            for method in ("GET", "POST", "GET"):  # so that each method reaches both replicas, in turns
+                sent = f"broken-{method}-{number}-{outcomes.total()}"
+                body = b"{}" if method == "POST" else None
+                answer = proxy.ask(method, "/auth/v1/roles", headers={"X-Request-ID": sent}, content=body)
+                outcomes[method, answer.status_code, received[sent]] += 1
+        print(name, dict(outcomes))
+        assert all(times == 1 for method, _, times in outcomes if method == "POST"), outcomes
+        assert {status for method, status, _ in outcomes if method == "GET"} == {200}, outcomes
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_proxy_has_our_limits_and_does_not_upgrade(tmp_path: Path, name: str) -> None:
+    received: Counter[str] = Counter()
+    with replica(received) as (auth, _), proxied(name, tmp_path, {"auth": (auth, auth)}) as proxy:
+        if name != "traefik":  # which leaves that to the process
+            assert proxy.ask("POST", "/auth/v1/login", content=b"x" * 1_100_000).status_code == 413
+        assert proxy.ask("POST", "/auth/v1/login", content=b"x" * 1_000_000).status_code == 200
+        assert proxy.get("/auth/v1/me", headers={"Host": API, "X-Long": "x" * 24_000}).status_code in (400, 431)
+        upgrade = {"Host": API, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        assert proxy.get("/auth/v1/me", headers=upgrade).status_code == 200
+
+
 @pytest.fixture(scope="module")
 def auth(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A real auth process, and who signs in there."""
@@ -312,10 +345,13 @@ def test_a_proxy_lets_only_the_signed_in_through_and_says_who_they_are(
     forged = dict.fromkeys(VERIFIED, "forged")
     port_of_auth = auth.base_url.port
     assert port_of_auth is not None
-    with recording() as (service, _), proxied(name, tmp_path, port_of_auth, service) as port:
+    with (
+        recording() as (service, _),
+        proxied(name, tmp_path, {"auth": (port_of_auth,) * 2, "service": (service,)}) as proxy,
+    ):
 
         def get(**headers: str) -> tuple[int, Any]:
-            answer = httpx.get(f"http://127.0.0.1:{port}/x", headers={**forged, **headers})
+            answer = proxy.get("/x", SERVICE, headers={"Host": SERVICE, **forged, **headers})
             return answer.status_code, answer.json() if answer.status_code == 200 else None
 
         assert get()[0] == 401

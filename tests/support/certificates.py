@@ -37,11 +37,11 @@ class Authority:
     def file(self) -> Path:
         return self.folder / "authority.pem"
 
-    def sign(self, name: str, *, days: float = 30, begins: float = -1) -> tuple[Path, Path]:
-        """Write `NAME.pem` and `NAME.key` for 127.0.0.1 and the name; return both."""
+    def sign(self, name: str, *others: str, days: float = 30, begins: float = -1) -> tuple[Path, Path]:
+        """Write `NAME.pem` and `NAME.key` for 127.0.0.1 and the names; return both."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(named(name), key, days * DAY, begins * DAY)
-        names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = [*map(x509.DNSName, (name, *others)), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = builder.add_extension(issuer, critical=False)

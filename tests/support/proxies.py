@@ -1,0 +1,132 @@
+"""The proxies of `deploy/proxy/` with the shipped configurations, but for addresses and certificates."""
+
+import re
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import program
+from tests.support.certificates import Authority
+from tests.support.debian import free_port
+from tests.support.project import ROOT, eventually
+
+FOLDER = ROOT / "deploy" / "proxy"
+API, SERVICE = "api.example.com", "service.example.com"
+REPLICAS = {"auth": (8101, 8102), "platform": (8201, 8202), "service": (3000,)}
+"""The ports of upstreams in the configurations."""
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """A proxy that runs."""
+
+    port: int
+    plain_port: int
+    context: ssl.SSLContext
+
+    def client(self, host: str = API) -> httpx.Client:
+        """Return a client of one of its hosts; to be closed."""
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}", verify=self.context, headers={"Host": host}, timeout=15
+        )
+
+    def get(self, path: str, host: str = API, **options: Any) -> httpx.Response:
+        return self.ask("GET", path, host, **options)
+
+    def ask(self, method: str, path: str, host: str = API, **options: Any) -> httpx.Response:
+        """Send a request on a connection of its own."""
+        with self.client(host) as client:
+            return client.request(method, path, extensions={"sni_hostname": host}, **options)
+
+
+def substituted(name: str, values: Mapping[str, str]) -> str:
+    """Return a shipped file with other values; each of those that are replaced must be there."""
+    text = (FOLDER / name).read_text()
+    missing = [old for old in values if old not in text]
+    assert not missing, f"{name} has no {missing}"
+    pattern = "|".join(map(re.escape, values))
+    return re.sub(f"({pattern})(?![0-9])", lambda found: values[found[1]], text)
+
+
+def nginx(folder: Path, values: Mapping[str, str], port: int, plain: int) -> list[str]:
+    listen = {"listen 443 ": f"listen 127.0.0.1:{port} ", "listen 80;": f"listen 127.0.0.1:{plain};"}
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    main = f"pid {folder}/pid;\nerror_log {folder}/error.log;\ndaemon off;\nevents {{ worker_connections 4096; }}\n"
+    text = substituted("nginx.conf", {**values, **listen})
+    (folder / "nginx.conf").write_text(f"{main}master_process off;\nhttp {{\naccess_log off;\n{temporary}{text}\n}}\n")
+    checked([program("nginx"), "-t", "-q", "-c", str(folder / "nginx.conf")], expected="")
+    return [program("nginx"), "-c", str(folder / "nginx.conf")]
+
+
+def caddy(folder: Path, values: Mapping[str, str], port: int, plain: int) -> list[str]:
+    ports = {"http_port 80": f"http_port {plain}", "https_port 443": f"https_port {port}\n\tdefault_bind 127.0.0.1"}
+    text = substituted("Caddyfile", {**values, **ports, "\tservers {": "\tadmin off\n\tservers {"})
+    (folder / "Caddyfile").write_text(text)
+    options = ["--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+    checked([program("caddy"), "validate", *options], expected="Valid configuration")
+    checked([program("caddy"), "fmt", "--diff", str(FOLDER / "Caddyfile")])
+    return [program("caddy"), "run", *options]
+
+
+def traefik(folder: Path, values: Mapping[str, str], port: int, plain: int) -> list[str]:
+    verify = {"127.0.0.1:8100": f"127.0.0.1:{free_port()}"}
+    (folder / "traefik-routes.yaml").write_text(substituted("traefik-routes.yaml", {**values, **verify}))
+    entries = {'":443"': f"127.0.0.1:{port}", '":80"': f"127.0.0.1:{plain}", "/etc/traefik": str(folder)}
+    (folder / "traefik.yaml").write_text(substituted("traefik.yaml", {**entries, **verify}))
+    return [program("traefik"), f"--configfile={folder}/traefik.yaml"]
+
+
+def checked(command: list[str], expected: str | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert expected is None or (expected in said if expected else not said), said
+
+
+PROXIES: dict[str, Callable[[Path, Mapping[str, str], int, int], list[str]]] = {
+    "nginx": nginx,
+    "caddy": caddy,
+    "traefik": traefik,
+}
+
+
+@contextmanager
+def proxied(name: str, folder: Path, ports: Mapping[str, tuple[int, ...]]) -> Iterator[Proxied]:
+    """Run a proxy before upstreams on some ports, in the order of REPLICAS; those not given are nowhere."""
+    authority = Authority.made_in(folder / "certificates")
+    cert, key = authority.sign(API, SERVICE)
+    nowhere = str(free_port())
+    values = {"/etc/ssl/app/fullchain.pem": str(cert), "/etc/ssl/app/key.pem": str(key)}
+    for role, places in REPLICAS.items():
+        given = map(str, ports.get(role, ()))
+        values |= {f"127.0.0.1:{place}": f"127.0.0.1:{next(given, nowhere)}" for place in places}
+    proxy = Proxied(free_port(), free_port(), ssl.create_default_context(cafile=str(authority.file)))
+    command = PROXIES[name](folder, values, proxy.port, proxy.plain_port)
+    log = folder / "proxy.log"
+    with log.open("wb") as output:
+        running = subprocess.Popen(
+            command, stdout=output, stderr=output, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}
+        )
+    paths = {"auth": (API, "/auth/v1/me"), "platform": (API, "/platform/v1/queues"), "service": (SERVICE, "/")}
+    try:
+
+        def serving() -> bool:
+            assert running.poll() is None, log.read_text()
+            try:
+                answers = [proxy.get(path, host) for host, path in (paths[role] for role in ports)]
+            except httpx.HTTPError:
+                return False
+            return all(answer.status_code in (200, 401) for answer in answers)
+
+        eventually(serving, 40)
+        yield proxy
+    finally:
+        running.terminate()
+        running.wait(10)
