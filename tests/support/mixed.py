@@ -94,7 +94,7 @@ class MixedLoad:
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - is what is looked for
-                self.wrong.append(repr(error))
+                self.wrong.append(repr(error)[:500])
             await asyncio.sleep(every_s)
 
     async def _ask(
@@ -179,6 +179,6 @@ class MixedLoad:
         self.wrong += [f"dead letter: {letter}" for letter in dead]
         for name, process in self.fleet.running.items():
             for line in process.logs():
-                loud = line["level"] in ("WARNING", "ERROR", "CRITICAL")
+                loud = line["level"] in ("warning", "error", "critical")
                 if loud and not any(text in str(line) for text in _EXPECTED):
                     self.wrong.append(f"{name}: {line['level']} {line['message'][:300]}")

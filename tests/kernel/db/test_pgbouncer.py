@@ -127,7 +127,7 @@ def test_a_process_serves_and_runs_jobs_in_session_mode(cli: Project, server: De
         assert client.get("/auth/v1/me").status_code == 200
         assert client.post("/platform/v1/schedules/platform.heartbeat/trigger").status_code < 300
         assert process.stop() == 0
-        assert not [line for line in process.logs() if line["level"] in ("WARNING", "ERROR", "CRITICAL")]
+        assert not [line for line in process.logs() if line["level"] in ("warning", "error", "critical")]
 
 
 def test_a_direct_host_without_a_pooler_changes_nothing(cli: Project, server: DebianServer) -> None:
