@@ -24,6 +24,10 @@ test *arguments: install
 streams: install
     APP_TEST_EVERY_STREAM=1 {{python}} -m pytest tests/test_streams.py
 
+# start every process and run every command in each odd environment by itself; CI tries them together
+environments: install
+    APP_TEST_EVERY_ENVIRONMENT=1 {{python}} -m pytest tests/test_environments.py
+
 # kill, freeze and cut off real processes for minutes, then count: just chaos --kills 500 --seed 7
 chaos *options: install
     {{python}} -m tests.chaos "$@"

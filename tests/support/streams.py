@@ -7,9 +7,7 @@ import gc
 import json
 import os
 import sys
-import tempfile
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from app.cli import main, table
@@ -54,16 +52,17 @@ def child(case: dict[str, Any], out: int, err: int) -> NoReturn:
         os._exit(status)
 
 
-def run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    files = folder / "out", folder / "err"
-    fds = [os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for file in files]
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    fds = [os.memfd_create("out"), os.memfd_create("err")]  # no folder may be writable
     if (pid := os.fork()) == 0:
         child(case, *fds)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    texts: list[str] = []
     for fd in fds:
-        os.close(fd)
-    out, err = (file.read_bytes().decode(errors="backslashreplace") for file in files)
-    return {**case, "status": status, "out": out, "err": err}
+        with os.fdopen(fd, "rb") as file:
+            file.seek(0)
+            texts.append(file.read().decode(errors="backslashreplace"))
+    return {**case, "status": status, "out": texts[0], "err": texts[1]}
 
 
 if __name__ == "__main__":
@@ -75,5 +74,4 @@ if __name__ == "__main__":
     import app.processes  # noqa: F401
 
     gc.freeze()
-    with tempfile.TemporaryDirectory() as temporary:
-        json.dump([run(case, Path(temporary)) for case in json.load(sys.stdin)], sys.stdout)
+    json.dump([run(case) for case in json.load(sys.stdin)], sys.stdout)
