@@ -6,6 +6,7 @@
 import os
 import sys
 from collections.abc import Callable
+from copy import copy
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 COMMANDS = {
+    "cheat": (".commands.cheat", "Show the ten commands of a bad night."),
+    "completion": (".commands.completion", "Print the completion script of bash, zsh or fish."),
     "config": (".commands.config", "Show, explain and validate settings."),
     "db": (".commands.db", "Open a shell on the database."),
     "doctor": (".commands.doctor", "Check everything, and say what to do."),
     "health": (".commands.health", "Check the health of the local process."),
+    "man": (".commands.man", "Print the manual page."),
     "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
     "support-bundle": (".commands.support_bundle", "Write a redacted archive for a report."),
     "systemd": (".commands.systemd", "Generate units for systemd."),
@@ -32,12 +36,11 @@ EXAMPLES = f"""\
   {NAME} auth create-superuser --username root   the first account
   {NAME} migrate status                          the state of the schema
   {NAME} config explain postgres.host            a setting and its source
-  {NAME} --install-completion                    completion with Tab"""
+  {NAME} cheat                                   the ten commands of a bad night
+  eval "$({NAME} completion bash)"               completion with Tab"""
 
 _OPTIONS = {
     "--version": "Show the version and exit.",
-    "--install-completion": "Install completion for the current shell.",
-    "--show-completion": "Show the completion script of the current shell.",
     "-h, --help": "Show this message and exit.",
 }
 
@@ -86,6 +89,7 @@ def command() -> "TyperGroup":
                 return name, stub, rest
             real = get_command(import_module(names[name][0], __package__).typer_app(name))
             real.name = name
+            _add_version(real, next(param for param in self.params if param.name == "version"))
             return name, real, rest
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -96,15 +100,28 @@ def command() -> "TyperGroup":
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is Typer's
             formatter.write(root_help() + "\n")
 
-    root = typer.Typer(cls=Lazy, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    help_options = {"help_option_names": ["-h", "--help"]}
+    root = typer.Typer(cls=Lazy, rich_markup_mode=None, add_completion=False, context_settings=help_options)
 
     @root.callback()
     def callback(  # pyright: ignore[reportUnusedFunction]
-        version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=_show_version, is_eager=True, help=_OPTIONS["--version"]),
+        ] = False,
     ) -> None:
         """One code base, one command, many processes."""
 
     return get_command(root)  # pyright: ignore[reportReturnType]
+
+
+def _add_version(command: Any, option: Any) -> None:
+    """Add --version to a command and to all below it."""
+    option = copy(option)
+    option.expose_value = False
+    command.params.append(option)
+    for below in getattr(command, "commands", {}).values():
+        _add_version(below, option)
 
 
 def _show_version(wanted: bool) -> None:
@@ -123,15 +140,16 @@ def main() -> NoReturn:
 
 
 def _run(arguments: list[str]) -> None:
-    if f"_{NAME.upper()}_COMPLETE" not in os.environ and arguments in _ROOT_HELP:
+    is_completing = f"_{NAME.upper()}_COMPLETE" in os.environ
+    if not is_completing and arguments in _ROOT_HELP:
         stream, status = (sys.stdout, 0) if arguments else (sys.stderr, 2)
         stream.write(root_help() + "\n")
         sys.exit(status)
     _show_version(arguments == ["--version"])
-    if "--install-completion" in arguments and os.path.expanduser("~") == "~":  # noqa: PTH111 - which raises instead
-        reason = "there is no home folder to install completion in; set HOME, or use --show-completion"
-        sys.stderr.write(f"{NAME}: {reason}\n")
-        sys.exit(1)
+    if is_completing:
+        from typer._completion_classes import completion_init
+
+        completion_init()
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     command().main(arguments, prog_name=NAME, color=False if plain else None)
 

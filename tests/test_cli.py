@@ -2,8 +2,6 @@
 
 import os
 import re
-import shlex
-import stat
 import subprocess
 import sys
 import tomllib
@@ -15,10 +13,8 @@ import pytest
 
 from app.cli import EXAMPLES, command, main, root_help
 from app.kernel.product import NAME, VERSION
-from app.processes import PROCESSES
 from tests.commands.outcome import misused, refused
 from tests.commands.terminal import terminal
-from tests.conftest import required
 from tests.documentation.blocks import commands
 from tests.support.command_tree import GROUPS, LEAVES, NODES
 from tests.support.project import ROOT, Project, eventually
@@ -82,11 +78,9 @@ def test_the_help_of_a_command_has_examples_that_parse(
 
 
 def test_the_examples_of_the_root_parse() -> None:
-    options = [words for line in EXAMPLES.splitlines() if (words := arguments(line.strip()))[0].startswith("-")]
-    assert options == [["--install-completion"]]
-    assert {option for param in command().params for option in param.opts} >= {"--install-completion"}
-    commands = [words for line in EXAMPLES.splitlines() if not (words := arguments(line.strip()))[0].startswith("-")]
-    assert [parse(words).split() for words in commands] == [words[: len(parse(words).split())] for words in commands]
+    found = [arguments(line.strip()) for line in EXAMPLES.splitlines()]
+    assert len(found) >= 5
+    assert [parse(words).split() for words in found] == [words[: len(parse(words).split())] for words in found]
 
 
 def test_the_root_lists_every_command_and_every_option_of_the_command_line() -> None:
@@ -124,11 +118,11 @@ def test_help_as_a_process_is_on_stdout_without_arguments_on_stderr(cli: Project
     assert below.stdout.startswith("Usage: app migrate status")
 
 
-@pytest.mark.parametrize("args", [["--version"], ["--version", "migrate"]])
-def test_the_version_is_that_of_the_package(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str]
+@pytest.mark.parametrize("line", ["--version", "--version migrate", *(f"{name} --version" for name in NODES)])
+def test_the_version_is_that_of_the_package_on_every_level(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
-    assert run_here(capsys, monkeypatch, *args) == (0, f"{VERSION}\n", "")
+    assert run_here(capsys, monkeypatch, *line.split()) == (0, f"{VERSION}\n", "")
 
 
 def test_the_installed_script_is_this_command_line() -> None:
@@ -154,7 +148,7 @@ def test_the_installed_script_is_this_command_line() -> None:
         ("qqq", "No such command 'qqq'."),
         ("--qqq", "No such option: --qqq"),
         ("run-auth-http extra", "Got unexpected extra argument(s) (extra)"),
-        ("auth create-superuser --password-stdin", "Missing option '--username'"),
+        ("auth create-superuser --password-stdin", "no terminal to ask on; give --username"),
         ("config explain", "Missing argument"),
         ("run-auth-http --port many", "Invalid value for '--port'"),
         ("run-auth-http --port 65536", "Invalid value for '--port'"),
@@ -270,17 +264,6 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(cli: Project, tmp_path: 
     assert line.endswith("_auth_later.sql: Not a directory")
 
 
-def test_completion_without_a_home_folder_is_one_line(cli: Project) -> None:
-    become = "import os, sys; os.getuid() or os.setuid(54321); os.environ.pop('HOME', None)"
-    body = f"from app.cli import main; {become}; sys.argv = ['app', '--install-completion']; main()"
-    if os.getuid() != 0:
-        pytest.skip("needs a user without an entry in the table of users")
-    done = subprocess.run([cli.python, "-c", body], cwd=cli.root, capture_output=True, text=True, check=False)
-    assert refused(done, 1) == (
-        "app: there is no home folder to install completion in; set HOME, or use --show-completion"
-    )
-
-
 @pytest.mark.parametrize("line", ["--help", "--version", "config show", "config show --json"])
 def test_a_reader_that_leaves_early_is_no_error(cli: Project, line: str) -> None:
     reader, writer = os.pipe()
@@ -316,32 +299,22 @@ def cli_to(project: Project, line: str, stdout: int) -> "subprocess.CompletedPro
 # Terminals
 
 
-COLOURFUL = ["config show", "config explain postgres.ssl_root_cert", "--install-completion"]
-
-
-@pytest.fixture
-def at_home(cli: Project, tmp_path: Path) -> Project:
-    """The project with a home folder that --install-completion may write to."""
-    home = tmp_path / "home"
-    home.mkdir()
-    cli.env["HOME"] = str(home)
-    return cli
+COLOURFUL = ["config show", "config explain postgres.ssl_root_cert"]
 
 
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
 @pytest.mark.parametrize("line", [*COLOURFUL, "--help", "migrate -h", "migrat", "config explain nothing"])
 def test_a_terminal_that_wants_no_colour_gets_no_escape_codes(
-    at_home: Project, line: str, variable: dict[str, str]
+    cli: Project, line: str, variable: dict[str, str]
 ) -> None:
-    with terminal(at_home, *line.split(), env=variable) as shown:
+    with terminal(cli, *line.split(), env=variable) as shown:
         shown.wait()
     assert shown.seen.strip()
     assert ESCAPE not in shown.seen
 
 
-@pytest.mark.parametrize("line", ["config show", "--install-completion"])
-def test_a_terminal_that_wants_colour_gets_it(at_home: Project, line: str) -> None:
-    with terminal(at_home, *line.split()) as shown:
+def test_a_terminal_that_wants_colour_gets_it(cli: Project) -> None:
+    with terminal(cli, "config", "show") as shown:
         assert shown.wait() == 0
     assert ESCAPE in shown.seen
 
@@ -369,81 +342,3 @@ def test_a_table_fits_the_terminal_and_loses_nothing(cli: Project, columns: int)
 def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     _, out, _ = run_here(capsys, monkeypatch, *name.split(), "--help")
     assert [line for line in out.splitlines() if len(line) > 80] == []
-
-
-# Completion
-
-
-@pytest.fixture
-def on_path(at_home: Project, tmp_path: Path) -> Project:
-    """The project with `app` on the PATH, as installing it does."""
-    script = tmp_path / "bin" / "app"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\ncd {shlex.quote(str(ROOT))} && exec {shlex.quote(at_home.python)} -m app "$@"\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    at_home.env["PATH"] = f"{script.parent}:{os.environ['PATH']}"
-    return at_home
-
-
-def bash(project: Project, script: str, *options: str) -> str:
-    done = subprocess.run(
-        ["bash", *options, "-c", script],
-        env=project.environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-# what bash does for Tab: looks up the function, gives it the words, takes COMPREPLY
-_TAB = """
-tab() {
-    COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=()
-    local how; how=$(complete -p app) || return
-    local function=${how#*-F }; "${function%% *}" app
-    echo "${COMPREPLY[*]}"
-}
-"""
-
-
-def test_bash_completes_commands_and_options(on_path: Project) -> None:
-    required_program("bash")
-    script = f"""
-        source <(_APP_COMPLETE=source_bash app)
-        {_TAB}
-        tab app mig
-        tab app run-a
-        tab app migrate ''
-        tab app migrate st
-        tab app run-auth-http --
-        tab app auth create-superuser --password-
-        tab app --vers
-        tab app qqq
-    """
-    assert [line.split() for line in bash(on_path, script).split("\n")[:-1]] == [
-        ["migrate"],
-        [name for name in sorted(PROCESSES) if name.startswith("run-a")],
-        list(NODES["migrate"].command.commands),
-        ["status"],
-        ["--host", "--port", "--no-migrate", "--help"],
-        ["--password-stdin", "--password-file"],
-        ["--version"],
-        [],
-    ]
-
-
-def test_bash_completes_in_a_new_shell_after_installing(on_path: Project) -> None:
-    required_program("bash")
-    (Path(on_path.env["HOME"]) / ".bashrc").touch()
-    said = bash(on_path, "app --install-completion; true")  # in a shell that stays: Typer looks who called
-    assert "bash completion installed in" in said
-    assert bash(on_path, f". ~/.bashrc\n{_TAB}\ntab app mig") == "migrate\n"
-
-
-def required_program(name: str) -> None:
-    if subprocess.run(["which", name], capture_output=True, check=False).returncode != 0:
-        required(name)

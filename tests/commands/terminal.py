@@ -70,6 +70,10 @@ class Terminal:
         while text not in self.seen:
             assert self._read(deadline), f"ended without showing {text!r}: {self.seen!r}"
 
+    def press(self, keys: str) -> None:
+        """Type what is no secret, whether it is echoed or not."""
+        os.write(self._main, keys.encode())
+
     def type(self, text: str) -> None:
         if not termios.tcgetattr(self._main)[3] & termios.ECHO:
             WATCH.secret("password typed", text.strip())
