@@ -170,18 +170,21 @@ def _translated(run: Callable[[], object]) -> int:
 
 def _reported(error: Exception) -> int:
     """Print an error; return the exit status."""
+    from app.hints import REPORT, hints
+
     status = 0 if isinstance(error, CannotWrite) and error.reader_left else _status(error)  # as head does
+    told = hints(error)
     if isinstance(error, OSError) and error.filename is not None:  # a read-only folder, a full disk
         status, error = 1, RuntimeError(f"{error.filename}: {error.strerror}")
     if status is None:
         import traceback
 
         traceback.print_exception(error)
-        sys.stderr.write(f"{NAME}: an internal error; please report it with the lines above\n")
+        sys.stderr.write(f"{NAME}: an internal error; please report it with the lines above\nhint: {REPORT}\n")
         return 70
     if status:
         sys.stderr.write(f"{NAME}: {error}\n")
-        sys.stderr.writelines(f"hint: {note}\n" for note in getattr(error, "__notes__", ()))
+        sys.stderr.writelines(f"hint: {hint}\n" for hint in told)
     return status
 
 

@@ -211,7 +211,10 @@ def test_an_unexpected_error_is_70_with_what_to_report(cli: Project, tmp_path: P
     assert (done.returncode, done.stdout) == (70, "")
     assert done.stderr.startswith("Traceback (most recent call last):")
     assert "RuntimeError: broken" in done.stderr
-    assert done.stderr.splitlines()[-1] == "app: an internal error; please report it with the lines above"
+    assert done.stderr.splitlines()[-2:] == [
+        "app: an internal error; please report it with the lines above",
+        "hint: app support-bundle",
+    ]
 
 
 def test_an_expected_error_is_one_line(cli: Project) -> None:

@@ -8,6 +8,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.commands.outcome import last_line
 from tests.conftest import TestDatabase, log_in
 from tests.support.outages import PROCESSES
 from tests.support.project import Project, eventually
@@ -57,7 +58,7 @@ def test_a_start_with_pending_migrations_on_a_read_only_database_waits_and_is_th
         done = project.app("run-event-consumer", "--port", "0")
         assert time.monotonic() - started > 2
         assert done.returncode == 69, done.stderr
-        assert done.stderr.splitlines()[-1].startswith("app: migrations are pending, and the database is read-only")
+        assert last_line(done.stderr).startswith("app: migrations are pending, and the database is read-only")
         assert project.app("migrate", "up").returncode == 69
         project.env["POSTGRES_STARTUP_TIMEOUT"] = "60s"
         process = project.start("run-event-consumer")
@@ -84,7 +85,10 @@ def test_commands_on_a_read_only_database_are_unavailable(
         done = project.app(*command, stdin="correct horse battery staple")
         assert project.app("migrate", "status").returncode == 0
     assert done.returncode == 69, done.stderr
-    assert done.stderr == "app: the database is read-only\n"
+    assert done.stderr.splitlines() == [
+        "app: the database is read-only",
+        "hint: app doctor --only replication --only postgresql-settings",
+    ]
 
 
 REFUSE = """

@@ -6,12 +6,25 @@ from typing import Any
 
 
 def refused(done: "subprocess.CompletedProcess[str]", status: int) -> str:
-    """Check that a command ended with the status and one line on stderr; return the line."""
+    """Check that a command ended with the status and one line on stderr, and hints; return the line."""
     assert done.returncode == status, done.stdout + done.stderr
     assert done.stdout == ""
-    [line] = done.stderr.splitlines()
+    return one_line(done.stderr)
+
+
+def one_line(stderr: str) -> str:
+    """Check that an error is one line, and that only hints follow; return the line."""
+    line, *hints = stderr.splitlines()
     assert line.startswith("app: ")
+    assert all(hint.startswith("hint: ") for hint in hints), stderr
     return line
+
+
+def last_line(stderr: str) -> str:
+    """Return the line of an error after warnings; only hints follow it."""
+    lines = stderr.splitlines()
+    [at] = [number for number, line in enumerate(lines) if line.startswith("app: ")]
+    return one_line("\n".join(lines[at:]))
 
 
 def misused(done: "subprocess.CompletedProcess[str]") -> str:

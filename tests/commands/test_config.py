@@ -95,10 +95,11 @@ def test_wrong_settings_are_all_reported_and_no_secret_with_them(cli: Project, a
     done = cli.app("config", *args, env=wrong)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith("app: settings for APP_ENV=test: 2 problems\n")
-    assert [line.split()[:2] for line in done.stderr.splitlines()[1:]] == [
+    assert [line.split()[:2] for line in done.stderr.splitlines()[1:-1]] == [
         ["postgres.port", "POSTGRES_PORT"],
         ["auth.master_secret", "AUTH_MASTER_SECRET"],
     ]
+    assert done.stderr.splitlines()[-1] == "hint: app doctor --only settings --only secrets"
     assert "hunter2" not in done.stderr
 
 

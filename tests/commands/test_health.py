@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.kernel import running
-from tests.commands.outcome import misused, printed_json, refused
+from tests.commands.outcome import misused, one_line, printed_json, refused
 from tests.support.project import Project
 
 
@@ -88,7 +88,7 @@ def test_every_process_is_asked_and_one_without_an_answer_is_named(on_migrated: 
     second.signal(signal.SIGSTOP)
     done = on_migrated.app("health")
     assert (done.returncode, done.stdout) == (69, f"run-cron-manager on port {ports[0]}: ok\n")
-    assert done.stderr == f"app: no answer to /health from run-platform-http on port {ports[1]}\n"
+    assert one_line(done.stderr) == f"app: no answer to /health from run-platform-http on port {ports[1]}"
     # the address of a killed process is not asked, and nothing of it is left
     second.popen.kill()
     second.wait()

@@ -13,6 +13,7 @@ from app.kernel.db.migrations.migrator import Migrator
 from app.kernel.db.server import Server
 from app.modules import MODULES
 from app.processes import PROCESSES
+from tests.commands.outcome import one_line
 from tests.conftest import TestDatabase
 from tests.support.project import Project
 
@@ -217,7 +218,7 @@ def test_a_migration_that_cannot_be_applied_stops_with_one_line_that_names_it(
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith("app: ")
     assert reason in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert one_line(done.stderr)
     assert database.all("SELECT to_regclass('later') IS NULL") == [(True,)]
     assert database.all("SELECT count(*) FROM _migrations WHERE migration_id = %s", LATER) == [(0,)]
 
@@ -253,9 +254,10 @@ def test_a_command_that_needs_what_is_pending_says_so(
 ) -> None:
     done = project.app(*command)
     assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr.splitlines()[-1] == (
-        "app: the schema of the database is older than this command; run: app migrate up"
-    )
+    assert done.stderr.splitlines()[-2:] == [
+        "app: the schema of the database is older than this command; run: app migrate up",
+        "hint: app migrate up",
+    ]
     assert database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]
 
 
@@ -274,7 +276,7 @@ def test_a_process_starts_on_the_schema_of_a_newer_release_which_status_calls_un
         assert copy.app("migrate", command).stderr.startswith(warning), command
     down = copy.app("migrate", "down", "--yes")
     assert (down.returncode, down.stdout) == (65, "")
-    assert down.stderr == f"app: {newest.stem} has no file here; roll back with the release that applied it\n"
+    assert one_line(down.stderr) == f"app: {newest.stem} has no file here; roll back with the release that applied it"
 
 
 def test_an_edited_migration_is_refused_also_on_the_schema_of_a_newer_release(copy: Project) -> None:
@@ -296,5 +298,5 @@ def test_a_migration_without_a_statement_is_not_applied(project: Project, tmp_pa
     for command in ("up", "plan"):
         refused = copied.app("migrate", command)
         assert refused.returncode == 65
-        assert refused.stderr == f"app: {Path(made).name} has no statement yet; write it, or remove it\n"
+        assert one_line(refused.stderr) == f"app: {Path(made).name} has no statement yet; write it, or remove it"
     assert copied.app("migrate", "status").returncode == 0

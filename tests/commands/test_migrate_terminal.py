@@ -71,6 +71,7 @@ def test_a_server_that_does_not_answer_is_unavailable(cli: Project) -> None:
     nobody = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": "1", "POSTGRES_STARTUP_TIMEOUT": "1s"}
     done = cli.app("migrate", "status", env=nobody)
     assert (done.returncode, done.stdout) == (69, "")
-    *waiting, last = done.stderr.splitlines()
+    *waiting, last, hint = done.stderr.splitlines()
+    assert hint == "hint: app doctor --only postgresql"
     assert last.startswith("app: PostgreSQL at 127.0.0.1:1 does not answer: ")
     assert all(" WARNING  waiting for PostgreSQL at 127.0.0.1:1: " in line for line in waiting)

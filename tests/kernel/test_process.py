@@ -412,7 +412,10 @@ def test_a_port_in_use_is_one_clear_line(cli: Project) -> None:
         for command in ("run-auth-http", "run-cron-manager"):
             ended = cli.app(command, "--port", str(port))
             assert ended.returncode == 69
-            assert ended.stderr == f"app: port {port} on 127.0.0.1 is in use; choose another with --port\n"
+            assert ended.stderr.splitlines() == [
+                f"app: port {port} on 127.0.0.1 is in use; choose another with --port",
+                "hint: app doctor --only ports",
+            ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from app.kernel.db.libpq import attempt
+from tests.commands.outcome import last_line
 from tests.support.project import Project
 
 
@@ -86,5 +87,5 @@ def test_a_server_that_speaks_german_is_waited_for(cli: Project) -> None:
         cli.env |= {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port), "POSTGRES_PASSWORD": "pw-german"}
         done = cli.app("run-event-consumer", "--port", "0", env={"POSTGRES_STARTUP_TIMEOUT": "1s"})
     assert done.returncode == 69
-    assert "das Datenbanksystem startet" in done.stderr.splitlines()[-1]
+    assert "das Datenbanksystem startet" in last_line(done.stderr)
     assert "start it" not in done.stderr

@@ -11,6 +11,7 @@ from secrets import token_urlsafe
 import pytest
 
 from app.kernel.db.devserver.embedded import embedded_binaries
+from tests.commands.outcome import one_line
 from tests.conftest import SUPERUSER, TestDatabase, log_in, required
 from tests.support.debian import Authority, DebianServer, debian_server, free_port, installed
 from tests.support.project import Project, eventually
@@ -42,9 +43,10 @@ def refused(project: Project, password: str, *command: str, status: int = 78) ->
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     assert password not in done.stderr
     lines = done.stderr.splitlines()
-    assert len([line for line in lines if line.startswith("app: ")]) == 1, done.stderr
+    [found] = [line for line in lines if line.startswith("app: ")]
     assert "Traceback" not in done.stderr
-    return lines[-1]
+    assert all(line.startswith("hint: ") for line in lines[lines.index(found) + 1 :]), done.stderr
+    return found
 
 
 def on(cli: Project, server: DebianServer, **env: str) -> Project:
@@ -197,7 +199,7 @@ def test_a_role_that_may_not_create_tables_is_told_what_to_grant(cli: Project, s
     done = on(cli, server, POSTGRES_DB="somebody_elses").app("migrate", "up")
     assert done.returncode == 1
     assert "GRANT CREATE" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert one_line(done.stderr)
 
 
 def test_a_superuser_signs_in_on_postgresql_15(cli: Project, server: DebianServer) -> None:
@@ -252,4 +254,4 @@ def test_db_shell_without_psql_says_what_to_install(project: Project, database: 
     done = project.app("db", "shell", "-c", "SELECT 1", env={"PATH": os.devnull})
     assert done.returncode == 78
     assert "postgresql-client" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert one_line(done.stderr)

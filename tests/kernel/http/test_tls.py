@@ -19,6 +19,7 @@ from app.kernel.config import HttpServerSettings, Misconfigured, load
 from app.kernel.http.asgi import Receive, Scope, Send, respond
 from app.kernel.http.tls import tls
 from app.processes import sections
+from tests.commands.outcome import one_line
 from tests.conftest import PostgresServer, create_database, program
 from tests.support.certificates import Authority
 from tests.support.project import ROOT, Project, Running, eventually
@@ -250,8 +251,7 @@ def test_a_process_does_not_start_with_a_certificate_that_cannot_be_used(project
     env = {"HTTP_SERVER_TLS_CERT": str(cert), "HTTP_SERVER_TLS_KEY": str(key)}
     done = project.app("run-platform-http", "--port", "0", env=env)
     assert done.returncode == 78
-    [line] = done.stderr.splitlines()
-    assert line.startswith(f"app: http_server.tls_cert: the certificate in {cert} expired on ")
+    assert one_line(done.stderr).startswith(f"app: http_server.tls_cert: the certificate in {cert} expired on ")
 
 
 @pytest.mark.parametrize("environment", ["test", "production"])
