@@ -68,7 +68,6 @@ def test_no_row_hides_a_later_one() -> None:
     [
         ("config show", {"POSTGRES_PORT": "many"}, 78, "doctor --only settings --only secrets"),
         ("config show", {"APP_ENV": "prod"}, 78, "doctor --only settings --only secrets"),
-        ("run-auth-http", {"APP_ENV": "production"}, 78, "doctor --only settings --only secrets"),
         ("config explain postgres.hots", {}, 67, "config show"),
         ("doctor --only clocks", {}, 67, "doctor --list"),
         ("migrate status", {"POSTGRES_PORT": "CLOSED", "POSTGRES_HOST": "127.0.0.1"}, 69, "doctor --only postgresql"),

@@ -11,6 +11,7 @@ from app.kernel.addresses import networks
 from app.kernel.config import HttpServerSettings, LoggerSettings, Problem, schema
 from app.kernel.doctor import Check, Finding, fail, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
+from app.kernel.product import NAME
 
 _SECRET_MODE = 0o600
 _OPEN_TO_OTHERS = stat.S_IRWXO | stat.S_IWGRP
@@ -28,11 +29,20 @@ async def settings(d: Deployment) -> AsyncIterator[Finding]:
             yield fail(_text(problem), _correction(d, problem))
 
 
+async def environment(d: Deployment) -> AsyncIterator[Finding]:
+    """Report variables that are nearly the name of a setting, and have no effect."""
+    for problem in d.settings.misspelt:
+        yield warn(f"{problem.key}: {problem.message}", f"unset {problem.key}  # or correct its name")
+
+
 async def secrets(d: Deployment) -> AsyncIterator[Finding]:
     """Report secrets that are missing, published or easy to guess."""
-    for problem in d.error.problems if d.error else ():
+    found = [*(d.error.problems if d.error else ()), *(d.fetching.problems if d.fetching else ())]
+    for problem in dict.fromkeys(found):
         if problem.key in _secret_keys(d):
             yield fail(_text(problem), _correction(d, problem))
+    if d.fetching is not None and not d.fetching.problems:
+        yield fail(str(d.fetching), f"{NAME} config validate")
 
 
 def _text(problem: Problem) -> str:
@@ -112,6 +122,7 @@ async def proxies(d: Deployment) -> AsyncIterator[Finding]:
 
 CHECKS = (
     Check("settings", "settings", "All settings are valid.", settings),
+    Check("environment", "settings", "No variable is a misspelt setting.", environment),
     Check("secrets", "settings", "Secrets are set, and hard to guess.", secrets),
     Check("permissions", "settings", "Only their owner reads files with secrets.", permissions),
     Check("proxies", "settings", "Only proxies are trusted as proxies.", proxies),

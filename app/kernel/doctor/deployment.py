@@ -17,11 +17,12 @@ from app.kernel.db.connection import Connection
 from app.kernel.db.devserver.embedded import running_server
 from app.kernel.db.libpq import Attempt, forget_variables
 from app.kernel.db.server import Server, configured_server, embedded, too_old
-from app.kernel.doctor import NotChecked
+from app.kernel.doctor import NotChecked, in_thread
 from app.kernel.product import NAME
 
 S = TypeVar("S", bound=Section)
 _STATEMENT_MS = 3000
+_FETCH_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Deployment:
         self.data = data
         self.schemas = ["kernel", *modules]
         self.environ = environ
+        self.fetching: Misconfigured | None = None
+        """Why secrets could not be fetched from their stores."""
         self._reaching: asyncio.Task[Reached] | None = None
 
     def __getitem__(self, section: type[S]) -> S:
@@ -75,6 +78,16 @@ class Deployment:
     def is_published(self) -> bool:
         """Whether this is an environment for one machine, with published secrets and an embedded server."""
         return self.settings.environment in ("local", "test")
+
+    async def fetch(self) -> None:
+        """Fetch the secrets that are in a store; what fails is in `fetching`. Safe to repeat."""
+        try:
+            async with asyncio.timeout(_FETCH_S):
+                await in_thread(self.settings.fetch_all)
+        except Misconfigured as error:
+            self.fetching = error
+        except TimeoutError:
+            self.fetching = Misconfigured(f"the store of secrets did not answer within {_FETCH_S:g} s")
 
     async def reached(self) -> Reached:
         """Connect once, for all checks. Raises NotChecked when there is no server to connect to."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from app.kernel.config import Misconfigured
 from app.kernel.doctor import Check, Finding, NotChecked, Result, fail
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
@@ -14,6 +15,7 @@ _ALL_S = 30.0
 
 async def run_checks(deployment: Deployment, checks: Sequence[Check]) -> list[Result]:
     """Return the result of each check, in their order. Never raises: a check that breaks is a failure of that check."""
+    await deployment.fetch()
     tasks = [asyncio.ensure_future(_run(deployment, check)) for check in checks]
     await asyncio.wait(tasks, timeout=_ALL_S)
     for task in tasks:
@@ -34,6 +36,9 @@ async def _run(deployment: Deployment, check: Check) -> Result:
     except NotChecked as reason:
         if not found:
             return Result(check, "skip", (), redacted(str(reason)))
+    except Misconfigured:  # of a secret that it needs
+        if not found:
+            return Result(check, "skip", (), "a secret is missing, see secrets")
     except TimeoutError:
         found.append(_late(check, check.timeout_s))
     except Exception as error:  # noqa: BLE001 - of any check

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -226,7 +227,9 @@ async def test_a_schedule_that_does_not_fire_is_found(planted: Planted, migrated
         " VALUES ('a.b', '* * * * *', 'one', now() - interval '10 minutes', 'a.b')"
     )
     found = await planted.examine()
-    assert found == {"schedules": ("fail", "the schedule a.b has been due for 600 s: no cron manager runs")}
+    assert found.keys() == {"schedules"}
+    assert found["schedules"][0] == "fail"
+    assert re.fullmatch(r"the schedule a\.b has been due for 60\d s: no cron manager runs", found["schedules"][1])
     assert planted.findings[0].fix == "app run-cron-manager"
     migrated.run("UPDATE kernel.schedules SET paused_at = now()")
 
@@ -246,7 +249,7 @@ async def test_a_process_that_stopped_reporting_is_found(planted: Planted, migra
     migrated.run(PROCESS, "20 seconds", 1)
     found = await planted.examine()
     assert found.keys() == {"processes"}
-    assert found["processes"][1].startswith("run-auth-http on web-1 (pid 1) has not reported for 20 s")
+    assert found["processes"][1].startswith("run-auth-http on web-1 (pid 1) has not reported for 2")
     migrated.run("DELETE FROM kernel.processes")
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from app.kernel.config import Settings
 from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.doctor import Check, NotChecked, fail, in_thread
+from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
 from tests.kernel.doctor.planted import Planted
 from tests.support.debian import free_port
@@ -86,6 +88,7 @@ async def test_a_wrong_setting_is_found_by_its_check(
     [
         ({"AUTH_MASTER_SECRET": ""}, "secrets", "fail", "auth.master_secret"),
         ({"AUTH_MASTER_SECRET": "change-me-change-me-change-me-please"}, "secrets", "fail", "auth.master_secret"),
+        ({"POSTGRES_PSASWORD": "x"}, "environment", "warn", "did you mean POSTGRES_PASSWORD?"),
         ({"POSTGRES_PASSWORD": "xxxxxxxxxx"}, "secrets", "fail", "a repeated character"),
         ({"HTTP_SERVER_TRUSTED_PROXIES": ""}, "issuer", "warn", "a proxy is in front; it is not trusted"),
         ({"AUTH_ISSUER": "http://auth.example.com"}, "issuer", "warn", "in clear text"),
@@ -398,7 +401,8 @@ async def test_a_check_that_breaks_hangs_or_is_late_is_a_failure_of_itself(plant
         yield
 
     named = {run.__name__: Check(run.__name__, "test", "", run, 0.2) for run in (breaks, hangs, waits, skips)}
-    results = await run_checks(None, list(named.values()))  # type: ignore[arg-type]
+    nothing = Deployment(Settings("local"), None, [], ROOT, planted.data, [])
+    results = await run_checks(nothing, list(named.values()))
     assert [r.status for r in results] == ["fail", "fail", "fail", "skip"]
     assert [f.problem for f in results[0].findings] == [
         "found before",
