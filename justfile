@@ -87,7 +87,7 @@ systemd: install
     APP_ENV=production {{python}} -m app systemd install --dir deploy/systemd --command /opt/app/bin/app --yes 2> /dev/null
 
 # measure against the peers, in an environment of their own
-bench *names="startup http auth telemetry":
+bench *names="startup http auth telemetry workers":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
     @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
     for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done
