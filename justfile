@@ -36,9 +36,11 @@ chaos *options: install
 cron-oracle: install
     CRON_ORACLE=all {{python}} -m pytest -n auto tests/kernel/queue/test_crontab.py
 
-# stop a loaded process ten times, directly and behind nginx, and count effects against answers: just drain 200
-drain rate="100" stops="10": install
-    DRAIN_RATE={{rate}} DRAIN_STOPS={{stops}} {{python}} -m pytest -s tests/kernel/http/test_drain.py
+# stop a loaded process ten times and count effects against answers, then release behind each proxy: just drain 200
+drain rate="100" stops="10" seconds="60" releases="3": install
+    DRAIN_RATE={{rate}} DRAIN_STOPS={{stops}} ROLLING_SECONDS={{seconds}} ROLLING_RELEASES={{releases}} \
+        ROLLING_PROXIES="nginx caddy traefik" \
+        {{python}} -m pytest -s tests/kernel/http/test_drain.py tests/kernel/http/test_rolling.py
 
 # stop, freeze, fill, cut off the database under load, each for as long as wanted: just outages --seconds 900 frozen
 outages *options: install
