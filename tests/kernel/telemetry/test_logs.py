@@ -88,6 +88,32 @@ def test_a_log_file_is_opened_anew_after_logrotate_has_moved_it(project: Project
     assert "stopped" not in (tmp_path / "app.log.1").read_text()
 
 
+JOURNAL = """
+import os, sys
+from loguru import logger
+from app.kernel.config import LoggerSettings
+from app.kernel.telemetry import logs
+about = os.fstat(1)
+os.environ["JOURNAL_STREAM"] = f"{about.st_dev}:{about.st_ino + int(sys.argv[2])}"
+logs.configure(LoggerSettings("debug", sys.argv[1], "stdout"), "test")
+for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+    logger.log(level, "one line")
+    logs.ended("INFO", "the end of a request")
+"""
+
+
+def test_lines_for_the_journal_begin_with_their_priority(cli: Project) -> None:
+    def begins(form: str, other: int) -> list[str]:
+        ended = subprocess.run(
+            [cli.python, "-c", JOURNAL, form, str(other)], cwd=cli.root, capture_output=True, text=True, check=True
+        )
+        return [line[:3] for line in ended.stdout.splitlines()[::2]]
+
+    priorities = ["<7>", "<6>", "<4>", "<3>", "<2>"]
+    assert begins("json", 0) == begins("console", 0) == priorities
+    assert not set(priorities) & {*begins("json", 1), *begins("console", 1)}
+
+
 def test_a_log_that_never_pauses_is_opened_anew_all_the_same(tmp_path: Path) -> None:
     log, stop = tmp_path / "log", threading.Event()
     logs.configure(LoggerSettings("info", "json", str(log)), "test")
