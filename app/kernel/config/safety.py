@@ -102,7 +102,7 @@ def bits(secret: str) -> float:
 
 def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
     """Return why other machines can reach the process or its data, or an empty text."""
-    for host in _text(tree, "postgres").split(","):
+    for host in f"{_text(tree, 'postgres')},{_text(tree, 'postgres', 'direct_host')}".split(","):
         if host.strip() and not host.strip().startswith(("/", "@")) and not is_loopback(host):
             return f"the database at {host.strip()} is not on this machine"
     for section in ("http_server", "operations"):
@@ -121,8 +121,8 @@ def is_here(url: str) -> bool:
     return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
 
 
-def _text(tree: Mapping[str, Mapping[str, object]], section: str) -> str:
-    host = tree.get(section, {}).get("host")
+def _text(tree: Mapping[str, Mapping[str, object]], section: str, key: str = "host") -> str:
+    host = tree.get(section, {}).get(key)
     return host if isinstance(host, str) else ""  # other types are refused, and may be a misplaced secret
 
 

@@ -82,6 +82,8 @@ async def server(p: Process) -> AsyncGenerator[Server]:
     settings = p.settings[PostgresSettings]
     name = f"{p.name}@{socket.gethostname()}:{os.getpid()}"
     if not settings.host:
+        if settings.direct_host:
+            raise Misconfigured("postgres.direct_host (POSTGRES_DIRECT_HOST) needs postgres.host (POSTGRES_HOST), too")
         try:
             async with embedded_server(p.data / "postgres") as running:
                 yield embedded(running, name)

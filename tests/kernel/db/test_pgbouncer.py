@@ -1,12 +1,13 @@
 """Sessions behind PgBouncer in each of its modes: they have our settings, and what needs a session goes round it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
 
-from app.kernel.config import load
+from app.kernel.config import Misconfigured, load
 from app.kernel.db.postgres import PooledDatabase, PostgresDatabase
 from app.kernel.db.postgres import database as provider
 from app.kernel.errors import Unavailable
@@ -16,7 +17,7 @@ from tests.conftest import log_in, postgres_binaries
 from tests.kernel.db.test_session import FOREIGN, THEIRS
 from tests.support.debian import DebianServer, debian_server
 from tests.support.pgbouncer import PgBouncer, pgbouncer
-from tests.support.project import ROOT, Project
+from tests.support.project import ROOT, Project, eventually
 
 REFUSED = ("a connection pooler such as PgBouncer answers at", "\nhint: set POSTGRES_DIRECT_HOST, and ")
 
@@ -78,6 +79,16 @@ async def test_a_transaction_leaves_nothing_in_the_session_of_the_next_client(se
                 assert other.execute(kept).fetchall() == []
 
 
+async def test_a_cancelled_task_cancels_its_statement_and_nothing_else(server: DebianServer, pooler: PgBouncer) -> None:
+    async with connected(pooler.env | {"POSTGRES_STATEMENT_TIMEOUT": "20s"}) as db:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(db.one("SELECT pg_sleep(15)"), 0.3)
+        sleeping = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(15)'"
+        await asyncio.to_thread(eventually, lambda: not server.all(sleeping), 5)
+        answers = await asyncio.gather(*(db.one("SELECT %s::int", (number,)) for number in range(50)))
+        assert answers == [(number,) for number in range(50)]
+
+
 async def test_many_more_clients_than_sessions_of_the_server(server: DebianServer, pooler: PgBouncer) -> None:
     async with connected(pooler.env) as db:
         assert await db.one("SELECT count(*) FROM pg_prepared_statements") == (0,)
@@ -87,19 +98,30 @@ async def test_many_more_clients_than_sessions_of_the_server(server: DebianServe
         assert sessions <= 3
 
 
-@pytest.mark.parametrize("settings", [{}, {"ignore_startup_parameters": "options"}, {"pool_mode": "session"}], ids=str)
-def test_a_pooler_without_the_server_behind_it_is_refused_at_once(
-    cli: Project, server: DebianServer, settings: dict[str, str]
+def test_a_pooler_without_the_server_behind_it_is_refused_at_once_and_doctor_says_so(
+    cli: Project, pooler: PgBouncer
+) -> None:
+    cli.env |= pooler.env | {"POSTGRES_STARTUP_TIMEOUT": "60s"}
+    for env in ({"POSTGRES_DIRECT_HOST": ""}, {"POSTGRES_DIRECT_PORT": "0"}):
+        done = cli.app("run-event-consumer", "--port", "0", env=env)
+        assert done.returncode == 78
+        assert all(text in done.stderr for text in REFUSED), done.stderr
+    found = cli.app("doctor", "--only", "postgresql", env={"POSTGRES_DIRECT_HOST": ""})
+    assert found.returncode == 1
+    assert REFUSED[0] in found.stdout
+
+
+@pytest.mark.parametrize("settings", [{"ignore_startup_parameters": "options"}, {"pool_mode": "session"}], ids=str)
+async def test_a_pooler_is_noticed_whatever_it_ignores_and_in_session_mode(
+    server: DebianServer, settings: dict[str, str]
 ) -> None:
     with pgbouncer(server, **settings) as found:
-        cli.env |= found.env | {"POSTGRES_STARTUP_TIMEOUT": "60s"}
-        for env in ({"POSTGRES_DIRECT_HOST": ""}, {"POSTGRES_DIRECT_PORT": "0"}):
-            done = cli.app("run-event-consumer", "--port", "0", env=env)
-            assert done.returncode == 78
-            assert all(text in done.stderr for text in REFUSED), done.stderr
-        found_by = [cli.app("doctor", "--only", "postgresql", env=env) for env in ({"POSTGRES_DIRECT_HOST": ""}, {})]
-        assert [done.returncode for done in found_by] == [1, 0]
-        assert REFUSED[0] in found_by[0].stdout
+        with pytest.raises(Misconfigured, match=REFUSED[0]):
+            async with connected(found.env | {"POSTGRES_DIRECT_HOST": ""}):
+                pass
+        async with connected(found.env) as db:
+            assert isinstance(db, PooledDatabase)
+            assert await db.one("SHOW timezone") == ("UTC",)
 
 
 def test_statement_mode_is_refused_at_once(cli: Project, server: DebianServer) -> None:
@@ -110,13 +132,21 @@ def test_statement_mode_is_refused_at_once(cli: Project, server: DebianServer) -
     assert "set pool_mode = transaction in PgBouncer" in done.stderr
 
 
-def test_two_different_databases_are_refused(cli: Project, server: DebianServer, pooler: PgBouncer) -> None:
-    with debian_server(server.bin_dir) as other:
-        other.run(f"ALTER ROLE app PASSWORD '{server.password}'", "postgres")
-        cli.env |= pooler.env | {"POSTGRES_DIRECT_PORT": str(other.port), "POSTGRES_STARTUP_TIMEOUT": "500ms"}
-        done = cli.app("migrate", "up")
-        assert done.returncode == 78
-        assert "are not the same database; let POSTGRES_DIRECT_HOST and POSTGRES_DIRECT_PORT name" in done.stderr
+def test_the_direct_host_alone_is_refused(cli: Project) -> None:
+    done = cli.app("migrate", "status", env={"POSTGRES_DIRECT_HOST": "localhost"})
+    assert done.returncode == 78
+    assert "needs postgres.host (POSTGRES_HOST), too" in done.stderr
+
+
+async def test_two_different_databases_are_refused(server: DebianServer, pooler: PgBouncer) -> None:
+    server.run("CREATE DATABASE other OWNER app", "postgres")
+    with pgbouncer(server) as found:
+        ini = found.folder / "pgbouncer.ini"
+        ini.write_text(ini.read_text().replace("dbname=app", "dbname=other"))
+        found.tell("RELOAD")
+        with pytest.raises(Misconfigured, match="are not the same database; let POSTGRES_DIRECT_HOST and"):
+            async with connected(found.env | {"POSTGRES_STARTUP_TIMEOUT": "500ms"}):
+                pass
 
 
 def test_a_process_serves_and_runs_jobs_in_session_mode(cli: Project, server: DebianServer) -> None:
@@ -130,6 +160,7 @@ def test_a_process_serves_and_runs_jobs_in_session_mode(cli: Project, server: De
         assert not [line for line in process.logs() if line["level"] in ("warning", "error", "critical")]
 
 
-def test_a_direct_host_without_a_pooler_changes_nothing(cli: Project, server: DebianServer) -> None:
-    cli.env |= server.env | {"POSTGRES_DIRECT_HOST": "127.0.0.1"}
-    assert cli.app("migrate", "up").returncode == 0
+async def test_a_direct_host_without_a_pooler_changes_nothing(server: DebianServer) -> None:
+    async with connected(server.env | {"POSTGRES_DIRECT_HOST": "localhost"}) as db:
+        assert not isinstance(db, PooledDatabase)
+        assert await db.one("SHOW timezone") == ("UTC",)

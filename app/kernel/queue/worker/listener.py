@@ -1,4 +1,4 @@
-"""Listens for notifications of PostgreSQL on its own connection. Behind a pooler only polling works."""
+"""Listens for notifications of PostgreSQL on its own connection, which leads round a pooler."""
 
 import asyncio
 from collections.abc import Callable
