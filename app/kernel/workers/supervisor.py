@@ -100,18 +100,20 @@ class Supervisor:
         for member in members:
             await _first_of(member.ready, member.ended)
             if not member.ready.is_set():
-                self._fail(member.status if member.status > 0 else 70, f"{member.name} {_ending(member.status)}")
+                if member.status <= 0:  # otherwise it has said why
+                    self._log.write("error", f"{member.name} {_ending(member.status)} before it was ready")
+                self._fail(member.status if member.status > 0 else 70)
                 return False
             self._announce(member.url)
         try:
             self._inherited.check_all_used()
         except WrongSocket as error:
-            self._fail(78, str(error))
+            self._log.write("error", str(error))
+            self._fail(78)
             return False
         return True
 
-    def _fail(self, status: int, reason: str) -> None:
-        self._log.write("error", f"{reason}; stopping, because not all workers have started")
+    def _fail(self, status: int) -> None:
         self._status = status
         self._stopping.set()
 

@@ -3,14 +3,18 @@
 import re
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
 
 from tests.conftest import TestDatabase, log_in
+from tests.support.activation import Activation, listening
 from tests.support.load import Load
-from tests.support.project import Project, Running, eventually
+from tests.support.project import ROOT, Project, Running, eventually
+from tests.support.systemd import inbox
 
 ENV = {"PROCESS_DRAIN_DELAY": "300ms", "PROCESS_WORKER_TIMEOUT": "2s"}
 
@@ -96,7 +100,7 @@ def test_a_worker_that_is_killed_or_hangs_is_replaced(project: Project, database
     assert running.stop() == 0
 
 
-def test_a_reload_that_fails_keeps_the_former_workers(project: Project, tmp_path) -> None:
+def test_a_reload_that_fails_keeps_the_former_workers(project: Project, tmp_path: Path) -> None:
     copied = project.copy(tmp_path / "copy")
     running = copied.start("run-event-consumer", "--workers", "2", env=ENV)
     url, first = running.ready(), set(workers_of(running))
@@ -131,3 +135,50 @@ def test_workers_end_with_their_supervisor(project: Project) -> None:
     gone, alive = psutil.wait_procs(workers, 10)
     assert (len(gone), alive) == (2, [])
     assert said(running, "stopped") == 2
+
+
+def test_systemd_hears_one_service_whose_socket_stays_open(project: Project, tmp_path: Path) -> None:
+    with inbox(str(tmp_path / "notify")) as systemd, Activation(listening(), names="http") as activation:
+        env = ENV | {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "4000000", "OPERATIONS_EXPOSE": "separate"}
+        env["OPERATIONS_PORT"] = "0"
+        running = project.start("run-auth-http", "--workers", "2", env=env, activation=activation)
+        systemd.wait("READY", "1", 60)
+        assert said(running, "2 workers are ready") == 1
+        systemd.wait("STATUS", "2 of 2 workers ready")
+        systemd.wait("WATCHDOG", "1")
+        before = len(systemd.received)
+        running.signal(signal.SIGHUP)
+        systemd.wait("RELOADING", "1", 60, after=before)
+        systemd.wait("READY", "1", 60, after=before)
+        served = {line["url"] for line in running.logs() if line.get("listener") == "operations"}
+        assert len(served) == 1  # one free port for all workers, former and new
+        answer = httpx.get(f"{served.pop()}/metrics", headers={"accept": "application/openmetrics-text"}).text
+        assert 'worker_up{worker="2"} 1.0' in answer
+        for worker in workers_of(running):
+            psutil.Process(worker).suspend()
+        eventually(lambda: said(running, "killing it") == 2)
+        before = len(systemd.received)
+        running.signal(signal.SIGTERM)
+        running.signal(signal.SIGINT)
+        assert running.wait() == 130
+        assert any(name == "STOPPING" for _, name, _ in systemd.received[before:]) or systemd.wait("STOPPING", "1")
+
+
+def test_a_port_in_use_and_a_foreign_socket_end_the_start(project: Project) -> None:
+    with listening() as taken:
+        port = str(taken.getsockname()[1])
+        running = project.start("run-auth-http", "--workers", "2", "--port", port)
+        assert running.wait() == 69
+    (line,) = (line for line in running.errors.read_text().splitlines() if not line.startswith("hint: "))
+    assert "is in use; choose another with --port" in line
+    with Activation(listening(), listening(), names="http:b.socket") as activation:
+        running = project.start("run-auth-http", "--workers", "2", activation=activation)
+        assert running.wait() == 78
+    assert said(running, "no listener of this process uses the inherited socket 'b.socket'") == 1
+
+
+def test_the_supervisor_loads_the_standard_library_only() -> None:
+    script = "import sys, app.kernel.workers.supervisor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {name for name in loaded if not name.startswith("_")} - {"app"} <= sys.stdlib_module_names
