@@ -145,10 +145,10 @@ def test_releases_behind_a_proxy_fail_no_request_and_write_nothing_twice(
     for index in (0, 1):
         for role in fleet.ports:
             fleet.start(role, index)
-    client = log_in(project, fleet.replicas["auth", 0])
-    token = client.headers["authorization"].removeprefix("Bearer ")
     for role, index in fleet.replicas:
         fleet.ready(role, index)
+    client = log_in(project, fleet.replicas["auth", 0])
+    token = client.headers["authorization"].removeprefix("Bearer ")
     (folder := tmp_path / "proxy").mkdir()
     with proxied(name, folder, fleet.ports) as proxy, Load(proxy, token) as load:
         begun = time.monotonic()
