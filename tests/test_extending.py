@@ -239,6 +239,8 @@ def check_commands(copy: Copy, root: httpx.Client, client: httpx.Client) -> None
     assert copy.app("schedules", "trigger", "orders.prune").returncode == 0
     prunes = {"task": "orders.prune", "state": "done"}
     eventually(lambda: root.get("/platform/v1/jobs", params=prunes).json()["items"], 30)
+    examined = json_of(copy.app("doctor", "--only", "orders", "--json"))
+    assert [check["status"] for check in examined["checks"]] == ["ok"]
     explained = json_of(copy.app("config", "explain", "orders.max_open", "--json"))
     assert (explained["value"], explained["source"]) == (3, "ORDERS_MAX_OPEN")
 

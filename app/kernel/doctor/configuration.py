@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
+from loguru import logger
+
 from app.kernel.addresses import networks
-from app.kernel.config import HttpServerSettings, LoggerSettings, Problem, schema
-from app.kernel.doctor import Check, Finding, fail, in_thread, warn
+from app.kernel.config import HttpServerSettings, LoggerSettings, Misconfigured, Problem, schema
+from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
+from app.kernel.doctor.certificates import expiry
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
 
@@ -70,6 +73,8 @@ def _secret_files(d: Deployment) -> Iterator[Path]:
     """Yield the files that have secrets, as far as the settings name them."""
     yield d.root / "settings/.secrets.yaml"
     yield d.root / ".env"
+    if HttpServerSettings in d.settings.sections and d[HttpServerSettings].tls_key:
+        yield Path(d[HttpServerSettings].tls_key)
     for kind in d.sections:
         for setting in schema(kind):
             if setting.is_secret and (name := d.environ.get(f"{setting.variable}_FILE")):
@@ -109,6 +114,25 @@ def _file(path: Path, what: str, mode: int) -> Finding | None:
     return level(problem, fix, repair if mine else None)
 
 
+async def tls(d: Deployment) -> AsyncIterator[Finding]:
+    """Report a certificate of our own server that cannot be used, or ends soon."""
+    from app.kernel.http.tls import tls as load
+
+    server = d[HttpServerSettings]
+    if not server.tls_cert and not server.tls_key:
+        raise NotChecked("http_server.tls_cert is empty: a proxy in front has the certificate")
+    look = f"openssl x509 -noout -subject -enddate -in {shlex.quote(server.tls_cert or 'FILE')}"
+    logger.disable(load.__module__)  # it warns of the end, too
+    try:
+        await in_thread(partial(load, server))
+    except Misconfigured as error:
+        yield fail(str(error), str(error).rpartition("run: ")[2] if "run: " in str(error) else look)
+    else:
+        content = await in_thread(Path(server.tls_cert).read_bytes)
+        for finding in expiry(f"the certificate in {server.tls_cert}", content, look):
+            yield finding
+
+
 async def proxies(d: Deployment) -> AsyncIterator[Finding]:
     """Report proxies that are trusted too widely: their clients choose the address that they seem to have."""
     for network in networks(d[HttpServerSettings].trusted_proxies):
@@ -125,5 +149,6 @@ CHECKS = (
     Check("environment", "settings", "No variable is a misspelt setting.", environment),
     Check("secrets", "settings", "Secrets are set, and hard to guess.", secrets),
     Check("permissions", "settings", "Only their owner reads files with secrets.", permissions),
+    Check("tls", "settings", "The certificate of our own TLS is valid for a while.", tls),
     Check("proxies", "settings", "Only proxies are trusted as proxies.", proxies),
 )

@@ -118,7 +118,7 @@ class Deployment:
         return await Connection.connect(server.conninfo(statement_timeout=statement_ms), autocommit=True)
 
     async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
-        """Run a statement; return its rows. Raises NotChecked when the database does not answer."""
+        """Run a statement; return its rows. Raises NotChecked when the database or the table is not there."""
         return (await self.table(sql, parameters))[1]
 
     async def table(self, sql: LiteralString, parameters: Parameters = ()) -> tuple[list[str], list[Row]]:
@@ -129,6 +129,10 @@ class Deployment:
         try:
             cursor = await connection.execute(sql, parameters or None)
             return [column.name for column in cursor.description or ()], await cursor.fetchall()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise NotChecked(f"the tables do not exist yet: {NAME} migrate up") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise NotChecked(f"this role may not: {error.diag.message_primary}") from error
         except psycopg.OperationalError as error:
             if connection.closed:
                 raise NotChecked("the database stopped answering") from error
@@ -137,12 +141,6 @@ class Deployment:
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row:
         """Run a statement; return its first row. Raises NotChecked when the database does not answer."""
         return (await self.all(sql, parameters))[0]
-
-    async def of_schema(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
-        """Run a statement on our tables. Raises NotChecked also before the first migration."""
-        if await self.all("SELECT to_regclass('kernel.jobs') IS NULL") == [(True,)]:
-            raise NotChecked(f"the tables do not exist yet: {NAME} migrate up")
-        return await self.all(sql, parameters)
 
     @asynccontextmanager
     async def repairing(self, statement_ms: int = 60_000) -> AsyncGenerator[Connection]:

@@ -5,19 +5,18 @@ import shlex
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from app.kernel.config import PostgresSettings
 from app.kernel.db.libpq import Attempt
 from app.kernel.db.server import pooler, too_old
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
+from app.kernel.doctor.certificates import expiry
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
 
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 """https://www.postgresql.org/docs/current/protocol-message-formats.html"""
-_EXPIRES_SOON_DAYS = 14
 _ASK_S = 3.0
 _LAG_WARN_S, _LAG_FAIL_S = 60, 600
 _KEPT_FAIL_BYTES = 5_000_000_000
@@ -190,9 +189,7 @@ async def connections(d: Deployment) -> AsyncIterator[Finding]:
     """
     most, of_database, of_role, others = await d.one(sql)
     most = min([most, *(limit for limit in (of_database, of_role) if limit >= 0)])
-    live = await d.of_schema(
-        "SELECT count(*)::int FROM kernel.processes WHERE last_seen_at > now() - interval '10 seconds'"
-    )
+    live = await d.all("SELECT count(*)::int FROM kernel.processes WHERE last_seen_at > now() - interval '10 seconds'")
     processes = max(live[0][0], 1)
     through = (await d.reached()).through
     pool = 0 if through and through.is_pooled else settings.pool_size  # PgBouncer bounds its own
@@ -236,28 +233,6 @@ async def certificates(d: Deployment) -> AsyncIterator[Finding]:
         if der is not None:
             for finding in expiry(f"the certificate of PostgreSQL at {host}", der, look):
                 yield finding
-
-
-def expiry(what: str, content: bytes, fix: str) -> list[Finding]:
-    """Return findings about the end of certificates, PEM or DER."""
-    from cryptography import x509
-
-    try:
-        found = (
-            x509.load_pem_x509_certificates(content)
-            if b"-----" in content
-            else [x509.load_der_x509_certificate(content)]
-        )
-    except ValueError:
-        return [fail(f"{what} is not a certificate", fix)]
-    findings: list[Finding] = []
-    for certificate in found:
-        left = certificate.not_valid_after_utc - datetime.now(UTC)
-        if left.days < _EXPIRES_SOON_DAYS:
-            expired = left.total_seconds() < 0
-            when = f"{'expired' if expired else 'expires'} at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M}Z"
-            findings.append((fail if expired else warn)(f"{what} {when}", f"{fix}  # then renew it"))
-    return findings
 
 
 async def _certificate(host: str, port: int) -> bytes | None:

@@ -21,7 +21,7 @@ async def queues(d: Deployment) -> AsyncIterator[Finding]:
         GROUP BY j.queue, q.paused_at, q.seen_at HAVING min(j.run_at) < now() - %s * interval '1 second'
         ORDER BY 1 LIMIT 20
     """
-    for queue, count, since_s, is_paused, is_unseen in await d.of_schema(stuck, (d[SentinelSettings].stuck_queue,)):
+    for queue, count, since_s, is_paused, is_unseen in await d.all(stuck, (d[SentinelSettings].stuck_queue,)):
         problem = f"{count} jobs of the queue {queue} are due, the oldest for {since_s:.0f} s"
         if is_paused:
             yield warn(f"{problem}: it is paused", f"{NAME} queues resume {queue}")
@@ -39,7 +39,7 @@ async def schedules(d: Deployment) -> AsyncIterator[Finding]:
         SELECT name, extract(epoch FROM now() - next_fire_at)::float8 FROM kernel.schedules
         WHERE paused_at IS NULL AND next_fire_at < now() - %s * interval '1 second' ORDER BY next_fire_at LIMIT 20
     """
-    found = await d.of_schema(late, (d[SentinelSettings].late_schedule,))
+    found = await d.all(late, (d[SentinelSettings].late_schedule,))
     if found:
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         problem = f"the schedule {found[0][0]} has been due for {found[0][1]:.0f} s{more}: no cron manager runs"
@@ -52,7 +52,7 @@ async def dead_letters(d: Deployment) -> AsyncIterator[Finding]:
         SELECT task, count(*) FROM kernel.dead_letters WHERE died_at > now() - %s * interval '1 second'
         GROUP BY task ORDER BY 2 DESC LIMIT 20
     """
-    for task, count in await d.of_schema(lately, (_LATELY_S,)):
+    for task, count in await d.all(lately, (_LATELY_S,)):
         problem = f"{count} jobs of {task} were given up within the last hour"
         yield warn(problem, f"{NAME} dead-letters list --task {task}")
 
@@ -63,7 +63,7 @@ async def processes(d: Deployment) -> AsyncIterator[Finding]:
         SELECT name, host, pid, extract(epoch FROM now() - last_seen_at)::float8 FROM kernel.processes
         WHERE last_seen_at < now() - %s * interval '1 second' ORDER BY last_seen_at DESC LIMIT 20
     """
-    for name, host, pid, since_s in await d.of_schema(silent, (_UNREPORTED_S,)):
+    for name, host, pid, since_s in await d.all(silent, (_UNREPORTED_S,)):
         problem = f"{name} on {host} (pid {pid}) has not reported for {since_s:.0f} s: killed, frozen or cut off"
         yield warn(problem, f"{NAME} {name}")
 

@@ -21,7 +21,7 @@ async def issuer(d: Deployment) -> AsyncIterator[Finding]:
     elif url.scheme == "http":
         problem = f"auth.issuer is {d[AuthSettings].issuer}: passwords and tokens cross the network in clear text"
         yield warn(problem, f"export AUTH_ISSUER=https://{url.netloc}")
-    elif not d[HttpServerSettings].trusted_proxies:
+    elif not d[HttpServerSettings].trusted_proxies and not d[HttpServerSettings].tls_cert:
         problem = (
             "auth.issuer is https and this process serves http, so a proxy is in front; it is not trusted"
             " (http_server.trusted_proxies), so all clients have its address, and share its limits of attempts"

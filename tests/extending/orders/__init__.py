@@ -12,4 +12,5 @@ MODULE = Module(
     features=(Feature("orders:Orders", "orders", "Place, see and cancel orders."),),
     settings="settings:OrdersSettings",
     schedules="orders:SCHEDULES",
+    checks="checks:CHECKS",
 )

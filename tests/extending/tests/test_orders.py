@@ -1,6 +1,7 @@
 """Orders on a real database, in this process."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from app.modules.orders.domain import OrderNotFound, OrderPacked, TooManyOrders
 from app.modules.orders.orders import NewOrder, OrderRef, Orders, OrdersWanted
 from app.modules.orders.settings import OrdersSettings
 from tests.conftest import TestDatabase
+from tests.kernel.doctor.planted import Planted
 
 
 async def test_an_order_that_was_packed_is_not_cancelled(process: Process) -> None:
@@ -48,3 +50,16 @@ async def test_an_unknown_order_cannot_be_cancelled(process: Process) -> None:
     async with db.begin() as tx:
         with pytest.raises(OrderNotFound):
             await orders.cancel(tx, OrderRef(uuid7()), Note())
+
+
+async def test_an_order_that_nobody_packs_is_found_by_doctor(
+    process: Process, database: TestDatabase, tmp_path: Path
+) -> None:
+    await make(process, Database)  # migrates
+    found = Planted(tmp_path, database.env)
+    assert await found.examine("orders") == {}
+    database.run(
+        "INSERT INTO orders.orders (id, item, quantity, created_at) SELECT gen_random_uuid(), 'tea', 1, '2026-01-01'"
+    )
+    assert await found.examine("orders") == {"orders": ("warn", "1 orders wait for more than an hour")}
+    assert found.findings[0].fix == "app jobs list --task orders.pack"

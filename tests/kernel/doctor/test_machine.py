@@ -17,7 +17,7 @@ from app.kernel.doctor import Check, NotChecked, fail, in_thread
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
 from tests.kernel.doctor.planted import Planted
-from tests.support.debian import free_port
+from tests.support.debian import Authority, free_port
 from tests.support.project import ROOT
 
 GOOD = "AyBvWl0o4cUtYd2n6bRzqX8sKfJ5mEwH"
@@ -174,6 +174,29 @@ async def test_a_missing_secret_file_is_found(planted: Planted, tmp_path: Path) 
     found = await planted.examine()
     assert found.keys() == {"secrets"}
     assert "No such file" in found["secrets"][1]
+
+
+async def test_a_certificate_of_our_own_that_cannot_be_used_or_ends_soon_is_found(
+    production: Planted, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    cert, key, other = (tmp_path / name for name in ("cert.pem", "key.pem", "other.pem"))
+    production.env |= {"HTTP_SERVER_TLS_CERT": str(cert), "HTTP_SERVER_TLS_KEY": str(key)}
+    production.env["HTTP_SERVER_TRUSTED_PROXIES"] = ""  # there is none
+    before = {"postgresql", "notifications"}
+    for days, level, problem in ((90, None, ""), (5, "warn", "expires at"), (-1, "fail", "expired on")):
+        private, chain = authority.issue("auth.example.com", days=days)
+        cert.write_bytes(chain)
+        key.write_bytes(private)
+        key.chmod(0o600)
+        found = await production.examine()
+        assert found.keys() - before == ({"tls"} if level else set())
+        assert level is None or (found["tls"][0] == level and problem in found["tls"][1])
+    cert.write_bytes(authority.issue("auth.example.com", days=90)[1])
+    assert "is not that of the certificate" in (await production.examine())["tls"][1]
+    other.write_bytes(authority.issue("auth.example.com", days=90)[0])
+    key.unlink()
+    assert "No such file" in (await production.examine())["tls"][1]
 
 
 @pytest.fixture
