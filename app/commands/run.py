@@ -108,6 +108,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
     from loguru import logger
 
     from app.kernel.config import LoggerSettings
+    from app.kernel.config.renewal import renewed
     from app.kernel.notify import Notifier
     from app.kernel.process import run_to_end
     from app.kernel.sockets import Sockets
@@ -125,6 +126,11 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
     process.notify = worker.notify if worker else Notifier.taken_from(os.environ)
     process.sockets = worker.sockets if worker else Sockets.taken_from(os.environ)
     process.on_reload("log", output.reopened)
+
+    async def renew() -> str | None:
+        return await asyncio.to_thread(renewed, settings, lambda: load_settings(overrides))
+
+    process.on_reload("settings", renew)
     process.on_terminal = settings[LoggerSettings].format == "console" and output.is_terminal
     services = spec.services
     if process.on_terminal and name == "run-all-in-one" and (worker is None or worker.number == 1):

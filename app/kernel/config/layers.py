@@ -101,7 +101,7 @@ def _loaded(
     valid = Settings(
         layers.environment,
         {kind: layers.pending(kind, section) for kind, section in built.items() if section is not None},
-        layers.sources,
+        {key: layers.whence(key, source) for key, source in layers.sources.items()},
         layers.withheld,
         tuple(layers.warnings),
         tuple(misspelt(environ, [setting.variable for setting in layers.schema.values()])),
@@ -140,6 +140,11 @@ class _Layers:
 
     def value(self, setting: Setting) -> object:
         return self.tree[setting.kind.section].get(setting.name)
+
+    def whence(self, key: str, source: str) -> str:
+        """Return the source of a setting, with the reference to a store."""
+        value = self.value(self.schema[key]) if key in self.schema else None
+        return f"{source} ({value.strip()})" if is_reference(value) else source
 
     def problem(self, key: str, message: str, source: str = "", hint: str = "") -> Problem:
         return Problem(key, source or self.sources.get(key, NOWHERE), message, hint)
@@ -212,6 +217,9 @@ class _Layers:
         for setting in schema(kind):
             if setting.is_secret and (setting.key in self.withheld or is_reference(self.value(setting))):
                 made[setting.name] = PendingSecret(partial(self._fetch, setting))
+            elif setting.is_renewable:
+                known = getattr(section, setting.name).get_secret_value()
+                made[setting.name] = PendingSecret(partial(str, known), known)
         return replace(cast("Any", section), **made) if made else section
 
     def _fetch(self, setting: Setting) -> str:

@@ -71,6 +71,8 @@ OptionalSecret = Annotated[SecretStr, MAY_BE_EMPTY]
 IS_PUBLIC = "is public"
 PublicUrl = Annotated[str, Field(min_length=1), IS_PUBLIC]
 """The address of this deployment for others; outside local and test no loopback address."""
+IS_RENEWABLE = "is renewable"
+"""A secret that is read anew on SIGHUP: whoever uses it asks for its value each time."""
 IS_KEY = "is a key"
 Key = Annotated[SecretStr, Field(min_length=32), IS_KEY]
 """A secret that keys are derived from: outside local and test it must look random."""
@@ -156,7 +158,7 @@ class PostgresSettings:
     ]
     direct_port: Annotated[Port, Field(description="port of direct_host; 0: the same as port")]
     user: Annotated[str, Field(min_length=1, description="role to connect as")]
-    password: Annotated[Secret, Field(description="password of the role")]
+    password: Annotated[Secret, IS_RENEWABLE, Field(description="password of the role")]
     db: Annotated[str, Field(min_length=1, description="name of the database")]
     ssl: Annotated[Literal["disable", "require", "verify-full"], Field(description="transport security")]
     ssl_root_cert: Annotated[
@@ -221,6 +223,7 @@ class SentinelSettings:
     section: ClassVar[str] = "sentinel"
     notify_urls: Annotated[
         OptionalSecret,
+        IS_RENEWABLE,
         Field(description="Apprise URLs, separated by spaces: Slack, Telegram, Discord, e-mail, webhooks"),
     ]
     cooldown: Annotated[Duration, Field(ge=1, description="between two messages about one group of errors")]
@@ -236,7 +239,7 @@ class TelemetrySettings:
     section: ClassVar[str] = "telemetry"
     otlp_endpoint: Annotated[str, Field(description="OpenTelemetry collector, such as http://127.0.0.1:4318")]
     otlp_protocol: Annotated[Literal["http", "grpc"], Field(description="protocol; grpc needs an extra package")]
-    otlp_headers: Annotated[OptionalSecret, Field(description="headers: NAME=VALUE, separated by spaces")]
+    otlp_headers: Annotated[OptionalSecret, IS_RENEWABLE, Field(description="headers: NAME=VALUE, separated by spaces")]
     trace_ratio: Annotated[
         float, Field(ge=0, le=1, description="share of new traces to export; the caller decides for continued ones")
     ]

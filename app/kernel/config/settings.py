@@ -8,7 +8,15 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import SecretStr
 
-from app.kernel.config.sections import DURATION_FORM, IS_KEY, IS_PUBLIC, MAY_BE_EMPTY, Section, duration_text
+from app.kernel.config.sections import (
+    DURATION_FORM,
+    IS_KEY,
+    IS_PUBLIC,
+    IS_RENEWABLE,
+    MAY_BE_EMPTY,
+    Section,
+    duration_text,
+)
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
@@ -54,12 +62,16 @@ class StoresUnavailable(Misconfigured):
 
 
 class PendingSecret(SecretStr):
-    """A secret that is fetched when it is first used, or the error of one that cannot be used."""
+    """A secret that is fetched when it is first used, or the error of one that cannot be used. It may be renewed."""
 
-    def __init__(self, fetch: Callable[[], str]) -> None:
-        super().__init__("")
+    def __init__(self, fetch: Callable[[], str], known: str | None = None) -> None:
+        super().__init__(known or "")
         self._fetch = fetch
-        self._fetched: str | None = None
+        self._fetched = known
+
+    def renew(self, value: str) -> None:
+        """Replace the value."""
+        self._fetched = value
 
     @property
     def is_fetched(self) -> bool:
@@ -114,6 +126,11 @@ class Setting:
     def is_public(self) -> bool:
         """Whether the URL must be one that other machines can reach."""
         return IS_PUBLIC in self.metadata
+
+    @property
+    def is_renewable(self) -> bool:
+        """Whether the secret is read anew on SIGHUP."""
+        return IS_RENEWABLE in self.metadata
 
     @property
     def is_key(self) -> bool:
@@ -209,7 +226,7 @@ class Settings:
             for setting in schema(kind):
                 value: object = getattr(section, setting.name)
                 is_secret = setting.is_secret or setting.key in self.hidden
-                if isinstance(value, PendingSecret):
+                if isinstance(value, PendingSecret) and not value.is_fetched:
                     value = "" if setting.key in self.withheld else _HIDDEN
                 elif isinstance(value, SecretStr):
                     value = _HIDDEN if value.get_secret_value() else ""

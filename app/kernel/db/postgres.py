@@ -306,10 +306,10 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
         "statement_timeout": round(settings.statement_timeout * 1000),
         "lock_timeout": round(settings.lock_timeout * 1000),
     }
-    conninfo, is_pooled = found.pool_conninfo(**timeouts), found.is_pooled
+    is_pooled = found.is_pooled
     level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # commands report it themselves
     pool = Pool(
-        lambda: Connection.open(conninfo, is_pooled=is_pooled),
+        lambda: Connection.open(found.pool_conninfo(**timeouts), is_pooled=is_pooled),
         size=settings.pool_size,
         queue=settings.pool_queue,
         level=level,

@@ -12,6 +12,7 @@ from typing import LiteralString
 
 from loguru import logger
 from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr
 
 from app.kernel.config import Misconfigured, PostgresSettings
 from app.kernel.db.devserver.embedded import EmbeddedServer, EmbeddedUnavailable, embedded_server
@@ -42,6 +43,8 @@ class Server:
     version: int = 0
     pool: Mapping[str, str | int] = field(default_factory=dict[str, str | int], repr=False)
     is_pooled: bool = False
+    password: SecretStr | None = field(default=None, repr=False)
+    """The password of new sessions, which may change while the process runs."""
 
     @property
     def pool_label(self) -> str:
@@ -54,13 +57,18 @@ class Server:
 
     def conninfo(self, **settings: str | int) -> str:
         """Return a libpq connection string of a session, with settings (times in milliseconds)."""
-        return make_conninfo("", **self.parameters, options=session_options(self.version, settings))
+        return make_conninfo("", **self._now(self.parameters), options=session_options(self.version, settings))
 
     def pool_conninfo(self, **settings: str | int) -> str:
         """Return a libpq connection string of the pool. Behind a pooler, transactions have the settings: `begin`."""
         if self.is_pooled:
-            return make_conninfo("", **self.pool)
-        return make_conninfo("", **(self.pool or self.parameters), options=session_options(self.version, settings))
+            return make_conninfo("", **self._now(self.pool))
+        parameters = self._now(self.pool or self.parameters)
+        return make_conninfo("", **parameters, options=session_options(self.version, settings))
+
+    def _now(self, parameters: Mapping[str, str | int]) -> Mapping[str, str | int]:
+        password = self.password.get_secret_value() if self.password else ""
+        return {**parameters, "password": password} if password else parameters
 
     def begin(self, **settings: str | int) -> LiteralString:
         """Return the statement that begins a transaction of the pool."""
@@ -127,9 +135,9 @@ def configured_server(settings: PostgresSettings, name: str) -> Server:
     if settings.ssl == "verify-full":
         parameters["sslrootcert"] = settings.ssl_root_cert
     if not settings.direct_host:
-        return Server(_label(parameters), parameters)
+        return Server(_label(parameters), parameters, password=settings.password)
     direct = {**parameters, "host": settings.direct_host, "port": settings.direct_port or settings.port}
-    return Server(_label(direct), direct, pool=parameters)
+    return Server(_label(direct), direct, pool=parameters, password=settings.password)
 
 
 def _label(parameters: Mapping[str, str | int]) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from difflib import get_close_matches
 from typing import Any
@@ -38,7 +38,7 @@ class Consumer:
     def __init__(
         self,
         db: Database,
-        conninfo: str,
+        conninfo: Callable[[], str],
         handlers: Sequence[Handler | Subscriber],
         settings: QueueSettings,
         events: EventTransport,
@@ -129,7 +129,7 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
     """Register the subscriptions; return the service of the consumer."""
     db = await p.use(database)
     found = await p.use(server)
-    worker = Consumer(db, found.conninfo(), handlers, p.settings[QueueSettings], await make(p, EventTransport))
+    worker = Consumer(db, found.conninfo, handlers, p.settings[QueueSettings], await make(p, EventTransport))
     for queue in worker.unhandled():
         near = get_close_matches(queue, worker.handled, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; they use {', '.join(worker.handled)}"

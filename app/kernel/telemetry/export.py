@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import requests
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
@@ -124,7 +125,7 @@ def _readable(span: ExportedSpan, resource: Resource, scope: InstrumentationScop
 
 
 def _otlp(settings: TelemetrySettings) -> SpanExporter:
-    headers = dict(pair.split("=", 1) for pair in settings.otlp_headers.get_secret_value().split() if "=" in pair)
+    headers = _headers(settings)
     endpoint: Any = settings.otlp_endpoint
     if settings.otlp_protocol == "grpc":
         try:
@@ -136,4 +137,23 @@ def _otlp(settings: TelemetrySettings) -> SpanExporter:
         return Grpc(endpoint=endpoint, headers=headers, timeout=_SEND_S)  # pyright: ignore[reportUnknownVariableType]
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", headers=headers, timeout=_SEND_S)
+    session = _Session(settings)
+    endpoint = f"{endpoint.rstrip('/')}/v1/traces"
+    return OTLPSpanExporter(endpoint=endpoint, headers=headers, timeout=_SEND_S, session=session)
+
+
+class _Session(requests.Session):
+    """Sends the headers of the settings as they are now."""
+
+    def __init__(self, settings: TelemetrySettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
+        self.headers.update(_headers(self._settings))
+        return super().post(*args, **kwargs)
+
+
+def _headers(settings: TelemetrySettings) -> dict[str, str]:
+    pairs = settings.otlp_headers.get_secret_value().split()
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)

@@ -5,6 +5,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl, urlsplit
 
+from pydantic import SecretStr
+
 from app.kernel.errors import NotFound, Unavailable
 from app.modules.platform.domain.messages import Message
 
@@ -17,15 +19,19 @@ _WEBHOOKS = {"json": "http", "jsons": "https"}
 class NotifyRecipients:
     """The recipients in the settings, named by fingerprints because their URLs hold secrets. Webhooks need `http`."""
 
-    def __init__(self, urls: str, http: "HttpClient | None" = None) -> None:
-        self._urls = {hashlib.sha256(url.encode()).hexdigest()[:12]: url for url in urls.split()}
+    def __init__(self, urls: SecretStr, http: "HttpClient | None" = None) -> None:
+        self._secret = urls
         self._http = http
 
+    def _urls(self) -> dict[str, str]:
+        urls = self._secret.get_secret_value().split()  # they may be renewed
+        return {hashlib.sha256(url.encode()).hexdigest()[:12]: url for url in urls}
+
     def names(self) -> list[str]:
-        return list(self._urls)
+        return list(self._urls())
 
     async def send(self, message: Message) -> None:
-        url = self._urls.get(message.recipient)
+        url = self._urls().get(message.recipient)
         if url is None:
             raise NotFound(f"no recipient {message.recipient} in sentinel.notify_urls")
         if self._http is not None and is_webhook(url):

@@ -12,6 +12,7 @@ import pytest
 import requests
 from opentelemetry import context
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+from pydantic import SecretStr
 
 from app.kernel.errors import NotFound, Unavailable
 from app.kernel.http import client as client_module
@@ -220,7 +221,7 @@ async def told(url: str, status: int = 200) -> tuple[httpx2.Request, Exception |
         return httpx2.Response(status)
 
     async with HttpClient(transport=httpx2.MockTransport(handler)) as http:
-        recipients = NotifyRecipients(url, http)
+        recipients = NotifyRecipients(SecretStr(url), http)
         (name,) = recipients.names()
         problem = None
         try:

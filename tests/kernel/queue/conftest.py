@@ -51,7 +51,7 @@ class Bench:
             handlers = [Handler(GREET, handlers)]
         settings = replace(self.settings, **{"poll_interval": 0.05, **changes})
         await self.queue.events.subscribe(self.db, [h for h in handlers if isinstance(h, Subscriber)])
-        consumer = Consumer(self.db, self.conninfo, handlers, settings, self.queue.events, worker)
+        consumer = Consumer(self.db, lambda: self.conninfo, handlers, settings, self.queue.events, worker)
         stop = asyncio.Event()
         running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
         try:

@@ -52,7 +52,7 @@ async def test_the_listener_listens_anew(bench: Bench, monkeypatch: pytest.Monke
 
     where = conninfo_to_dict(bench.conninfo)
     with proxy_to(str(where["host"]), int(where["port"] or 0)) as proxy:
-        listener = Listener(make_conninfo(bench.conninfo, host="127.0.0.1", port=proxy.port), heard.append)
+        listener = Listener(lambda: make_conninfo(bench.conninfo, host="127.0.0.1", port=proxy.port), heard.append)
         listening = asyncio.ensure_future(listener.run())
         await bench.until(last, [""])
         await bench.db.run("NOTIFY kernel_jobs, 'qbefore'")

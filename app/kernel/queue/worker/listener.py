@@ -20,7 +20,7 @@ class Listener:
     A notification is `q` and the name of a queue with ready jobs, or `c` and the id of a job to cancel.
     """
 
-    def __init__(self, conninfo: str, notified: Callable[[str], None]) -> None:
+    def __init__(self, conninfo: Callable[[], str], notified: Callable[[str], None]) -> None:
         self._conninfo = conninfo
         self._notified = notified
 
@@ -28,7 +28,7 @@ class Listener:
         """Listen until cancelled. Reconnects after an outage, which it detects within seconds."""
         while True:
             try:
-                connection = await Connection.connect(self._conninfo, autocommit=True)
+                connection = await Connection.connect(self._conninfo(), autocommit=True)
                 async with connection:
                     await self._answered(connection, "LISTEN kernel_jobs")
                     self._notified("")

@@ -45,7 +45,7 @@ class Renewer:
 
     def __init__(
         self,
-        conninfo: str,
+        conninfo: Callable[[], str],
         lease_s: float,
         held: Mapping[str, Job],
         running: Mapping["asyncio.Task[None]", Job],
@@ -81,7 +81,7 @@ class Renewer:
                 continue
             try:
                 if connection is None:
-                    connection = psycopg.connect(self._conninfo, autocommit=True)
+                    connection = psycopg.connect(self._conninfo(), autocommit=True)
                 self._renew(connection, due)
             except psycopg.Error as error:
                 logger.warning("leases cannot be renewed: {}; trying again", " ".join(str(error).split()))
