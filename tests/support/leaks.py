@@ -133,6 +133,8 @@ class Watch:
             for name, value in _DEFAULT.findall((root / "settings" / f"{env['APP_ENV']}.yaml").read_text()):
                 self.secret(name, value)
         for name, value in env.items():
+            if value.startswith("secret://"):  # where a secret is
+                continue
             if (match := _IN_ENVIRONMENT.search(name)) is not None:
                 with suppress(OSError, ValueError):
                     self.secret(name, Path(value).read_text().strip() if match[2] else value)

@@ -300,9 +300,7 @@ class _Layers:
         expected = message if message.startswith("expected") else f"expected {message}"
         if isinstance(value, str) and setting.type is int and _SERVICE_LINK.match(value):
             expected += "; this variable is a service link of Kubernetes"
-            hint = (
-                f"set enableServiceLinks: false in the pod, or rename the Service, or set {setting.variable} in the pod"
-            )
+            hint = f"set enableServiceLinks: false in the pod, or set {setting.variable} there"
         # a mapping may contain a misplaced secret
         shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
         is_shown = not setting.is_secret and setting.key not in self.hidden

@@ -47,7 +47,7 @@ class Sealer:
         for position, cipher in enumerate(self._ciphers):
             try:
                 return cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode()), position
-            except InvalidTag:
+            except (InvalidTag, ValueError):  # of another secret, or damaged
                 continue
         raise CannotDecrypt(name)
 

@@ -17,6 +17,9 @@ from botocore.exceptions import (
     ProfileNotFound,
     SSLError,
 )
+from botocore.exceptions import (
+    ConnectionError as ConnectionFailed,
+)
 
 from app.kernel.config.stores import CannotFetch
 
@@ -49,7 +52,7 @@ def read(name: str, environ: Mapping[str, str], seconds: float) -> Mapping[str, 
         config = Config(
             connect_timeout=seconds, read_timeout=seconds, retries={"mode": "standard", "total_max_attempts": 2}
         )
-        client: Any = cast("Any", boto3).client("secretsmanager", config=config)
+        client: Any = cast("Any", boto3).session.Session().client("secretsmanager", config=config)
         answer: dict[str, Any] = client.get_secret_value(SecretId=name)
         text = answer["SecretString"] if "SecretString" in answer else answer["SecretBinary"].decode()
     except ClientError as error:
@@ -63,7 +66,7 @@ def read(name: str, environ: Mapping[str, str], seconds: float) -> Mapping[str, 
         ) from None
     except SSLError:
         raise CannotFetch("the certificate of AWS is not trusted", "set AWS_CA_BUNDLE") from None
-    except HTTPClientError as error:
+    except (ConnectionFailed, HTTPClientError) as error:
         slow = "Timeout" in type(error).__name__
         what = "does not answer" if slow else "cannot be reached"
         raise CannotFetch(f"AWS Secrets Manager {what}", "check AWS_REGION and the network", is_final=False) from None

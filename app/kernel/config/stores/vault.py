@@ -135,7 +135,7 @@ def _mount(client: Any, path: str) -> str:
         options: dict[str, Any] = found.get("options") or {}
     except (Forbidden, InvalidPath):
         return first  # reading the secret says why
-    if found.get("type") not in ("kv", "generic"):
+    if found["type"] not in ("kv", "generic"):
         raise CannotFetch(f"{first} is no KV mount of Vault", "PATH begins with the mount of a KV engine, version 2")
     if str(options.get("version")) != "2":
         raise CannotFetch(f"{first} is KV version 1", f"upgrade it: vault kv enable-versioning {first}")
