@@ -21,6 +21,7 @@ from tests.support.proxy import proxy_to
 
 POOLED = 6  # sessions of the server, for seven pools of four
 LOAD_S = 120.0
+BACK_S = 4.0  # two on a machine that does nothing else
 _OF_APP = "FROM pg_stat_activity WHERE datname = 'app' AND usename = 'app'"
 
 
@@ -37,9 +38,9 @@ class Deployment:
 
     def sessions(self) -> list[tuple]:
         """Return how many sessions of the server came through PgBouncer, and which ones went round it."""
-        servers = [row[6] for row in self.pooler.tell("SHOW POOLS") if row[0] == "app"]
+        servers = len([row for row in self.pooler.tell("SHOW SERVERS") if row[2] == "app"])
         direct = self.fleet.execute(f"SELECT split_part(application_name, '@', 1), count(*) {_OF_APP} GROUP BY 1")
-        return [*servers, *direct]
+        return [servers, *direct]
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def test_two_minutes_of_mixed_load_through_a_small_pool_without_an_error(deploym
     assert rare == {}
     assert load.done["app migrate up"] > 1
     [through, *_] = deployment.sessions()
-    assert through <= POOLED
+    assert 1 < through <= POOLED
     exposed = httpx.get(deployment.fleet.url("run-cron-manager") + "/metrics").text
     for port, most in ((deployment.fleet.server.port, "97.0"), (deployment.fleet.proxy.port, "1000.0")):
         assert f'db_server_connections{{server="127.0.0.1:{port}",state="max"}} {most}\n' in exposed
@@ -121,7 +122,7 @@ def test_after_an_incident_every_process_serves_as_after_an_outage(deployment: D
     verdict = endure(deployment.fleet, lambda fleet: incident(fleet, pooler), 3.5, 10)
     assert verdict.dead == []
     assert verdict.lost == []
-    assert {process: s for process, s in verdict.back_s.items() if s > 2} == {}
+    assert {process: s for process, s in verdict.back_s.items() if s > BACK_S} == {}
     expected = 200 if incident is reloaded else 503
     assert set(verdict.ready_meanwhile.values()) == {expected}, verdict.ready_meanwhile
     statuses = {answer.rpartition(" ")[2] for answer in verdict.answers}

@@ -156,6 +156,11 @@ def test_an_address_that_only_this_machine_reaches_exposes_nothing(name: str, ho
     assert exposure({name.removesuffix("_HOST").lower(): {"host": host}}) == ""
 
 
+def test_the_server_behind_a_pooler_counts_too() -> None:
+    assert exposure({"postgres": {"host": "127.0.0.1", "direct_host": "localhost"}}) == ""
+    assert "db.example.com" in exposure({"postgres": {"host": "127.0.0.1", "direct_host": "db.example.com"}})
+
+
 @pytest.mark.parametrize("environment", [None, "local", "test"])
 @pytest.mark.parametrize(("name", "host"), [EXPOSING[0], *EXPOSING[-2:]])
 def test_whoever_others_can_reach_needs_a_secret_of_its_own(environment: str | None, name: str, host: str) -> None:

@@ -35,7 +35,7 @@ COMMANDS = (
 )
 _DRAINED_S = 60.0
 _MANY = 1500  # copied, not inserted
-_EXPECTED = ("chaos.flaky",)
+_EXPECTED = ("chaos.flaky", "no handler of this release uses the queue apart")
 
 
 @dataclass
