@@ -7,6 +7,7 @@ environment (`SECTION_KEY`, or `SECTION_KEY_FILE` with the name of a file that h
 # ruff: noqa: I001 - it would split the import
 from app.kernel.config.layers import load as load, load_valid as load_valid
 from app.kernel.config.sections import (
+    CLOSE_S as CLOSE_S,
     DURATION_FORM as DURATION_FORM,
     KERNEL_SECTIONS as KERNEL_SECTIONS,
     Duration as Duration,

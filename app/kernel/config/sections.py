@@ -55,6 +55,8 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _MS, _HOUR, _DAY = 0.001, 3600.0, 86400.0
+CLOSE_S = 5.0
+"""For closing resources, and for a service that was cancelled."""
 DURATION_FORM = BeforeValidator(_seconds)
 Duration = Annotated[float, DURATION_FORM, Field(ge=0, le=3650 * _DAY, allow_inf_nan=False)]
 """Seconds, written as `500ms`, `30s`, `5m`, `12h`, `7d` or a number of seconds. Ten years at most, so that adding it to
@@ -92,6 +94,12 @@ class ProcessSettings:
     section: ClassVar[str] = "process"
     drain_delay: Annotated[Duration, Field(le=_DAY, description="between /ready turning 503 and the listener closing")]
     grace: Annotated[Duration, Field(le=30 * _DAY, description="for requests and jobs to finish after the drain delay")]
+
+    @property
+    def stop_s(self) -> float:
+        """The longest time from the request to stop until the end; then a process ends itself."""
+        return self.drain_delay + self.grace + 3 * CLOSE_S
+
     worker_timeout: Annotated[
         Duration, Field(ge=2, le=_DAY, description="a worker (--workers) that is blocked for this long is replaced")
     ]

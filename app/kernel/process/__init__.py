@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from loguru import logger
 
-from app.kernel.config import ProcessSettings, Section, Settings
+from app.kernel.config import CLOSE_S, ProcessSettings, Section, Settings
 from app.kernel.errors import Constraints, Unavailable
 from app.kernel.notify import Notifier
-from app.kernel.process.limits import CLOSE_S, stop_s
 from app.kernel.process.needs import used_by
 from app.kernel.process.reload import Reload, Reloads
 from app.kernel.process.status import reporting
@@ -218,7 +217,7 @@ class Process:
             self._stop.set()
 
     def _stop_s(self) -> float:
-        return stop_s(self.settings[ProcessSettings])
+        return self.settings[ProcessSettings].stop_s
 
     async def _body(self, services: Sequence[Service], ordered: Sequence[Service]) -> int:
         async with self._stack:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings, Settings
 from app.kernel.errors import Invalid
-from app.kernel.process.limits import stop_s
 from app.kernel.product import NAME
 
 TARGET = f"{NAME}.target"
@@ -199,7 +198,7 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
             "# to load; then the process asks for the time that it needs",
             f"TimeoutStartSec={_START_S}",
             "# process.drain_delay, process.grace, and time to close",
-            f"TimeoutStopSec={_seconds(stop_s(settings[ProcessSettings]) + _SPARE_S)}",
+            f"TimeoutStopSec={_seconds(settings[ProcessSettings].stop_s + _SPARE_S)}",
             "# the main process tells its workers to stop",
             "KillMode=mixed",
             "# fed by the event loop; the log has the stack of what blocked it",

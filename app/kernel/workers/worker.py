@@ -16,7 +16,6 @@ from loguru import logger
 from app.kernel.config import LoggerSettings, ProcessSettings
 from app.kernel.errors import Unavailable
 from app.kernel.notify import Notifier
-from app.kernel.process.limits import stop_s
 from app.kernel.services import Service
 from app.kernel.sockets import InheritedSocket, Name, Sockets, WrongSocket
 from app.kernel.telemetry import logs, metrics
@@ -77,7 +76,7 @@ class Worker:
             log, process = p.settings[LoggerSettings], p.settings[ProcessSettings]
             about: dict[str, object] = {"format": log.format, "level": log.level, "output": log.output}
             about["priorities"] = logs.PRIORITIES if log.output == "stdout" and logs.is_journal(1) else {}
-            self.tell("settings", {"log": about, "timeout_s": process.worker_timeout, "stop_s": stop_s(process)})
+            self.tell("settings", {"log": about, "timeout_s": process.worker_timeout, "stop_s": process.stop_s})
             while True:
                 self.tell("heartbeat")
                 await asyncio.sleep(HEARTBEAT_S)
