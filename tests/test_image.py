@@ -5,6 +5,7 @@ One test, because the build takes most of the time.
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -151,6 +152,19 @@ def test_the_image_runs_every_command_and_every_process_with_as_little_as_possib
     except BaseException:
         print("".join(process.said() for process in started.values()))
         raise
+
+
+def test_the_containerfile_has_no_findings_and_its_base_is_pinned() -> None:
+    file = ROOT / "Containerfile"
+    done = subprocess.run([program("hadolint"), str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    bases = re.findall(r"(?m)^(?:ARG BASE=|FROM )(\S+)", file.read_text())
+    assert re.fullmatch(r"docker\.io/library/python:3\.13-slim-trixie@sha256:[0-9a-f]{64}", bases.pop(0))
+    assert set(bases) == {"${BASE}"}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[1] == "**"  # what is not named is left out
+    copied = {word for line in re.findall(r"(?m)^COPY (?!--)(.+)", file.read_text()) for word in line.split()[:-1]}
+    assert copied == {line[1:] for line in ignored if line.startswith("!")}
 
 
 def check_configuration(config: dict) -> None:

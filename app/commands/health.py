@@ -60,7 +60,7 @@ def health(
       app health --ready --port 9000
     """
     path = "/ready" if ready else "/health"
-    found = [] if port else [_Listener(url, name) for name, url in running(ROOT)]
+    found = [] if port else [_Listener(url, name) for name, url in running(ROOT, of_all=True)]
     asked = [(listener, _ask(listener, path)) for listener in found] or [_configured(port, path)]
     answers = [(listener, *answer) for listener, answer in asked if answer is not None]
     if as_json:

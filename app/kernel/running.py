@@ -41,7 +41,7 @@ def announced(name: str, url: str, root: Path) -> Generator[bool]:
 
     Gives False when no folder is writable. Removes the addresses of killed processes.
     """
-    list(_found(None))
+    list(_found(None, of_all=False))
     opened = _create()
     if opened is None:
         yield False
@@ -57,12 +57,12 @@ def announced(name: str, url: str, root: Path) -> Generator[bool]:
         os.close(fd)
 
 
-def running(root: Path) -> list[Running]:
-    """Return the processes of the installation at `root` that the user may ask, in the order of their names.
+def running(root: Path, *, of_all: bool = False) -> list[Running]:
+    """Return the processes of the installation at `root` that run as this user, in the order of their names.
 
-    Those are the user's own; root may ask those of everybody.
+    `of_all` adds for root those of other users, who may write what they like: send them nothing that is secret.
     """
-    return sorted(_found(_place(root)))
+    return sorted(_found(_place(root), of_all=of_all and os.geteuid() == 0))
 
 
 def connect(url: str, timeout_s: float, *, verified: bool = False) -> "HTTPConnection":
@@ -106,21 +106,21 @@ def _create() -> tuple[Path, int] | None:
     return None
 
 
-def _found(place: list[str] | None) -> Iterator[Running]:
+def _found(place: list[str] | None, *, of_all: bool) -> Iterator[Running]:
     """Yield the processes at a place; remove the files of killed ones."""
     for folder in FOLDERS:
         for path in folder.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                if (content := _read(path)) and content["place"] == place:
+                if (content := _read(path, of_all=of_all)) and content["place"] == place:
                     yield Running(str(content["name"]), str(content["url"]))
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _read(path: Path, *, of_all: bool) -> dict[str, object] | None:
     """Return the content of the file of a living process. Raises OSError and ValueError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode) or about.st_uid not in {os.geteuid(), *_others(about.st_uid)}:
+        if not stat.S_ISREG(about.st_mode) or (about.st_uid != os.geteuid() and not of_all):
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -132,7 +132,3 @@ def _read(path: Path) -> dict[str, object] | None:
         return None
     finally:
         os.close(fd)
-
-
-def _others(owner: int) -> set[int]:
-    return {owner} if os.geteuid() == 0 else set()
