@@ -45,7 +45,7 @@ def alerts() -> list[dict[str, Any]]:
 
 def known() -> dict[str, set[str]]:
     """Return the names of what can be queried, each with its labels: what is exposed, scraped, or recorded."""
-    found: dict[str, set[str]] = {"up": set()}
+    found: dict[str, set[str]] = {"up": set(), "worker_up": {"worker"}, "worker_restarts_total": {"reason"}}
     for family in ProcessCollector(registry=None).collect():
         found |= {sample.name: set(sample.labels) for sample in family.samples}
     for metric in set(metrics._REGISTRY._names_to_collectors.values()):
