@@ -7,12 +7,11 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import subprocess
+import ssl
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,11 +19,13 @@ from urllib.parse import urlsplit
 import h2.config
 import h2.connection
 import h2.events
+import httpx
 import pytest
 
-from tests.conftest import TestDatabase, log_in, program
-from tests.support.debian import free_port
+from tests.conftest import SUPERUSER, TestDatabase
+from tests.support.certificates import Authority
 from tests.support.project import Project, eventually
+from tests.support.proxies import API, proxied
 
 STOPS = int(os.environ.get("DRAIN_STOPS", "1"))
 RATE = float(os.environ.get("DRAIN_RATE", "25"))
@@ -33,13 +34,21 @@ LOAD_S = 2.0
 ANSWERED, UNREAD, CUT = "answered", "refused unread", "cut"
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; with TLS, that takes a round trip."""
+    writer.close()
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(5):
+            await writer.wait_closed()
+
+
 @dataclass
 class Load:
     """Clients of one server; each request makes a role with a name of its own."""
 
-    host: str
     port: int
     token: str
+    tls: ssl.SSLContext | None = None
     outcomes: dict[str, str] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
@@ -52,7 +61,7 @@ class Load:
     def request(self) -> tuple[str, bytes]:
         name, body = self.body()
         head = (
-            f"POST /auth/v1/roles HTTP/1.1\r\nHost: {self.host}\r\nAuthorization: Bearer {self.token}\r\n"
+            f"POST /auth/v1/roles HTTP/1.1\r\nHost: {API}\r\nAuthorization: Bearer {self.token}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return name, head.encode() + body
@@ -74,8 +83,9 @@ class Load:
         return "connection: close" not in head
 
     async def opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        name = API if self.tls else None
         try:
-            return await asyncio.open_connection(self.host, self.port)
+            return await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls, server_hostname=name)
         except OSError:
             return None
 
@@ -93,7 +103,7 @@ class Load:
         for name, _ in requests:
             if not await self.answer(name, reader):
                 break
-        writer.close()
+        await closed(writer)
 
     async def kept(self) -> None:
         """One request after the other on a connection, as long as there is one."""
@@ -106,7 +116,7 @@ class Load:
                     break
                 if not self.outcomes[name].endswith("201"):  # of nginx, when its server is gone
                     await asyncio.sleep(0.1)
-            writer.close()
+            await closed(writer)
 
     async def http2(self) -> None:
         """Requests on streams of one HTTP/2 connection, one each 100 ms."""
@@ -138,7 +148,7 @@ class Load:
                 name, body = self.body()
                 stream = client.get_next_available_stream_id()
                 names[stream] = name
-                headers = {":method": "POST", ":path": "/auth/v1/roles", ":scheme": "http", ":authority": self.host}
+                headers = {":method": "POST", ":path": "/auth/v1/roles", ":scheme": "http", ":authority": API}
                 headers |= {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
                 client.send_headers(stream, list(headers.items()))
                 client.send_data(stream, body, end_stream=True)
@@ -153,7 +163,7 @@ class Load:
         finally:
             gone.set()
             await asyncio.gather(writing, return_exceptions=True)
-            writer.close()
+            await closed(writer)
 
     async def run(self, stop: Callable[[], None], ended: Callable[[], bool], *, h2c: bool) -> None:
         """Send requests until the process has ended, which is asked to stop on the way."""
@@ -194,63 +204,46 @@ def slow(project: Project, tmp_path: Path) -> Project:
     return copied
 
 
-@contextmanager
-def behind_nginx(folder: Path, port: int) -> Iterator[int]:
-    """nginx in front of a port, as deploy/nginx.conf speaks to its upstream."""
-    listen = free_port()
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
-    (folder / "nginx.conf").write_text(f"""
-        pid {folder}/pid; error_log {folder}/error.log; daemon off; master_process off;
-        events {{ worker_connections 4096; }}
-        http {{
-            access_log off; {temporary}
-            upstream app {{ server 127.0.0.1:{port}; keepalive 16; }}
-            server {{
-                listen 127.0.0.1:{listen};
-                location / {{ proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-            }}
-        }}
-    """)
-    with (folder / "nginx.log").open("wb") as log:
-        running = subprocess.Popen([program("nginx"), "-c", str(folder / "nginx.conf")], stdout=log, stderr=log)
-        try:
-
-            def listening() -> bool:
-                assert running.poll() is None, (folder / "nginx.log").read_text()
-                with socket.socket() as sock:
-                    return sock.connect_ex(("127.0.0.1", listen)) == 0
-
-            eventually(listening)
-            yield listen
-        finally:
-            running.terminate()
-            running.wait(10)
+def signed_in(project: Project, url: str, tls: ssl.SSLContext | None) -> str:
+    """Make the superuser; return an access token."""
+    username, password = SUPERUSER
+    made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
+    assert made.returncode == 0, made.stderr
+    with httpx.Client(base_url=url, verify=tls or True, timeout=10) as client:
+        eventually(lambda: client.get("/ready").status_code == 200)
+        answer = client.post("/auth/v1/login", json={"username": username, "password": password})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["session"]["access_token"]
 
 
-@pytest.mark.parametrize("way", ["directly", "behind nginx"])
+@pytest.mark.parametrize("way", ["directly", "with TLS", "behind nginx"])
 @pytest.mark.parametrize("stop", range(STOPS))
 def test_a_stop_cuts_nothing_that_was_executed(
     slow: Project, database: TestDatabase, tmp_path: Path, way: str, stop: int
 ) -> None:
     env = {"PROCESS_DRAIN_DELAY": "500ms", "PROCESS_GRACE": "20s", "HTTP_SERVER_H2C": "true"}
+    tls = None
+    if way == "with TLS":
+        authority = Authority.made_in(tmp_path / "certificates")
+        cert, key = authority.sign(API)
+        env |= {"HTTP_SERVER_TLS_CERT": str(cert), "HTTP_SERVER_TLS_KEY": str(key), "OPERATIONS_EXPOSE": "separate"}
+        env["OPERATIONS_PORT"] = "0"
+        tls = ssl.create_default_context(cafile=str(authority.file))
     running = slow.start("run-auth-http", env=env)
-    client = log_in(slow, running)
-    token = client.headers["authorization"].removeprefix("Bearer ")
-    client.close()
-    port = urlsplit(running.url()).port or 0
+    port = urlsplit(running.url(listener="http")).port or 0
+    token = signed_in(slow, f"{'https' if tls else 'http'}://127.0.0.1:{port}", tls)
 
-    def measure(port: int, *, h2c: bool) -> Load:
-        load = Load("127.0.0.1", port, token)
+    def measure(port: int, tls: ssl.SSLContext | None, *, h2c: bool) -> Load:
+        load = Load(port, token, tls)
         ended = lambda: running.popen.poll() is not None  # noqa: E731
         asyncio.run(load.run(lambda: running.signal(signal.SIGTERM), ended, h2c=h2c))
         return load
 
-    if way == "directly":
-        load = measure(port, h2c=True)
+    if way == "behind nginx":
+        with proxied("nginx", tmp_path, {"auth": (port, port)}) as proxy:
+            load = measure(proxy.port, proxy.context, h2c=False)
     else:
-        with behind_nginx(tmp_path, port) as listen:
-            load = measure(listen, h2c=False)
+        load = measure(port, tls, h2c=tls is None)
     assert running.wait() == 0
     executed = {name for (name,) in database.all("SELECT name FROM auth.roles")}
     answered = {name for name, outcome in load.outcomes.items() if outcome == f"{ANSWERED} 201"}
@@ -260,4 +253,4 @@ def test_a_stop_cuts_nothing_that_was_executed(
     assert not lost, f"{len(lost)} of {counts} were executed and not answered: {lost[:5]}"
     assert answered <= executed
     assert len(answered) > RATE, counts
-    assert not any("cut" in message for message in running.messages())
+    assert not any("were cancelled" in message for message in running.messages())
