@@ -135,6 +135,9 @@ def main() -> NoReturn:
     open_streams()
     if sys.argv[1:2] and sys.argv[1].startswith("run-"):
         heed_while_loading()
+    else:
+        for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+            os.environ.pop(variable, None)  # what a command starts, such as psql, does not speak for its unit
     status = _translated(lambda: _run(sys.argv[1:]))
     sys.exit(status or _translated(sys.stdout.flush))
 

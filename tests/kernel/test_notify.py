@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.kernel.notify import Notifier
-from tests.conftest import log_in
+from tests.conftest import log_in, program
 from tests.support.project import Project, add_feature, eventually
 from tests.support.systemd import Inbox, Unit, inbox
 
@@ -150,6 +150,15 @@ def test_a_process_reports_each_state_and_its_children_do_not_inherit_the_socket
         at = fields.index("STOPPING=1")
         assert fields[at + 1 : at + 3] == ["EXTEND_TIMEOUT_USEC=20300000", "STATUS=draining"]  # 0.3 + 5 + 15 s
         assert running.errors.read_text() == ""
+
+
+def test_what_a_command_starts_does_not_inherit_the_socket(project: Project) -> None:
+    program("psql")
+    env = {"NOTIFY_SOCKET": "@nobody", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
+    shown = project.app("db", "shell", "-c", r"\! env", env=env)
+    assert "PGDATABASE=" in shown.stdout, shown.stderr
+    assert "NOTIFY_SOCKET" not in shown.stdout
+    assert "WATCHDOG" not in shown.stdout
 
 
 def children(pid: int) -> list[int]:
