@@ -151,7 +151,7 @@ def _logs(d: Deployment) -> dict[str, Path]:
     found = {"embedded-supervisor.log": d.data / "postgres/supervisor.log"}
     if LoggerSettings in d.settings.sections and d[LoggerSettings].output != "stdout":
         found["log.txt"] = Path(d[LoggerSettings].output)
-    return {name: path for name, path in found.items() if name == "log.txt" or path.exists()}
+    return {name: path for name, path in found.items() if name == "log.txt" or os.path.lexists(path)}
 
 
 def _tail(path: Path) -> Part:

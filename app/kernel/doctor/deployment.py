@@ -98,12 +98,7 @@ class Deployment:
         forget_variables()
         name = f"doctor@{socket.gethostname()}:{os.getpid()}"
         settings = self[PostgresSettings]
-        if settings.host:
-            server = configured_server(settings, name)
-        elif (running := running_server(self.data / "postgres")) is None:
-            raise NotChecked("the embedded PostgreSQL does not run now; the first process starts it")
-        else:
-            server = embedded(running, name)
+        server = configured_server(settings, name) if settings.host else self._embedded(name)
         made = await server.attempt()
         if not made.server_version or made.is_pooled or too_old(made.server_version):
             return Reached(server, made, None)
@@ -112,6 +107,16 @@ class Deployment:
             return Reached(server, made, await self.connect(server), through)
         except psycopg.Error as error:
             return Reached(server, Attempt(0, " ".join(str(error).split()), hint="try again"), None)
+
+    def _embedded(self, name: str) -> Server:
+        """Return the embedded server if it runs. Raises NotChecked."""
+        try:
+            running = running_server(self.data / "postgres")
+        except OSError as error:
+            raise NotChecked(f"the embedded PostgreSQL is not ours: {error.strerror}") from error
+        if running is None:
+            raise NotChecked("the embedded PostgreSQL does not run now; the first process starts it")
+        return embedded(running, name)
 
     async def connect(self, server: Server, statement_ms: int = _STATEMENT_MS) -> Connection:
         """Open a further connection. Raises psycopg.Error."""

@@ -6,13 +6,13 @@ import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from app.kernel.config import PostgresSettings
 from app.kernel.db.devserver.embedded import embedded_binaries, running_server
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
+from app.kernel.product import NAME
 
 _PRIVATE = 0o700
 _OPEN_TO_OTHERS = 0o077
@@ -27,7 +27,12 @@ async def embedded(d: Deployment) -> AsyncIterator[Finding]:
         if d.is_published:  # elsewhere, the settings are invalid
             yield fail("no server is configured, and the embedded one is not installed", "export POSTGRES_HOST=NAME")
         return
-    for finding in await in_thread(partial(lambda: list(_folder(d.data / "postgres", programs)))):
+    folder = d.data / "postgres"
+    try:
+        found = await in_thread(lambda: list(_folder(folder, programs)))
+    except PermissionError:
+        found = [fail(f"this user may not read {folder}", f"ls -ld {shlex.quote(str(folder))}")]
+    for finding in found:
         yield finding
 
 
@@ -36,7 +41,9 @@ def _folder(folder: Path, programs: Path) -> Iterator[Finding]:
         return
     again = f"rm -r {shlex.quote(str(folder))}  # starts over, without its data"
     if (owner := folder.stat().st_uid) != os.geteuid():
-        yield fail(f"{folder} belongs to the user {owner}, and this is {os.geteuid()}", f"sudo -u '#{owner}' COMMAND")
+        yield fail(
+            f"{folder} belongs to the user {owner}, and this is {os.geteuid()}", f"sudo -u '#{owner}' {NAME} doctor"
+        )
         return
     data = _data(folder)
     if not (data / "PG_VERSION").exists():

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from app.kernel.db.migrations.migrator import LOCK_KEY
+from app.kernel.doctor import schema
 from tests.commands.database import migrated_database
 from tests.conftest import PostgresServer, TestDatabase
 from tests.kernel.doctor.planted import Planted
@@ -188,6 +189,18 @@ async def test_dead_rows_are_found_and_the_remedy_removes_them(planted: Planted,
     planted.apply(planted.findings[0].fix)
     while await planted.examine("bloat"):
         await asyncio.sleep(0.1)
+
+
+async def test_the_age_of_transaction_ids_is_compared_with_the_limits(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as limits:
+        limits.setattr(schema, "_WRAPAROUND_WARN", 5)
+        found = await planted.examine()
+        assert found.keys() == {"bloat"}
+        assert found["bloat"][0] == "warn"
+        limits.setattr(schema, "_WRAPAROUND_FAIL", 5)
+        assert (await planted.examine())["bloat"][0] == "fail"
 
 
 async def test_a_transaction_that_is_open_for_long_is_found(planted: Planted, migrated: TestDatabase) -> None:

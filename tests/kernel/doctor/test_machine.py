@@ -13,7 +13,7 @@ import pytest
 
 from app.kernel.config import Settings
 from app.kernel.db.devserver.embedded import embedded_binaries
-from app.kernel.doctor import Check, NotChecked, fail, in_thread
+from app.kernel.doctor import Check, NotChecked, fail, in_thread, machine
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
 from tests.kernel.doctor.planted import Planted
@@ -266,6 +266,17 @@ async def test_a_port_that_another_program_has_is_found(planted: Planted) -> Non
             f"another program listens on port {port} of 127.0.0.1 (operations.port)",
         )
         assert f":{port}" in planted.findings[0].fix
+    assert await planted.examine() == {}
+
+
+async def test_a_clock_that_systemd_has_not_synchronised_is_found(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_TIMESYNC", tmp_path)
+    assert await planted.examine() == {
+        "clock": ("warn", "systemd-timesyncd runs and has not synchronised the clock"),
+    }
+    (tmp_path / "synchronized").touch()
     assert await planted.examine() == {}
 
 
