@@ -1,7 +1,9 @@
 """Settings: Dynaconf layers, validated into frozen dataclasses. Reports all problems at once, and no secrets.
 
-Later layers override earlier ones: `settings/default.yaml`, `settings/{APP_ENV}.yaml`, `settings/.secrets.yaml`, the
-environment (`SECTION_KEY`, or `SECTION_KEY_FILE` with the name of a file that has the value), command options.
+Later layers override earlier ones: `settings/default.yaml`, `settings/{APP_ENV}.yaml`, `settings/.secrets.yaml`,
+credentials of systemd (secrets only, `$CREDENTIALS_DIRECTORY/section.key`), the environment (`SECTION_KEY`, or
+`SECTION_KEY_FILE` with the name of a file that has the value), command options. A value may refer to a store of
+secrets, `secret://vault/PATH#KEY`. What only some processes use is checked and fetched by those; see `Settings.demand`.
 """
 
 # ruff: noqa: I001 - it would split the import
