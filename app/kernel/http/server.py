@@ -45,6 +45,7 @@ from app.kernel.http.probes import PATHS
 from app.kernel.http.protocols import ServerConfig, read_strictly
 from app.kernel.http.validation import Validation
 from app.kernel.process import Process
+from app.kernel.product import NAME
 from app.kernel.services import Run
 from app.kernel.sockets import InheritedSocket, Name
 from app.kernel.telemetry import metrics
@@ -101,7 +102,9 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
         try:
             with nullcontext(True) if is_api and is_separate else p.announced(url) as is_announced:
                 if not is_announced:
-                    logger.warning("no folder for the address of this process is writable: app health needs --port")
+                    logger.warning(
+                        "no folder for the address of this process is writable: {} health needs --port", NAME
+                    )
                 await stop.wait()
                 await listener.drain(limits.drain_delay if is_api else 0)
                 await listener.close()

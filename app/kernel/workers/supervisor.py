@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.kernel.notify import Notifier
+from app.kernel.product import NAME
 from app.kernel.running import announced
 from app.kernel.sockets import Sockets, WrongSocket
 from app.kernel.workers import HEARTBEAT_S, HEEDED
@@ -266,7 +267,9 @@ class Supervisor:
             return
         self._announced.close()
         if not self._announced.enter_context(announced(self._name, url, self._root)):
-            self._log.write("warning", "no folder for the address of this process is writable: app health needs --port")
+            self._log.write(
+                "warning", f"no folder for the address of this process is writable: {NAME} health needs --port"
+            )
         self._url = url
 
     # health

@@ -54,8 +54,8 @@ def parsed(text: str) -> Reference:
     if not path.isprintable() or not key.isprintable() or "?" in rest or {"", ".", ".."} & set(parts):
         raise CannotFetch("a malformed reference", f"write {_FORMS}")
     if (hash_ and not key) or (store == "vault" and (not key or len(parts) < 2)):
-        example = "secret://vault/secret/app#password" if store == "vault" else "secret://aws/app/production#password"
-        raise CannotFetch("a malformed reference", f"write {_FORMS}, such as {example}")
+        path = f"secret/{NAME}" if store == "vault" else f"{NAME}/production"
+        raise CannotFetch("a malformed reference", f"write {_FORMS}, such as secret://{store}/{path}#password")
     return Reference(store, path, key)
 
 
@@ -91,7 +91,7 @@ class Stores:
         library, extra = _STORES[reference.store]
         if find_spec(library) is None:
             raise CannotFetch(f"{library} is not installed", f"install the extra: pip install '{NAME}[{extra}]'")
-        read: Read = import_module(f"app.kernel.config.stores.{reference.store}").read
+        read: Read = import_module(f"{__name__}.{reference.store}").read
         return self._bounded(lambda left_s: read(reference.path, self._environ, left_s))
 
     def _bounded(self, work: Callable[[float], Mapping[str, object] | str]) -> Mapping[str, object] | str:
