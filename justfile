@@ -42,6 +42,10 @@ drain rate="100" stops="10" seconds="60" releases="3": install
         ROLLING_PROXIES="nginx caddy traefik" \
         {{python}} -m pytest -s tests/kernel/http/test_drain.py tests/kernel/http/test_rolling.py
 
+# reload workers, and restart a process with an inherited socket, under load, as often as wanted: just reloads 30
+reloads count="20": install
+    RELOADS={{count}} {{python}} -m pytest tests/kernel/test_activation.py tests/kernel/workers -k "under_load or restarts"
+
 # stop, freeze, fill, cut off the database under load, each for as long as wanted: just outages --seconds 900 frozen
 outages *options: install
     {{python}} -m tests.outages "$@"

@@ -1,5 +1,6 @@
 """Socket activation: the socket stays open while a process restarts, so no client is refused."""
 
+import os
 import signal
 import time
 
@@ -7,6 +8,8 @@ from tests.conftest import TestDatabase, log_in
 from tests.support.activation import Activation, listening
 from tests.support.load import Load
 from tests.support.project import Project
+
+RESTARTS = int(os.environ.get("RELOADS", "2"))
 
 
 def test_restarts_of_a_process_on_an_inherited_socket_refuse_and_lose_nothing(
@@ -18,7 +21,7 @@ def test_restarts_of_a_process_on_an_inherited_socket_refuse_and_lose_nothing(
         assert started[0].url() == f"http://127.0.0.1:{activation.sockets[0].getsockname()[1]}"
 
         def restart() -> None:
-            for _ in range(2):
+            for _ in range(RESTARTS):
                 time.sleep(0.5)
                 started[-1].signal(signal.SIGTERM)
                 assert started[-1].wait() == 0

@@ -1,5 +1,6 @@
-"""`--workers`: a supervisor and its workers, as processes, under load."""
+"""`--workers`: a supervisor and its workers, as processes, under load. `just reloads 30` reloads more often."""
 
+import os
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.support.load import Load
 from tests.support.project import ROOT, Project, Running, eventually
 from tests.support.systemd import inbox
 
+RELOADS = int(os.environ.get("RELOADS", "3"))
 ENV = {"PROCESS_DRAIN_DELAY": "300ms", "PROCESS_WORKER_TIMEOUT": "2s"}
 
 
@@ -48,7 +50,7 @@ def test_reloads_under_load_lose_and_double_nothing(project: Project, database: 
     counted = [value(url, "http_server_requests_total")]
 
     def reload() -> None:
-        for number in range(1, 4):
+        for number in range(1, RELOADS + 1):
             running.signal(signal.SIGHUP)
             while said(running, "reloaded 2 workers") != number:
                 counted.append(value(url, "http_server_requests_total"))
