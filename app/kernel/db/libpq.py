@@ -29,6 +29,7 @@ _WHO = """
 """
 _UNRESOLVED = "check POSTGRES_HOST: no address found for it"
 _HINTS = {  # by SQLSTATE, or by its class
+    _PROTOCOL_VIOLATION: "check POSTGRES_USER, _PASSWORD and _DB, and PgBouncer's auth_file and [databases]",
     "28": "check POSTGRES_USER and POSTGRES_PASSWORD, and the server's pg_hba.conf",
     "3D": "check POSTGRES_DB, or create the database",
     "42": "let POSTGRES_USER connect to POSTGRES_DB (GRANT CONNECT)",

@@ -63,6 +63,14 @@ async def test_what_a_server_refuses_with_is_decided_by_its_sqlstate(state: str,
     assert text in ended.reason
 
 
+async def test_a_refusal_of_pgbouncer_names_its_files() -> None:
+    with speaking(fatal("08P01", "SASL authentication failed")) as port:
+        ended = await attempt(
+            f"host=127.0.0.1 port={port} user=app dbname=app sslmode=disable connect_timeout=2", "-c a=1"
+        )
+    assert "PgBouncer's auth_file and [databases]" in ended.hint
+
+
 @pytest.mark.parametrize(
     ("answers", "ssl", "for_good", "in_tls"),
     [
