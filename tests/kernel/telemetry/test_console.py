@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.kernel.config import LoggerSettings
@@ -25,6 +25,7 @@ def test_a_path_of_usual_length_stays_whole_but_for_ids() -> None:
     assert shortened == "PUT /auth/v1/actors/\N{HORIZONTAL ELLIPSIS}1a2b3c4d/permissions 204 in 12.3 ms"
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.text(min_size=1, max_size=256),
     st.text(max_size=256),
@@ -37,6 +38,7 @@ def test_a_line_fits_and_has_status_and_duration(method: str, path: str, status:
     assert line.endswith(f" {status} in {took_ms:.1f} ms")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(min_size=1), st.text()), st.integers(-5, 120))
 def test_fields_are_shown_while_there_is_room(about: dict[str, str], room: int) -> None:
     found = few(about, room)
