@@ -77,7 +77,7 @@ def base(image: Image, folder: Path) -> None:
     subprocess.run(
         [program("mmdebstrap"), "-q", *options, packages, "bookworm", str(tar), "http://deb.debian.org/debian"],
         check=True,
-        timeout=240,
+        timeout=600,
         capture_output=True,
     )
     made = image.buildah("from", "scratch")

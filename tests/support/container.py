@@ -42,7 +42,7 @@ class Image:
     store: Path
     name: str = "app"
 
-    def buildah(self, *arguments: str | Path, seconds: float = 240) -> str:
+    def buildah(self, *arguments: str | Path, seconds: float = 600) -> str:
         """Run a command of buildah; return what it says."""
         places = ["--root", str(self.store / "root"), "--runroot", str(self.store / "run"), "--storage-driver", "vfs"]
         done = subprocess.run(
