@@ -8,6 +8,7 @@ import pytest
 from app.kernel.config import Misconfigured, PostgresSettings, SentinelSettings, TelemetrySettings, load, schema
 from app.kernel.config.misspelt import misspelt
 from app.kernel.config.renewal import renewed
+from app.kernel.db.server import configured_server
 from app.modules.auth.settings import AuthSettings
 from app.processes import sections
 from tests.support.project import ROOT, Project, eventually
@@ -57,10 +58,11 @@ def test_what_may_change_is_taken_over_and_the_rest_needs_a_restart(tmp_path: Pa
     }.items():
         (tmp_path / key).write_text(value)
     environ = {"APP_ENV": "test"} | {f"{path.name}_FILE": str(path) for path in tmp_path.iterdir()}
-    current = load(ROOT, sections(), environ)
+    current = load(ROOT, sections(), environ | {"POSTGRES_HOST": "127.0.0.1"})
+    server = configured_server(current[PostgresSettings], "test")
 
     def again() -> str | None:
-        return renewed(current, lambda: load(ROOT, sections(), environ))
+        return renewed(current, lambda: load(ROOT, sections(), environ | {"POSTGRES_HOST": "127.0.0.1"}))
 
     assert again() is None
     for path in tmp_path.iterdir():
@@ -72,6 +74,8 @@ def test_what_may_change_is_taken_over_and_the_rest_needs_a_restart(tmp_path: Pa
         " postgres.user, auth.master_secret changed: restart this process to use it"
     )
     assert current[PostgresSettings].password.get_secret_value() == "after-postgres"
+    assert "password=after-postgres" in server.conninfo()  # of new connections
+    assert "password=after-postgres" in server.pool_conninfo()
     assert current[SentinelSettings].notify_urls.get_secret_value() == "json://127.0.0.1/after"
     assert current[TelemetrySettings].otlp_headers.get_secret_value() == "k=after"
     assert current[AuthSettings].master_secret.get_secret_value() == MASTER
