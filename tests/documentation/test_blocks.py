@@ -58,12 +58,12 @@ def operating(cli: Project, tmp_path: Path) -> Project:
 
 def test_what_operating_says(operating: Project) -> None:
     found = shell_blocks("docs/operating.md")
-    seen = run([block for block in found if not block.mark], operating.root, operating.environment(), 120)
+    seen = run([block for block in found if not block.mark], operating.root, operating.environment(), 300)
     [process] = operating.running
     assert process.stop() == 0, process.said()
     eventually(lambda: not list((operating.root / ".local").rglob("postmaster.pid")))
     last = [block for block in found if block.mark == "after Ctrl-C"]
-    seen += run(last, operating.root, operating.environment(), 120)
+    seen += run(last, operating.root, operating.environment(), 300)
     assert [str(b) for b in found if f"### {b}" not in seen and not b.mark.startswith("not run: ")] == []
 
 
@@ -84,8 +84,8 @@ def test_what_the_readme_says(newcomer: tuple[Path, dict[str, str]]) -> None:
     found = shell_blocks("README.md")
     [first] = [block for block in found if block.mark == "until Ctrl-C"]
     with bash(first.text, folder, env) as running:
-        running.expect("Ctrl-C", 180)
-        seen = run([block for block in found if not block.mark], folder, env, 60)
+        running.expect("Ctrl-C", 400)
+        seen = run([block for block in found if not block.mark], folder, env, 200)
         assert '"username":"root"' in seen
         assert '"name":"run-all-in-one"' in seen
         running.type(INTERRUPT)
