@@ -2,6 +2,7 @@
 
 import http.client
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from app.kernel.running import connect, reachable, running
 from app.processes import load_settings
 
 _TIMEOUT_S = 3
+_LONGEST = 1 << 20
 
 
 class _Listener(NamedTuple):
@@ -92,9 +94,15 @@ def _item(listener: _Listener, status: int, answer: dict[str, Any]) -> dict[str,
 
 
 def _line(listener: _Listener, status: int, answer: dict[str, Any]) -> str:
-    missing = ", ".join(f"{name}: {reason}" for name, reason in answer.get("missing", {}).items())
+    missing = ", ".join(f"{name}: {reason}" for name, reason in _missing(answer))
     where = f"{listener.process} on port {listener.port}" if listener.process else f"port {listener.port}"
-    return f"{where}: {answer.get('status', status)}" + (f" ({missing})" if missing else "")
+    text = f"{where}: {answer.get('status', status)}" + (f" ({missing})" if missing else "")
+    return "".join(c if c.isprintable() else "?" for c in text)  # anybody may have answered
+
+
+def _missing(answer: dict[str, Any]) -> Iterable[tuple[str, object]]:
+    found = answer.get("missing")
+    return cast("dict[str, object]", found).items() if isinstance(found, dict) else ()
 
 
 def _ask(listener: _Listener, path: str) -> tuple[int, dict[str, Any]] | None:
@@ -103,8 +111,8 @@ def _ask(listener: _Listener, path: str) -> tuple[int, dict[str, Any]] | None:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        answer = json.loads(response.read())
-    except (OSError, ValueError, http.client.HTTPException):
+        answer = json.loads(response.read(_LONGEST))
+    except (OSError, ValueError, RecursionError, http.client.HTTPException):
         return None
     finally:
         connection.close()

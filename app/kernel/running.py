@@ -26,6 +26,7 @@ FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - the owner of each fil
 _PREFIX = f"{NAME}-process-"
 _LONGEST = 4096
 _BEING_WRITTEN_S = 60.0
+_LISTENING = "0A"  # TCP_LISTEN
 
 
 class Running(NamedTuple):
@@ -84,6 +85,18 @@ def connect(url: str, timeout_s: float, *, verified: bool = False) -> "HTTPConne
     return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
 
 
+def strangers(port: int) -> set[int]:
+    """Return the other users who listen on a TCP port of this machine. Root is none; empty where Linux is not."""
+    found = set[int]()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, _, _, _, uid, *_ = line.split()
+                if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                    found.add(int(uid))
+    return found - {0, os.geteuid()}
+
+
 def reachable(host: str) -> str:
     """Return the address to connect to for a listening address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
@@ -112,7 +125,9 @@ def _found(place: list[str] | None, *, of_all: bool) -> Iterator[Running]:
         for path in folder.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 if (content := _read(path, of_all=of_all)) and content["place"] == place:
-                    yield Running(str(content["name"]), str(content["url"]))
+                    found = Running(str(content["name"]), str(content["url"]))
+                    if urlsplit(found.url).port and "".join(found).isprintable():  # as others may have written it
+                        yield found
 
 
 def _read(path: Path, *, of_all: bool) -> dict[str, object] | None:

@@ -148,6 +148,12 @@ def test_whatever_else_is_in_the_folder_is_no_address(folder: Path) -> None:
     assert left == [True, True, True, False, True, False]
 
 
+@pytest.mark.parametrize("left", [("\x1b]0;x", ONE.url), ("run-one", "http://127.0.0.1:99999"), ("run-one", "nowhere")])
+def test_an_address_that_others_have_made_up_is_none(folder: Path, left: tuple[str, str]) -> None:
+    with running.announced(*left, folder):
+        assert running.running(folder) == []
+
+
 def test_a_process_starts_without_a_folder_for_its_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "FOLDERS", (folder / "none",))
     with running.announced(*ONE, folder) as announced:
@@ -178,7 +184,14 @@ def test_a_process_that_is_not_ready_is_said_to_miss_something(cli: Project, ans
     assert '"database": "it does not answer"' in done.stdout
 
 
-@pytest.mark.parametrize("body", [b"<html></html>", b"[1]", b'"ok"', b"\xff"])
+def test_an_answer_of_anybody_does_nothing_to_the_terminal(cli: Project, answering: Answering) -> None:
+    answering.body = b'{"status": "\\u001b[2Jok\\n", "missing": ["a"]}'
+    assert cli.app("health", "--port", answering.port).stdout == f"port {answering.port}: ?[2Jok?\n"
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html></html>", b"[1]", b'"ok"', b"\xff", b"[" * 100_000, b'{"a": "' + b"a" * (1 << 20) + b'"}']
+)
 def test_what_is_no_answer_of_ours_is_none(cli: Project, answering: Answering, body: bytes) -> None:
     answering.body = body
     refused(cli.app("health", "--port", answering.port), 69)

@@ -1,14 +1,22 @@
 """`app auth login`."""
 
+import json
+import os
 import shlex
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pyotp
 import pytest
 
+from app.kernel.errors import Unavailable
+from app.modules.auth.remote import sign_in
 from tests.commands.outcome import misused, printed_json
 from tests.commands.terminal import END, terminal
 from tests.conftest import SUPERUSER, TestDatabase, log_in
@@ -90,9 +98,66 @@ def test_a_token_of_the_running_process_is_printed(copy: Project) -> None:
 
 
 def test_a_password_is_not_sent_to_another_machine_in_clear_text(cli: Project) -> None:
-    for url in ("http://192.0.2.1:8080", "http://example.com", "ftp://localhost", "localhost:8080"):
+    for url in (
+        "http://192.0.2.1:8080",
+        "http://example.com",
+        "http://127.example.com",
+        "ftp://localhost",
+        "localhost:8080",
+    ):
         line = misused(cli.app(*LOGIN, "--password-stdin", "--url", url, stdin=PASSWORD))
         assert "--url" in line
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Serve an answer to whoever signs in; yield the URL and what was sent there."""
+    sent = list[bytes]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", sent
+        server.shutdown()
+        thread.join()
+
+
+def test_a_password_is_not_sent_to_another_user_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_root, given = os.geteuid() == 0, {"username": USERNAME, "password": PASSWORD}
+    if is_root:
+        os.seteuid(65534)  # whose socket it is
+    try:
+        with answering(b'{"session": {"access_token": "a.b.c"}}') as (url, sent):
+            if is_root:
+                os.seteuid(0)
+            assert sign_in([url], given, verified=True)
+            sent.clear()
+            if not is_root:
+                monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            with pytest.raises(Unavailable, match="belongs to the user"):
+                sign_in([url], given, verified=False)
+            assert sent == []
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("token", ["a'; id #", "a\n", "", 1, None])
+def test_an_answer_that_is_no_token_does_not_reach_the_shell(cli: Project, token: object) -> None:
+    with answering(json.dumps({"session": {"access_token": token}}).encode()) as (url, _):
+        done = cli.app(*LOGIN, "--password-stdin", "--export", "--url", url, stdin=PASSWORD)
+        assert (done.returncode, done.stdout) == (69, "")
+        assert done.stderr.splitlines() == [f"app: the answer of {url} is not that of the auth API"]
 
 
 def test_nobody_to_ask_is_a_mistake_and_a_closed_prompt_a_refusal(cli: Project) -> None:

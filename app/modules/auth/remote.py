@@ -2,7 +2,9 @@
 
 import http.client
 import json
+import re
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -12,7 +14,7 @@ from app import ROOT
 from app.kernel.config import HttpServerSettings
 from app.kernel.errors import Invalid, RateLimited, Unauthenticated, Unavailable
 from app.kernel.product import NAME
-from app.kernel.running import connect, running
+from app.kernel.running import connect, running, strangers
 from app.modules.auth.domain.second_factor import OtpRequired
 from app.modules.auth.domain.sessions import InvalidCredentials
 from app.processes import load_settings
@@ -20,6 +22,7 @@ from app.processes import load_settings
 _PATH = "/auth/v1/login"
 _TIMEOUT_S = 40.0  # longer than http_server.handle_timeout
 _LONGEST = 1 << 20
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1: nothing that a shell or a terminal acts on
 
 
 def places(url: str | None) -> list[str]:
@@ -43,11 +46,15 @@ def places(url: str | None) -> list[str]:
 def sign_in(asked: Sequence[str], credentials: Mapping[str, str], *, verified: bool) -> dict[str, Any]:
     """Return the answer of the first place that serves the auth API; `verified` checks its certificate.
 
-    Raises OtpRequired, InvalidCredentials, RateLimited, Invalid; Unavailable if nothing serves it.
+    Raises OtpRequired, InvalidCredentials, RateLimited, Invalid; Unavailable if nothing serves it, or what does so
+    belongs to another user or is not the auth API.
     """
     for url in asked:
+        if not verified:
+            _check_owner(url)
         status, answer = _post(url, credentials, verified)
         if status == 200:
+            _check_token(url, answer)
             return answer
         if status not in (0, 404):
             raise _refusal(url, status, answer, credentials["username"])
@@ -65,11 +72,26 @@ def _post(url: str, credentials: Mapping[str, str], verified: bool) -> tuple[int
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = json.loads(response.read(_LONGEST))
-    except (OSError, ValueError, http.client.HTTPException):
+    except (OSError, ValueError, RecursionError, http.client.HTTPException):
         return 0, {}
     finally:
         connection.close()
     return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else (0, {})
+
+
+def _check_owner(url: str) -> None:
+    """Raise Unavailable if another user listens there: the password is for our own process, and for root."""
+    if users := strangers(urlsplit(url).port or 0):
+        error = Unavailable(f"{url} belongs to the user {min(users)}, who would get the password")
+        error.add_note(f"add --url {url} if you trust that user")
+        raise error
+
+
+def _check_token(url: str, answer: Mapping[str, Any]) -> None:
+    session = answer.get("session")
+    token = cast("dict[str, Any]", session).get("access_token") if isinstance(session, dict) else None
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise Unavailable(f"the answer of {url} is not that of the auth API")
 
 
 def _refusal(url: str, status: int, answer: Mapping[str, Any], username: str) -> Exception:
@@ -86,4 +108,7 @@ def _refusal(url: str, status: int, answer: Mapping[str, Any], username: str) ->
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, such as 127.example.com
+        return False
