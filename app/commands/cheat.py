@@ -2,6 +2,7 @@
 
 import typer
 
+from app.kernel.cli import single
 from app.kernel.product import NAME
 
 LOOK = {
@@ -18,12 +19,6 @@ CHANGE = {
     "dead-letters retry --queue NAME": "run them again when the cause is gone",
     "support-bundle": "write an archive for a report, redacted",
 }
-
-
-def typer_app(name: str) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    app.command(name)(cheat)
-    return app
 
 
 def cheat() -> None:
@@ -43,3 +38,6 @@ def cheat() -> None:
 def _rows(commands: dict[str, str]) -> str:
     width = max(map(len, [*LOOK, *CHANGE]))
     return "\n".join(f"  {NAME} {command:<{width}}  {text}" for command, text in commands.items())
+
+
+typer_app = single(cheat)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from app.kernel.cli import single
 from app.kernel.product import NAME
 
 
@@ -14,12 +15,6 @@ class Shell(StrEnum):
     bash = "bash"
     zsh = "zsh"
     fish = "fish"
-
-
-def typer_app(name: str) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    app.command(name)(completion)
-    return app
 
 
 def completion(shell: Annotated[Shell, typer.Argument(help="Shell that reads the script.", metavar="SHELL")]) -> None:
@@ -37,3 +32,6 @@ def completion(shell: Annotated[Shell, typer.Argument(help="Shell that reads the
     from typer._completion_shared import get_completion_script
 
     typer.echo(get_completion_script(prog_name=NAME, complete_var=f"_{NAME.upper()}_COMPLETE", shell=shell.value))
+
+
+typer_app = single(completion)

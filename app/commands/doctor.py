@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.kernel.cli import Json, NoInput, can_ask, confirm, print_json
+from app.kernel.cli import Json, NoInput, can_ask, confirm, print_json, single
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.kernel.text import suggestion
@@ -16,12 +16,6 @@ from app.processes import checks, deployment
 if TYPE_CHECKING:
     from app.kernel.doctor import Check, Finding, Result
     from app.kernel.doctor.deployment import Deployment
-
-
-def typer_app(name: str) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    app.command(name)(doctor)
-    return app
 
 
 def doctor(
@@ -141,3 +135,6 @@ def _show_names(chosen: "list[Check]", as_json: bool) -> None:
 
         rows: list[tuple[Any, ...]] = [(c.name, c.group, c.summary) for c in chosen]
         print_table(("check", "group", "what it checks"), rows)
+
+
+typer_app = single(doctor)

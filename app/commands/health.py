@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from app import ROOT
-from app.kernel.cli import Json, print_json, whole
+from app.kernel.cli import Json, print_json, single, whole
 from app.kernel.config import HttpServerSettings, OperationsSettings
 from app.kernel.errors import Unavailable
 from app.kernel.running import connect, reachable, running
@@ -29,12 +29,6 @@ class _Listener(NamedTuple):
     def port(self) -> int | None:
         """The port of the listener."""
         return urlsplit(self.url).port
-
-
-def typer_app(name: str) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    app.command(name)(health)
-    return app
 
 
 def health(
@@ -117,3 +111,6 @@ def _ask(listener: _Listener, path: str) -> tuple[int, dict[str, Any]] | None:
     finally:
         connection.close()
     return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else None
+
+
+typer_app = single(health)

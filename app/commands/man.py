@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from app.kernel.cli import single
 from app.kernel.product import NAME, VERSION
 
 _LONGEST_LINE = 66  # 80 with escaped hyphens
@@ -33,12 +34,6 @@ ENVIRONMENT = {
     "SECTION_KEY_FILE": "Names a file with the value.",
     "NO_COLOR": "Plain text on terminals, as TERM=dumb.",
 }
-
-
-def typer_app(name: str) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    app.command(name)(man)
-    return app
 
 
 def man() -> None:
@@ -120,3 +115,6 @@ def _text(text: str) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + _text(text).replace('"', "\\(dq") + '"'
+
+
+typer_app = single(man)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.kernel.cli import Json, print_json
+from app.kernel.cli import Json, print_json, single
 from app.kernel.errors import Conflict
 from app.kernel.product import NAME
 from app.processes import checks, deployment
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from app.kernel.doctor.deployment import Deployment
 
 _ALL_S = 90.0
-
-
-def typer_app(name: str) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
-    app.command(name)(support_bundle)
-    return app
 
 
 def support_bundle(
@@ -79,3 +73,6 @@ def support_bundle(
     if any(reason.startswith("not ready within") for reason in failed.values()):
         os._exit(0)  # a thread that hangs would keep the process
     runner.close()
+
+
+typer_app = single(support_bundle)

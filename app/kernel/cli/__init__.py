@@ -51,6 +51,17 @@ def group(summary: str) -> typer.Typer:
     return typer.Typer(cls=_Group, help=summary, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 
 
+def single(function: Callable[..., None]) -> Callable[[str], typer.Typer]:
+    """Return the `typer_app` of a module with one command."""
+
+    def typer_app(name: str) -> typer.Typer:
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(name)(function)
+        return app
+
+    return typer_app
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON on stdout, in ASCII if stdout is not UTF-8."""
     from pydantic_core import to_json
