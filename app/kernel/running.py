@@ -13,18 +13,17 @@ import stat
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from app.kernel.product import NAME
 
-if TYPE_CHECKING:
-    from http.client import HTTPConnection
-
 FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - the owner of each file is checked
 """Writable also with a read-only root and in hardened systemd units. The first one that is."""
 _PREFIX = f"{NAME}-process-"
+NOT_ANNOUNCED = f"no folder for the address of this process is writable: {NAME} health needs --port"
 _LONGEST = 4096
+_LONGEST_ANSWER = 1 << 20
 _BEING_WRITTEN_S = 60.0
 _LISTENING = "0A"  # TCP_LISTEN
 
@@ -66,23 +65,43 @@ def running(root: Path, *, of_all: bool = False) -> list[Running]:
     return sorted(_found(_place(root), of_all=of_all and os.geteuid() == 0))
 
 
-def connect(url: str, timeout_s: float, *, verified: bool = False) -> "HTTPConnection":
-    """Return a connection, not yet open, to a listener.
+def ask(
+    url: str, path: str, timeout_s: float, body: object = None, *, verified: bool = False
+) -> tuple[int, dict[str, Any]] | None:
+    """Return the status and the JSON object that a listener answers; None without such an answer.
 
-    `verified` checks its certificate; that of a process on this machine is for the public name.
+    A `body` is posted as JSON. `verified` checks the certificate; that of a process on this machine is for the public
+    name.
     """
     import http.client
-
-    parts = urlsplit(url)
-    host = reachable(parts.hostname or "")
-    if parts.scheme != "https":
-        return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
     import ssl
 
-    context = ssl.create_default_context()
-    if not verified:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+    parts = urlsplit(url)
+    host, path = reachable(parts.hostname or ""), parts.path.rstrip("/") + path
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        if not verified:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    try:
+        if body is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer: object = json.loads(response.read(_LONGEST_ANSWER))
+    except (OSError, ValueError, RecursionError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else None
+
+
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    """Return the URL of a listener."""
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def strangers(port: int) -> set[int]:

@@ -98,12 +98,19 @@ def test_a_token_of_the_running_process_is_printed(copy: Project) -> None:
 
 
 def test_a_password_is_not_sent_to_another_machine_in_clear_text(cli: Project) -> None:
-    for url in (
+    elsewhere = (
         "http://192.0.2.1:8080",
         "http://example.com",
         "http://127.example.com",
+        "http://localhost.example.com",
+    )
+    for url in (
+        *elsewhere,
         "ftp://localhost",
         "localhost:8080",
+        "https://localhost:99999",
+        "http://[::1",
+        "https://h:0",
     ):
         line = misused(cli.app(*LOGIN, "--password-stdin", "--url", url, stdin=PASSWORD))
         assert "--url" in line

@@ -1,8 +1,6 @@
 """Checks of this machine: clock, disks, open files, ports."""
 
 import errno
-import http.client
-import json
 import os
 import resource
 import shlex
@@ -18,7 +16,7 @@ from urllib.parse import urlsplit
 from app.kernel.config import HttpServerSettings, LoggerSettings, OperationsSettings, PostgresSettings
 from app.kernel.doctor import Check, Finding, fail, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
-from app.kernel.running import running
+from app.kernel.running import ask, running, url_of
 
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 30.0
 _TIMESYNC = Path("/run/systemd/timesync")
@@ -133,16 +131,8 @@ def _is_ours(root: Path, host: str, port: int) -> bool:
     """Return whether one of our processes has the port; those of other users are asked."""
     if any(urlsplit(process.url).port == port for process in running(root)):
         return True
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
-    connection = http.client.HTTPConnection(here, port, timeout=_ASK_S)
-    try:
-        connection.request("GET", "/health")
-        answer = json.loads(connection.getresponse().read(10_000))
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-    return isinstance(answer, dict) and "status" in answer
+    answer = ask(url_of(host, port), "/health", _ASK_S)
+    return answer is not None and "status" in answer[1]
 
 
 CHECKS = (

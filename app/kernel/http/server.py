@@ -45,7 +45,7 @@ from app.kernel.http.probes import PATHS
 from app.kernel.http.protocols import ServerConfig, read_strictly
 from app.kernel.http.validation import Validation
 from app.kernel.process import Process
-from app.kernel.product import NAME
+from app.kernel.running import NOT_ANNOUNCED, url_of
 from app.kernel.services import Run
 from app.kernel.sockets import InheritedSocket, Name
 from app.kernel.telemetry import metrics
@@ -80,7 +80,7 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
         from app.kernel.http.tls import tls
 
         encryption = tls(settings)
-    url = f"{'https' if encryption else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(host, port, "https" if encryption else "http")
     p.labels[name] = f"{name} {url}"
 
     async def run(stop: asyncio.Event) -> None:
@@ -102,9 +102,7 @@ def http_service(p: Process, app: App, sock: socket.socket, name: Name) -> Run:
         try:
             with nullcontext(True) if is_api and is_separate else p.announced(url) as is_announced:
                 if not is_announced:
-                    logger.warning(
-                        "no folder for the address of this process is writable: {} health needs --port", NAME
-                    )
+                    logger.warning(NOT_ANNOUNCED)
                 await stop.wait()
                 await listener.drain(limits.drain_delay if is_api else 0)
                 await listener.close()

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.kernel.notify import Notifier
-from app.kernel.product import NAME
-from app.kernel.running import announced
+from app.kernel.running import NOT_ANNOUNCED, announced
 from app.kernel.sockets import Sockets, WrongSocket
 from app.kernel.workers import HEARTBEAT_S, HEEDED
 from app.kernel.workers.answers import Answers
@@ -267,9 +266,7 @@ class Supervisor:
             return
         self._announced.close()
         if not self._announced.enter_context(announced(self._name, url, self._root)):
-            self._log.write(
-                "warning", f"no folder for the address of this process is writable: {NAME} health needs --port"
-            )
+            self._log.write("warning", NOT_ANNOUNCED)
         self._url = url
 
     # health

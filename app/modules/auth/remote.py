@@ -1,7 +1,5 @@
 """Sign-in over HTTP, for commands. Imports no client library: one request needs none."""
 
-import http.client
-import json
 import re
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
@@ -14,14 +12,14 @@ from app import ROOT
 from app.kernel.config import HttpServerSettings
 from app.kernel.errors import Invalid, RateLimited, Unauthenticated, Unavailable
 from app.kernel.product import NAME
-from app.kernel.running import connect, running, strangers
+from app.kernel.running import ask, running, strangers, url_of
 from app.modules.auth.domain.second_factor import OtpRequired
 from app.modules.auth.domain.sessions import InvalidCredentials
 from app.processes import load_settings
 
 _PATH = "/auth/v1/login"
+_EXPECTED = "expected a URL such as https://api.example.com"
 _TIMEOUT_S = 40.0  # longer than http_server.handle_timeout
-_LONGEST = 1 << 20
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1: nothing that a shell or a terminal acts on
 
 
@@ -33,12 +31,15 @@ def places(url: str | None) -> list[str]:
     if url is None:
         found = [each.url for each in running(ROOT) if each.name in ("run-all-in-one", "run-auth-http")]
         settings = load_settings(only=(HttpServerSettings,))[HttpServerSettings]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return list(dict.fromkeys([*found, f"http://{host}:{settings.port}"]))
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise typer.BadParameter("expected a URL such as https://api.example.com", param_hint="--url")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        return list(dict.fromkeys([*found, url_of(settings.host, settings.port)]))
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise typer.BadParameter(_EXPECTED, param_hint="--url") from None
+    if not is_valid:
+        raise typer.BadParameter(_EXPECTED, param_hint="--url")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
         raise typer.BadParameter("http would send the password in clear text; use https", param_hint="--url")
     return [url]
 
@@ -52,31 +53,15 @@ def sign_in(asked: Sequence[str], credentials: Mapping[str, str], *, verified: b
     for url in asked:
         if not verified:
             _check_owner(url)
-        status, answer = _post(url, credentials, verified)
+        status, answer = ask(url, _PATH, _TIMEOUT_S, credentials, verified=verified) or (404, {})
         if status == 200:
             _check_token(url, answer)
             return answer
-        if status not in (0, 404):
+        if status != 404:
             raise _refusal(url, status, answer, credentials["username"])
     error = Unavailable(f"nothing serves the auth API at {' or '.join(asked)}")
     error.add_note(f"start it with {NAME} run-all-in-one, or give its address with --url")
     raise error
-
-
-def _post(url: str, credentials: Mapping[str, str], verified: bool) -> tuple[int, dict[str, Any]]:
-    """Return status and body of the answer; status 0 without an answer of JSON."""
-    connection = connect(url, _TIMEOUT_S, verified=verified)
-    path = urlsplit(url).path.rstrip("/") + _PATH
-    try:
-        body = json.dumps(credentials).encode("utf-8", "surrogatepass")
-        connection.request("POST", path, body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = json.loads(response.read(_LONGEST))
-    except (OSError, ValueError, RecursionError, http.client.HTTPException):
-        return 0, {}
-    finally:
-        connection.close()
-    return (response.status, cast("dict[str, Any]", answer)) if isinstance(answer, dict) else (0, {})
 
 
 def _check_owner(url: str) -> None:
