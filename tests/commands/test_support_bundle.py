@@ -128,6 +128,36 @@ def test_the_bundle_tells_much_and_no_planted_secret(
     WATCH.end()  # what it watches for was planted on purpose
 
 
+def test_secrets_of_invalid_settings_are_known(cli: Project, tmp_path: Path) -> None:
+    secrets = {name: f"p1anted-{name}-{'x' * 24}" for name in ("file", "yaml", "misspelt", "credential", "foreign")}
+    (tmp_path / "file").write_text(secrets["file"])
+    (tmp_path / "foreign").write_text(secrets["foreign"])
+    (tmp_path / "telemetry.otlp_headers").write_text(f"k=v,x-api-key={secrets['credential']}")
+    copy = cli.copy(tmp_path / "installation")
+    text = f"auth:\n  master_secret: {secrets['yaml']}\npostgres:\n  old_password: {secrets['misspelt']}\n"
+    (copy.root / "settings" / ".secrets.yaml").write_text(text)
+    hook = "tgram://123456789:AAp1anted-bot-token/42"
+    said = [*secrets.values(), hook.split(":")[2].split("/", maxsplit=1)[0]]
+    (tmp_path / "log").write_text("".join(f"a line said {each} here\n" for each in said))
+    copy.env |= {
+        "POSTGRES_PORT": "many",
+        "POSTGRES_PASSWORD_FILE": str(tmp_path / "file"),
+        "AUTH_ISSUER": "no URL",
+        "TELEMETRY_OTLP_PROTOCOL": "none",
+        "VAULT_TOKEN_FILE": str(tmp_path / "foreign"),
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+        "SENTINEL_NOTIFY_URLS": hook,
+        "LOGGER_OUTPUT": str(tmp_path / "log"),
+    }
+    path = tmp_path / "bundle.tar.gz"
+    done = copy.app("support-bundle", "--output", str(path))
+    found = content(path)
+    assert "postgres.port" in json.loads(found["settings.json"])["error"]
+    assert found["log.txt"].count("a line said *") == 6
+    assert "p1anted" not in "".join([*found.values(), done.stdout, done.stderr])
+    WATCH.end()  # what it watches for was planted on purpose
+
+
 def test_a_bundle_is_not_overwritten(cli: Project, tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
     path.write_text("kept")

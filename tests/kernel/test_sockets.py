@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.kernel.sockets import InheritedSocket, Sockets, WrongSocket
+from app.kernel.workers.worker import Worker
 from tests.support.activation import Activation, listening
 from tests.support.project import Project
 
@@ -106,3 +107,12 @@ def test_sockets_of_another_process_are_ignored_and_forgotten() -> None:
 def test_a_malformed_number_of_sockets_is_refused(count: str) -> None:
     with pytest.raises(WrongSocket, match="is not a number of sockets"):
         Sockets.taken_from({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})
+
+
+def test_a_socket_of_the_supervisor_is_not_passed_to_children() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, listening() as listener:
+        socket.send_fds(ours, [b'{"is_inherited": false}'], [listener.fileno()])
+        with Worker(1, 2, theirs, theirs).sockets.listen("http", "127.0.0.1", 0) as given:
+            assert port_of(given) == port_of(listener)
+            assert not given.get_inheritable()

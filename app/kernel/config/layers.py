@@ -33,7 +33,7 @@ from app.kernel.config.settings import (
 from app.kernel.config.stores import CannotFetch, Stores, is_reference
 from app.kernel.config.variables import Lookup, NotReadable, from_credentials, from_environment
 from app.kernel.product import NAME
-from app.kernel.telemetry.redact import remember
+from app.kernel.telemetry.redact import is_secret_name, remember
 
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 _SHOWN = 80
@@ -94,6 +94,7 @@ def _loaded(
     layers.add_variables(from_environment(environ), secrets)
     for key, value in (overrides or {}).items():
         layers.set(layers.schema[key], value, "command line")
+    layers.remember_secrets()
     kinds = [kind for kind in layers.kinds if not only or kind in only]
     layers.fetch_plain(kinds)
     built = {kind: layers.build(kind) for kind in kinds}
@@ -197,6 +198,14 @@ class _Layers:
                     self.set(setting, *found)
             except NotReadable as error:
                 self.refuse(setting.key, str(error), error.source)
+
+    def remember_secrets(self) -> None:
+        """Redact secrets also when they are invalid, or have an unknown key."""
+        for name, section in self.tree.items():
+            for key, value in section.items():
+                known = self.schema.get(f"{name}.{key}")
+                if isinstance(value, str) and (known.is_secret if known else is_secret_name(key)):
+                    remember([value, *value.split()])
 
     def fetch_plain(self, kinds: Iterable[type[Section]]) -> None:
         """Fetch the values of settings that are not of a secret type from the stores that have them."""

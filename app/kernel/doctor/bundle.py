@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -84,14 +85,15 @@ def remember_all(d: Deployment) -> None:
     """Redact every secret that can be known, also of invalid settings and of variables that are not ours."""
     remember(d.settings.secrets())
     secret = {setting.variable for kind in d.sections for setting in schema(kind) if setting.is_secret}
+    secret |= {f"{name}_FILE" for name in secret}
     for name, value in d.environ.items():
-        if name in secret or is_secret_name(name):
-            remember({value, *value.split()})
-        elif name.removesuffix("_FILE") in secret and name.endswith("_FILE"):
-            try:
-                remember([read_value(value)])
-            except (OSError, ValueError):
-                continue
+        if name not in secret and not is_secret_name(name):
+            continue
+        remember({value, *value.split()})
+        if name.endswith("_FILE"):
+            with suppress(OSError, ValueError):
+                found = read_value(value)
+                remember({found, *found.split()})
 
 
 def parts(d: Deployment, checks: Sequence[Check]) -> dict[str, Part]:

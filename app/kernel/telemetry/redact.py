@@ -37,14 +37,19 @@ _PAIRS = re.compile(
     "(?i)((?:" + "|".join(_NAMES) + r")[a-z_]*\\*[\"']?\s*[=:]\s*)"
     r"""(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&"'})\]\\]+)"""
 )
+_PART = re.compile(r"[^\s,;/:@?&=.]{16,}(?![^\s,;/:@?&=])")  # the token in a webhook or a header; host names have dots
 _SHORT = 64
 _PLAIN = frozenset({int, float, bool, UUID, type(None)})
-_known: set[str] = set()
+_known: list[str] = []
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """Redact these secrets of the settings everywhere, except short ones, which would match too much."""
-    _known.update(secret for secret in secrets if len(secret) >= 6)
+    """Redact these secrets of the settings, and long parts of them, everywhere.
+
+    Not short ones, which would match too much.
+    """
+    found = {part for secret in secrets for part in (secret, *_PART.findall(secret)) if len(part) >= 6}
+    _known[:] = sorted(found.union(_known), key=len, reverse=True)  # a part would leave the rest
     _short.cache_clear()
 
 

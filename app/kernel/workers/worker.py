@@ -143,6 +143,7 @@ class _SupervisedSockets(Sockets):
             for note in answer["notes"]:
                 refusal.add_note(note)
             raise refusal
+        os.set_inheritable(fds[0], False)
         kind = InheritedSocket if answer["is_inherited"] else socket.socket
         return kind(fileno=fds[0])
 

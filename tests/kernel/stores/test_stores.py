@@ -107,15 +107,17 @@ def _kubernetes(path: str, body: bytes, token: str) -> bytes:
 
 
 @contextmanager
-def answering(answer: object) -> Iterator[str]:
-    """Serve answers: a function of path and body, or bytes."""
+def answering(answer: object, location: str = "") -> Iterator[str]:
+    """Serve answers: a function of path and body, or bytes; or redirect there."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             content = answer(self.path, body) if callable(answer) else answer
-            self.send_response(200)
+            self.send_response(307 if location else 200)
             self.send_header("Content-Type", "application/json")
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(content)
 
@@ -199,6 +201,28 @@ def test_a_vault_that_denies_or_does_not_answer_is_one_line(vault: Vault) -> Non
             fetch({"VAULT_ADDR": url, "VAULT_TOKEN": "x"}, MASTER_IN_VAULT, 0.5)
         assert not caught.value.is_final
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"VAULT_TOKEN": "t0ken-of-vault"},
+        {"VAULT_ROLE_ID": "role", "VAULT_SECRET_ID": "t0ken-of-vault"},
+    ],
+)
+def test_a_redirect_gets_no_token(login: dict[str, str]) -> None:
+    reached = list[str]()
+
+    def other(path: str, _: bytes) -> bytes:
+        reached.append(path)
+        return b"{}"
+
+    with answering(other) as elsewhere, answering(b"", f"{elsewhere}/v1/x") as url:
+        environ = {"AUTH_MASTER_SECRET": MASTER_IN_VAULT, "VAULT_ADDR": url.replace("://", "://me:passw0rd@"), **login}
+        line, hint = refusal(environ)
+        assert f"{url} redirects, and is not followed" in line
+        assert "VAULT_ADDR" in hint
+        assert reached == []
 
 
 def test_a_sealed_vault_is_one_line(tmp_path: Path) -> None:

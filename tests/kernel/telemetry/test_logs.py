@@ -360,7 +360,7 @@ def test_fields_with_a_secret_name_are_hidden_at_every_depth() -> None:
 
 
 def test_secrets_of_the_settings_are_hidden_whatever_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.kernel.telemetry.redact._known", set())
+    monkeypatch.setattr("app.kernel.telemetry.redact._known", [])
     remember(["plain words", "short"])
     assert redacted("it said: plain words, short") == f"it said: {HIDDEN}, short"
 

@@ -4,9 +4,11 @@ Logs in with a token (VAULT_TOKEN, ~/.vault-token), AppRole (VAULT_ROLE_ID and V
 of the pod (VAULT_KUBERNETES_ROLE).
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import hvac
 from hvac.exceptions import (
@@ -18,13 +20,14 @@ from hvac.exceptions import (
     VaultDown,
     VaultError,
 )
-from requests.exceptions import InvalidURL, MissingSchema, RequestException, SSLError, Timeout
+from requests.exceptions import InvalidURL, MissingSchema, RequestException, SSLError, Timeout, TooManyRedirects
 from requests.exceptions import JSONDecodeError as NotJson
 
 from app.kernel.config.files import read_value
 from app.kernel.config.stores import CannotFetch
 
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+_USER = re.compile(r"(?<=://)[^/]*@")
 _TRUE = ("1", "t", "true")
 
 
@@ -43,6 +46,11 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "check `vault kv get {path}`; PATH begins with the mount and has no data/",
     ),
     ((SSLError,), "the certificate of {address} is not trusted", "set VAULT_CACERT to the CA's certificate"),
+    (
+        (TooManyRedirects,),
+        "{address} redirects, and is not followed",
+        "set VAULT_ADDR to the active Vault",
+    ),
     ((InvalidURL, MissingSchema), "VAULT_ADDR is no URL", _ADDRESS),
     ((NotJson,), "the answer of {address} is not that of Vault", "check VAULT_ADDR"),
     ((Timeout,), "Vault at {address} does not answer", "check VAULT_ADDR and the network"),
@@ -50,7 +58,7 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     ((VaultError,), "Vault at {address} failed", "see the log of Vault"),
     ((Exception,), "the answer of {address} is not that of Vault", "check VAULT_ADDR"),
 )
-_FINAL = (Forbidden, Unauthorized, InvalidPath, SSLError, InvalidURL, MissingSchema)
+_FINAL = (Forbidden, Unauthorized, InvalidPath, SSLError, TooManyRedirects, InvalidURL, MissingSchema)
 
 
 def read(path: str, environ: Mapping[str, str], seconds: float) -> dict[str, object]:
@@ -70,7 +78,7 @@ def read(path: str, environ: Mapping[str, str], seconds: float) -> dict[str, obj
     except Exception as error:  # noqa: BLE001 - a malformed answer fails anywhere
         message, hint = next((message, hint) for kinds, message, hint in _REASONS if isinstance(error, kinds))
         mount, _, rest = path.partition("/")
-        names = {"address": address, "path": path, "api_path": f"{mount}/data/{rest}"}
+        names = {"address": _USER.sub("", address), "path": path, "api_path": f"{mount}/data/{rest}"}
         final = isinstance(error, _FINAL)
         raise CannotFetch(message.format(**names), hint.format(**names), is_final=final) from None
 
@@ -83,7 +91,9 @@ def _client(address: str, environ: Mapping[str, str], seconds: float) -> Any:
     cert: Any = (certificate, key) if certificate and key else certificate or None
     limit: Any = seconds
     namespace = environ.get("VAULT_NAMESPACE") or None
-    return hvac.Client(url=address, token="", cert=cert, verify=verify, timeout=limit, namespace=namespace)
+    client = hvac.Client(url=address, token="", cert=cert, verify=verify, timeout=limit, namespace=namespace)
+    client.session.max_redirects = 0  # the token, the secret id or the JWT would go wherever an answer points to
+    return client
 
 
 def _log_in(client: Any, environ: Mapping[str, str]) -> None:
@@ -130,7 +140,7 @@ def _mount(client: Any, path: str) -> str:
     """Return the mount of a path, as `vault kv get` finds it. Raises CannotFetch unless it is KV version 2."""
     first = path.partition("/")[0]
     try:
-        answer = client.adapter.get(f"/v1/sys/internal/ui/mounts/{path}")
+        answer = client.adapter.get(f"/v1/sys/internal/ui/mounts/{quote(path)}")
         found: dict[str, Any] = answer["data"]
         options: dict[str, Any] = found.get("options") or {}
     except (Forbidden, InvalidPath):
