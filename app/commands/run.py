@@ -109,9 +109,9 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
 
     from app.kernel.config import LoggerSettings
     from app.kernel.config.renewal import renewed
-    from app.kernel.notify import Notifier
     from app.kernel.process import run_to_end
     from app.kernel.sockets import Sockets
+    from app.kernel.systemd.notify import Notifier
     from app.kernel.telemetry.logs import configure
     from app.kernel.telemetry.redact import remember
 

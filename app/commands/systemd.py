@@ -13,7 +13,7 @@ from app.kernel.text import suggestion
 from app.processes import PROCESSES, load_settings, sections
 
 if TYPE_CHECKING:
-    from app.kernel.units import Installation, Role
+    from app.kernel.systemd.units import Installation, Role
 
 _ETC = Path("/etc/systemd/system")
 _app = group("Generate units for systemd.")
@@ -77,7 +77,7 @@ def install(
       APP_ENV=production app systemd install --dry-run
       APP_ENV=production app systemd install --enable --yes
     """
-    from app.kernel.units.install import Folder, check_systemd, enabled
+    from app.kernel.systemd.install import Folder, check_systemd, enabled
 
     wanted = _Units(processes or [], command, environment_file)
     if enable:
@@ -108,7 +108,7 @@ class _Units:
 
     def __init__(self, names: list[str], command: Path | None, environment_file: Path) -> None:
         from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings
-        from app.kernel.units import units
+        from app.kernel.systemd.units import units
 
         for name in names:
             if name not in PROCESSES:
@@ -124,13 +124,13 @@ class _Units:
 
     def started(self) -> list[str]:
         """Return the units to enable: of the named processes, else all but the one that replaces all others."""
-        from app.kernel.units import started
+        from app.kernel.systemd.units import started
 
         return started(self._roles, [r for r in self._chosen if self._named or not r.is_whole], self._settings)
 
     def warnings(self) -> list[str]:
         """Return what keeps the units from starting as they are."""
-        from app.kernel.units.install import unreachable
+        from app.kernel.systemd.install import unreachable
 
         found = [
             f"{path} is not readable by the user of the units; install {NAME} elsewhere, such as in /opt"
@@ -142,7 +142,7 @@ class _Units:
 
 
 def _roles() -> "list[Role]":
-    from app.kernel.units import Role
+    from app.kernel.systemd.units import Role
 
     return [
         Role(name, spec.help, spec.listens == "http_server", spec.has_instances) for name, spec in PROCESSES.items()
@@ -152,7 +152,7 @@ def _roles() -> "list[Role]":
 def _installation(command: Path | None, environment_file: Path) -> "Installation":
     from app import IS_INSTALLED, ROOT
     from app.kernel.config import schema
-    from app.kernel.units import Installation
+    from app.kernel.systemd.units import Installation
 
     secrets = tuple(setting.key for kind in sections() for setting in schema(kind) if setting.is_secret)
     script = Path(sys.executable).with_name(NAME)

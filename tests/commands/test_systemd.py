@@ -13,7 +13,7 @@ import pytest
 from app.kernel.config import Settings, load
 from app.kernel.errors import Invalid
 from app.kernel.product import NAME
-from app.kernel.units import Installation, Role, ports_of, started, units
+from app.kernel.systemd.units import Installation, Role, ports_of, started, units
 from app.processes import PROCESSES, sections
 from tests.conftest import postgres_binaries, program
 from tests.support.debian import debian_server

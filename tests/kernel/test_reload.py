@@ -11,9 +11,9 @@ from loguru import logger
 
 from app.kernel.config import load
 from app.kernel.errors import Unavailable
-from app.kernel.notify import Notifier
 from app.kernel.process import Process, reload
 from app.kernel.services import Run, Service
+from app.kernel.systemd.notify import Notifier
 from app.processes import sections
 from tests.support.project import ROOT, Project, eventually
 from tests.support.systemd import Inbox, inbox

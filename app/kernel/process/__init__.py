@@ -22,13 +22,13 @@ from loguru import logger
 
 from app.kernel.config import CLOSE_S, ProcessSettings, Section, Settings
 from app.kernel.errors import Constraints, Unavailable
-from app.kernel.notify import Notifier
 from app.kernel.process.needs import used_by
 from app.kernel.process.reload import Reload, Reloads
-from app.kernel.process.status import reporting
 from app.kernel.running import announced
 from app.kernel.services import Run, Service, in_order
 from app.kernel.sockets import Sockets
+from app.kernel.systemd.notify import Notifier
+from app.kernel.systemd.status import reporting
 from app.kernel.text import error_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from loguru import logger
 
 from app.kernel.config import Misconfigured
 from app.kernel.errors import Refusal
-from app.kernel.notify import Notifier
+from app.kernel.systemd.notify import Notifier
 from app.kernel.text import error_text
 
 Reload = Callable[[], Awaitable[str | None]]

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from app.kernel.notify import Notifier
 from app.kernel.running import NOT_ANNOUNCED, announced
 from app.kernel.sockets import Sockets, WrongSocket
+from app.kernel.systemd.notify import Notifier
 from app.kernel.workers import HEARTBEAT_S, HEEDED
 from app.kernel.workers.answers import Answers
 from app.kernel.workers.log import Log

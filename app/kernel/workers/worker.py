@@ -15,9 +15,9 @@ from loguru import logger
 
 from app.kernel.config import LoggerSettings, ProcessSettings
 from app.kernel.errors import Unavailable
-from app.kernel.notify import Notifier
 from app.kernel.services import Service
 from app.kernel.sockets import InheritedSocket, Name, Sockets, WrongSocket
+from app.kernel.systemd.notify import Notifier
 from app.kernel.telemetry import logs, metrics
 from app.kernel.workers import HEARTBEAT_S, VARIABLE
 from app.kernel.workers.families import Family

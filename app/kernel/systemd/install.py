@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.kernel.errors import Denied, NotFound, Refusal, Unavailable
-from app.kernel.units import Installation
+from app.kernel.systemd.units import Installation
 
 State = Literal["new", "changed", "unchanged"]
 _SYSTEMCTL_S = 300

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.kernel.notify import Notifier
+from app.kernel.systemd.notify import Notifier
 from tests.conftest import log_in, program
 from tests.support.project import Project, add_feature, eventually
 from tests.support.systemd import Inbox, Unit, inbox
@@ -63,14 +63,13 @@ def test_a_message_arrives_over_a_path_and_an_abstract_name(notified: Inbox) -> 
     notifier = Notifier.taken_from({"NOTIFY_SOCKET": notified.address})
     notifier.extend(1.5)
     notifier.ready()
-    notifier.main_pid(42)
     notifier.status("ready\n  7 jobs\n")
     notifier.status("ready 7 jobs")  # unchanged
     notifier.ping()
     notifier.stopping(30)
     notifier.close()
     assert notified.fields() == [
-        *("EXTEND_TIMEOUT_USEC=1500000", "READY=1", "STATUS=ready", "MAINPID=42", "STATUS=ready 7 jobs"),
+        *("EXTEND_TIMEOUT_USEC=1500000", "READY=1", "STATUS=ready", "STATUS=ready 7 jobs"),
         *("WATCHDOG=1", "STOPPING=1", "EXTEND_TIMEOUT_USEC=30000000", "STATUS=draining"),
     ]
 

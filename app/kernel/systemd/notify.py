@@ -54,10 +54,6 @@ class Notifier:
         """Ask for more time to start or to stop."""
         self._tell(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
-    def main_pid(self, pid: int) -> None:
-        """Tell which process is the main process of the unit."""
-        self._tell(f"MAINPID={pid}")
-
     def status(self, text: str) -> None:
         """Set the text that `systemctl status` shows. Sends nothing if it has not changed."""
         text = " ".join(text.split())  # a line break would end the field

@@ -1,0 +1,1 @@
+"""systemd: unit files, and the notification of the service manager."""
