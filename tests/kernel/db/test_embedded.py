@@ -377,6 +377,16 @@ def test_deleted_data_are_not_made_again_for_owners_that_used_them(home):
     assert not (home.folder / "data").exists()
 
 
+def test_nobody_else_may_write_to_the_folders_above_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        embedded._Shared(tmp_path / "state" / "app" / "postgres", tmp_path).prepare()
+    finally:
+        os.umask(before)
+    made = ("state", "state/app", "state/app/postgres")
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in made] == [0o755, 0o755, 0o700]
+
+
 def test_a_deleted_folder_is_not_made_again(home):
     owner = home.owner()
     assert owner.query("SELECT 1")

@@ -131,7 +131,9 @@ class _Shared:
 
     def prepare(self) -> None:
         """Create the folder. Raises Unavailable when another user owns it, OSError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (*reversed(self.folder.parents), self.folder):  # `parents=True` leaves the mode to the umask
+            if not path.exists():
+                path.mkdir(mode=0o700 if path == self.folder else 0o755, exist_ok=True)
         owner = self.folder.stat().st_uid
         if owner != os.geteuid():
             name = "root" if owner == 0 else f"the user {owner}"
