@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from app.kernel.errors import Unavailable
 from app.kernel.running import NOT_ANNOUNCED, announced
 from app.kernel.sockets import Sockets, WrongSocket
 from app.kernel.systemd.notify import Notifier
@@ -132,8 +133,7 @@ class Supervisor:
         self._answers.ended(member)
         is_in_place = self._current.get(member.number) is member
         if self._stopping.is_set() or member.state == "leaving":
-            was_started = member.ready.is_set() or member.status > 0
-            if member.status and was_started and not self._at_once.is_set():
+            if member.status and member.ready.is_set() and not self._at_once.is_set():
                 self._log.write("error", f"{member.name} {_ending(member.status)}", worker=member.number)
                 self._status = self._status or (70 if self._stopping.is_set() else 0)
         elif is_in_place and (self._has_started or member.ready.is_set()):
@@ -249,6 +249,8 @@ class Supervisor:
     # what workers ask for and tell
 
     def _listen(self, member: Member, request: tuple[Any, str, int, str]) -> socket.socket:
+        if self._stopping.is_set():
+            raise Unavailable("stopped before having started")
         name, host, port, section = request
         address = (name, host, port)
         if address not in self._sockets:

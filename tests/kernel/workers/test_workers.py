@@ -21,6 +21,21 @@ RELOADS = int(os.environ.get("RELOADS", "3"))
 ENV = {"PROCESS_DRAIN_DELAY": "300ms", "PROCESS_WORKER_TIMEOUT": "2s"}
 
 
+LATE = """
+import os, signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+signal.alarm(20)
+with socket.socket(fileno=int(os.environ["APP_WORKER"].split(":")[-1])) as supervisor:
+    for number in (1, 2):
+        supervisor.sendall(b'["http", "127.0.0.1", 0, ""]')
+        print(socket.recv_fds(supervisor, 65536, 1)[0], flush=True)
+        if number == 1:
+            signal.sigwait({signal.SIGTERM})
+    raise SystemExit(69)
+"""
+"""A worker that asks for the same socket twice, again when it is told to stop."""
+
+
 def workers_of(running: Running) -> list[int]:
     return [child.pid for child in psutil.Process(running.pid).children()]
 
@@ -137,6 +152,18 @@ def test_workers_end_with_their_supervisor(project: Project) -> None:
     gone, alive = psutil.wait_procs(workers, 10)
     assert (len(gone), alive) == (2, [])
     assert said(running, "stopped") == 2
+
+
+def test_a_worker_that_asks_for_a_socket_while_all_stop_is_refused() -> None:
+    program = [sys.executable, "-P", str(ROOT / "app/kernel/workers/__main__.py"), "run-auth-http", "1", str(ROOT)]
+    with subprocess.Popen([*program, sys.executable, "-c", LATE], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        assert p.stdout is not None
+        p.stdout.readline()
+        p.send_signal(signal.SIGTERM)
+        out, err = p.communicate(timeout=30)
+    assert b"stopped before having started" in out
+    assert p.returncode == 0
+    assert b"Traceback" not in err
 
 
 def test_systemd_hears_one_service_whose_socket_stays_open(project: Project, tmp_path: Path) -> None:
