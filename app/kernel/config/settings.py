@@ -286,4 +286,6 @@ def current_environment(environ: Mapping[str, str]) -> Environment:
     hint = f"; did you mean {near[0]}?" if near else ""
     if not name.strip():
         hint = f"; unset it for {DEFAULT_ENVIRONMENT}"
-    raise Misconfigured(f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}")
+    error = Misconfigured(f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}")
+    error.add_note(f"export APP_ENV={near[0]}" if near else "unset APP_ENV")
+    raise error

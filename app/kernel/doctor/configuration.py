@@ -26,7 +26,7 @@ _LEAST_PREFIX = {4: 8, 6: 16}
 async def settings(d: Deployment) -> AsyncIterator[Finding]:
     """Report all problems of the settings but those of secrets."""
     if d.error is not None and not d.error.problems:
-        yield fail(str(d.error), "unset APP_ENV")
+        yield fail(str(d.error), next(iter(getattr(d.error, "__notes__", ())), "unset APP_ENV"))
     for problem in d.error.problems if d.error else ():
         if problem.key not in _secret_keys(d):
             yield fail(_text(problem), _correction(d, problem))
@@ -59,11 +59,17 @@ def _secret_keys(d: Deployment) -> set[str]:
 def _correction(d: Deployment, problem: Problem) -> str:
     known = {setting.key: setting for kind in d.sections for setting in schema(kind)}
     setting = known.get(problem.key)
+    if setting is not None and problem.source == f"{setting.variable}_FILE":
+        path = shlex.quote(d.environ[problem.source])
+        if setting.is_key and Path(d.environ[problem.source]).is_file():
+            return f"(umask 077; mv {path} {path}.former; openssl rand -base64 32 > {path})"
+        return f"ls -l {path}  # then correct {problem.source}"
     if setting is not None and setting.is_key:
         return f'export {setting.variable}="$(openssl rand -base64 32)"'
     if problem.source in d.environ and setting is not None and not setting.is_secret:
         return f"unset {problem.source}  # or correct it"
-    if problem.source in d.environ or setting is None or problem.source.endswith(".yaml"):
+    is_shipped = problem.source == "settings/default.yaml"
+    if problem.source in d.environ or setting is None or (problem.source.endswith(".yaml") and not is_shipped):
         where = "" if problem.source in d.environ else f", {problem.key}"
         return f"correct {problem.source}{where}"
     return f"export {setting.variable}=VALUE"

@@ -66,7 +66,8 @@ async def test_a_laptop_before_its_first_start_has_no_findings(planted: Planted)
     ("env", "check", "problem", "fix"),
     [
         ({"HTTP_SERVER_PORT": "70000"}, "settings", "expected 0 to 65535", "unset HTTP_SERVER_PORT"),
-        ({"APP_ENV": "prodution"}, "settings", "did you mean production?", "unset APP_ENV"),
+        ({"APP_ENV": "prodution"}, "settings", "did you mean production?", "export APP_ENV=production"),
+        ({"APP_ENV": "live"}, "settings", "expected one of local, test", "unset APP_ENV"),
         ({"HTTP_SERVER_HOST": "0.0.0.0"}, "secrets", "published default", "export AUTH_MASTER_SECRET="),
         ({"HTTP_SERVER_TRUSTED_PROXIES": "0.0.0.0/0"}, "proxies", "0.0.0.0/0: everybody", "export HTTP_SERVER_TRUSTED"),
         ({"HTTP_SERVER_TRUSTED_PROXIES": "10.0.0.1,::/0"}, "proxies", "has ::/0", "export HTTP_SERVER_TRUSTED_PROXIES"),
@@ -174,6 +175,25 @@ async def test_a_missing_secret_file_is_found(planted: Planted, tmp_path: Path) 
     found = await planted.examine()
     assert found.keys() == {"secrets"}
     assert "No such file" in found["secrets"][1]
+    assert planted.findings[0].fix == f"ls -l {tmp_path}/missing  # then correct AUTH_MASTER_SECRET_FILE"
+
+
+async def test_the_remedy_of_an_empty_secret_file_fills_the_file(planted: Planted, tmp_path: Path) -> None:
+    (tmp_path / "of us").touch(0o600)
+    planted.env = {"AUTH_MASTER_SECRET_FILE": str(tmp_path / "of us"), "HTTP_SERVER_HOST": "0.0.0.0"}
+    assert (await planted.examine()).keys() == {"secrets"}
+    planted.apply(planted.findings[0].fix)
+    assert await planted.examine() == {}
+    assert (tmp_path / "of us.former").exists()
+
+
+async def test_what_only_default_yaml_has_is_set_in_the_environment(production: Planted) -> None:
+    del production.env["POSTGRES_HOST"], production.env["POSTGRES_PASSWORD"]
+    await production.examine("settings", "secrets")
+    assert [finding.fix for finding in production.findings] == [
+        "export POSTGRES_HOST=VALUE",
+        "export POSTGRES_PASSWORD=VALUE",
+    ]
 
 
 async def test_a_certificate_of_our_own_that_cannot_be_used_or_ends_soon_is_found(
