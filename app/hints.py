@@ -9,6 +9,7 @@ REPORT = f"{NAME} support-bundle"
 
 HINTS: tuple[tuple[str, str, str], ...] = (
     # configuration
+    ("Misconfigured", "(command line)", ""),
     ("Misconfigured", "PostgreSQL at ", "doctor --only postgresql"),
     ("Misconfigured", "no PostgreSQL server is configured", "config explain postgres.host"),
     ("Misconfigured", "recipients", "config explain sentinel.notify_urls"),
