@@ -24,7 +24,7 @@ def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every na
 
 
 def _warn(problems: "Iterable[Problem]") -> None:
-    sys.stderr.writelines(f"warning: {p.key} ({p.source}): {p.message}\n" for p in problems)
+    sys.stderr.writelines(f"warning: {problem}\n" for problem in problems)
 
 
 @_app.command()

@@ -37,7 +37,7 @@ def run_once(name: str, work: "Callable[[Process], Awaitable[T]]") -> T:
     settings = load_settings()
     remember(settings.secrets())
     for warning in settings.misspelt:
-        logger.warning("{} ({}): {}", warning.key, warning.source, warning.message)
+        logger.warning("{}", warning)
 
     async def body() -> T:
         async with new_process(name, settings).opened() as p:

@@ -83,8 +83,9 @@ def typer_app(name: str) -> typer.Typer:
 async def _show_banner(p: "Process", output: "Output") -> None:
     """Show the banner when everything else is made."""
     from app.commands.banner import banner
+    from app.kernel.text import allows_colour
 
-    output.write(await banner(p, colour=output.is_colourful))
+    output.write(await banner(p, colour=allows_colour(output.is_terminal)))
 
 
 def _given(options: dict[str, object]) -> dict[str, object]:
@@ -120,7 +121,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
     remember(settings.secrets())
     output = configure(settings[LoggerSettings], name, worker.number if worker else None)
     for warning in (*settings.misspelt, *settings.warnings):
-        logger.warning("{} ({}): {}", warning.key, warning.source, warning.message)
+        logger.warning("{}", warning)
     process = new_process(name, settings)
     process.worker = worker
     process.notify = worker.notify if worker else Notifier.taken_from(os.environ)

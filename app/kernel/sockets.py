@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import MutableMapping
-from typing import Literal
+from typing import Any, Literal
 
 from app.kernel.errors import Unavailable
 
@@ -110,9 +110,8 @@ def bind(host: str, port: int, section: str = "") -> socket.socket:
     """
     sock: socket.socket | None = None
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        sock = socket.socket(family, kind, protocol)
+        family, address = resolved(host, port)
+        sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -125,6 +124,13 @@ def bind(host: str, port: int, section: str = "") -> socket.socket:
         raise refusal from None
     sock.setblocking(False)
     return sock
+
+
+def resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and the address to listen on: IPv4, if the host has it. Raises OSError, UnicodeError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    return family, address
 
 
 def _options(section: str) -> tuple[str, str]:

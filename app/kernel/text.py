@@ -1,6 +1,7 @@
 """Makes text from outside safe to log, encode and store."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, cast
@@ -9,6 +10,11 @@ _LONGEST = 8000
 _DEEPEST = 20
 _LONGEST_NAME = 128
 _FEW = 8
+
+
+def allows_colour(is_terminal: bool) -> bool:
+    """Return whether an output may have colours (no-color.org)."""
+    return is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def storable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -144,7 +143,9 @@ async def in_chunks(step: Callable[[str | None], Awaitable[C]], cursor: str | No
 
 def can_show_progress() -> bool:
     """Return whether stderr is a terminal that supports progress bars."""
-    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    from app.kernel.text import allows_colour
+
+    return allows_colour(sys.stderr.isatty())
 
 
 @contextmanager

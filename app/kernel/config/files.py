@@ -44,9 +44,16 @@ def read(files: list[Path]) -> dict[Path, File]:
     return found
 
 
+class CannotRead(Exception):
+    """A file cannot be read as text; the message says why."""
+
+
 def read_value(path: str) -> str:
-    """Return a file's content without byte order mark and trailing newlines. Raises OSError, UnicodeDecodeError."""
-    return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
+    """Return a file's content without byte order mark and trailing newlines. Raises CannotRead."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        raise CannotRead(error.strerror if isinstance(error, OSError) else "it is not UTF-8 text") from None
 
 
 def _yaml(file: Path) -> dict[str, object]:

@@ -17,8 +17,8 @@ def renewed(current: Settings, read: Callable[[], Settings]) -> str | None:
         new = read()
         found = [(setting, before, _now(new, setting)) for setting, before in _used(current)]
     except Misconfigured as error:
-        lines = [f"{p.key} ({p.source}): {p.message}" for p in error.problems] or [str(error)]
-        raise Misconfigured(f"{'; '.join(lines)}; the settings stay as they were") from None
+        reasons = "; ".join(map(str, error.problems)) or str(error)
+        raise Misconfigured(f"{reasons}; the settings stay as they were") from None
     fresh, late = list[str](), list[str]()
     for setting, before, after in found:
         if _plain(before) == after:

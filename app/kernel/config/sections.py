@@ -95,14 +95,14 @@ class ProcessSettings:
     drain_delay: Annotated[Duration, Field(le=_DAY, description="between /ready turning 503 and the listener closing")]
     grace: Annotated[Duration, Field(le=30 * _DAY, description="for requests and jobs to finish after the drain delay")]
 
+    worker_timeout: Annotated[
+        Duration, Field(ge=2, le=_DAY, description="a worker (--workers) that is blocked for this long is replaced")
+    ]
+
     @property
     def stop_s(self) -> float:
         """The longest time from the request to stop until the end; then a process ends itself."""
         return self.drain_delay + self.grace + 3 * CLOSE_S
-
-    worker_timeout: Annotated[
-        Duration, Field(ge=2, le=_DAY, description="a worker (--workers) that is blocked for this long is replaced")
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,9 @@ class Problem:
     message: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.key} ({self.source}): {self.message}"
+
 
 class Misconfigured(Exception):
     """The settings are invalid; `problems` lists why."""
@@ -49,8 +52,7 @@ class Misconfigured(Exception):
         for hint in dict.fromkeys(problem.hint for problem in self.problems if problem.hint):
             self.add_note(hint)
         if len(self.problems) == 1:
-            [only] = self.problems
-            super().__init__(f"{message}: {only.key} ({only.source}): {only.message}")
+            super().__init__(f"{message}: {self.problems[0]}")
             return
         widths = [max((len(getattr(p, name)) for p in self.problems), default=0) for name in ("key", "source")]
         lines = [f"  {p.key:<{widths[0]}}  {p.source:<{widths[1]}}  {p.message}" for p in self.problems]

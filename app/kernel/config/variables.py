@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from app.kernel.config.files import read_value
+from app.kernel.config.files import CannotRead, read_value
 
 Lookup = Callable[[str], tuple[str, str] | None]
 """Returns the text of a variable such as POSTGRES_PASSWORD, and its source. Raises NotReadable."""
@@ -26,13 +26,7 @@ def from_environment(environ: Mapping[str, str]) -> Lookup:
             if file:
                 raise NotReadable(variable, f"{variable}_FILE is set too; keep one of them")
             return environ[variable], variable
-        if not file:
-            return None
-        try:
-            return read_value(file), f"{variable}_FILE"
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise NotReadable(f"{variable}_FILE", f"cannot read {file}: {reason}") from None
+        return _from_file(file, f"{variable}_FILE") if file else None
 
     return lookup
 
@@ -44,11 +38,13 @@ def from_credentials(environ: Mapping[str, str]) -> Lookup:
         folder = environ.get("CREDENTIALS_DIRECTORY")
         if not folder or not (file := Path(folder) / key).is_file():
             return None
-        source = f"credential {key}"
-        try:
-            return read_value(str(file)), source
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise NotReadable(source, f"cannot read {file}: {reason}") from None
+        return _from_file(str(file), f"credential {key}")
 
     return lookup
+
+
+def _from_file(file: str, source: str) -> tuple[str, str]:
+    try:
+        return read_value(file), source
+    except CannotRead as error:
+        raise NotReadable(source, f"cannot read {file}: {error}") from None

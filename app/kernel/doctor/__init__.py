@@ -5,10 +5,13 @@ of reach, which another check reports.
 """
 
 import asyncio
+import shlex
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+from app.kernel.product import NAME
 
 if TYPE_CHECKING:
     from app.kernel.doctor.deployment import Deployment
@@ -42,6 +45,11 @@ def warn(problem: str, fix: str, repair: Repair | None = None) -> Finding:
 def fail(problem: str, fix: str, repair: Repair | None = None) -> Finding:
     """Return a finding that keeps a part of the deployment from working, or endangers data."""
     return Finding("fail", problem, fix, repair)
+
+
+def in_shell(statement: str) -> str:
+    """Return the command that runs a statement on the database of the settings."""
+    return f"{NAME} db shell -c {shlex.quote(statement)}"
 
 
 class Check(NamedTuple):

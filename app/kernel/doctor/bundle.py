@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import LiteralString
 
 from app.kernel.config import LoggerSettings, schema
-from app.kernel.config.files import read_value
+from app.kernel.config.files import CannotRead, read_value
 from app.kernel.doctor import Check, in_thread
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
@@ -91,7 +91,7 @@ def remember_all(d: Deployment) -> None:
             continue
         remember({value, *value.split()})
         if name.endswith("_FILE"):
-            with suppress(OSError, ValueError):
+            with suppress(CannotRead):
                 found = read_value(value)
                 remember({found, *found.split()})
 

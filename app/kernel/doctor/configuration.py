@@ -29,7 +29,7 @@ async def settings(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(str(d.error), next(iter(getattr(d.error, "__notes__", ())), "unset APP_ENV"))
     for problem in d.error.problems if d.error else ():
         if problem.key not in _secret_keys(d):
-            yield fail(_text(problem), _correction(d, problem))
+            yield fail(str(problem), _correction(d, problem))
 
 
 async def environment(d: Deployment) -> AsyncIterator[Finding]:
@@ -43,13 +43,9 @@ async def secrets(d: Deployment) -> AsyncIterator[Finding]:
     found = [*(d.error.problems if d.error else ()), *(d.fetching.problems if d.fetching else ())]
     for problem in dict.fromkeys(found):
         if problem.key in _secret_keys(d):
-            yield fail(_text(problem), _correction(d, problem))
+            yield fail(str(problem), _correction(d, problem))
     if d.fetching is not None and not d.fetching.problems:
         yield fail(str(d.fetching), f"{NAME} config validate")
-
-
-def _text(problem: Problem) -> str:
-    return f"{problem.key} ({problem.source}): {problem.message}"
 
 
 def _secret_keys(d: Deployment) -> set[str]:

@@ -11,7 +11,7 @@ from typing import LiteralString, TypeVar
 
 import psycopg
 
-from app.kernel.config import Misconfigured, PostgresSettings, Section, Settings
+from app.kernel.config import UNSAFE, Misconfigured, PostgresSettings, Section, Settings
 from app.kernel.db import Parameters, Row
 from app.kernel.db.connection import Connection
 from app.kernel.db.devserver.embedded import running_server
@@ -77,7 +77,7 @@ class Deployment:
     @property
     def is_published(self) -> bool:
         """Whether this is an environment for one machine, with published secrets and an embedded server."""
-        return self.settings.environment in ("local", "test")
+        return self.settings.environment in UNSAFE
 
     async def fetch(self) -> None:
         """Fetch the secrets that are in a store; what fails is in `fetching`. Safe to repeat."""

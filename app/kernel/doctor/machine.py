@@ -17,6 +17,7 @@ from app.kernel.config import HttpServerSettings, LoggerSettings, OperationsSett
 from app.kernel.doctor import Check, Finding, fail, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.running import ask, running, url_of
+from app.kernel.sockets import resolved
 
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 30.0
 _TIMESYNC = Path("/run/systemd/timesync")
@@ -117,9 +118,8 @@ async def ports(d: Deployment) -> AsyncIterator[Finding]:
 def _taken(host: str, port: int) -> OSError | None:
     """Return why a port cannot be taken."""
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = min(addresses, key=lambda each: each[0] != socket.AF_INET)
-        with socket.socket(family, kind, protocol) as sock:
+        family, address = resolved(host, port)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
     except OSError as error:

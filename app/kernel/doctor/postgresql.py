@@ -10,10 +10,9 @@ from pathlib import Path
 from app.kernel.config import PostgresSettings
 from app.kernel.db.libpq import Attempt
 from app.kernel.db.server import pooler, too_old
-from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
+from app.kernel.doctor import Check, Finding, NotChecked, fail, in_shell, in_thread, warn
 from app.kernel.doctor.certificates import expiry
 from app.kernel.doctor.deployment import Deployment
-from app.kernel.product import NAME
 
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 """https://www.postgresql.org/docs/current/protocol-message-formats.html"""
@@ -90,22 +89,18 @@ async def server_settings(d: Deployment) -> AsyncIterator[Finding]:
     (encoding,) = await d.one("SHOW server_encoding")
     if encoding != "UTF8":
         fix = "CREATE DATABASE app2 ENCODING 'UTF8' TEMPLATE template0"
-        yield fail(f"the encoding of the database is {encoding}, not UTF8", _psql(fix))
+        yield fail(f"the encoding of the database is {encoding}, not UTF8", in_shell(fix))
     (most,) = await d.one("SELECT current_setting('max_connections')::int")
     if most < 20:
         yield warn(f"max_connections is {most}: too few for several processes", _as_admin("max_connections", "100"))
 
 
-def _psql(statement: str) -> str:
-    return f"{NAME} db shell -c {shlex.quote(statement)}"
-
-
 def _set_back(d: Deployment, name: str, source: str) -> str:
     settings = d[PostgresSettings]
     if source == "user":
-        return _psql(f'ALTER ROLE "{settings.user}" RESET {name}')
+        return in_shell(f'ALTER ROLE "{settings.user}" RESET {name}')
     if source == "database":
-        return _psql(f'ALTER DATABASE "{settings.db}" RESET {name}')
+        return in_shell(f'ALTER DATABASE "{settings.db}" RESET {name}')
     return _as_admin(name, "off" if _HARMFUL[name][0] == "on" else "on")
 
 
@@ -122,7 +117,7 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
     lags = "SELECT application_name, extract(epoch FROM replay_lag)::float8 FROM pg_stat_replication"
     for name, lag_s in await d.all(lags):
         if lag_s is not None and lag_s > _LAG_WARN_S:
-            look = _psql("SELECT * FROM pg_stat_replication")
+            look = in_shell("SELECT * FROM pg_stat_replication")
             yield (fail if lag_s > _LAG_FAIL_S else warn)(f"the standby {name} lags by {lag_s:.0f} s", look)
     slots = """
         SELECT slot_name, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
@@ -132,7 +127,7 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
     for name, kept_bytes, status in await d.all(slots):
         is_full = kept_bytes > _KEPT_FAIL_BYTES or status in ("unreserved", "lost")
         problem = f"nobody reads the replication slot {name}, which keeps {kept_bytes / 1e6:.0f} MB of WAL on the disk"
-        drop = _psql(f"SELECT pg_drop_replication_slot('{name}')") + "  # unless its reader returns soon"
+        drop = in_shell(f"SELECT pg_drop_replication_slot('{name}')") + "  # unless its reader returns soon"
         yield (fail if is_full else warn)(problem, drop)
 
 
@@ -146,11 +141,12 @@ async def privileges(d: Deployment) -> AsyncIterator[Finding]:
     is_super, role, limit, in_public, in_database = await d.one(sql)
     if is_super and not d.is_published:
         yield warn(
-            f"the role {role} is a superuser: a stolen password is the whole server", _psql(_alter(role, "NOSUPERUSER"))
+            f"the role {role} is a superuser: a stolen password is the whole server",
+            in_shell(_alter(role, "NOSUPERUSER")),
         )
     if 0 <= limit < d[PostgresSettings].pool_size:
         problem = f"the role {role} may have {limit} connections, fewer than postgres.pool_size"
-        yield warn(problem, _psql(_alter(role, "CONNECTION LIMIT -1")))
+        yield warn(problem, in_shell(_alter(role, "CONNECTION LIMIT -1")))
     database = d[PostgresSettings].db
     grants = {f'SCHEMA public TO "{role}"': in_public, f'DATABASE "{database}" TO "{role}"': in_database}
     for what, may in grants.items():

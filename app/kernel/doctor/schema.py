@@ -10,7 +10,7 @@ from app.kernel.config import Misconfigured, PostgresSettings, SentinelSettings
 from app.kernel.db.migrations.files import BadMigration, read
 from app.kernel.db.migrations.migrator import LOCK_KEY
 from app.kernel.db.migrations.plan import Status, compare
-from app.kernel.doctor import Check, Finding, fail, in_thread, warn
+from app.kernel.doctor import Check, Finding, fail, in_shell, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
 
@@ -19,12 +19,11 @@ _DEAD_ROWS = 10_000
 _WRAPAROUND_WARN, _WRAPAROUND_FAIL = 1_000_000_000, 1_600_000_000
 """PostgreSQL refuses changes at about 2.1 billion; autovacuum acts at autovacuum_freeze_max_age (200 million)."""
 _MIGRATING_S, _IDLE_S = 600, 10
-_UNLOCK = "DELETE FROM yoyo_lock"
 _PARTITIONED = {"finished_jobs": "finished_at", "events": "published_at"}
 
 
 def _terminate(pid: int) -> str:
-    return f"{NAME} db shell -c 'SELECT pg_terminate_backend({pid})'"
+    return in_shell(f"SELECT pg_terminate_backend({pid})")
 
 
 async def migrations(d: Deployment) -> AsyncIterator[Finding]:
@@ -82,12 +81,11 @@ async def _indexes(d: Deployment, pending: bool) -> AsyncIterator[Finding]:
             async with d.repairing(statement_ms=0) as connection:
                 await connection.execute(work)
 
-        command = f"{NAME} db shell -c '{work.as_string()}'"
         problem = f"the index {schema}.{name} is invalid: its build was interrupted"
         if pending and not is_copy:
             yield fail(f"{problem}; the pending migration builds it again", _UP)
         else:
-            yield fail(problem, command, repair)
+            yield fail(problem, in_shell(work.as_string()), repair)
 
 
 async def _locks(d: Deployment) -> AsyncIterator[Finding]:
@@ -118,7 +116,7 @@ async def _locks(d: Deployment) -> AsyncIterator[Finding]:
                 )
 
         problem = f"a killed migrator (process {pid}) left its lock"
-        yield warn(problem, f"{NAME} db shell -c '{_UNLOCK}'", repair)
+        yield warn(problem, in_shell("DELETE FROM yoyo_lock"), repair)
 
 
 async def partitions(d: Deployment) -> AsyncIterator[Finding]:
@@ -186,7 +184,7 @@ async def bloat(d: Deployment) -> AsyncIterator[Finding]:
     """
     for table, dead_rows, rows in await d.all(dead, (d.schemas, _DEAD_ROWS)):
         problem = f"{table} has {dead_rows} dead rows beside {rows}: vacuum does not keep up, or a snapshot is held"
-        yield warn(problem, f"{NAME} db shell -c 'VACUUM {table}'")
+        yield warn(problem, in_shell(f"VACUUM {table}"))
     (age,) = await d.one("SELECT age(datfrozenxid)::bigint FROM pg_database WHERE datname = current_database()")
     if age > _WRAPAROUND_WARN:
         problem = (
@@ -214,7 +212,7 @@ async def snapshots(d: Deployment) -> AsyncIterator[Finding]:
     """
     for gid, since_s in await d.all(prepared, (limit_s,)):
         problem = f"the prepared transaction {gid} has been open for {since_s:.0f} s; we prepare none"
-        yield warn(problem, f"""{NAME} db shell -c "ROLLBACK PREPARED '{gid}'" """.strip())
+        yield warn(problem, in_shell(f"ROLLBACK PREPARED '{gid}'"))
 
 
 CHECKS = (

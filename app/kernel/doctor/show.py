@@ -1,6 +1,5 @@
 """Shows the results of checks: to people, in at most 80 columns of a terminal, and to programs."""
 
-import os
 import shutil
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from app.kernel.cli.tables import harmless
 from app.kernel.doctor import Result, Status
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.telemetry.redact import redacted
+from app.kernel.text import allows_colour
 
 _SYMBOLS: dict[Status, str] = {"ok": "\N{CHECK MARK}", "warn": "!", "fail": "\N{BALLOT X}", "skip": "-"}
 _COLOURS: dict[Status, str] = {"ok": "32", "warn": "33", "fail": "31", "skip": "90"}
@@ -87,7 +87,7 @@ def _item(status: Status, text: str) -> list[str]:
     """Return a symbol, the word and the text, wrapped on a terminal."""
     symbol = _SYMBOLS[status] if harmless(_SYMBOLS[status]) == _SYMBOLS[status] else "*"
     mark = f"{symbol} {status:<4}"
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb":
+    if allows_colour(sys.stdout.isatty()):
         mark = f"\x1b[{_COLOURS[status]}m{mark}\x1b[0m"
     text = harmless(text)
     if not sys.stdout.isatty():

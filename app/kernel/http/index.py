@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.probes import preferred
-from app.kernel.http.problems import HttpProblem
+from app.kernel.http.problems import check_reads
 
 _STYLE = """
 :root { color-scheme: light dark; font: 1rem/1.6 system-ui, sans-serif; }
@@ -48,8 +48,7 @@ class Index:
             await self._app(scope, receive, send)
             return
         scope["state"]["route"] = "/"
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
+        check_reads(scope)
         found = preferred(scope, _TYPES)
         kind = f"{found}; charset=utf-8" if found == "text/html" else found
         headers = [(b"content-security-policy", _POLICY.encode()), (b"vary", b"accept")]

@@ -15,7 +15,7 @@ from app.kernel.decoding import TIME, adapter
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Form
-from app.kernel.http.problems import HttpProblem, title_of
+from app.kernel.http.problems import check_reads, nothing, title_of
 from app.kernel.http.routes import has_body, input_type, path_parameters, refusals, sends_itself
 from app.kernel.product import VERSION
 
@@ -65,9 +65,9 @@ def openapi(operations: Sequence[ActionOperation], title: str) -> dict[str, Any]
 
 
 class Documentation:
-    """Answer /openapi.json and /docs, made at the first request; pass everything else to the application, if any."""
+    """Answer /openapi.json and /docs, made at the first request; pass everything else to the application."""
 
-    def __init__(self, operations: Sequence[ActionOperation], title: str, app: App | None = None) -> None:
+    def __init__(self, operations: Sequence[ActionOperation], title: str, app: App = nothing) -> None:
         self._app = app
         self._routes = operations
         self._title = title
@@ -75,13 +75,10 @@ class Documentation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in ("/openapi.json", "/docs"):
-            if self._app is None:
-                raise HttpProblem(404)
             await self._app(scope, receive, send)
             return
         scope["state"]["route"] = scope["path"]
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
+        check_reads(scope)
         if not self._made:
             document = openapi(self._routes, self._title)
             self._made = {

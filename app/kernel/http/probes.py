@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pydantic_core import to_json
 
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
-from app.kernel.http.problems import HttpProblem
+from app.kernel.http.problems import check_reads, nothing
 from app.kernel.process import Process
 from app.kernel.telemetry.metrics import FORMATS, exposition, exposition_of
 from app.kernel.workers.families import merged
@@ -23,12 +23,12 @@ _LONGEST = 4096
 
 
 class Probes:
-    """Answer the probes; pass everything else to the application, if there is one.
+    """Answer the probes; pass everything else to the application.
 
     Unless it is `internal`, it answers /health and /ready with a status only, and not /metrics.
     """
 
-    def __init__(self, process: Process, app: App | None = None, *, internal: bool = True) -> None:
+    def __init__(self, process: Process, app: App = nothing, *, internal: bool = True) -> None:
         self._process = process
         self._app = app
         self._internal = internal
@@ -37,12 +37,9 @@ class Probes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path not in self._paths:
-            if self._app is None:
-                raise HttpProblem(404)
             await self._app(scope, receive, send)
             return
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
+        check_reads(scope)
         if path == "/health":
             about = {"process": self._process.name} if self._internal else {}
             await respond(send, 200, _JSON, to_json({"status": "ok", **about}), _FRESH)

@@ -6,7 +6,7 @@ from opentelemetry import trace
 from pydantic_core import to_json
 
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, RateLimited, Refusal, Unauthenticated, Unavailable
-from app.kernel.http.asgi import CLOSE, Scope, Send, respond
+from app.kernel.http.asgi import CLOSE, Receive, Scope, Send, respond
 
 _STATUS: dict[type[Refusal], int] = {
     Invalid: 422,
@@ -39,6 +39,17 @@ class HttpProblem(Exception):
         self.status = status
         self.detail = detail
         self.headers = headers
+
+
+def check_reads(scope: Scope) -> None:
+    """Raise HttpProblem unless the method is GET or HEAD."""
+    if scope["method"] not in ("GET", "HEAD"):
+        raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
+
+
+async def nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Answer that there is no such path. An application."""
+    raise HttpProblem(404)
 
 
 def malformed(detail: str) -> HttpProblem:

@@ -1,6 +1,5 @@
 """Units for systemd, for the processes of an installation (systemd.unit(5), systemd.service(5), systemd.exec(5))."""
 
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings, Settings
 from app.kernel.errors import Invalid
 from app.kernel.product import NAME
+from app.kernel.sockets import BACKLOG, resolved
 
 TARGET = f"{NAME}.target"
 _MIGRATE = f"{NAME}-migrate.service"
@@ -150,7 +150,7 @@ def _socket(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings)
             "# connections wait here while the process restarts",
             f"ListenStream={_address(settings[HttpServerSettings].host, ports.http)}",
             "FileDescriptorName=http",
-            "Backlog=1024",
+            f"Backlog={BACKLOG}",
             "",
             "[Install]",
             f"WantedBy={TARGET}",
@@ -162,11 +162,10 @@ def _socket(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings)
 def _address(host: str, port: int) -> str:
     """Return what ListenStream takes, which is no name. Raises Invalid."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        _, (address, *_) = resolved(host, port)
     except (OSError, UnicodeError):
         raise Invalid(f"http_server.host {host!r} does not resolve; give an address of this machine") from None
-    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-    return f"{address[0]}:{port}" if family == socket.AF_INET else f"[{address[0]}]:{port}"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings, installation: Installation) -> str:

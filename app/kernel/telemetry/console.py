@@ -26,7 +26,7 @@ def few(about: Mapping[str, str], room: int) -> str:
     """Return the first fields that fit in the room."""
     found = ""
     for key, value in about.items():
-        more = f"{found}  {key}={_with_short_ids(value)}" if not found else f"{found} {key}={_with_short_ids(value)}"
+        more = f"{found or ' '} {key}={_with_short_ids(value)}"
         if len(more) > room:
             break
         found = more

@@ -25,7 +25,7 @@ from app.kernel.config import LoggerSettings, Misconfigured
 from app.kernel.telemetry.console import WIDTH, few, fitted
 from app.kernel.telemetry.output import Output
 from app.kernel.telemetry.redact import redacted, redacted_fields
-from app.kernel.text import error_text, shown, storable_tree
+from app.kernel.text import allows_colour, error_text, shown, storable_tree
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -188,7 +188,7 @@ class _Lines:
         self._constant = to_json(about).decode()[1:-1]
         self._worker = "" if worker is None else f" [{worker}]"
         self.priorities: dict[str, str] = {}
-        self._colour = colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._colour = allows_colour(colour)
 
     def take(self, record: "Record") -> bool:
         if record["level"].no >= self.least:

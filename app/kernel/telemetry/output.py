@@ -40,11 +40,6 @@ class Output:
         threading.Thread(target=self._run, name="log output", daemon=True).start()
         atexit.register(self.close)
 
-    @property
-    def is_colourful(self) -> bool:
-        """Whether colours are allowed."""
-        return self.is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-
     def write(self, line: str | Callable[[], str]) -> None:
         """Queue a line, or a function that returns one, for any thread to call. Never blocks, never raises."""
         if len(self._batches) >= _MOST_BATCHES:

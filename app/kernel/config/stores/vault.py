@@ -23,7 +23,7 @@ from hvac.exceptions import (
 from requests.exceptions import InvalidURL, MissingSchema, RequestException, SSLError, Timeout, TooManyRedirects
 from requests.exceptions import JSONDecodeError as NotJson
 
-from app.kernel.config.files import read_value
+from app.kernel.config.files import CannotRead, read_value
 from app.kernel.config.stores import CannotFetch
 
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
@@ -131,9 +131,8 @@ def _value(environ: Mapping[str, str], name: str) -> str:
 def _from_file(what: str, path: str) -> str:
     try:
         return read_value(path).strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise CannotFetch(f"cannot read {what} from {path}: {reason}", "check the file and its owner") from None
+    except CannotRead as error:
+        raise CannotFetch(f"cannot read {what} from {path}: {error}", "check the file and its owner") from None
 
 
 def _mount(client: Any, path: str) -> str:
