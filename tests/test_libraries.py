@@ -18,11 +18,13 @@ import httpx2
 import psycopg
 import pytest
 import requests
+import typer
 from apscheduler.triggers.cron import CronTrigger
 from dynaconf import Dynaconf
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H11Protocol
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import TraceState
+from typer.testing import CliRunner
 
 from app.kernel.product import NAME
 from tests.support.project import ROOT
@@ -200,3 +202,11 @@ def test_httpx2_logs_urls_with_their_query(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO, "httpx2"), httpx2.Client(transport=transport) as client:
         client.get("http://example.com/?key=of-query")
     assert "of-query" in caplog.text
+
+
+def test_typer_completes_only_with_its_options() -> None:
+    single = typer.Typer(add_completion=False)
+    single.command()(lambda: None)
+    asked = CliRunner().invoke(single, env={"_SINGLE_COMPLETE": "source_bash"}, prog_name="single")
+    assert "complete" not in asked.output
+    assert not [name for name in dir(typer) if "completion" in name and callable(getattr(typer, name))]

@@ -2,9 +2,7 @@
 
 import json
 import re
-import shlex
 import subprocess
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from app.kernel.telemetry import metrics
 from app.processes import PROCESSES
 from tests.conftest import log_in, program
 from tests.support.project import ROOT, Project, eventually
-from tests.test_cli import parse
 
 FOLDER = ROOT / "deploy" / "monitoring"
 DASHBOARDS = sorted(FOLDER.glob("grafana/*.json"))
@@ -143,19 +140,6 @@ def test_every_alert_has_a_section_in_the_runbooks_and_every_section_an_alert() 
         assert alert["annotations"]["runbook_url"].partition("/runbooks#")[2] == alert["alert"].lower()
         assert alert["labels"]["severity"] in {"warning", "critical"}
         assert alert["annotations"]["summary"]
-
-
-def test_the_commands_of_runbooks_and_answers_exist() -> None:
-    found: list[str] = []
-    for path in GUIDES:
-        text = path.read_text()
-        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
-            found += [line for line in re.split(r"^(?=\S)", block, flags=re.MULTILINE) if line.startswith("app ")]
-        found += re.findall(r"`(app [a-z][^`]*)`", text)
-    assert len(found) > 50
-    for line in found:
-        words = shlex.split(re.sub(r"\bID\b", str(uuid.uuid4()), line), comments=True)[1:]
-        assert parse(words), line
 
 
 def test_targets_are_processes_with_their_operations_ports() -> None:
