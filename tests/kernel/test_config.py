@@ -774,3 +774,26 @@ def test_a_file_of_settings_may_begin_with_a_byte_order_mark(folder: Folder) -> 
     file = folder.root / "settings" / "test.yaml"
     file.write_text(file.read_text() + "\npostgres:\n  user: marked\n", encoding="utf-8-sig")
     assert folder.load()[PostgresSettings].user == "marked"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("POSTGRES_HOST", "postgresql://app:p1anted@db/app", "not a URL"),
+        ("POSTGRES_DIRECT_HOST", "app:p1anted@db", "not a URL"),
+        ("HTTP_SERVER_HOST", "http://p1anted@db", "not a URL"),
+        ("POSTGRES_PORT", "p1anted@db:5432", "a valid integer"),
+        ("POSTGRES_PORT", f"p1anted{'x' * 100}@db:5432", "a valid integer"),
+        ("TELEMETRY_OTLP_ENDPOINT", "ftp://user:p1anted@collector", ""),
+    ],
+)
+def test_a_password_in_a_misplaced_url_is_not_shown(variable: str, value: str, said: str) -> None:
+    environ = {"APP_ENV": "test", variable: value}
+    if said:
+        with pytest.raises(Misconfigured, match=said) as caught:
+            load(ROOT, sections(), environ)
+        shown = str(caught.value)
+    else:
+        shown = repr(load(ROOT, sections(), environ).values())
+    assert "***@" in shown
+    assert "p1anted" not in shown

@@ -38,6 +38,7 @@ from app.kernel.telemetry.redact import is_secret_name, remember
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 _SHOWN = 80
 _DIGITS = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
+_USER = re.compile(r"[^\s/'\"]+@")  # of a URL in place of a host, often with a password
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
 _RANDOM = ", such as the output of `openssl rand -base64 32`"
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
@@ -148,7 +149,7 @@ class _Layers:
         return f"{source} ({value.strip()})" if is_reference(value) else source
 
     def problem(self, key: str, message: str, source: str = "", hint: str = "") -> Problem:
-        return Problem(key, source or self.sources.get(key, NOWHERE), message, hint)
+        return Problem(key, source or self.sources.get(key, NOWHERE), _USER.sub("***@", message), hint)
 
     def error(self) -> Misconfigured:
         """Return the error that reports all problems, also those that concern some processes only."""
@@ -310,8 +311,9 @@ class _Layers:
         if isinstance(value, str) and setting.type is int and _SERVICE_LINK.match(value):
             expected += "; this variable is a service link of Kubernetes"
             hint = f"set enableServiceLinks: false in the pod, or set {setting.variable} there"
-        # a mapping may contain a misplaced secret
-        shown = repr(value)[:_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        shown = f"a {type(value).__name__}"  # a mapping may contain a misplaced secret
+        if isinstance(value, str | int | float | None):
+            shown = _USER.sub("***@", repr(value))[:_SHOWN]
         is_shown = not setting.is_secret and setting.key not in self.hidden
         self.refuse(setting.key, expected + (f", got {shown}" if is_shown else ""), hint=hint)
 

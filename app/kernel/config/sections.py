@@ -42,6 +42,10 @@ def _queue_names(value: tuple[str, ...]) -> tuple[str, ...]:
 def _host(value: str) -> str:
     if value != value.strip() or (len(value.split()) > 1 and not value.startswith("/")):
         raise ValueError("expected a name or an address, without white space, or a folder")
+    if not value.startswith("/") and ("://" in value or "@" in value[1:]):
+        raise ValueError(
+            "expected a name, an address or a folder, not a URL: user, password and port have their own keys"
+        )
     return value
 
 

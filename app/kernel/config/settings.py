@@ -17,6 +17,7 @@ from app.kernel.config.sections import (
     Section,
     duration_text,
 )
+from app.kernel.telemetry.redact import redacted
 
 S = TypeVar("S", bound=Section)
 Environment = Literal["local", "test", "staging", "production"]
@@ -234,6 +235,8 @@ class Settings:
                     value = _HIDDEN if value.get_secret_value() else ""
                 elif is_secret:
                     value = _HIDDEN
+                elif isinstance(value, str):
+                    value = redacted(value)  # a password in a URL
                 text, source = setting.text(value), self.sources.get(setting.key, NOWHERE)
                 found.append(Value(setting.key, value, text, source, setting.description, is_secret))
         return found
