@@ -15,6 +15,7 @@ HINTS: tuple[tuple[str, str, str], ...] = (
     ("Misconfigured", "recipients", "config explain sentinel.notify_urls"),
     ("Misconfigured", "psql is not installed", ""),
     ("Misconfigured", "logger.output", "config explain logger.output"),
+    ("Misconfigured", "the signing keys in the database", "doctor --only signing-keys"),
     ("Misconfigured", "telemetry.otlp_protocol", "config explain telemetry.otlp_protocol"),
     ("Misconfigured", "", "doctor --only settings --only secrets"),
     # migrations

@@ -68,7 +68,7 @@ def test_no_row_hides_a_later_one() -> None:
     ("line", "env", "status", "hint"),
     [
         ("config show", {"POSTGRES_PORT": "many"}, 78, "doctor --only settings --only secrets"),
-        ("config show", {"APP_ENV": "prod"}, 78, "doctor --only settings --only secrets"),
+        ("config show", {"APP_ENV": "prod"}, 78, "export APP_ENV=production"),
         ("config explain postgres.hots", {}, 67, "config show"),
         ("doctor --only clocks", {}, 67, "doctor --list"),
         ("migrate status", {"POSTGRES_PORT": "CLOSED", "POSTGRES_HOST": "127.0.0.1"}, 69, "doctor --only postgresql"),
@@ -95,7 +95,7 @@ def test_an_error_ends_with_the_command_to_run_next(
     more = {"POSTGRES_STARTUP_TIMEOUT": "100ms"} if closed else migrated.env
     done = cli.app(*line.split(), env={**more, **closed})
     assert done.returncode == status, done.stderr
-    assert done.stderr.splitlines()[-1] == f"hint: app {hint}"
+    assert done.stderr.splitlines()[-1].removeprefix("hint: ").removeprefix("app ") == hint
 
 
 def test_an_error_keeps_its_own_hints_and_some_have_none(tmp_path: Path) -> None:

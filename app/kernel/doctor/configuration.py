@@ -55,6 +55,8 @@ def _secret_keys(d: Deployment) -> set[str]:
 def _correction(d: Deployment, problem: Problem) -> str:
     known = {setting.key: setting for kind in d.sections for setting in schema(kind)}
     setting = known.get(problem.key)
+    if problem.hint and "config explain" not in problem.hint:  # of a store of secrets, whose secret is not ours to make
+        return f"{NAME} config explain {problem.key}  # {problem.hint}"
     if setting is not None and problem.source == f"{setting.variable}_FILE":
         path = shlex.quote(d.environ[problem.source])
         if setting.is_key and Path(d.environ[problem.source]).is_file():
@@ -62,12 +64,11 @@ def _correction(d: Deployment, problem: Problem) -> str:
         return f"ls -l {path}  # then correct {problem.source}"
     if setting is not None and setting.is_key:
         return f'export {setting.variable}="$(openssl rand -base64 32)"'
-    if problem.source in d.environ and setting is not None and not setting.is_secret:
-        return f"unset {problem.source}  # or correct it"
     is_shipped = problem.source == "settings/default.yaml"
     if problem.source in d.environ or setting is None or (problem.source.endswith(".yaml") and not is_shipped):
         where = "" if problem.source in d.environ else f", {problem.key}"
-        return f"correct {problem.source}{where}"
+        is_open = problem.source in d.environ and setting is not None and not setting.is_secret
+        return f"unset {problem.source}  # or correct it" if is_open else f"correct {problem.source}{where}"
     return f"export {setting.variable}=VALUE"
 
 

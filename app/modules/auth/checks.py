@@ -1,12 +1,14 @@
-"""Checks of `doctor` about the address of the auth API."""
+"""Checks of `doctor` about the address of the auth API, and its master secret."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from app.kernel.addresses import is_loopback
 from app.kernel.config import HttpServerSettings
-from app.kernel.doctor import Check, Finding, fail, warn
+from app.kernel.doctor import Check, Finding, NotChecked, fail, warn
 from app.kernel.doctor.deployment import Deployment
+from app.kernel.product import NAME
+from app.modules.auth.master_secret import CannotDecrypt, Sealer
 from app.modules.auth.settings import AuthSettings
 
 
@@ -29,4 +31,22 @@ async def issuer(d: Deployment) -> AsyncIterator[Finding]:
         yield warn(problem, "export HTTP_SERVER_TRUSTED_PROXIES=ADDRESS_OF_THE_PROXY")
 
 
-CHECKS = (Check("issuer", "settings", "The public address is reachable and its proxy trusted.", issuer),)
+async def signing_keys(d: Deployment) -> AsyncIterator[Finding]:
+    """Report signing keys that the master secret of this environment does not decrypt: nobody could sign in."""
+    if d.fetching is not None or {"auth.master_secret", "auth.master_secret_previous"} & d.settings.withheld.keys():
+        raise NotChecked("auth.master_secret is not known")
+    sealer = Sealer(d[AuthSettings].master_secrets(), "signing keys")
+    rows = await d.all("SELECT kid, private_key FROM auth.signing_keys ORDER BY created_at DESC, kid DESC")
+    for kid, private_key in rows:
+        try:
+            sealer.open(bytes(private_key), kid)
+        except CannotDecrypt:
+            problem = f"auth.master_secret is not the secret that the signing key {kid} was encrypted with"
+            yield fail(problem, f"{NAME} config explain auth.master_secret  # then set the original secret there")
+            return
+
+
+CHECKS = (
+    Check("issuer", "settings", "The public address is reachable and its proxy trusted.", issuer),
+    Check("signing-keys", "schema", "The master secret is that of the stored keys.", signing_keys),
+)

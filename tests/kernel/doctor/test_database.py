@@ -14,6 +14,7 @@ import pytest
 
 from app.kernel.db.migrations.migrator import LOCK_KEY
 from app.kernel.doctor import schema
+from app.modules.auth.master_secret import Sealer
 from tests.commands.database import migrated_database
 from tests.conftest import PostgresServer, TestDatabase
 from tests.kernel.doctor.planted import Planted
@@ -94,6 +95,19 @@ async def test_pending_edited_and_unknown_migrations_are_found(planted: Planted,
     assert found["migrations"][0] == "warn"
     assert "by a newer release" in found["migrations"][1]
     shutil.move(tmp_path / last.name, last)
+
+
+async def test_signing_keys_of_another_master_secret_are_found(planted: Planted, migrated: TestDatabase) -> None:
+    former, current = "pQ4x8Wm2Tz6Hk9Vb3Jd7Rn5Lc1Yf0GsEa", "K9v2Qx7Lm4Tz8Rb3Wn6Jd1Fh5Yc0GsEa"
+    sealed = Sealer([former], "signing keys").seal(b"key", "first")
+    insert = "INSERT INTO auth.signing_keys (kid, algorithm, private_key) VALUES ('first', 'ES256', %s)"
+    migrated.run(insert, (sealed,))
+    planted.env["AUTH_MASTER_SECRET"] = current
+    found = await planted.examine("signing-keys")
+    assert found["signing-keys"][0] == "fail"
+    planted.env["AUTH_MASTER_SECRET_PREVIOUS"] = former  # a rotation
+    assert await planted.examine("signing-keys") == {}
+    migrated.run("DELETE FROM auth.signing_keys")
 
 
 async def test_the_invalid_index_of_a_killed_build_is_found_and_repaired(

@@ -187,6 +187,19 @@ async def test_the_remedy_of_an_empty_secret_file_fills_the_file(planted: Plante
     assert (tmp_path / "of us.former").exists()
 
 
+@pytest.mark.parametrize(
+    ("reference", "hint"), [("secret://vault/app", "write secret://"), ("secret://vault/secret/app#key", "start it")]
+)
+async def test_no_secret_is_made_in_place_of_one_that_is_in_a_store(
+    planted: Planted, reference: str, hint: str
+) -> None:
+    vault = {"VAULT_ADDR": f"http://127.0.0.1:{free_port()}", "VAULT_TOKEN": "token"}
+    planted.env = {"AUTH_MASTER_SECRET": reference, **vault}
+    assert (await planted.examine()).keys() == {"secrets"}
+    (fix,) = {finding.fix for finding in planted.findings}
+    assert fix.startswith(f"app config explain auth.master_secret  # {hint}")
+
+
 async def test_what_only_default_yaml_has_is_set_in_the_environment(production: Planted) -> None:
     del production.env["POSTGRES_HOST"], production.env["POSTGRES_PASSWORD"]
     await production.examine("settings", "secrets")

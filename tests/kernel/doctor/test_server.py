@@ -328,7 +328,7 @@ def test_the_command_of_a_healthy_system_is_short_and_exits_0(command: Project) 
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "fail" not in done.stdout
     assert "warn" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "APP_ENV=production: 28 checks: 3 skipped, 25 ok"
+    assert done.stdout.splitlines()[-1] == "APP_ENV=production: 29 checks: 3 skipped, 26 ok"
 
 
 def test_warnings_exit_0_failures_1_and_each_has_its_remedy_on_a_line(command: Project) -> None:
