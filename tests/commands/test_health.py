@@ -96,6 +96,15 @@ def test_every_process_is_asked_and_one_without_an_answer_is_named(on_migrated: 
     assert (done.returncode, done.stdout) == (0, f"run-cron-manager on port {ports[0]}: ok\n")
 
 
+def test_workers_are_found_as_one_process(on_migrated: Project) -> None:
+    process = on_migrated.start("run-event-consumer", "--workers", "2")
+    port = process.ready().rpartition(":")[2]
+    done = on_migrated.app("health", "--ready")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"run-event-consumer on port {port}: ready\n", "")
+    assert process.stop() == 0
+    assert running.running(on_migrated.root) == []
+
+
 def test_a_process_is_found_by_the_settings_when_it_left_no_address(cli: Project, answering: Answering) -> None:
     answering.body = b'{"status": "ok"}'
     # nothing on the API's port, so the workers' is asked

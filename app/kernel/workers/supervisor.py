@@ -105,7 +105,7 @@ class Supervisor:
                     self._log.write("error", f"{member.name} {_ending(member.status)} before it was ready")
                 self._fail(member.status if member.status > 0 else 70)
                 return False
-            self._announce(member.url)
+            self._announce()
         try:
             self._inherited.check_all_used()
         except WrongSocket as error:
@@ -176,7 +176,7 @@ class Supervisor:
                 return
             former, self._current[number] = self._current[number], new
             self._failures.pop(number, None)
-            self._announce(new.url)
+            self._announce()
             former.leave()
             await self._end(former)
         for address in self._sockets.keys() - {address for member in self._all for address in member.addresses}:
@@ -261,9 +261,12 @@ class Supervisor:
     def _told(self, what: str, value: Any) -> None:
         if what == "settings":
             self._log.configure(value["log"])
+        elif what == "serving":  # a worker tells it after it is ready
+            self._announce()
 
-    def _announce(self, url: str) -> None:
-        """Leave the address for `app health`."""
+    def _announce(self) -> None:
+        """Leave the address of the workers in place for `app health`, as soon as one serves."""
+        url = next((member.url for member in self._current.values() if member.url), self._url)
         if url == self._url:
             return
         self._announced.close()
