@@ -38,7 +38,7 @@ async def _lines(p: Process) -> AsyncIterator[tuple[str, str]]:
     is_embedded = not p.settings[PostgresSettings].host
     yield "Data", _embedded(p.data / "postgres") if is_embedded else await _configured(p)
     for module in modules():
-        if (line := await module.told_at_start(p, called_as())) is not None:
+        if (line := await module.banner_line(p, called_as())) is not None:
             yield line
     yield "Stop", "Ctrl-C finishes what runs, then stops" + (" PostgreSQL too" if is_embedded else "")
 

@@ -28,7 +28,7 @@ def cheat() -> None:
     Examples:
       app cheat
     """
-    typer.echo("Look; nothing of this changes anything:\n")
+    typer.echo("Look, without changing anything:\n")
     typer.echo(_rows(LOOK))
     typer.echo("\nAct:\n")
     typer.echo(_rows(CHANGE))

@@ -68,20 +68,20 @@ def doctor(
 
 
 class _Fixes:
-    """How --fix asks and tells."""
+    """The confirmation of --fix."""
 
     def __init__(self, yes: bool, no_input: bool, as_json: bool) -> None:
         self._yes = yes
         self._can_ask = not no_input and not as_json
 
     def approve(self, found: "list[Finding]") -> None:
-        """Say what will be done, and ask. Raises BadParameter if nobody can be asked, Refusal for a no."""
+        """Print the repairs, and ask. Raises BadParameter without a terminal, Refusal without confirmation."""
         for finding in found:
             sys.stderr.write(f"{finding.problem}\n  fix: {finding.fix}\n")
         if self._yes:
             return
         if not self._can_ask or not can_ask():
-            raise typer.BadParameter("nobody can be asked; say --yes to confirm", param_hint="--yes")
+            raise typer.BadParameter("no terminal to ask on; confirm with --yes", param_hint="--yes")
         confirm(f"Do {'this' if len(found) == 1 else f'these {len(found)}'}?")
 
 

@@ -92,7 +92,7 @@ def install(
         return
     if changed := target.changed:
         if not yes and (no_input or not can_ask()):
-            raise Refusal(f"{len(changed)} units would be written to {folder}; say so with --yes")
+            raise Refusal(f"{len(changed)} units would be written to {folder}; confirm with --yes")
         if not yes:
             confirm(f"Write {len(changed)} units to {folder}?")
         target.write()

@@ -104,7 +104,7 @@ class Module(NamedTuple):
         """Import the checks of `doctor`."""
         return tuple(self.load(self.checks)) if self.checks else ()
 
-    async def told_at_start(self, p: "Process", program: str) -> tuple[str, str] | None:
+    async def banner_line(self, p: "Process", program: str) -> tuple[str, str] | None:
         """Return its line of the banner, if there is one now."""
         return await self.load(self.banner)(p, program) if self.banner else None
 

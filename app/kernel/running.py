@@ -105,7 +105,7 @@ def url_of(host: str, port: int, scheme: str = "http") -> str:
 
 
 def strangers(port: int) -> set[int]:
-    """Return the other users who listen on a TCP port of this machine. Root is none; empty where Linux is not."""
+    """Return the users who listen on a TCP port here, other than this one and root. Empty without Linux."""
     found = set[int]()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):

@@ -82,7 +82,7 @@ class Sockets:
         return sock
 
     def check_all_used(self) -> None:
-        """Raise WrongSocket if there is an inherited socket that no listener has taken: nobody would answer there."""
+        """Raise WrongSocket if no listener has taken an inherited socket: its connections would stay unanswered."""
         for name, sock in self._inherited:
             if sock in self._used:
                 continue

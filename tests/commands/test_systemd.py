@@ -125,7 +125,7 @@ def test_installing_is_safe_to_repeat_and_shows_what_it_changes(cli: Project, tm
     assert install("--dry-run").returncode == 0
     refused = install()
     assert (refused.returncode, list(folder.iterdir())) == (1, [])
-    assert refused.stderr.endswith(f"units would be written to {folder}; say so with --yes\n")
+    assert refused.stderr.endswith(f"units would be written to {folder}; confirm with --yes\n")
     assert install("--yes").returncode == 0
     changed = folder / f"{NAME}-auth-http.service"
     original = changed.read_text()
@@ -133,7 +133,7 @@ def test_installing_is_safe_to_repeat_and_shows_what_it_changes(cli: Project, tm
     changed.write_text(original.replace("WatchdogSec=30", "WatchdogSec=99"))
     refused = install()
     assert "-WatchdogSec=99\n+WatchdogSec=30\n" in refused.stdout
-    assert refused.stderr.endswith(f"1 units would be written to {folder}; say so with --yes\n")
+    assert refused.stderr.endswith(f"1 units would be written to {folder}; confirm with --yes\n")
     assert changed.read_text() != original
     again = install("--yes")
     assert "-WatchdogSec=99\n+WatchdogSec=30\n" in again.stdout

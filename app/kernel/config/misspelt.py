@@ -14,7 +14,7 @@ def misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> list[Probl
     """Return a warning for each variable that is probably a misspelt name of a setting.
 
     One character of a word may be wrong, missing, added or swapped with the next one, two of a long word; words may
-    be joined or separated differently, and in lower case. Other names in the environment are none of our business.
+    be joined or separated differently, and in lower case. Other names in the environment are ignored.
     """
     known = {name: name for variable in variables for name in (variable, f"{variable}_FILE")}
     joined = {_SEPARATORS.sub("", name): name for name in known}

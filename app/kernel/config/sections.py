@@ -78,7 +78,7 @@ IS_PUBLIC = "is public"
 PublicUrl = Annotated[str, Field(min_length=1), IS_PUBLIC]
 """The address of this deployment for others; outside local and test no loopback address."""
 IS_RENEWABLE = "is renewable"
-"""A secret that is read anew on SIGHUP: whoever uses it asks for its value each time."""
+"""A secret that is read again on SIGHUP: its users ask for the value each time."""
 IS_KEY = "is a key"
 Key = Annotated[SecretStr, Field(min_length=32), IS_KEY]
 """A secret that keys are derived from: outside local and test it must look random."""

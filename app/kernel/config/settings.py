@@ -132,7 +132,7 @@ class Setting:
 
     @property
     def is_renewable(self) -> bool:
-        """Whether the secret is read anew on SIGHUP."""
+        """Whether the secret is read again on SIGHUP."""
         return IS_RENEWABLE in self.metadata
 
     @property

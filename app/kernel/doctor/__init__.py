@@ -1,7 +1,7 @@
 """Checks of what a deployment needs. Each problem comes with its remedy; a check changes nothing.
 
-A check is an async generator of findings: none means that all is well. It raises NotChecked when what it asks is out
-of reach, which another check reports.
+A check is an async generator of findings: none means that all is well. It raises NotChecked when its subject
+is out of reach, which another check reports.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ Repair = Callable[[], Awaitable[None]]
 
 
 class NotChecked(Exception):
-    """What the check asks is out of reach; the message says why."""
+    """The check could not examine its subject; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Finding:
 
 
 def warn(problem: str, fix: str, repair: Repair | None = None) -> Finding:
-    """Return a finding that lets the deployment work."""
+    """Return a finding despite which the deployment works."""
     return Finding("warn", problem, fix, repair)
 
 

@@ -1,4 +1,4 @@
-"""The support bundle: what helps to understand a problem from afar, without secrets, payloads and personal data.
+"""The support bundle: data for remote diagnosis, without secrets, payloads and personal data.
 
 A part that fails or takes too long is recorded, and the others are kept.
 """

@@ -77,7 +77,7 @@ def _load(cert: str, key: str) -> _Loaded:
         since = leaf.not_valid_before_utc
         raise _unusable(_CERT, f"the certificate in {cert} is not valid before {since:%Y-%m-%d %H:%M} UTC")
     if b"ENCRYPTED" in private:
-        raise _unusable(_KEY, f"the key in {key} has a passphrase, which nobody can enter; remove it with openssl pkey")
+        raise _unusable(_KEY, f"the key in {key} has a passphrase; remove it with openssl pkey")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)

@@ -158,7 +158,7 @@ class Process:
         """
         ordered = in_order(services)
         body = asyncio.ensure_future(self._body(services, ordered))
-        with reporting(self), self._heeding_signals(body):
+        with reporting(self), self._handling_signals(body):
             try:
                 await asyncio.wait({body})
             except asyncio.CancelledError:
@@ -172,7 +172,7 @@ class Process:
         return body.result()
 
     @contextlib.contextmanager
-    def _heeding_signals(self, body: "asyncio.Future[int]") -> Generator[None]:
+    def _handling_signals(self, body: "asyncio.Future[int]") -> Generator[None]:
         loop = asyncio.get_running_loop()
         reopen_log = signal.getsignal(signal.SIGHUP)
 
@@ -185,7 +185,7 @@ class Process:
             loop.call_soon_threadsafe(self._on_signal, signal.Signals(number).name, self._signals, body)
 
         def hung_up(number: int, frame: object) -> None:
-            if not self._signals:  # a shell and the kernel may both say it
+            if not self._signals:  # a shell and the kernel may both send it
                 signalled(number, frame)
 
         def reload(number: int, _: object) -> None:
@@ -194,7 +194,7 @@ class Process:
             loop.call_soon_threadsafe(self._reloads.request)
 
         previous = {n: signal.signal(n, signalled) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
-        # who closes a terminal does not want an orphan
+        # a closed terminal must not leave an orphan
         previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hung_up if sys.stdout.isatty() else reload)
         faulthandler.register(signal.SIGUSR2, file=2)  # for good: without it, this signal kills
         try:

@@ -13,7 +13,7 @@ _WAITING = 16  # messages; systemd was not reading
 
 
 class Notifier:
-    """Tells systemd how the process is. Never blocks and never raises: a socket that is gone is ignored."""
+    """Notifies systemd of the state of the process. Never blocks, never raises: a missing socket is ignored."""
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
         """`address` is a path, or an abstract name that begins with `@`. `watchdog_s` is 0 without a watchdog."""
@@ -35,19 +35,19 @@ class Notifier:
 
     @property
     def is_on(self) -> bool:
-        """Whether somebody is notified."""
+        """Whether systemd asked to be notified."""
         return bool(self._address)
 
     def ready(self) -> None:
-        """Tell that start-up or a reload is complete."""
+        """Notify that start-up or a reload is complete."""
         self._tell("READY=1", "ready")
 
     def reloading(self) -> None:
-        """Tell that a reload begins; `ready` ends it."""
+        """Notify that a reload begins; `ready` ends it."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", "reloading")
 
     def stopping(self, within_s: float) -> None:
-        """Tell that the process stops, and how long that may take."""
+        """Notify that the process stops, and of the time that it may take."""
         self._tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(within_s * 1e6)}", "draining")
 
     def extend(self, seconds: float) -> None:
@@ -61,7 +61,7 @@ class Notifier:
             self._status = text
 
     def ping(self) -> None:
-        """Feed the watchdog."""
+        """Reset the watchdog."""
         self._flush()
         self._send(b"WATCHDOG=1")
 

@@ -198,7 +198,7 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
             f"TimeoutStartSec={_START_S}",
             "# process.drain_delay, process.grace, and time to close",
             f"TimeoutStopSec={_seconds(settings[ProcessSettings].stop_s + _SPARE_S)}",
-            "# the main process tells its workers to stop",
+            "# the main process stops its workers",
             "KillMode=mixed",
             "# fed by the event loop; the log has the stack of what blocked it",
             f"WatchdogSec={_WATCHDOG_S}",

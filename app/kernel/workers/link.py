@@ -1,4 +1,4 @@
-"""The link between the supervisor and a worker: JSON lines over a pair of sockets. Both ends ask and tell."""
+"""The link between the supervisor and a worker: JSON lines over a pair of sockets. Both send questions and messages."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ _CLOSE_S = 1.0
 
 Answer = Callable[[str], Awaitable[Any]]
 """Returns the answer to a question."""
-Heard = Callable[[str, Any], None]
-"""Receives what was told."""
+Receive = Callable[[str, Any], None]
+"""Receives a message and its value."""
 
 
 class NoAnswer(Exception):
@@ -23,10 +23,10 @@ class NoAnswer(Exception):
 class Link:
     """One end of a link."""
 
-    def __init__(self, sock: socket.socket, answer: Answer, heard: Heard) -> None:
+    def __init__(self, sock: socket.socket, answer: Answer, receive: Receive) -> None:
         self._sock = sock
         self._answer = answer
-        self._heard = heard
+        self._receive = receive
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
         self._asked: dict[str, asyncio.Future[Any]] = {}
@@ -56,7 +56,7 @@ class Link:
                     await self._writer.wait_closed()
 
     def tell(self, what: str, value: object = None) -> None:
-        """Send something that needs no answer. Ignored before the link runs and after it has ended."""
+        """Send a message, which needs no answer. Ignored before the link runs and after it has ended."""
         self._send({"tell": what, "value": value})
 
     async def ask(self, what: str, timeout_s: float) -> Any:
@@ -83,7 +83,7 @@ class Link:
                 if (asked := self._asked.pop(what, None)) is not None and not asked.done():
                     asked.set_result(value)
             case {"tell": what, "value": value}:
-                self._heard(what, value)
+                self._receive(what, value)
             case _:
                 raise ValueError(f"unknown message {message}")
 

@@ -10,7 +10,7 @@ _LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40}
 
 
 class Log:
-    """Writes text to stderr until a worker has told how and where it writes."""
+    """Writes text to stderr until a worker has sent its format and output."""
 
     def __init__(self, process: str) -> None:
         self._process = process

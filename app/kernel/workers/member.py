@@ -12,13 +12,13 @@ from app.kernel.errors import Unavailable
 from app.kernel.sockets import InheritedSocket, WrongSocket
 from app.kernel.workers import VARIABLE
 from app.kernel.workers.families import Family
-from app.kernel.workers.link import Answer, Heard, Link, NoAnswer
+from app.kernel.workers.link import Answer, Link, NoAnswer, Receive
 
 _LONGEST_BYTES = 65536
 _ANSWER_S = 2.5
-_SILENT_S = 3.0  # after which nobody waits for its answer
+_SILENT_S = 3.0  # afterwards, its answers are not awaited
 _STACKS_S = 1.0
-_STOP_S, _TIMEOUT_S = 60.0, 30.0  # until it has told
+_STOP_S, _TIMEOUT_S = 60.0, 30.0  # until it has sent its own
 
 Listen = Callable[["Member", tuple[Any, str, int, str]], socket.socket]
 
@@ -26,7 +26,7 @@ Listen = Callable[["Member", tuple[Any, str, int, str]], socket.socket]
 class Member:
     """One worker process."""
 
-    def __init__(self, number: int, answer: Answer, told: Heard) -> None:
+    def __init__(self, number: int, answer: Answer, told: Receive) -> None:
         self.number = number
         self.name = f"worker {number}"
         self.state: Literal["starting", "ready", "leaving"] = "starting"
@@ -63,7 +63,7 @@ class Member:
                 pass_fds=fds,
                 process_group=0,  # the keys of a terminal are for the supervisor, which forwards
             )
-        self._link = Link(ours, self._answer, self._heard)
+        self._link = Link(ours, self._answer, self._receive)
         await self._link.connect()
 
     async def run(self, listen: Listen) -> None:
@@ -85,7 +85,7 @@ class Member:
             self._process.send_signal(number)
 
     def leave(self) -> None:
-        """Ask it to finish what it has begun, and to leave the rest to others."""
+        """Ask it to finish its requests and jobs, and to leave new ones to others."""
         self.state = "leaving"
         self._link.tell("leave")
 
@@ -118,7 +118,7 @@ class Member:
         await asyncio.sleep(_STACKS_S)
         self.signal(signal.SIGKILL)
 
-    def _heard(self, what: str, value: Any) -> None:
+    def _receive(self, what: str, value: Any) -> None:
         self.silent_s = 0.0
         match what:
             case "settings":

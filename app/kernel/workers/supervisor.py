@@ -15,7 +15,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.running import NOT_ANNOUNCED, announced
 from app.kernel.sockets import Sockets, WrongSocket
 from app.kernel.systemd.notify import Notifier
-from app.kernel.workers import HEARTBEAT_S, HEEDED
+from app.kernel.workers import HANDLED, HEARTBEAT_S
 from app.kernel.workers.answers import Answers
 from app.kernel.workers.log import Log
 from app.kernel.workers.member import Member
@@ -64,9 +64,9 @@ class Supervisor:
     async def run(self) -> int:
         """Run until a stop signal; return the exit status, which is that of a worker that does not start."""
         loop = asyncio.get_running_loop()
-        for number in HEEDED:
+        for number in HANDLED:
             loop.add_signal_handler(number, self._on_signal, number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)  # blocked while the supervisor was loaded
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # blocked while the supervisor was loaded
         with self._announced:
             async with asyncio.TaskGroup() as self._tasks:
                 ticking = self._tasks.create_task(self._tick())
@@ -161,17 +161,17 @@ class Supervisor:
                 return
 
     async def _reload(self) -> None:
-        """Replace the workers one by one. If a new one does not become ready, the former ones go on."""
+        """Replace the workers one by one. If a new one does not become ready, the former ones continue."""
         self._log.write("info", f"reloading {self._count} workers, one by one")
         for number in range(1, self._count + 1):
             try:
                 new = await self._spawn(number)
             except OSError as error:
-                self._log.write("error", f"reload failed: no new worker {number}: {error}; the former workers go on")
+                self._log.write("error", f"reload failed: no new worker {number}: {error}; the former workers continue")
                 return
             if reason := await self._unready(new):
                 kept = f"workers {number} to {self._count}" if number < self._count else f"worker {number}"
-                self._log.write("error", f"reload failed: the new {new.name} {reason}; the former {kept} go on")
+                self._log.write("error", f"reload failed: the new {new.name} {reason}; the former {kept} continue")
                 await self._end(new, signal.SIGTERM)
                 return
             former, self._current[number] = self._current[number], new
@@ -195,7 +195,7 @@ class Supervisor:
         return _ending(new.status) if new.ended.is_set() else ""
 
     async def _end(self, member: Member, number: signal.Signals | None = None) -> None:
-        """Wait for the end of a worker that was asked to end, or is now with a signal; kill it when it is late."""
+        """Wait for the end of a worker that was asked to end, or ask it now with a signal; kill it when it is late."""
         if number:
             member.state = "leaving"
             member.signal(number)
@@ -246,7 +246,7 @@ class Supervisor:
                 member.signal(signal.SIGTERM)
                 member.signal(signal.SIGQUIT)
 
-    # what workers ask for and tell
+    # requests and messages of workers
 
     def _listen(self, member: Member, request: tuple[Any, str, int, str]) -> socket.socket:
         if self._stopping.is_set():

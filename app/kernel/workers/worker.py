@@ -32,7 +32,7 @@ _LONGEST_BYTES = 65536
 
 
 class Worker:
-    """What a process knows of its supervisor."""
+    """The connection of a process to its supervisor."""
 
     def __init__(self, number: int, count: int, control: socket.socket, sockets: socket.socket) -> None:
         self.number = number
@@ -62,7 +62,7 @@ class Worker:
         async def answer(what: str) -> Any:
             return metrics.snapshot() if what == "metrics" else await p.missing()
 
-        def heard(what: str, _: Any) -> None:
+        def receive(what: str, _: Any) -> None:
             if what == "leave":
                 p.is_replaced = True
                 signal.raise_signal(signal.SIGTERM)
@@ -81,7 +81,7 @@ class Worker:
                 self.tell("heartbeat")
                 await asyncio.sleep(HEARTBEAT_S)
 
-        self._link = link = Link(self._control, answer, heard)
+        self._link = link = Link(self._control, answer, receive)
         await link.connect()
         running, beating = asyncio.ensure_future(run()), asyncio.ensure_future(beat())
         try:
@@ -93,7 +93,7 @@ class Worker:
             await asyncio.wait({beating, running})
 
     def tell(self, what: str, value: object = None) -> None:
-        """Tell the supervisor something."""
+        """Send a message to the supervisor."""
         if self._link is not None:
             self._link.tell(what, value)
 

@@ -126,7 +126,7 @@ def login(
 
 
 async def first_account(p: "Process", program: str) -> tuple[str, str] | None:
-    """Return how to make the first account, if nobody can administer the others."""
+    """Return how to create the first account, if there is no superuser."""
     from app.kernel.actions.compose import make
     from app.modules.auth.postgres.actors import Actors
 

@@ -39,7 +39,7 @@ class Rotated:
 
 @dataclass(frozen=True, slots=True)
 class Rewrapped:
-    """Numbers of secrets that were encrypted anew under the new master secret."""
+    """Numbers of secrets re-encrypted under the new master secret."""
 
     signing_keys: int
     second_factors: int

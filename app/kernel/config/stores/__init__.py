@@ -95,7 +95,7 @@ class Stores:
         return self._bounded(lambda left_s: read(reference.path, self._environ, left_s))
 
     def _bounded(self, work: Callable[[float], Mapping[str, object] | str]) -> Mapping[str, object] | str:
-        """Run the work in a thread of its own: timeouts of HTTP libraries begin anew with each byte."""
+        """Run the work in a thread of its own: timeouts of HTTP libraries restart with each byte."""
         done: list[Mapping[str, object] | str] = []
         failed: list[BaseException] = []
 

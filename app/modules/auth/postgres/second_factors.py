@@ -9,8 +9,8 @@ from app.modules.auth.domain.second_factor import Totp
 from app.modules.auth.master_secret import CannotDecrypt, Sealer
 
 
-class Rewrapped(NamedTuple):
-    """Number of secrets that were encrypted anew, the actors of unreadable ones, and the last actor, if any."""
+class RewrappedBatch(NamedTuple):
+    """Number of re-encrypted secrets, the actors of unreadable ones, and the last actor, if any."""
 
     changed: int
     unreadable: list[UUID]
@@ -36,7 +36,7 @@ class SecondFactors:
         """
         return await tx.run(sql, (actor_id, sealed)) == 1
 
-    async def rewrap(self, tx: Transaction, sealer: Sealer, after: UUID, limit: int) -> Rewrapped:
+    async def rewrap(self, tx: Transaction, sealer: Sealer, after: UUID, limit: int) -> RewrappedBatch:
         """Encrypt the secrets of the next actors under the new master secret. Safe to repeat."""
         sql = "SELECT actor_id, secret FROM auth.totp WHERE actor_id > %s ORDER BY actor_id LIMIT %s FOR UPDATE"
         changed: dict[UUID, bytes] = {}
@@ -54,7 +54,7 @@ class SecondFactors:
         """
         if changed:
             await tx.run(sql, ([*changed], [*changed.values()]))
-        return Rewrapped(len(changed), unreadable, last)
+        return RewrappedBatch(len(changed), unreadable, last)
 
     async def confirm(self, tx: Transaction, actor_id: UUID, step: int, recovery_hashes: list[bytes]) -> bool:
         """Confirm the authenticator and store recovery codes; return False if it is already confirmed."""

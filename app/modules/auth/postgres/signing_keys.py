@@ -30,7 +30,7 @@ class SigningKeys:
         await tx.run("LOCK TABLE auth.signing_keys IN SHARE ROW EXCLUSIVE MODE")
 
     async def replace(self, tx: Transaction, kid: str, private_key: bytes) -> None:
-        """Store the key encrypted anew."""
+        """Store the re-encrypted key."""
         await tx.run("UPDATE auth.signing_keys SET private_key = %s WHERE kid = %s", (private_key, kid))
 
     async def add(self, tx: Transaction, kid: str, private_key: bytes) -> None:
