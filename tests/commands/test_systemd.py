@@ -155,6 +155,7 @@ def test_installing_is_safe_to_repeat_and_shows_what_it_changes(cli: Project, tm
         (["install", "--yes", "--dir", "/etc/passwd"], 67, "there is no folder /etc/passwd; "),
         (["install", "--yes", "--dir", "/proc/self"], 1, "cannot write /proc/self/"),
         (["print", "run-auth-htpp"], 67, "there is no process run-auth-htpp; did you mean run-auth-http?"),
+        (["print", "--environment-file", "/etc/x\nExecStartPre=/bin/sh"], 65, "a unit cannot have '/etc/x\\nExec"),
         (["install", "--yes", "--enable", "--dir", "/tmp"], 69, "systemd does not run on this machine; "),
     ],
 )
@@ -165,6 +166,11 @@ def test_what_cannot_be_done_is_one_clear_line(cli: Project, args: list[str], st
     lines = [line for line in ended.stderr.splitlines() if not line.startswith("warning: ")]
     assert (ended.returncode, len(lines)) == (status, 1), ended.stderr
     assert lines[0].startswith(f"{NAME}: {says}")
+
+
+def test_a_host_is_neither_a_specifier_nor_a_variable_of_systemd(cli: Project) -> None:
+    printed = cli.app("systemd", "print", "run-cron-manager", env={"OPERATIONS_HOST": "%h$HOME"})
+    assert " --host %%h$$HOME --port " in printed.stdout
 
 
 def test_the_units_to_enable_are_those_of_the_named_processes_or_all_but_the_one_that_replaces_them() -> None:

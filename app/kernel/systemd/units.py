@@ -173,7 +173,7 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
     host, port = (http.host, str(ports.http)) if role.serves else (operations.host, str(ports.operations))
     others = [other.unit for other in roles if role.is_whole and other != role and not other.is_template]
     sockets = [role.socket] if role.serves else []
-    where = ("--host", host, "--port", "%i" if role.is_template else port)
+    where = ("--host", _escaped(host).replace("$", "$$"), "--port", "%i" if role.is_template else port)
     return "\n".join(
         [
             "[Unit]",
@@ -263,6 +263,9 @@ def _command(installation: Installation, *arguments: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Return a text without specifiers. Raises Invalid for a line break, after which another directive could follow."""
+    if not text.isprintable():
+        raise Invalid(f"a unit cannot have {text!r}: remove what is not printable")
     return text.replace("%", "%%")
 
 
