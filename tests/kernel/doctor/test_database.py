@@ -101,7 +101,7 @@ async def test_signing_keys_of_another_master_secret_are_found(planted: Planted,
     former, current = "pQ4x8Wm2Tz6Hk9Vb3Jd7Rn5Lc1Yf0GsEa", "K9v2Qx7Lm4Tz8Rb3Wn6Jd1Fh5Yc0GsEa"
     sealed = Sealer([former], "signing keys").seal(b"key", "first")
     insert = "INSERT INTO auth.signing_keys (kid, algorithm, private_key) VALUES ('first', 'ES256', %s)"
-    migrated.run(insert, (sealed,))
+    migrated.run(insert, sealed)
     planted.env["AUTH_MASTER_SECRET"] = current
     found = await planted.examine("signing-keys")
     assert found["signing-keys"][0] == "fail"
