@@ -39,13 +39,15 @@ async def environment(d: Deployment) -> AsyncIterator[Finding]:
 
 
 async def secrets(d: Deployment) -> AsyncIterator[Finding]:
-    """Report secrets that are missing, published or easy to guess."""
+    """Report secrets that are missing, published or easy to guess, and a Vault that is not verified."""
     found = [*(d.error.problems if d.error else ()), *(d.fetching.problems if d.fetching else ())]
     for problem in dict.fromkeys(found):
         if problem.key in _secret_keys(d):
             yield fail(str(problem), _correction(d, problem))
     if d.fetching is not None and not d.fetching.problems:
         yield fail(str(d.fetching), f"{NAME} config validate")
+    if not d.is_published and d.environ.get("VAULT_SKIP_VERIFY", "").lower() in ("1", "t", "true"):
+        yield warn("whoever answers as Vault gets the token and chooses the secrets", "unset VAULT_SKIP_VERIFY")
 
 
 def _secret_keys(d: Deployment) -> set[str]:

@@ -91,6 +91,7 @@ async def test_a_wrong_setting_is_found_by_its_check(
         ({"AUTH_MASTER_SECRET": "change-me-change-me-change-me-please"}, "secrets", "fail", "auth.master_secret"),
         ({"POSTGRES_PSASWORD": "x"}, "environment", "warn", "did you mean POSTGRES_PASSWORD?"),
         ({"POSTGRES_PASSWORD": "xxxxxxxxxx"}, "secrets", "fail", "a repeated character"),
+        ({"VAULT_SKIP_VERIFY": "True"}, "secrets", "warn", "whoever answers as Vault"),
         ({"HTTP_SERVER_TRUSTED_PROXIES": ""}, "issuer", "warn", "a proxy is in front; it is not trusted"),
         ({"AUTH_ISSUER": "http://auth.example.com"}, "issuer", "warn", "in clear text"),
     ],
