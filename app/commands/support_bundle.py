@@ -59,6 +59,9 @@ def support_bundle(
         write(path, contents, failed)
     except FileExistsError:
         raise Conflict(f"{path} exists, and is not overwritten; choose another with --output") from None
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none
+        raise
     if as_json:
         items = [{"name": name, "size_bytes": len(content)} for name, content in sorted(contents.items())]
         print_json({"path": str(path), "items": items, "failed": failed})

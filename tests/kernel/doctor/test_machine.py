@@ -1,6 +1,7 @@
 """Faults of settings, files, this machine and what is sent to, without a database."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import shutil
@@ -16,9 +17,10 @@ from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.doctor import Check, NotChecked, fail, in_thread, machine
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
+from tests.commands.outcome import refused
 from tests.kernel.doctor.planted import Planted
 from tests.support.debian import Authority, free_port
-from tests.support.project import ROOT
+from tests.support.project import ROOT, Project
 
 GOOD = "AyBvWl0o4cUtYd2n6bRzqX8sKfJ5mEwH"
 PRODUCTION = {
@@ -259,6 +261,16 @@ async def test_a_full_disk_is_found(planted: Planted, small_disk: Path) -> None:
     planted.apply(planted.findings[0].fix)
     filler.unlink()
     assert await planted.examine() == {}
+
+
+def test_no_part_of_a_bundle_is_left_on_a_full_disk(cli: Project, small_disk: Path) -> None:
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    path = small_disk / "bundle.tar.gz"
+    assert refused(cli.app("support-bundle", "--output", str(path)), 1).startswith(f"app: {path}: No space left")
+    assert not path.exists()
 
 
 async def test_a_disk_without_inodes_is_found(planted: Planted, small_disk: Path) -> None:
