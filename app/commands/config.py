@@ -9,6 +9,7 @@ from app.kernel.cli import Json, group, print_json
 from app.kernel.config import environment_name
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
+from app.kernel.text import suggestion
 from app.processes import load_settings, sections
 
 if TYPE_CHECKING:
@@ -55,15 +56,10 @@ def explain(key: Annotated[str, typer.Argument(help="Setting, such as postgres.h
     Examples:
       app config explain postgres.host
     """
-    from difflib import get_close_matches
-
     values = {v.key: v for v in load_settings().values()}
     value = values.get(key)
     if value is None:
-        near = get_close_matches(key, values, 1)
-        raise NotFound(
-            f"there is no setting {key}" + (f"; did you mean {near[0]}?" if near else f"; see {NAME} config show")
-        )
+        raise NotFound(f"there is no setting {key}{suggestion(key, values) or f'; see {NAME} config show'}")
     variable = environment_name(key)
     facts: dict[str, object] = {
         "key": key,

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,8 @@ from app.kernel.text import suggestion
 from app.processes import checks, deployment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.kernel.doctor import Check, Finding, Result
     from app.kernel.doctor.deployment import Deployment
 
@@ -50,7 +53,8 @@ def doctor(
     examined = deployment()
     remember(examined.settings.secrets())
     runner = asyncio.Runner()
-    results = runner.run(_run(examined, chosen, fixes=_Fixes(yes, no_input, as_json) if fix else None))
+    approve = partial(_approve, yes=yes, may_ask=not no_input and not as_json) if fix else None
+    results = runner.run(_run(examined, chosen, approve))
     if as_json:
         from app.kernel.doctor.show import as_dict
 
@@ -67,33 +71,30 @@ def doctor(
     raise typer.Exit(status)
 
 
-class _Fixes:
-    """The confirmation of --fix."""
+def _approve(found: "list[Finding]", *, yes: bool, may_ask: bool) -> None:
+    """Print the repairs, and ask. Raises BadParameter without a terminal, Refusal without confirmation."""
+    from app.kernel.telemetry.redact import redacted
 
-    def __init__(self, yes: bool, no_input: bool, as_json: bool) -> None:
-        self._yes = yes
-        self._can_ask = not no_input and not as_json
-
-    def approve(self, found: "list[Finding]") -> None:
-        """Print the repairs, and ask. Raises BadParameter without a terminal, Refusal without confirmation."""
-        for finding in found:
-            sys.stderr.write(f"{finding.problem}\n  fix: {finding.fix}\n")
-        if self._yes:
-            return
-        if not self._can_ask or not can_ask():
-            raise typer.BadParameter("no terminal to ask on; confirm with --yes", param_hint="--yes")
-        confirm(f"Do {'this' if len(found) == 1 else f'these {len(found)}'}?")
+    for finding in found:
+        sys.stderr.write(f"{redacted(finding.problem)}\n  fix: {finding.fix}\n")
+    if yes:
+        return
+    if not may_ask or not can_ask():
+        raise typer.BadParameter("no terminal to ask on; confirm with --yes", param_hint="--yes")
+    confirm(f"Do {'this' if len(found) == 1 else f'these {len(found)}'}?")
 
 
-async def _run(examined: "Deployment", chosen: "list[Check]", fixes: "_Fixes | None") -> "list[Result]":
+async def _run(
+    examined: "Deployment", chosen: "list[Check]", approve: "Callable[[list[Finding]], None] | None"
+) -> "list[Result]":
     from app.kernel.doctor.run import run_checks
 
     try:
         results = await run_checks(examined, chosen)
         repairable = [f for result in results for f in result.findings if f.repair is not None]
-        if fixes is None or not repairable:
+        if approve is None or not repairable:
             return results
-        fixes.approve(repairable)
+        approve(repairable)
         await _repair(repairable)
         await examined.close()
         return await run_checks(deployment(), chosen)
@@ -114,7 +115,7 @@ async def _repair(found: "list[Finding]") -> None:
         except Exception as error:  # noqa: BLE001 - of any repair
             sys.stderr.write(f"not fixed: {redacted(error_text(error))}\n")
         else:
-            sys.stderr.write(f"fixed: {finding.problem}\n")
+            sys.stderr.write(f"fixed: {redacted(finding.problem)}\n")
 
 
 def _chosen(names: list[str]) -> "list[Check]":

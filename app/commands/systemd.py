@@ -132,10 +132,9 @@ class _Units:
         """Return what keeps the units from starting as they are."""
         from app.kernel.systemd.install import unreachable
 
-        found = [
-            f"{path} is not readable by the user of the units; install {NAME} elsewhere, such as in /opt"
-            for path in unreachable(self._installation)
-        ]
+        found: list[str] = []
+        if path := unreachable(self._installation):
+            found.append(f"{path} is not readable by the user of the units; install {NAME} elsewhere, such as in /opt")
         if not self._installation.environment_file.exists():
             found.append(f"{self._installation.environment_file} does not exist; the units need it, even if empty")
         return found

@@ -102,14 +102,10 @@ def enabled(names: Sequence[str]) -> None:
             raise Refusal(f"{' '.join(command[:2])}: {' '.join(done.stderr.split()) or done.returncode}")
 
 
-def unreachable(installation: Installation) -> list[Path]:
-    """Return the folders and files of an installation that other users cannot read."""
+def unreachable(installation: Installation) -> Path | None:
+    """Return the first folder or file of an installation that other users cannot reach."""
     paths = [Path(installation.command[0]), Path(os.path.realpath(installation.command[0]))]
     if installation.folder is not None:
         paths.append(installation.folder)
     every = dict.fromkeys(each for path in paths for each in (*reversed(path.parents), path))
-    return [path for path in every if path.exists() and not _is_open(path.stat().st_mode)][:1]
-
-
-def _is_open(mode: int) -> bool:
-    return bool(mode & stat.S_IXOTH)
+    return next((path for path in every if path.exists() and not path.stat().st_mode & stat.S_IXOTH), None)

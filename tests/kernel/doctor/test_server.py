@@ -372,7 +372,7 @@ def test_on_a_terminal_lines_fit_and_fix_asks(cli: Project, tmp_path: Path) -> N
     secret.chmod(0o666)
     cli.env |= {"AUTH_MASTER_SECRET_FILE": str(secret), "HTTP_SERVER_PORT": "0", "OPERATIONS_PORT": "0"}
     arguments = ["doctor", "--only", "permissions", "--fix"]
-    assert "say --yes" in misused_at_end(cli.app(*arguments, "--no-input"))
+    assert "confirm with --yes" in misused_at_end(cli.app(*arguments, "--no-input"))
     assert secret.stat().st_mode & 0o777 == 0o666
     for answer, said, mode in (("n", "not confirmed; nothing was changed", 0o666), ("y", "fixed: ", 0o600)):
         with terminal(cli, *arguments) as opened:
