@@ -52,6 +52,8 @@ async def disk(d: Deployment) -> AsyncIterator[Finding]:
     if LoggerSettings in d.settings.sections and d[LoggerSettings].output != "stdout":
         places["logs"] = Path(d[LoggerSettings].output).parent
     for what, folder in places.items():
+        if what == "logs" and not await in_thread(folder.is_dir):
+            yield fail(f"the folder of logger.output, {folder}, does not exist", f"mkdir -p {shlex.quote(str(folder))}")
         for finding in await in_thread(partial(_space, what, folder)):
             yield finding
 
@@ -93,6 +95,10 @@ async def open_files(d: Deployment) -> AsyncIterator[Finding]:
 
 async def ports(d: Deployment) -> AsyncIterator[Finding]:
     """Report ports that cannot be taken, unless one of our processes has them."""
+    both = d[HttpServerSettings].port
+    if both and both == d[OperationsSettings].port and d[OperationsSettings].expose == "separate":
+        problem = f"http_server.port and operations.port are both {both}, and operations.expose is separate"
+        yield fail(problem, f"export OPERATIONS_PORT={both + 1}")
     for section in (HttpServerSettings, OperationsSettings):
         found = d[section]
         if not found.port:

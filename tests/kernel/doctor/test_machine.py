@@ -71,6 +71,13 @@ async def test_a_laptop_before_its_first_start_has_no_findings(planted: Planted)
         ({"APP_ENV": "prodution"}, "settings", "did you mean production?", "export APP_ENV=production"),
         ({"APP_ENV": "live"}, "settings", "expected one of local, test", "unset APP_ENV"),
         ({"HTTP_SERVER_HOST": "0.0.0.0"}, "secrets", "published default", "export AUTH_MASTER_SECRET="),
+        ({"LOGGER_OUTPUT": "/no where/log"}, "disk", "/no where, does not exist", "mkdir -p '/no where'"),
+        (
+            {"OPERATIONS_EXPOSE": "separate", "HTTP_SERVER_PORT": "18080", "OPERATIONS_PORT": "18080"},
+            "ports",
+            "are both 18080",
+            "export OPERATIONS_PORT=18081",
+        ),
         ({"HTTP_SERVER_TRUSTED_PROXIES": "0.0.0.0/0"}, "proxies", "0.0.0.0/0: everybody", "export HTTP_SERVER_TRUSTED"),
         ({"HTTP_SERVER_TRUSTED_PROXIES": "10.0.0.1,::/0"}, "proxies", "has ::/0", "export HTTP_SERVER_TRUSTED_PROXIES"),
     ],
