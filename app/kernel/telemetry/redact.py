@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
+from urllib.parse import unquote
 from uuid import UUID
 
 from app.kernel.product import NAME
@@ -48,7 +49,8 @@ def remember(secrets: Iterable[str]) -> None:
 
     Not short ones, which would match too much.
     """
-    found = {part for secret in secrets for part in (secret, *_PART.findall(secret)) if len(part) >= 6}
+    parts = {part for secret in secrets for part in (secret, *_PART.findall(secret))}
+    found = {part for part in {*parts, *map(unquote, parts)} if len(part) >= 6}
     _known[:] = sorted(found.union(_known), key=len, reverse=True)  # a part would leave the rest
     _short.cache_clear()
 

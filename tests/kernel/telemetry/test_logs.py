@@ -368,3 +368,12 @@ def test_secrets_of_the_settings_are_hidden_whatever_they_look_like(monkeypatch:
 @given(st.text())
 def test_hiding_never_fails_and_is_safe_to_repeat(text: str) -> None:
     assert redacted(redacted(text)) == redacted(text)
+
+
+def test_tokens_within_a_remembered_url_are_redacted_and_its_host_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.kernel.telemetry.redact._known", [])
+    host = "a-long-name-of-a-host.example.com"
+    remember([f"mailto://me:p%40ssw0rd-long-enough@{host}/T1/abcdefghijklmnopqrstuvwx"])
+    assert redacted("POST https://hooks/abcdefghijklmnopqrstuvwx") == "POST https://hooks/***"
+    assert redacted("it is p@ssw0rd-long-enough") == "it is ***"
+    assert redacted(f"no answer of {host}") == f"no answer of {host}"
