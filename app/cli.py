@@ -6,7 +6,6 @@
 import os
 import sys
 from collections.abc import Callable
-from copy import copy
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -117,6 +116,8 @@ def command() -> "TyperGroup":
 
 def _add_version(command: Any, option: Any) -> None:
     """Add --version to a command and to all below it."""
+    from copy import copy
+
     option = copy(option)
     option.expose_value = False
     command.params.append(option)
