@@ -240,8 +240,8 @@ def postgres_binaries() -> Path:
 
 
 def required(name: str) -> None:
-    """Skip a test whose server is missing on this machine; under CI it fails instead."""
-    message = f"{name} is not installed"
+    """Skip a test whose server, or permission, is missing on this machine; under CI it fails instead."""
+    message = f"this machine has no {name}"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.processes import PROCESSES
-from tests.conftest import postgres_binaries
+from tests.conftest import postgres_binaries, required
 from tests.support.debian import DebianServer, debian_server
 from tests.support.project import ROOT, Project
 from tests.test_streams import CONTRACT, commands
@@ -57,7 +57,7 @@ def odd(request: pytest.FixtureRequest, cli: Project, server: DebianServer, tmp_
     begin = "#!/bin/sh\n"
     if MOUNTS in script:
         if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-            pytest.skip("mount namespaces are not allowed here")
+            required("permission to make mount namespaces")
         begin = '#!/bin/sh\n[ -n "$INSIDE" ] || INSIDE=yes exec unshare --mount "$0" "$@"\nunset INSIDE\n'
         if ROOT.is_relative_to("/tmp"):
             pytest.skip("the checkout is in the /tmp that would be full")

@@ -18,6 +18,7 @@ from app.kernel.doctor import Check, NotChecked, fail, in_thread, machine
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
 from tests.commands.outcome import refused
+from tests.conftest import required
 from tests.kernel.doctor.planted import Planted
 from tests.support.debian import Authority, free_port
 from tests.support.project import ROOT, Project
@@ -249,7 +250,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=100", "none", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a file system")
+        required("permission to mount a file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
