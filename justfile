@@ -116,7 +116,7 @@ install-npm: install
 
 # write the lock files anew from pyproject.toml (needs uv)
 lock:
-    uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra aws --extra grpc --extra vault pyproject.toml -o requirements.txt
+    uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra aws --extra grpc --extra nats --extra redis --extra vault pyproject.toml -o requirements.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group local -c requirements-dev.txt -o requirements-local.txt
     uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev --group bench -c requirements-dev.txt -o benchmarks/requirements.txt

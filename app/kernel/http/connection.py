@@ -193,6 +193,10 @@ class Connection(asyncio.Protocol):
             if self._exchanges:  # a request may have effects, so it continues without its client
                 await asyncio.wait(self._exchanges.values())
 
+    @property
+    def _is_multiplexed(self) -> bool:
+        return self._protocol is not None and isinstance(self._protocol.protocol, H2Protocol)
+
     def _alpn(self) -> str | None:
         """Return the protocol that the client has chosen in the handshake (RFC 7301)."""
         return None if self.handshake is None else self._transport.get_extra_info("ssl_object").selected_alpn_protocol()
@@ -238,9 +242,9 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _rest(self) -> None:
-        """Wait for the next request, or close."""
+        """Wait for the next request, or close. HTTP/1 clients have been told to close by now, or will be."""
         self.is_idle = True
-        if self.server.closing.is_set() or not self._reads:
+        if not self._reads or (self.server.closing.is_set() and self._is_multiplexed):
             self.leave()
         else:
             self.server.idle.begin(self)

@@ -120,9 +120,13 @@ class Waiting(dict["Connection", float]):
                 return connection
         return None
 
+    def since(self, seconds: float) -> "list[Connection]":
+        """Return the connections that have waited for `seconds`."""
+        latest = time.monotonic() - seconds
+        return [connection for connection, since in self.items() if since <= latest]
+
     def expire(self, seconds: float) -> None:
         """Remove and expire the connections that have waited for `seconds`."""
-        latest = time.monotonic() - seconds
-        for connection in [connection for connection, since in self.items() if since <= latest]:
+        for connection in self.since(seconds):
             self.end(connection)
             connection.expire()

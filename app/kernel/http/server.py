@@ -165,7 +165,7 @@ class Listener:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        """Accept the backlog, close the socket and connections without a request. Safe to repeat.
+        """Accept the backlog, close the socket and idle connections. Safe to repeat.
 
         The backlog of an inherited socket is left to the next process, and that of a replaced worker to the others.
         """
@@ -181,8 +181,7 @@ class Listener:
                 self.refusals.note("full")
                 accepted[0].close()
         self._sock.close()
-        for connection in self._all():
-            connection.stop()
+        self._stop_idle()
 
     async def ended(self) -> None:
         """Wait until every connection has ended."""
@@ -376,10 +375,16 @@ class Listener:
     def _sweep(self) -> None:
         is_closing = self.closing.is_set()
         self.heads.expire(_LAST_S if is_closing else self._settings.read_timeout)
-        self.idle.expire(_LAST_S if is_closing else self._settings.keep_alive_timeout)
+        self._stop_idle()
         self.lingering.expire(_LAST_S if is_closing else _LINGER_S)
         self.spare.expire(_LAST_S if is_closing else _SPARE_S)
         self._timer = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _stop_idle(self) -> None:
+        """Close connections without a request; at the end only quiet ones, as the next request may be on its way."""
+        least_s = _LAST_S if self.closing.is_set() else self._settings.keep_alive_timeout
+        for connection in self.idle.since(least_s):
+            connection.stop()
 
     def _measure(self) -> None:
         metrics.http_connections(self._name, len(self._held) + len(self._spares), len(self.idle), self._most)
