@@ -458,6 +458,41 @@ async def test_a_stop_serves_a_request_that_has_just_come_on_an_idle_connection(
 
 
 @on_both_loops
+async def test_a_stop_serves_the_next_request_of_a_connection_that_was_just_used_and_closes_a_quiet_one() -> None:
+    async with served() as server:
+        reader, writer = await server.open()
+        writer.write(get("/first"))
+        await answers(reader)
+        quiet, quiet_writer = await server.open()
+        quiet_writer.write(get("/quiet"))
+        await answers(quiet)
+        await server.drain()
+        await asyncio.sleep(0.3)  # the port is closed by now
+        with pytest.raises(ConnectionError):
+            await server.open()
+        writer.write(get("/second"))
+        answer = (await answers(reader))[0]
+        assert answer.endswith(b"/second")
+        assert b"connection: close" in answer
+        assert await closed(reader, 2)
+        assert await closed(quiet, 2)
+        writer.close()
+        quiet_writer.close()
+
+
+@on_both_loops
+async def test_a_request_that_came_while_the_loop_was_busy_is_served_after_the_keep_alive_timeout() -> None:
+    async with served(HTTP_SERVER_KEEP_ALIVE_TIMEOUT="1s") as server:
+        reader, writer = await server.open()
+        writer.write(get("/first"))
+        await answers(reader)
+        os.write(writer.get_extra_info("socket").fileno(), get("/second"))
+        time.sleep(1.3)  # the loop is busy
+        assert (await answers(reader))[0].endswith(b"/second")
+        writer.close()
+
+
+@on_both_loops
 async def test_a_stop_answers_the_first_of_pipelined_requests_in_full_and_executes_no_other() -> None:
     async with served() as server:
         reader, writer = await server.open()
