@@ -10,10 +10,12 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from xdist.scheduler import WorkStealingScheduling
 
 from app.kernel.config import load
 from app.kernel.db.devserver.embedded import embedded_binaries
@@ -26,6 +28,14 @@ from tests.support.project import ROOT, Project, Running
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+_LONG = {
+    "test_image.py",
+    "test_pgbouncer.py",
+    "test_streams.py",
+    "test_blocks.py",
+    "test_read_only.py",
+    "test_openapi.py",
+}
 SUPERUSER = ("root", "correct horse battery staple")
 
 
@@ -34,6 +44,17 @@ def pytest_xdist_auto_num_workers() -> int:
     """Return more workers than cores: most tests wait for processes, clocks and disks about half of their time."""
     cores = os.cpu_count() or 1
     return cores + cores // 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling:
+    """Let a worker that is done take tests of another, so that none waits at the end."""
+    return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take a minute."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
