@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from app.kernel.errors import Constraints
     from app.kernel.module import Module
     from app.kernel.process import Process, Provider
+    from app.kernel.process.launch import Launch
     from app.kernel.services import Run
 
     Make = Callable[[Process], Coroutine[Any, Any, Run | None]]
@@ -50,7 +51,7 @@ def http(routes: "Routes", title: str) -> "Make":
         from app.kernel.http.server import http_service
 
         settings = p.settings[HttpServerSettings]
-        with _closed_on_error(p.sockets.listen("http", settings.host, settings.port)) as sock:
+        with _closed_on_error(p.launch.sockets.listen("http", settings.host, settings.port)) as sock:
             from app.kernel.http.index import OPERATIONS, PROBES, Index
             from app.kernel.http.openapi import Documentation
             from app.kernel.http.routes import api
@@ -79,7 +80,8 @@ def api_operations(routes: "Routes", title: str) -> "Make":
         from app.kernel.http.probes import Probes
         from app.kernel.http.server import http_service
 
-        with _closed_on_error(p.sockets.listen("operations", settings.host, settings.port, settings.section)) as sock:
+        sock = p.launch.sockets.listen("operations", settings.host, settings.port, settings.section)
+        with _closed_on_error(sock):
             app = Index(title, OPERATIONS, Documentation(await p.use(routes), title))
             return http_service(p, Probes(p, app), sock, "operations")
 
@@ -93,7 +95,7 @@ async def operations(p: "Process") -> "Run":
     from app.kernel.http.server import http_service
 
     settings = p.settings[OperationsSettings]
-    return http_service(p, Probes(p), p.sockets.listen("operations", settings.host, settings.port), "operations")
+    return http_service(p, Probes(p), p.launch.sockets.listen("operations", settings.host, settings.port), "operations")
 
 
 async def cron(p: "Process") -> "Run":
@@ -182,7 +184,7 @@ def _api(*served: "Module") -> tuple[Service, ...]:
 PROCESSES = _processes()
 
 
-def new_process(name: str, settings: "Settings") -> "Process":
+def new_process(name: str, settings: "Settings", launch: "Launch | None" = None) -> "Process":
     """Return a process with the providers of the kernel and of all modules. Opens nothing."""
     from app import DATA, ROOT
     from app.kernel.actions.compose import value
@@ -196,7 +198,9 @@ def new_process(name: str, settings: "Settings") -> "Process":
     providers[Catalogue] = lambda _: value(Catalogue(permissions))
     providers[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names()), frozenset(_schedule_names())))
     migrates = name.startswith("run-")
-    return Process(name, settings, ROOT, providers, migrates=migrates, data=DATA, constraints=constraints())
+    return Process(
+        name, settings, ROOT, providers, launch=launch, migrates=migrates, data=DATA, constraints=constraints()
+    )
 
 
 def constraints() -> "Constraints":

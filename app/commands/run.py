@@ -111,6 +111,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
     from app.kernel.config import LoggerSettings
     from app.kernel.config.renewal import renewed
     from app.kernel.process import run_to_end
+    from app.kernel.process.launch import Launch
     from app.kernel.sockets import Sockets
     from app.kernel.systemd.notify import Notifier
     from app.kernel.telemetry.logs import configure
@@ -122,19 +123,21 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
     output = configure(settings[LoggerSettings], name, worker.number if worker else None)
     for warning in (*settings.misspelt, *settings.warnings):
         logger.warning("{}", warning)
-    process = new_process(name, settings)
-    process.worker = worker
-    process.notify = worker.notify if worker else Notifier.taken_from(os.environ)
-    process.sockets = worker.sockets if worker else Sockets.taken_from(os.environ)
+    launch = Launch(
+        notify=worker.notify if worker else Notifier.taken_from(os.environ),
+        sockets=worker.sockets if worker else Sockets.taken_from(os.environ),
+        worker=worker,
+        on_terminal=settings[LoggerSettings].format == "console" and output.is_terminal,
+    )
+    process = new_process(name, settings, launch)
     process.on_reload("log", output.reopened)
 
     async def renew() -> str | None:
         return await asyncio.to_thread(renewed, settings, lambda: load_settings(overrides))
 
     process.on_reload("settings", renew)
-    process.on_terminal = settings[LoggerSettings].format == "console" and output.is_terminal
     services = spec.services
-    if process.on_terminal and name == "run-all-in-one" and (worker is None or worker.number == 1):
+    if launch.on_terminal and name == "run-all-in-one" and (worker is None or worker.number == 1):
         services = (*services, Service("banner", partial(_show_banner, output=output)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         body = worker.run(process, services) if worker else process.run(services)

@@ -12,6 +12,7 @@ from loguru import logger
 from app.kernel.config import load
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, reload
+from app.kernel.process.launch import Launch
 from app.kernel.services import Run, Service
 from app.kernel.systemd.notify import Notifier
 from app.processes import sections
@@ -37,8 +38,8 @@ async def run(
     during: Callable[[Process], Awaitable[None]], *callbacks: tuple[str, reload.Reload], notify: Notifier | None = None
 ) -> int:
     """Run a process with callbacks until `during` is done; return its exit status."""
-    p = Process("test", load(ROOT, sections(), {"APP_ENV": "test", "PROCESS_DRAIN_DELAY": "0s"}), ROOT)
-    p.notify = notify or Notifier()
+    settings = load(ROOT, sections(), {"APP_ENV": "test", "PROCESS_DRAIN_DELAY": "0s"})
+    p = Process("test", settings, ROOT, launch=Launch(notify=notify or Notifier()))
     for name, callback in callbacks:
         p.on_reload(name, callback)
 

@@ -50,12 +50,12 @@ class Probes:
             await self._ready(send)
 
     async def _metrics(self, media_type: str) -> tuple[bytes, bytes]:
-        if (worker := self._process.worker) is None:
+        if (worker := self._process.launch.worker) is None:
             return exposition(media_type)
         return exposition_of(merged(*await worker.metrics_of_all()), media_type)
 
     async def _ready(self, send: Send) -> None:
-        worker = self._process.worker
+        worker = self._process.launch.worker
         missing = await (worker.missing_of_all() if worker else self._process.missing())
         if missing:
             body = to_json({"status": "not ready", **({"missing": missing} if self._internal else {})})

@@ -211,7 +211,7 @@ class Listener:
     # accepting
 
     def _accept(self) -> None:
-        for _ in range(1 if self._process.worker else _AT_ONCE):  # the other workers are awake for the next one
+        for _ in range(1 if self._process.launch.worker else _AT_ONCE):  # the other workers are awake for the next one
             accepted = self._next()
             if accepted is None:
                 return

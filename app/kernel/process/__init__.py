@@ -16,23 +16,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from loguru import logger
 
 from app.kernel.config import CLOSE_S, ProcessSettings, Section, Settings
 from app.kernel.errors import Constraints, Unavailable
+from app.kernel.process.launch import Launch
 from app.kernel.process.needs import used_by
 from app.kernel.process.reload import Reload, Reloads
 from app.kernel.running import announced
 from app.kernel.services import Run, Service, in_order
-from app.kernel.sockets import Sockets
-from app.kernel.systemd.notify import Notifier
 from app.kernel.systemd.status import reporting
 from app.kernel.text import error_text
-
-if TYPE_CHECKING:
-    from app.kernel.workers.worker import Worker
 
 T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
@@ -54,6 +50,7 @@ class Process:
         root: Path,
         providers: Mapping[type[Any], Provider[Any]] | None = None,
         *,
+        launch: Launch | None = None,
         migrates: bool = True,
         data: Path | None = None,
         constraints: Constraints | None = None,
@@ -73,14 +70,10 @@ class Process:
         self.checks: dict[str, Check] = {}
         self.in_flight: dict[str, Callable[[], int]] = {}
         """What services count: requests, jobs."""
-        self.notify = Notifier()
-        self.sockets = Sockets()
-        self.worker: Worker | None = None
+        self.launch = launch or Launch()
         self.is_replaced = False
         """Whether another worker has taken over from this one."""
         self.migrates = migrates
-        self.on_terminal = False
-        """Whether a person watches the log, which then is brief."""
         self.constraints: Constraints = constraints or {}
         self._opened: dict[Provider[Any], Any] = {}
         self._opening: list[Provider[Any]] = []
@@ -138,8 +131,8 @@ class Process:
 
     def announced(self, url: str) -> AbstractContextManager[bool]:
         """Leave the address for `app health` inside, or give it to the supervisor. Gives False if it cannot."""
-        if self.worker:
-            self.worker.tell("serving", url)
+        if self.launch.worker:
+            self.launch.worker.tell("serving", url)
             return contextlib.nullcontext(True)
         return announced(self.name, url, self.root)
 
@@ -178,7 +171,7 @@ class Process:
 
         def signalled(number: int, _: object) -> None:
             # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
-            if self.worker and self._signals and number != signal.SIGQUIT:
+            if self.launch.worker and self._signals and number != signal.SIGQUIT:
                 return  # systemd and the supervisor may both send it
             self._signals += 1
             self._watch(CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
@@ -222,13 +215,13 @@ class Process:
     async def _body(self, services: Sequence[Service], ordered: Sequence[Service]) -> int:
         async with self._stack:
             made = {service.name: run for service in services if (run := await service.make(self)) is not None}
-            self.sockets.check_all_used()
+            self.launch.sockets.check_all_used()
             self.services = tuple(self.labels.get(name, name) for name in made)
-            if self.worker:
-                self.services = (self.worker.label, *self.services)
+            if self.launch.worker:
+                self.services = (self.launch.worker.label, *self.services)
             gc.freeze()  # what is there by now stays; to look through it again and again costs a request 3%
             self.state = "ready"
-            self.notify.ready()
+            self.launch.notify.ready()
             failed = await self._supervise([service for service in ordered if service.name in made], made)
         if not failed:
             logger.info("stopped")
@@ -240,14 +233,14 @@ class Process:
         stops = {service.name: asyncio.Event() for service in services}
         tasks = {asyncio.ensure_future(made[name](stop)): name for name, stop in stops.items()}
         stopping = asyncio.ensure_future(self._stop.wait())
-        reloading = asyncio.ensure_future(self._reloads.run(self.notify))
+        reloading = asyncio.ensure_future(self._reloads.run(self.launch.notify))
         try:
             await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
             ended_early = [name for task, name in tasks.items() if task.done() and not self._stop.is_set()]
             self.state = "stopping"
             self._stop.set()
             reloading.cancel()
-            self.notify.stopping(self._stop_s())
+            self.launch.notify.stopping(self._stop_s())
             self._watch(self._stop_s(), 70)
             left, limit_s = list(services), limits.drain_delay + limits.grace
             while left:

@@ -15,30 +15,30 @@ _EXTENSION_S = 6 * _EVERY_S
 @contextmanager
 def reporting(p: "Process") -> Generator[None]:
     """Report the process to systemd inside, if that is asked for."""
-    reports = [asyncio.ensure_future(_report_status(p))] if p.notify.is_on else []
-    if p.notify.watchdog_s:
+    reports = [asyncio.ensure_future(_report_status(p))] if p.launch.notify.is_on else []
+    if p.launch.notify.watchdog_s:
         reports.append(asyncio.ensure_future(_feed_watchdog(p)))
     try:
         yield
     finally:
         for report in reports:
             report.cancel()
-        p.notify.close()
+        p.launch.notify.close()
 
 
 async def _feed_watchdog(p: "Process") -> None:
     """Ping at half of the watchdog's period, until cancelled. Pings stop while something blocks the event loop."""
     while True:
-        p.notify.ping()
-        await asyncio.sleep(p.notify.watchdog_s / 2)
+        p.launch.notify.ping()
+        await asyncio.sleep(p.launch.notify.watchdog_s / 2)
 
 
 async def _report_status(p: "Process") -> None:
     """Report the status every few seconds if it has changed, and ask for more time while starting, until cancelled."""
     while True:
         if p.state == "starting":
-            p.notify.extend(_EXTENSION_S)  # migrations may take long; every other wait of a start has a limit
-        p.notify.status(await status_text(p))
+            p.launch.notify.extend(_EXTENSION_S)  # migrations may take long; every other wait of a start has a limit
+        p.launch.notify.status(await status_text(p))
         await asyncio.sleep(_EVERY_S)
 
 

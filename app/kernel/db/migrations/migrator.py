@@ -210,7 +210,7 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
     migrator = Migrator(await p.use(server), p.root / "migrations")
     pending: list[Migration] = []
     if p.migrates:
-        await _migrate(migrator, p.settings[PostgresSettings], is_brief=p.on_terminal)
+        await _migrate(migrator, p.settings[PostgresSettings], is_brief=p.launch.on_terminal)
     elif pending := await in_thread(migrator, migrator.pending):
         logger.warning(behind(pending))
     if migrator.warning:
