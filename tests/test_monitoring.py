@@ -132,6 +132,21 @@ def test_the_search_for_metrics_finds_what_does_not_exist() -> None:
     assert aggregated(expression) == {"job", "d"}
 
 
+def test_every_metric_that_an_alert_asks_for_has_a_panel() -> None:
+    recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+
+    def measured(expression: str) -> set[str]:
+        names = queried(expression)
+        return set().union(*(measured(recorded[name]) if name in recorded else {family(name)} for name in names))
+
+    shown = {family(name) for where, expression in expressions() if ".json: " in where for name in queried(expression)}
+    assert set().union(*(measured(alert["expr"]) for alert in alerts())) - shown == set()
+
+
+def family(name: str) -> str:
+    return re.sub("_(bucket|count|sum)$", "", name)
+
+
 def test_every_alert_has_a_section_in_the_runbooks_and_every_section_an_alert() -> None:
     sections = re.findall(r"^## (.+)$", GUIDES[0].read_text(), re.MULTILINE)
     named = [alert["alert"] for alert in alerts()]

@@ -4,26 +4,20 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
+from app.kernel.certificates import ends_soon, not_after
 from app.kernel.doctor import Finding, fail, warn
 
-_EXPIRES_SOON_DAYS = 14
 
-
-def expiry(what: str, content: bytes, fix: str) -> list[Finding]:
-    """Return findings about the end of certificates, PEM or DER."""
+def expiry(what: str, content: bytes, fix: str) -> Finding | None:
+    """Return a finding if certificates, PEM or DER, have expired or will soon."""
+    is_pem = b"-----" in content
     try:
-        found = (
-            x509.load_pem_x509_certificates(content)
-            if b"-----" in content
-            else [x509.load_der_x509_certificate(content)]
-        )
+        found = x509.load_pem_x509_certificates(content) if is_pem else [x509.load_der_x509_certificate(content)]
     except ValueError:
-        return [fail(f"{what} is not a certificate", fix)]
-    findings: list[Finding] = []
-    for certificate in found:
-        left = certificate.not_valid_after_utc - datetime.now(UTC)
-        if left.days < _EXPIRES_SOON_DAYS:
-            expired = left.total_seconds() < 0
-            when = f"{'expired' if expired else 'expires'} at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M}Z"
-            findings.append((fail if expired else warn)(f"{what} {when}", f"{fix}  # then renew it"))
-    return findings
+        return fail(f"{what} is not a certificate", fix)
+    until = not_after(found)
+    if not ends_soon(until):
+        return None
+    has_expired = until < datetime.now(UTC)
+    problem = f"{what} {'expired' if has_expired else 'expires'} at {until:%Y-%m-%d %H:%M}Z"
+    return (fail if has_expired else warn)(problem, f"{fix}  # then renew it")

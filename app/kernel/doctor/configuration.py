@@ -134,7 +134,7 @@ async def tls(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(str(error), str(error).rpartition("run: ")[2] if "run: " in str(error) else look)
     else:
         content = await in_thread(Path(server.tls_cert).read_bytes)
-        for finding in expiry(f"the certificate in {server.tls_cert}", content, look):
+        if finding := expiry(f"the certificate in {server.tls_cert}", content, look):
             yield finding
 
 

@@ -216,9 +216,8 @@ async def certificates(d: Deployment) -> AsyncIterator[Finding]:
                 f"postgres.ssl_root_cert: cannot read {path}: {error.strerror}", f"ls -l {shlex.quote(str(path))}"
             )
         else:
-            for finding in expiry(
-                f"the certificate of the authority, {path},", content, f"openssl x509 -noout -enddate -in {path}"
-            ):
+            look = f"openssl x509 -noout -enddate -in {shlex.quote(str(path))}"
+            if finding := expiry(f"the certificate of the authority, {path},", content, look):
                 yield finding
     for host in settings.host.split(","):
         look = f"openssl s_client -starttls postgres -connect {host}:{settings.port} </dev/null"
@@ -226,9 +225,8 @@ async def certificates(d: Deployment) -> AsyncIterator[Finding]:
             der = await _certificate(host, settings.port)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             continue  # the check postgresql reports it
-        if der is not None:
-            for finding in expiry(f"the certificate of PostgreSQL at {host}", der, look):
-                yield finding
+        if der is not None and (finding := expiry(f"the certificate of PostgreSQL at {host}", der, look)):
+            yield finding
 
 
 async def _certificate(host: str, port: int) -> bytes | None:

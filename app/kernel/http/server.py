@@ -388,3 +388,5 @@ class Listener:
 
     def _measure(self) -> None:
         metrics.http_connections(self._name, len(self._held) + len(self._spares), len(self.idle), self._most)
+        if self._tls is not None:
+            metrics.certificate_served(self._name, self._tls.not_after)

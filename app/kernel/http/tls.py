@@ -2,17 +2,17 @@
 
 import ssl
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 from loguru import logger
 
+from app.kernel.certificates import ends_soon, not_after
 from app.kernel.config import HttpServerSettings, Misconfigured
 
 _CERT, _KEY = "http_server.tls_cert", "http_server.tls_key"
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; HTTP/2 prohibits the others (RFC 9113, section 9.2.2)
-_SOON = timedelta(days=14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class _Loaded:
     context: ssl.SSLContext
     content: bytes
     about: str
+    not_after: datetime
 
 
 class Tls:
@@ -39,6 +40,11 @@ class Tls:
     def about(self) -> str:
         """The names and the end of validity of the certificate."""
         return self._loaded.about
+
+    @property
+    def not_after(self) -> datetime:
+        """The end of validity of the certificate and of those that signed it."""
+        return self._loaded.not_after
 
     async def reload(self) -> str | None:
         """Load the files again if their content has changed; return what is used now.
@@ -67,10 +73,10 @@ def _load(cert: str, key: str) -> _Loaded:
     if Path(key).stat().st_mode & 0o007:
         raise _unusable(_KEY, f"every user of this machine has access to {key}; run: chmod o= {key}")
     try:
-        leaf = x509.load_pem_x509_certificates(chain)[0]
+        certificates = x509.load_pem_x509_certificates(chain)
     except ValueError:
         raise _unusable(_CERT, f"{cert} has no certificate in PEM format") from None
-    now, until = datetime.now(UTC), leaf.not_valid_after_utc
+    leaf, now, until = certificates[0], datetime.now(UTC), not_after(certificates)
     if until <= now:
         raise _unusable(_CERT, f"the certificate in {cert} expired on {until:%Y-%m-%d %H:%M} UTC; renew it")
     if leaf.not_valid_before_utc > now:
@@ -80,6 +86,7 @@ def _load(cert: str, key: str) -> _Loaded:
         raise _unusable(_KEY, f"the key in {key} has a passphrase; remove it with openssl pkey")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # costs us more than the client
     context.set_ciphers(_CIPHERS)
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
@@ -89,9 +96,9 @@ def _load(cert: str, key: str) -> _Loaded:
             raise _unusable(_KEY, f"the key in {key} is not that of the certificate in {cert}") from None
         raise _unusable(_KEY, f"{key} has no private key in PEM format that can be used ({error.reason})") from None
     about = f"certificate of {_names(leaf)}, valid until {until:%Y-%m-%d %H:%M} UTC"
-    if until - now < _SOON:
+    if ends_soon(until):
         logger.warning("the {}, ends soon; renew it and send SIGHUP", about)
-    return _Loaded(context, chain + private, about)
+    return _Loaded(context, chain + private, about, until)
 
 
 def _read(setting: str, path: str) -> bytes:

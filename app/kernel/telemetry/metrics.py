@@ -4,6 +4,7 @@ import functools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
@@ -111,6 +112,12 @@ _SERVER_CONNECTIONS = Gauge(
 )
 _HTTP_CONNECTIONS = Gauge(
     "http_server_connections", "Connections of clients", ("listener", "state"), registry=_REGISTRY
+)
+_CERTIFICATE_ENDS = Gauge(
+    "http_server_certificate_not_after_seconds",
+    "Time at which the certificate that is served ends, or one of those that signed it, in Unix time",
+    ("listener",),
+    registry=_REGISTRY,
 )
 _REFUSED = Counter(
     "http_server_refused_total", "Connections and bodies refused because of a limit", ("reason",), registry=_REGISTRY
@@ -240,6 +247,11 @@ def http_connections(listener: str, used: int, idle: int, most: int) -> None:
     """Record client connections of a listener: all, the idle ones, and the maximum."""
     for state, value in (("open", used), ("idle", idle), ("max", most)):
         _HTTP_CONNECTIONS.labels(listener, state).set(value)
+
+
+def certificate_served(listener: str, until: datetime) -> None:
+    """Record the end of validity of the certificate that new connections get."""
+    _CERTIFICATE_ENDS.labels(listener).set(until.timestamp())
 
 
 def client_refused(reason: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ import pytest
 
 from app.kernel.config import HttpServerSettings, Misconfigured, load
 from app.kernel.http.asgi import Receive, Scope, Send, respond
-from app.kernel.http.tls import tls
+from app.kernel.http.tls import Tls, tls
 from app.processes import sections
 from tests.commands.outcome import one_line
 from tests.conftest import PostgresServer, create_database, program
@@ -60,6 +61,10 @@ class Encrypted:
         """Return the name in the certificate that a new connection gets."""
         with self.connect() as sock:
             return dict(pair for [pair] in (sock.getpeercert() or {})["subject"])["commonName"]
+
+    def left_days(self) -> int:
+        """Return in how many days the certificate ends, as the metrics have it."""
+        return round((self.metric('http_server_certificate_not_after_seconds{listener="http"}') - time.time()) / 86400)
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.process.url(listener='operations')}/metrics").text
@@ -117,6 +122,27 @@ def test_versions_before_tls_1_2_are_refused(encrypted: Encrypted) -> None:
     for version in ("1", "1_1"):
         assert "Protocol version" not in asked(f"-tls{version}", "-cipher", "ALL:@SECLEVEL=0")
     assert "Protocol version" not in asked("-tls1_2", "-cipher", "AES128-SHA")  # no forward secrecy
+
+
+def test_renegotiation_is_refused(encrypted: Encrypted) -> None:
+    host, port = encrypted.address
+    command = [
+        program("openssl"),
+        "s_client",
+        "-connect",
+        f"{host}:{port}",
+        "-tls1_2",
+        "-CAfile",
+        encrypted.authority.file,
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
+        assert client.stdin is not None and client.stdout is not None
+        said = iter(client.stdout.readline, b"")
+        assert any(b"Verify return code: 0" in line for line in said)
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        assert any(b"no renegotiation" in line for line in said)
+        client.kill()
 
 
 def test_a_client_that_does_not_speak_tls_or_says_nothing_is_closed_in_time(encrypted: Encrypted) -> None:
@@ -177,15 +203,18 @@ def test_sighup_gives_the_new_certificate_to_new_connections_and_a_bad_one_chang
             return answer is not None and answer.status == 200 and answer.stays
 
         assert still_served()
+        assert encrypted.left_days() == 30
         new_cert, new_key = encrypted.authority.sign("second.example.com", days=5)
         new_cert.replace(cert)
         reload("reloading certificate failed: http_server.tls_key: the key in ")
         assert encrypted.certificate() == "first.example.com"
+        assert encrypted.left_days() == 30
         new_key.replace(key)
         reloads = len(encrypted.process.messages())
         reload("reloaded certificate: certificate of second.example.com, 127.0.0.1, valid until ")
         assert any("ends soon; renew it" in message for message in encrypted.process.messages()[reloads:])
         assert encrypted.certificate() == "second.example.com"
+        assert encrypted.left_days() == 5
         assert still_served()
     reloads = len(encrypted.process.messages())
     reload("nothing to reload")
@@ -245,6 +274,15 @@ def test_files_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Path, f
         tls(settings[HttpServerSettings])
     assert str(refused.value).startswith(expected.format(cert=cert, key=key))
     assert "\n" not in str(refused.value)
+
+
+def test_a_certificate_ends_with_the_first_of_those_that_signed_it(tmp_path: Path) -> None:
+    authority = Authority.made_in(tmp_path)
+    cert, key = authority.sign("a.example.com", days=30)
+    intermediate, _ = authority.sign("b.example.com", days=20)
+    with cert.open("ab") as chain:
+        chain.write(intermediate.read_bytes())
+    assert round((Tls(str(cert), str(key)).not_after - datetime.now(UTC)).total_seconds() / 86400) == 20
 
 
 def test_a_process_does_not_start_with_a_certificate_that_cannot_be_used(project: Project, tmp_path: Path) -> None:
