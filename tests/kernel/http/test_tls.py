@@ -125,18 +125,11 @@ def test_versions_before_tls_1_2_are_refused(encrypted: Encrypted) -> None:
 
 
 def test_renegotiation_is_refused(encrypted: Encrypted) -> None:
-    host, port = encrypted.address
-    command = [
-        program("openssl"),
-        "s_client",
-        "-connect",
-        f"{host}:{port}",
-        "-tls1_2",
-        "-CAfile",
-        encrypted.authority.file,
-    ]
+    address, trusted = urlsplit(encrypted.url).netloc, str(encrypted.authority.file)
+    command = [program("openssl"), "s_client", "-connect", address, "-tls1_2", "-CAfile", trusted]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
-        assert client.stdin is not None and client.stdout is not None
+        assert client.stdin is not None
+        assert client.stdout is not None
         said = iter(client.stdout.readline, b"")
         assert any(b"Verify return code: 0" in line for line in said)
         client.stdin.write(b"R\n")

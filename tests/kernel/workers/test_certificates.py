@@ -1,6 +1,5 @@
 """A certificate that is renewed while several workers serve it."""
 
-import os
 import signal
 import ssl
 import threading
@@ -56,8 +55,8 @@ def test_every_worker_serves_a_renewed_certificate_and_none_a_broken_one(project
         assert set(workers_of(running)) == first
         assert served() == ends
         renewed, renewed_key = authority.sign("second.example.com", days=60)
-        os.replace(renewed, cert)
-        os.replace(renewed_key, key)
+        renewed.replace(cert)
+        renewed_key.replace(key)
         running.signal(signal.SIGHUP)
         eventually(lambda: said(running, "reloaded 2 workers"), 60)
     finally:
