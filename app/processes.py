@@ -3,9 +3,19 @@
 This module imports no infrastructure; each service imports its dependencies when its process starts.
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.kernel.services import Service
@@ -31,15 +41,21 @@ def _routes(*served: "Module") -> "Routes":
 
     @asynccontextmanager
     async def provider(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
-        from app.kernel.actions.compose import demand, operations
-        from app.kernel.http.routes import authenticators
+        from app.kernel.actions.compose import operations
 
-        features = [kind for module in served for kind in module.feature_classes()]
-        await demand(p, [*features, *authenticators(features)])
-        found = await operations(p, features)
+        found = await operations(p, _features(served))
         yield [operation for operation in found if operation.action.path]
 
     return provider
+
+
+def _features(served: "Iterable[Module]") -> "list[type[Any]]":
+    return [kind for module in served for kind in module.feature_classes()]
+
+
+async def demand(p: "Process") -> None:
+    """Check the settings that the services of a process need, and fetch their secrets, before anything is opened."""
+    await p.demand(needed(p.name, p.settings))
 
 
 def http(routes: "Routes", title: str) -> "Make":
@@ -110,7 +126,7 @@ async def consumer(p: "Process") -> "Run":
     from app.kernel.actions.compose import handlers
     from app.kernel.queue.consumer import consumer
 
-    found = await handlers(p, [kind for module in modules() for kind in module.feature_classes()])
+    found = await handlers(p, _features(modules()))
     return await consumer(p, found)
 
 
@@ -140,6 +156,29 @@ async def traces(p: "Process") -> "Run | None":
     return span_exporter(p, settings)
 
 
+def _routes_need(*served: "Module") -> "list[type[Any]]":
+    from app.kernel.http.routes import authenticators
+
+    features = _features(served)
+    return [*features, *authenticators(features)]
+
+
+def _handlers_need() -> "list[type[Any]]":
+    from app.kernel.actions.compose import working
+
+    return working(_features(modules()))
+
+
+def _types(*names: str) -> "list[type[Any]]":
+    """Return types by their names, such as app.kernel.db:Database. They are imported on use."""
+    return [getattr(import_module(module), kind) for module, _, kind in (name.partition(":") for name in names)]
+
+
+_DATABASE = partial(_types, "app.kernel.db:Database")
+_SENTINEL = partial(_types, "app.kernel.config:SentinelSettings", "app.kernel.queue.enqueue:Queue")
+_TELEMETRY = partial(_types, "app.kernel.config:TelemetrySettings")
+
+
 class Spec(NamedTuple):
     """A process: its help, its services, the section that --host and --port set, whether a machine runs several."""
 
@@ -149,24 +188,35 @@ class Spec(NamedTuple):
     has_instances: bool = False
 
 
-_SUPPORT = (Service("reporter", reporter), Service("sentinel", sentinel), Service("traces", traces))
+_SETTINGS = Service("settings", demand)
+_SUPPORT = (
+    Service("reporter", reporter, needs=_DATABASE),
+    Service(
+        "sentinel",
+        sentinel,
+        needs=_SENTINEL,
+    ),
+    Service("traces", traces, needs=_TELEMETRY),
+)
 _OPERATIONS = Service("operations", operations)
 _AFTER = tuple(service.name for service in _SUPPORT)
 
 
 def _processes() -> dict[str, Spec]:
     serving = [module for module in modules() if module.process]
-    jobs = (Service("cron manager", cron, after=_AFTER), Service("consumer", consumer, after=_AFTER))
-    worker = partial(Service, after=(*_AFTER, _OPERATIONS.name))
+    crons = partial(Service, "cron manager", cron, needs=_DATABASE)
+    consumers = partial(Service, "consumer", consumer, needs=_handlers_need)
+    jobs = (crons(after=_AFTER), consumers(after=_AFTER))
+    after = (*_AFTER, _OPERATIONS.name)
     return {
-        "run-all-in-one": Spec("Run everything in one process.", (*_api(*serving), *jobs, *_SUPPORT)),
-        **{f"run-{m.name}-http": Spec(m.process, (*_api(m), *_SUPPORT)) for m in serving},
+        "run-all-in-one": Spec("Run everything in one process.", (_SETTINGS, *_api(*serving), *jobs, *_SUPPORT)),
+        **{f"run-{m.name}-http": Spec(m.process, (_SETTINGS, *_api(m), *_SUPPORT)) for m in serving},
         "run-cron-manager": Spec(
-            "Turn due schedules into jobs.", (_OPERATIONS, worker("cron manager", cron), *_SUPPORT), "operations"
+            "Turn due schedules into jobs.", (_SETTINGS, _OPERATIONS, crons(after=after), *_SUPPORT), "operations"
         ),
         "run-event-consumer": Spec(
             "Run jobs and event subscribers.",
-            (_OPERATIONS, worker("consumer", consumer), *_SUPPORT),
+            (_SETTINGS, _OPERATIONS, consumers(after=after), *_SUPPORT),
             "operations",
             has_instances=True,
         ),
@@ -176,7 +226,7 @@ def _processes() -> dict[str, Spec]:
 def _api(*served: "Module") -> tuple[Service, ...]:
     routes, title = _routes(*served), f"{' and '.join(module.name for module in served)} API"
     return (
-        Service("http", http(routes, title), after=(*_AFTER, "operations")),
+        Service("http", http(routes, title), (*_AFTER, "operations"), partial(_routes_need, *served)),
         Service("operations", api_operations(routes, title)),
     )
 
@@ -184,23 +234,46 @@ def _api(*served: "Module") -> tuple[Service, ...]:
 PROCESSES = _processes()
 
 
+def check_process(name: str) -> None:
+    """Raise NotFound unless there is such a process."""
+    from app.kernel.errors import NotFound
+    from app.kernel.text import suggestion
+
+    if name not in PROCESSES:
+        raise NotFound(f"there is no process {name}{suggestion(name, PROCESSES)}")
+
+
 def new_process(name: str, settings: "Settings", launch: "Launch | None" = None) -> "Process":
     """Return a process with the providers of the kernel and of all modules. Opens nothing."""
     from app import DATA, ROOT
+    from app.kernel.process import Process
+
+    migrates = name.startswith("run-")
+    return Process(
+        name, settings, ROOT, providers(), launch=launch, migrates=migrates, data=DATA, constraints=constraints()
+    )
+
+
+def providers() -> "dict[type[Any], Provider[Any]]":
+    """Return the providers of the kernel and of all modules."""
     from app.kernel.actions.compose import value
     from app.kernel.module import Catalogue
-    from app.kernel.process import Process
     from app.kernel.providers import PROVIDERS
     from app.kernel.queue.jobs import DeclaredTasks
 
-    providers = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
+    found = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
-    providers[Catalogue] = lambda _: value(Catalogue(permissions))
-    providers[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names()), frozenset(_schedule_names())))
-    migrates = name.startswith("run-")
-    return Process(
-        name, settings, ROOT, providers, launch=launch, migrates=migrates, data=DATA, constraints=constraints()
-    )
+    found[Catalogue] = lambda _: value(Catalogue(permissions))
+    found[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names()), frozenset(_schedule_names())))
+    return found
+
+
+def needed(name: str, settings: "Settings") -> "list[type[Section]]":
+    """Return the sections of the settings whose secrets a process needs when it starts."""
+    from app.kernel.actions.compose import demanded
+
+    kinds = [kind for service in PROCESSES[name].services for kind in service.needs()]
+    return demanded(kinds, providers(), settings.sections)
 
 
 def constraints() -> "Constraints":

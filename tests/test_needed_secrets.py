@@ -26,6 +26,7 @@ SIGNS = {
     "auth keys list",
     "auth keys rotate",
     "auth keys rewrap",
+    "config validate",  # of all processes
 }
 COMMANDS = [name for name in LEAVES if name not in PROCESSES and name != "systemd install"]  # which writes to /etc
 
@@ -90,6 +91,32 @@ def test_a_process_asks_for_the_master_secret_exactly_when_it_signs_or_decrypts(
         done = cli.app(name, "--port", "0", env={**PRODUCTION, "AUTH_MASTER_SECRET": SECRET, "AUTH_ISSUER": ISSUER})
     assert done.returncode == 69, done.stderr
     assert "PostgreSQL at 127.0.0.1:1 does not answer" in done.stderr
+
+
+@pytest.mark.parametrize("name", [None, *PROCESSES])
+def test_validate_refuses_what_the_process_refuses_when_it_starts(
+    name: str | None, production: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("config", "validate", *([name] if name else []))
+    missing = {"auth.master_secret", "auth.issuer"} if name is None or name in SIGNS else set[str]()
+
+    def refused() -> set[str]:
+        assert status_of(*given) == (78 if missing else 0)
+        said = capsys.readouterr().err
+        return {key for key in ("auth.master_secret", "auth.issuer", "postgres.password") if key in said}
+
+    assert refused() == missing
+    production.delenv("POSTGRES_PASSWORD")
+    missing |= {"postgres.password"}
+    assert refused() == missing
+    production.setenv("POSTGRES_PASSWORD", "${PASSWORD}")
+    missing = {"postgres.password"}  # an invalid value is refused before missing ones are looked for
+    assert refused() == missing
+    production.setenv("POSTGRES_PASSWORD", PRODUCTION["POSTGRES_PASSWORD"])
+    production.setenv("AUTH_MASTER_SECRET", SECRET)
+    production.setenv("AUTH_ISSUER", ISSUER)
+    missing.clear()
+    assert refused() == set()
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.kernel.cli import Json, group, print_json
-from app.kernel.config import environment_name
+from app.kernel.cli import Json, group, print_json, starting
+from app.kernel.config import HttpServerSettings, environment_name, schema
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.kernel.text import suggestion
-from app.processes import load_settings, sections
+from app.processes import PROCESSES, check_process, load_settings, needed, sections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +26,10 @@ def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every na
 
 def _warn(problems: "Iterable[Problem]") -> None:
     sys.stderr.writelines(f"warning: {problem}\n" for problem in problems)
+
+
+def _keys() -> list[str]:
+    return [setting.key for kind in sections() for setting in schema(kind)]
 
 
 @_app.command()
@@ -49,7 +53,10 @@ def show(as_json: Json = False) -> None:
 
 
 @_app.command()
-def explain(key: Annotated[str, typer.Argument(help="Setting, such as postgres.host.")], as_json: Json = False) -> None:
+def explain(
+    key: Annotated[str, typer.Argument(help="Setting, such as postgres.host.", autocompletion=starting(_keys))],
+    as_json: Json = False,
+) -> None:
     """Explain a setting: its meaning, value, source and environment variable.
 
     \b
@@ -78,20 +85,40 @@ def explain(key: Annotated[str, typer.Argument(help="Setting, such as postgres.h
 
 
 @_app.command()
-def validate(as_json: Json = False) -> None:
-    """Check the settings of the current APP_ENV and report all problems at once. Fetches secrets from their stores.
+def validate(
+    process: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROCESS]",
+            help="Process, such as run-cron-manager.",
+            show_default="all",
+            autocompletion=starting(lambda: PROCESSES),
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the settings that a process needs to start, or those of all processes. Reports all problems at once.
 
-    A missing secret is a warning, because only some processes use it; those refuse to start without it.
+    Fetches secrets from their stores; connects to nothing else. Exit status: 78 when a setting, a secret or a
+    certificate is missing or invalid, 69 when a store does not answer.
 
     \b
     Examples:
       app config validate
-      APP_ENV=production app config validate
+      app config validate run-cron-manager
+      APP_ENV=production app config validate run-auth-http
     """
+    if process is not None:
+        check_process(process)
     settings = load_settings()
-    settings.fetch_all()
-    _warn((*settings.misspelt, *settings.warnings, *settings.withheld.values()))
+    _warn((*settings.misspelt, *settings.warnings))
+    settings.demand(*(needed(process, settings) if process else settings.sections))
+    if process is None or PROCESSES[process].listens == HttpServerSettings.section:
+        from app.kernel.http.tls import tls
+
+        tls(settings[HttpServerSettings])
     if as_json:
-        print_json({"environment": settings.environment, "valid": True, "missing": sorted(settings.withheld)})
-    else:
-        typer.echo(f"the settings for APP_ENV={settings.environment} are valid ({len(sections())} sections)")
+        print_json({"environment": settings.environment, "process": process, "valid": True})
+        return
+    whose = process or f"all processes ({len(sections())} sections)"
+    typer.echo(f"the settings for APP_ENV={settings.environment} are valid for {whose}")

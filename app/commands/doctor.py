@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.kernel.cli import Json, NoInput, can_ask, confirm, print_json, single
+from app.kernel.cli import Json, NoInput, can_ask, confirm, print_json, single, starting
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.kernel.text import suggestion
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 def doctor(
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="Run only this check; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="Run only this check; repeatable.",
+            autocompletion=starting(lambda: (check.name for check in checks())),
+        ),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Do what is safe to do, after asking.")] = False,
     list_names: Annotated[bool, typer.Option("--list", help="List the checks without running them.")] = False,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.kernel.cli import Json, NoInput, can_ask, confirm, group, print_json
-from app.kernel.errors import NotFound, Refusal
+from app.kernel.cli import Json, NoInput, can_ask, confirm, group, print_json, starting
+from app.kernel.errors import Refusal
 from app.kernel.product import NAME
-from app.kernel.text import suggestion
-from app.processes import PROCESSES, load_settings, sections
+from app.processes import PROCESSES, check_process, load_settings, sections
 
 if TYPE_CHECKING:
     from app.kernel.systemd.units import Installation, Role
@@ -20,7 +19,12 @@ _app = group("Generate units for systemd.")
 
 Roles = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PROCESS]...", help="Processes, such as run-auth-http.", show_default="all"),
+    typer.Argument(
+        metavar="[PROCESS]...",
+        help="Processes, such as run-auth-http.",
+        show_default="all",
+        autocompletion=starting(lambda: PROCESSES),
+    ),
 ]
 Command = Annotated[
     Path | None,
@@ -111,8 +115,7 @@ class _Units:
         from app.kernel.systemd.units import units
 
         for name in names:
-            if name not in PROCESSES:
-                raise NotFound(f"there is no process {name}{suggestion(name, PROCESSES)}")
+            check_process(name)
         self._settings = load_settings(only=(HttpServerSettings, OperationsSettings, ProcessSettings))
         self._installation = _installation(command, environment_file)
         self._roles = _roles()

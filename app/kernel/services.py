@@ -1,6 +1,6 @@
 """Services of a process, and their order. Light, because `--help` reads the table of processes."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,18 +9,21 @@ if TYPE_CHECKING:
     from app.kernel.process import Process
 
 Run = Callable[["asyncio.Event"], Coroutine[Any, Any, None]]
+Needs = Callable[[], Iterable[type[Any]]]
 
 
 class Service(NamedTuple):
     """A part of a process: starts after the services in `after`, and stops before them.
 
     `make` opens its resources and returns the coroutine function to run, or None when there is nothing to do. The
-    function takes the stop event; once it is set, it drains and returns.
+    function takes the stop event; once it is set, it drains and returns. `needs` are the types that it is made of, and
+    the sections of settings whose secrets it reads; those are checked before anything is opened.
     """
 
     name: str
     make: "Callable[[Process], Awaitable[Run | None]]"
     after: tuple[str, ...] = ()
+    needs: Needs = tuple
 
 
 class InvalidOrder(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.kernel.product import NAME
-from app.processes import PROCESSES
+from app.processes import PROCESSES, checks
 from tests.commands.outcome import misused
 from tests.commands.terminal import Terminal
 from tests.conftest import program
@@ -25,6 +25,10 @@ SHOWN = {
     "app migrate ": list(NODES["migrate"].command.commands),
     "app auth create-superuser --password-": ["--password-stdin", "--password-file"],
     "app completion ": ["bash", "zsh", "fish"],
+    "app config validate run-a": APIS,
+    "app systemd install run-a": APIS,
+    "app config explain postgres.direct_": ["postgres.direct_host", "postgres.direct_port"],
+    "app doctor --only se": [check.name for check in checks() if check.name.startswith("se")],
 }
 SET_UP = {
     "bash": 'PS1="ready> "; bind "set enable-bracketed-paste off"; eval "$(app completion bash)"',

@@ -84,9 +84,18 @@ def test_validate_accepts_the_settings_of_the_environment_it_names(cli: Project)
     assert done.stdout.startswith("the settings for APP_ENV=test are valid")
     assert printed_json(cli.app("config", "validate", "--json")) == {
         "environment": "test",
+        "process": None,
         "valid": True,
-        "missing": [],
     }
+    line = refused(cli.app("config", "validate", "run-cron-manger"), 67)
+    assert line == "app: there is no process run-cron-manger; did you mean run-cron-manager?"
+
+
+def test_validate_loads_the_certificate_of_processes_that_have_one(cli: Project) -> None:
+    env = {"HTTP_SERVER_TLS_CERT": "/nowhere.pem", "HTTP_SERVER_TLS_KEY": "/nowhere.key"}
+    for args, status in ((("run-cron-manager",), 0), (("run-auth-http",), 78), ((), 78)):
+        done = cli.app("config", "validate", *args, env=env)
+        assert (done.returncode, "cannot read /nowhere.pem" in done.stderr) == (status, status == 78), args
 
 
 @pytest.mark.parametrize("args", [["validate"], ["validate", "--json"], ["show"], ["show", "--json"]])

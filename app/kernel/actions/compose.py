@@ -4,7 +4,7 @@ The object of a type comes from its provider, from the settings if the type is a
 dataclass, from its constructor with its own dependencies.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
@@ -51,7 +51,14 @@ async def demand(p: Process, kinds: Iterable[type[Any]]) -> None:
 
     Raises Misconfigured with all problems, StoresUnavailable. Safe to repeat.
     """
-    await p.demand(list(dict.fromkeys(_sections(kinds, p.providers, p.settings.sections, set()))))
+    await p.demand(demanded(kinds, p.providers, p.settings.sections))
+
+
+def demanded(kinds: Iterable[type[Any]], providers: Providers, sections: Collection[type[Any]]) -> list[type[Any]]:
+    """Return the sections whose secrets the objects of some types use, and those that are among the types."""
+    given = list(kinds)
+    named = [kind for kind in given if kind in sections]
+    return list(dict.fromkeys([*named, *_sections(given, providers, sections, set())]))
 
 
 def _sections(
@@ -123,7 +130,7 @@ async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | 
     """Return the handlers and subscribers of some features. Raises like `make`."""
     found: list[Handler | Subscriber] = []
     kinds = list(features)
-    await demand(p, [kind for kind in kinds if any(isinstance(work, Work) for _, work, _ in declared(kind))])
+    await demand(p, working(kinds))
     for kind in kinds:
         works = [(name, work, signature) for name, work, signature in declared(kind) if isinstance(work, Work)]
         feature = await make(p, kind) if works else None
@@ -135,6 +142,11 @@ async def handlers(p: Process, features: Iterable[type[Any]]) -> list[Handler | 
             elif work.event is not None:
                 found.append(Subscriber(work.id, work.event, operation, mode, **work.options))
     return found
+
+
+def working(features: Iterable[type[Any]]) -> list[type[Any]]:
+    """Return the features that have handlers or subscribers."""
+    return [kind for kind in features if any(isinstance(work, Work) for _, work, _ in declared(kind))]
 
 
 class JobOperation:

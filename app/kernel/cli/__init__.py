@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol, TypeVar
@@ -29,6 +29,11 @@ def whole(least: int, most: int) -> Callable[[str | int], int]:
         return int(text)
 
     return parse
+
+
+def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return the `autocompletion` of a parameter whose values have names."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 class _Group(TyperGroup):
