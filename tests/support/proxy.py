@@ -1,6 +1,7 @@
 """A TCP proxy that behaves as bad networks do."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ class Proxy:
         self._pumps: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.delay_s = 0.0
+        self.lost = re.compile(rb"(?!)")
+        """What it drops from what it forwards."""
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         serving = asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -58,7 +61,7 @@ class Proxy:
                 await self._pass.wait()
                 if asyncio.current_task() in self._forgotten:
                     continue
-                writer.write(chunk)
+                writer.write(self.lost.sub(b"", chunk))
                 await writer.drain()
             if asyncio.current_task() not in self._forgotten:
                 await self._pass.wait()

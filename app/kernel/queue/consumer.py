@@ -13,6 +13,7 @@ from loguru import logger
 from app.kernel.actions.compose import make
 from app.kernel.config import QueueSettings
 from app.kernel.db import Database
+from app.kernel.db.listener import Listener, listener
 from app.kernel.db.postgres import database
 from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
@@ -25,7 +26,6 @@ from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.executor import Executor
 from app.kernel.queue.worker.fetcher import Fetcher
 from app.kernel.queue.worker.leases import Leases
-from app.kernel.queue.worker.listener import Listener
 from app.kernel.queue.worker.recorder import Recorder
 from app.kernel.queue.worker.renewer import Renewer
 from app.kernel.queue.worker.rescuer import Rescuer
@@ -39,6 +39,7 @@ class Consumer:
         self,
         db: Database,
         conninfo: Callable[[], str],
+        listener: Listener,
         handlers: Sequence[Handler | Subscriber],
         settings: QueueSettings,
         events: EventTransport,
@@ -46,6 +47,7 @@ class Consumer:
     ) -> None:
         self._db = db
         self._conninfo = conninfo
+        self._listener = listener
         self._events = events
         self._subscribers = [h for h in handlers if isinstance(h, Subscriber)]
         by_task = {h.name if isinstance(h, Subscriber) else h.task.name: h for h in handlers}
@@ -71,17 +73,17 @@ class Consumer:
         """Run jobs until `stop` is set, then finish running jobs. If cancelled, release them to other workers."""
         jobs = self._jobs
         renewer = Renewer(self._conninfo, self._leases.lease_s, jobs.held, jobs.running, self.executor.cancel)
-        listener = Listener(self._conninfo, self._notified)
-        async with _beside(listener.run, self._completer.run, self._rescuer.run, lambda: self._on_stop(stop)):
+        async with _beside(self._completer.run, self._rescuer.run, lambda: self._on_stop(stop)):
             renewer.start()
             try:
-                while not stop.is_set():
-                    if not await self.fetcher.fetch():
-                        await self.fetcher.wait()
-                await self._hand_back(list(jobs.ready))
-                while jobs.running or self._completer.backlog:
-                    jobs.wake.clear()
-                    await jobs.wake.wait()
+                with self._listener.subscribed("kernel_jobs", self._notified, self._missed):
+                    while not stop.is_set():
+                        if not await self.fetcher.fetch():
+                            await self.fetcher.wait()
+                    await self._hand_back(list(jobs.ready))
+                    while jobs.running or self._completer.backlog:
+                        jobs.wake.clear()
+                        await jobs.wake.wait()
             finally:
                 await self.executor.cut()
                 await self._completer.flush_last()
@@ -97,14 +99,15 @@ class Consumer:
         self._jobs.wake.set()
 
     def _notified(self, payload: str) -> None:
-        """Handle a notification: a cancelled job, a queue with ready jobs, or missed notifications."""
+        """Handle a notification: `c` and the id of a cancelled job, or `q` and the name of a queue with ready jobs."""
         if payload.startswith("c"):
             self.executor.cancel(payload[1:])
-        elif payload:
-            self.fetcher.notified(payload[1:])
         else:
-            self.fetcher.look_everywhere()
-            self._jobs.wake.set()
+            self.fetcher.notified(payload[1:])
+
+    def _missed(self) -> None:
+        self.fetcher.look_everywhere()
+        self._jobs.wake.set()
 
     async def _hand_back(self, jobs: list[Job]) -> None:
         self._jobs.ready.clear()
@@ -129,7 +132,9 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
     """Register the subscriptions; return the service of the consumer."""
     db = await p.use(database)
     found = await p.use(server)
-    worker = Consumer(db, found.conninfo, handlers, p.settings[QueueSettings], await make(p, EventTransport))
+    events = await make(p, EventTransport)
+    settings = p.settings[QueueSettings]
+    worker = Consumer(db, found.conninfo, await p.use(listener), handlers, settings, events)
     for queue in worker.unhandled():
         near = get_close_matches(queue, worker.handled, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; they use {', '.join(worker.handled)}"

@@ -110,6 +110,9 @@ _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("st
 _SERVER_CONNECTIONS = Gauge(
     "db_server_connections", "Connections of all clients of a server", ("server", "state"), registry=_REGISTRY
 )
+_RECONNECTS = Counter(
+    "db_listener_reconnects_total", "Times that LISTEN was resumed after an outage", registry=_REGISTRY
+)
 _HTTP_CONNECTIONS = Gauge(
     "http_server_connections", "Connections of clients", ("listener", "state"), registry=_REGISTRY
 )
@@ -241,6 +244,11 @@ def server_connections(server: str, **states: int) -> None:
     """Record the connections of all clients of a server or a pooler: `used`, `max`, and `waiting` for a session."""
     for state, value in states.items():
         _SERVER_CONNECTIONS.labels(server, state).set(value)
+
+
+def listener_reconnected() -> None:
+    """Count an outage of the listening connection that is over."""
+    _RECONNECTS.inc()
 
 
 def http_connections(listener: str, used: int, idle: int, most: int) -> None:

@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
+from loguru import logger
 
 from app.kernel.config import Misconfigured, load
+from app.kernel.db.listener import listening
 from app.kernel.db.postgres import PooledDatabase, PostgresDatabase
 from app.kernel.db.postgres import database as provider
 from app.kernel.errors import Unavailable
@@ -164,3 +166,18 @@ async def test_a_direct_host_without_a_pooler_changes_nothing(server: DebianServ
     async with connected(server.env | {"POSTGRES_DIRECT_HOST": "localhost"}) as db:
         assert not isinstance(db, PooledDatabase)
         assert await db.one("SHOW timezone") == ("UTC",)
+
+
+async def test_a_listener_is_never_live_behind_it_because_it_would_deliver_by_chance(pooler: PgBouncer) -> None:
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING", format="{message}")
+    server = f"host=127.0.0.1 port={pooler.port} user=app dbname=app password={pooler.server.password}"
+    try:
+        async with listening(lambda **_: server) as listener, asyncio.timeout(10):
+            with listener.subscribed("kernel_jobs", said.append, lambda: said.append("live")):
+                while not said:
+                    await asyncio.sleep(0.01)
+    finally:
+        logger.remove(sink)
+    assert len(said) == 1
+    assert "PgBouncer answers; LISTEN needs the server itself: set POSTGRES_DIRECT_HOST" in said[0]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.kernel.config import QueueSettings, load
+from app.kernel.db.listener import listening
 from app.kernel.db.postgres import PostgresDatabase
 from app.kernel.db.postgres import database as provider
 from app.kernel.db.server import server
@@ -51,14 +52,16 @@ class Bench:
             handlers = [Handler(GREET, handlers)]
         settings = replace(self.settings, **{"poll_interval": 0.05, **changes})
         await self.queue.events.subscribe(self.db, [h for h in handlers if isinstance(h, Subscriber)])
-        consumer = Consumer(self.db, lambda: self.conninfo, handlers, settings, self.queue.events, worker)
-        stop = asyncio.Event()
-        running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
-        try:
-            yield running
-        finally:
-            stop.set()
-            await asyncio.wait({running.task}, timeout=10)
+        async with listening(lambda **_: self.conninfo) as listener:
+            given = (handlers, settings, self.queue.events, worker)
+            consumer = Consumer(self.db, lambda: self.conninfo, listener, *given)
+            stop = asyncio.Event()
+            running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
+            try:
+                yield running
+            finally:
+                stop.set()
+                await asyncio.wait({running.task}, timeout=10)
 
     async def rows(self, sql: Any, *parameters: object) -> list[tuple]:
         return [tuple(row) for row in await self.db.all(sql, parameters)]

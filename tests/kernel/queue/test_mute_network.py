@@ -3,11 +3,8 @@
 import asyncio
 from dataclasses import replace
 
-import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from app.kernel.queue.worker import listener as listener_module
-from app.kernel.queue.worker.listener import Listener
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.support.proxy import proxy_to
 
@@ -40,26 +37,3 @@ async def test_leases_are_renewed_on_a_new_connection(bench: Bench) -> None:
             gate.set()
             await bench.until(bench.finished, [("done", 1)])
     assert len(begun) == 1
-
-
-async def test_the_listener_listens_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "_QUIET_S", 0.2)
-    monkeypatch.setattr(listener_module, "_ANSWER_S", 0.5)
-    heard: list[str] = []
-
-    async def last() -> list[str]:
-        return heard[-1:]
-
-    where = conninfo_to_dict(bench.conninfo)
-    with proxy_to(str(where["host"]), int(where["port"] or 0)) as proxy:
-        listener = Listener(lambda: make_conninfo(bench.conninfo, host="127.0.0.1", port=proxy.port), heard.append)
-        listening = asyncio.ensure_future(listener.run())
-        await bench.until(last, [""])
-        await bench.db.run("NOTIFY kernel_jobs, 'qbefore'")
-        await bench.until(last, ["qbefore"])
-        proxy.forget()
-        await bench.until(last, [""])
-        await bench.db.run("NOTIFY kernel_jobs, 'qafter'")
-        await bench.until(last, ["qafter"])
-        listening.cancel()
-        await asyncio.wait([listening])
