@@ -156,8 +156,13 @@ def test_releases_behind_a_proxy_fail_no_request_and_write_nothing_twice(
         for number in range(RELEASES):
             if number == RELEASES // 2:
                 new = fleet.project.root / "migrations" / "29991231235959_auth_add_note_to_roles.sql"
-                new.write_text("ALTER TABLE auth.roles ADD COLUMN note text;\n")
+                good = "ALTER TABLE auth.roles ADD COLUMN note text;\n"
+                new.write_text(f"{good}ALTER TABLE auth.nothing ADD COLUMN note text;\n")
                 new.with_suffix(".rollback.sql").write_text("ALTER TABLE auth.roles DROP COLUMN note;\n")
+                refused = fleet.project.app("run-auth-http", "--port", "0")
+                assert refused.returncode == 1
+                assert f'{new.name}: apply failed: relation "auth.nothing" does not exist' in refused.stderr
+                new.write_text(good)
             fleet.release()
         released = len(load.sent)
         time.sleep(max(0.5, SECONDS / 2 - (time.monotonic() - begun)))

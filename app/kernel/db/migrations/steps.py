@@ -119,7 +119,10 @@ def run(backend: Any, migration: Migration, direction: Direction) -> None:
         if direction == "rollback" and error.sqlstate == _DEPENDED_ON:
             users = " ".join((error.diag.message_detail or reason).split())
             raise Conflict(f"{migration.module} is still used; roll back first what depends on it: {users}") from error
-        raise MigrationFailed(f"{name}: {direction} failed: {reason}") from error
+        kept = "nothing of the file was kept" if step.use_transactions else "its earlier statements were kept"
+        raise MigrationFailed(
+            f"{name}: {direction} failed: {reason}; {kept}. Correct the file, or the data that it fails on, and try again"
+        ) from error
 
 
 def _drop_half_built(connection: psycopg.Connection[Any], migration: Migration) -> None:
