@@ -120,9 +120,8 @@ def run(backend: Any, migration: Migration, direction: Direction) -> None:
             users = " ".join((error.diag.message_detail or reason).split())
             raise Conflict(f"{migration.module} is still used; roll back first what depends on it: {users}") from error
         kept = "nothing of the file was kept" if step.use_transactions else "its earlier statements were kept"
-        raise MigrationFailed(
-            f"{name}: {direction} failed: {reason}; {kept}. Correct the file, or the data that it fails on, and try again"
-        ) from error
+        todo = "correct the file, or the data that it fails on, and try again"
+        raise MigrationFailed(f"{name}: {direction} failed: {reason}; {kept}: {todo}") from error
 
 
 def _drop_half_built(connection: psycopg.Connection[Any], migration: Migration) -> None:
