@@ -51,7 +51,7 @@ def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Arguments 
         # in the environment, unlike on the command line, other users cannot see the password
         known = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
         known |= {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}
-        variables = {known[key]: str(value) for key, value in found.parameters.items() if key in known}
+        variables = {known[key]: str(value) for key, value in found.in_order().items() if key in known}
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # in psql Ctrl-C cancels a query
         return subprocess.run([psql, *(arguments or [])], env=os.environ | variables, check=False).returncode  # noqa: S603, ASYNC221
 

@@ -1,4 +1,4 @@
-"""IP addresses: canonical spelling, networks, and the unit of rate limits."""
+"""Addresses: canonical spelling, networks, the unit of rate limits, and lists of hosts with ports."""
 
 import re
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ _WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[0-9.]+)(?=:))(?::(?P<por
 _LEAST = 0xFFFF  # `::`, `::1` and their neighbours are IPv6
 _LONGEST = 128
 _REMEMBERED = 4096
+_ENDPOINT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+)(?::(?P<port>[1-9][0-9]{0,4}))?", re.ASCII)
 _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
@@ -49,6 +50,24 @@ def is_loopback(host: str) -> bool:
         return True
     address = parsed(name)
     return address is not None and address.is_loopback
+
+
+def endpoints(hosts: str, port: int) -> list[tuple[str, int]]:
+    """Return host and port of each of some hosts, separated by commas; `port` is for those without their own.
+
+    A host is a name, an address or, beginning with a slash or @, a socket folder: `db1,db2:5433,[::1]:5434`.
+    Raises ValueError.
+    """
+    return [_endpoint(host.strip(), port) for host in hosts.split(",")]
+
+
+def _endpoint(text: str, port: int) -> tuple[str, int]:
+    if text.startswith(("/", "@")) or (text.count(":") > 1 and "[" not in text):
+        return text, port
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or int(match["port"] or port) > 65535:
+        raise ValueError("expected a host, or a host and a port such as db1:5433 or [::1]:5433")
+    return match["host"].strip("[]"), int(match["port"] or port)
 
 
 @lru_cache(_REMEMBERED)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from app.kernel.addresses import canonical, limited, network, parsed
+from app.kernel.addresses import canonical, endpoints, limited, network, parsed
 
 V4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 V6 = (
@@ -87,3 +87,25 @@ def test_what_is_no_address_has_no_spelling(text: str) -> None:
 def test_a_network_holds_its_addresses_whatever_its_form(text: str, inside: str, outside: str) -> None:
     assert ip_address(inside) in network(text)
     assert ip_address(outside) not in network(text)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ("db", [("db", 5432)]),
+        ("db1,db2:5433", [("db1", 5432), ("db2", 5433)]),
+        (
+            "10.0.0.1:1,::1,[::1]:65535,fe80::1%eth0",
+            [("10.0.0.1", 1), ("::1", 5432), ("::1", 65535), ("fe80::1%eth0", 5432)],
+        ),
+        ("/run/a:b,@abstract", [("/run/a:b", 5432), ("@abstract", 5432)]),
+    ],
+)
+def test_hosts_have_their_own_port_or_the_common_one(hosts: str, expected: list[tuple[str, int]]) -> None:
+    assert endpoints(hosts, 5432) == expected
+
+
+@pytest.mark.parametrize("hosts", ["", "a,", "a:", ":1", "a:0", "a:65536", "a:x", "[::1", "[a]b", "[]:1"])
+def test_what_is_no_host_with_a_port_is_refused(hosts: str) -> None:
+    with pytest.raises(ValueError, match="expected a host"):
+        endpoints(hosts, 5432)

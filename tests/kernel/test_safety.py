@@ -158,6 +158,8 @@ def test_an_address_that_only_this_machine_reaches_exposes_nothing(name: str, ho
 
 def test_the_server_behind_a_pooler_counts_too() -> None:
     assert exposure({"postgres": {"host": "127.0.0.1", "direct_host": "localhost"}}) == ""
+    assert exposure({"postgres": {"host": "localhost:1,127.0.0.1:5433,[::1]:5434,/run/db"}}) == ""
+    assert "10.0.0.9:5433" in exposure({"postgres": {"host": "127.0.0.1,10.0.0.9:5433"}})
     assert "db.example.com" in exposure({"postgres": {"host": "127.0.0.1", "direct_host": "db.example.com"}})
 
 
@@ -175,6 +177,11 @@ def test_whoever_others_can_reach_needs_a_secret_of_its_own(environment: str | N
 @pytest.mark.parametrize("host", [" ", "\t", " 127.0.0.1", "localhost\n", "local host", "\u00a0"])
 def test_a_host_that_is_blank_or_has_white_space_is_refused(name: str, host: str) -> None:
     assert "without white space" in refusal({"APP_ENV": "test", name: host} | OWN)
+
+
+@pytest.mark.parametrize("hosts", ["db1,", "db1,,db2", "db1, db2", "db1:0", ",".join("abcdefghi")])
+def test_a_list_of_hosts_that_is_malformed_is_refused(hosts: str) -> None:
+    assert "postgres.host (POSTGRES_HOST): expected" in refusal({"APP_ENV": "test", "POSTGRES_HOST": hosts} | OWN)
 
 
 def test_an_option_of_the_command_exposes_too(cli: Project) -> None:

@@ -75,7 +75,7 @@ def test_what_may_change_is_taken_over_and_the_rest_needs_a_restart(tmp_path: Pa
     )
     assert current[PostgresSettings].password.get_secret_value() == "after-postgres"
     assert "password=after-postgres" in server.conninfo()  # of new connections
-    assert "password=after-postgres" in server.pool_conninfo()
+    assert "password=after-postgres" in server.reading_conninfo()
     assert current[SentinelSettings].notify_urls.get_secret_value() == "json://127.0.0.1/after"
     assert current[TelemetrySettings].otlp_headers.get_secret_value() == "k=after"
     assert current[AuthSettings].master_secret.get_secret_value() == MASTER

@@ -103,8 +103,10 @@ def bits(secret: str) -> float:
 def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
     """Return why other machines can reach the process or its data, or an empty text."""
     for host in f"{_text(tree, 'postgres')},{_text(tree, 'postgres', 'direct_host')}".split(","):
-        if host.strip() and not host.strip().startswith(("/", "@")) and not is_loopback(host):
-            return f"the database at {host.strip()} is not on this machine"
+        text = host.strip()
+        name = text if text.count(":") > 1 else text.partition(":")[0]
+        if text and not text.startswith(("/", "@")) and not is_loopback(name):
+            return f"the database at {text} is not on this machine"
     for section in ("http_server", "operations"):
         host = _text(tree, section)
         if host and not is_loopback(host):

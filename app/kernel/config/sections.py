@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from app.kernel.addresses import network
+from app.kernel.addresses import endpoints, network
 from app.kernel.text import misnamed
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
@@ -49,6 +49,16 @@ def _host(value: str) -> str:
     return value
 
 
+def _hosts(value: str) -> str:
+    """Check one or more hosts of a server, separated by commas, some with a port."""
+    hosts = value.split(",") if value else []
+    if len(hosts) > _MOST_HOSTS or not all(hosts):
+        raise ValueError(f"expected up to {_MOST_HOSTS} names or addresses, separated by commas, without white space")
+    for host in hosts:
+        endpoints(_host(host), 1)
+    return value
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         try:
@@ -58,6 +68,7 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+_MOST_HOSTS = 8
 _MS, _HOUR, _DAY = 0.001, 3600.0, 86400.0
 CLOSE_S = 5.0
 """For closing resources, and for a service that was cancelled."""
@@ -159,14 +170,17 @@ class PostgresSettings:
     section: ClassVar[str] = "postgres"
     host: Annotated[
         str,
-        AfterValidator(_host),
-        Field(description="host name, address or socket folder; empty: the embedded server"),
+        AfterValidator(_hosts),
+        Field(
+            description="host name, address or socket folder, or several with commas (db1,db2:5433), of which the one"
+            " that accepts writes is used; empty: the embedded server"
+        ),
     ]
-    port: Annotated[Port, Field(ge=1, description="port of the server")]
+    port: Annotated[Port, Field(ge=1, description="port of the hosts that are written without one")]
     direct_host: Annotated[
         str,
-        AfterValidator(_host),
-        Field(description="the server itself, when host is a pooler such as PgBouncer; empty: host"),
+        AfterValidator(_hosts),
+        Field(description="the server itself, written as host, when that is a pooler such as PgBouncer; empty: host"),
     ]
     direct_port: Annotated[Port, Field(description="port of direct_host; 0: the same as port")]
     user: Annotated[str, Field(min_length=1, description="role to connect as")]

@@ -5,6 +5,7 @@ import select
 import socket
 import struct
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Self
@@ -17,7 +18,9 @@ from app.kernel.db import Row
 from app.kernel.errors import Unavailable
 
 _CANCEL_S = 1.0
-_ADDRESS_S = 5  # for each address of the server's name
+_CONNECT_S = 5.0  # shared by all hosts
+_LEAST_S = 1.0
+_ADDRESS_S = 5  # for each address of a host's name
 _READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server at the start of a session
 _ABORT = struct.pack("ii", 1, 0)
 
@@ -27,21 +30,50 @@ class Connection(AsyncConnection[Row]):
 
     idle_since = 0.0
     opened_in = 0
+    place = 0
     retire_at = 0.0
     mute = False
 
     @classmethod
-    async def open(cls, conninfo: str, *, is_pooled: bool = False) -> Self:
-        """Connect to a server that accepts writes, or to a pooler. Raises Unavailable."""
-        kept = {"prepare_threshold": None} if is_pooled else {}  # its sessions, and their prepared statements, vary
-        try:
-            opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S, **kept)
-        except (psycopg.Error, OSError) as error:
-            raise Unavailable("the database is unavailable", retry_after_s=2) from error
-        if not is_pooled and any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY):
-            opened.drop()
+    async def open(cls, hosts: Sequence[str], *, is_pooled: bool = False) -> Self:
+        """Connect to the first of some hosts that accepts writes; `place` is its index. `hosts` are connection strings.
+
+        The hosts share five seconds, but each has at least one. A pooler that is the only host is not asked whether
+        its server accepts writes. Raises Unavailable; that it is read-only, if a host answered.
+        """
+        share_s = max(_LEAST_S, _CONNECT_S / len(hosts)) if len(hosts) > 1 else None
+        is_read_only, cause = False, None
+        for place, conninfo in enumerate(hosts):
+            try:
+                async with asyncio.timeout(share_s):
+                    opened = await cls._writable(conninfo, is_pooled=is_pooled, asks=is_pooled and len(hosts) > 1)
+            except (psycopg.Error, OSError) as error:  # TimeoutError is one
+                cause = error
+                continue
+            if opened is not None:
+                opened.place = place
+                return opened
+            is_read_only = True
+        if is_read_only:
             raise Unavailable("the database is read-only", retry_after_s=2)
-        return opened
+        raise Unavailable("the database is unavailable", retry_after_s=2) from cause
+
+    @classmethod
+    async def _writable(cls, conninfo: str, *, is_pooled: bool, asks: bool) -> Self | None:
+        """Connect; return None if the server is read-only. A pooler does not report that, but can be asked."""
+        kept = {"prepare_threshold": None} if is_pooled else {}  # its sessions, and their prepared statements, vary
+        opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S, **kept)
+        is_read_only = not is_pooled and any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY)
+        try:
+            if asks:
+                row = await (await opened.execute("SHOW transaction_read_only")).fetchone()
+                is_read_only = row == ("on",)
+        except BaseException:
+            opened.drop()
+            raise
+        if is_read_only:
+            opened.drop()
+        return None if is_read_only else opened
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:

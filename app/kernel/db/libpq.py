@@ -24,7 +24,8 @@ _PERMANENT = ("28", "3D", "42")  # authentication, database name, privileges
 _PROTOCOL_VIOLATION = "08P01"  # of PgBouncer, for all its errors
 _STATEMENT_POOLING = "statement pooling mode"
 _WHO = """
-    SELECT pg_backend_pid(), extract(epoch FROM pg_postmaster_start_time())::text, oid
+    SELECT pg_backend_pid(), current_setting('transaction_read_only')::bool,
+        extract(epoch FROM pg_postmaster_start_time())::text, oid
     FROM pg_catalog.pg_database WHERE datname = current_database()
 """
 _UNRESOLVED = "check POSTGRES_HOST: no address found for it"
@@ -58,7 +59,7 @@ class Attempt:
 
     `server_version` is 0 after a failure; `reason` is then libpq's message, `sqlstate` the server's if it refused, and
     `hint` a remedy. `database` identifies the running server and the database; `is_pooled`: a pooler such as PgBouncer
-    is in between.
+    is in between; `is_read_only`: it accepts no writes, as a standby.
     """
 
     server_version: int = 0
@@ -69,6 +70,7 @@ class Attempt:
     hint: str = ""
     database: tuple[Any, ...] = ()
     is_pooled: bool = False
+    is_read_only: bool = False
 
 
 async def attempt(conninfo: str, options: str = "") -> Attempt:
@@ -123,7 +125,7 @@ async def _asked(connection: psycopg.AsyncConnection[Any]) -> Attempt:
     if is_pooled:  # does it keep a transaction together?
         await connection.execute("BEGIN")
         await connection.execute("ROLLBACK")
-    return Attempt(version, database=row[1:], is_pooled=is_pooled)
+    return Attempt(version, database=row[2:], is_pooled=is_pooled, is_read_only=row[1])
 
 
 def _failed(error: psycopg.OperationalError, trace: str) -> Attempt:

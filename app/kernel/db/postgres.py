@@ -309,7 +309,7 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     is_pooled = found.is_pooled
     level = "WARNING" if p.name.startswith("run-") else "DEBUG"  # commands report it themselves
     pool = Pool(
-        lambda: Connection.open(found.pool_conninfo(**timeouts), is_pooled=is_pooled),
+        lambda: found.open(**timeouts),
         size=settings.pool_size,
         queue=settings.pool_queue,
         level=level,

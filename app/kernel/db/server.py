@@ -14,7 +14,9 @@ from loguru import logger
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
+from app.kernel.addresses import endpoints
 from app.kernel.config import Misconfigured, PostgresSettings
+from app.kernel.db.connection import Connection
 from app.kernel.db.devserver.embedded import EmbeddedServer, EmbeddedUnavailable, embedded_server
 from app.kernel.db.libpq import Attempt, attempt, forget_variables
 from app.kernel.db.session import begin_with, session_options
@@ -27,6 +29,7 @@ _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _AGAIN_S = 0.25
 _OLDEST = 150_000
 _NO_POOLER = "LISTEN, advisory locks and migrations need the server itself"
+Parameters = Mapping[str, str | int]
 _SAME = "let POSTGRES_DIRECT_HOST and POSTGRES_DIRECT_PORT name the server behind POSTGRES_HOST"
 
 
@@ -34,17 +37,20 @@ _SAME = "let POSTGRES_DIRECT_HOST and POSTGRES_DIRECT_PORT name the server behin
 class Server:
     """A server to connect to. `parameters` are libpq's; repr() omits them because of the password.
 
-    `pool` are those of the pool of connections, if they differ. `is_pooled`: they lead to a pooler such as PgBouncer.
+    It may have several hosts, of which one at a time accepts writes. `pool` are the parameters of the pool of
+    connections, if they differ. `is_pooled`: they lead to a pooler such as PgBouncer.
     """
 
     label: str
-    parameters: Mapping[str, str | int] = field(repr=False)
+    parameters: Parameters = field(repr=False)
     bin_dir: Path | None = None
     version: int = 0
-    pool: Mapping[str, str | int] = field(default_factory=dict[str, str | int], repr=False)
+    pool: Parameters = field(default_factory=dict[str, str | int], repr=False)
     is_pooled: bool = False
     password: SecretStr | None = field(default=None, repr=False)
     """The password of new sessions, which may change while the process runs."""
+    _primary: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    """The host that accepted writes last, by the hosts that it is one of: it is tried first."""
 
     @property
     def pool_label(self) -> str:
@@ -53,30 +59,85 @@ class Server:
 
     def console_conninfo(self) -> str:
         """Return a libpq connection string of PgBouncer's console."""
-        return make_conninfo("", **{**self.pool, "dbname": "pgbouncer"})
+        return make_conninfo("", **{**self._hosts(self.pool)[0], "dbname": "pgbouncer"})
 
     def conninfo(self, **settings: str | int) -> str:
-        """Return a libpq connection string of a session, with settings (times in milliseconds)."""
-        return make_conninfo("", **self._now(self.parameters), options=session_options(self.version, settings))
+        """Return a libpq connection string of a session, with settings (times in milliseconds).
 
-    def pool_conninfo(self, **settings: str | int) -> str:
-        """Return a libpq connection string of the pool. Behind a pooler, transactions have the settings: `begin`."""
-        if self.is_pooled:
-            return make_conninfo("", **self._now(self.pool))
-        parameters = self._now(self.pool or self.parameters)
-        return make_conninfo("", **parameters, options=session_options(self.version, settings))
+        Of several hosts, it leads to the one that accepts writes.
+        """
+        several = {"target_session_attrs": "read-write"} if "," in str(self.parameters["host"]) else {}
+        return make_conninfo(self.reading_conninfo(**settings), **several)
 
-    def _now(self, parameters: Mapping[str, str | int]) -> Mapping[str, str | int]:
+    def reading_conninfo(self, **settings: str | int) -> str:
+        """Return a connection string as `conninfo` does, that also leads to a host that accepts no writes."""
+        return make_conninfo("", **self.in_order(), options=session_options(self.version, settings))
+
+    def in_order(self) -> Parameters:
+        """Return libpq's parameters of the server itself, with its hosts in the order in which to try them."""
+        hosts = self._hosts(self.parameters)
+        return {**hosts[0], **{key: ",".join(str(each[key]) for each in hosts) for key in ("host", "port")}}
+
+    async def open(self, **settings: str | int) -> Connection:
+        """Open a connection of the pool, to the host that accepts writes. Raises Unavailable.
+
+        Behind a pooler, transactions have the settings: `begin`.
+        """
+        hosts = self._hosts(self.pool or self.parameters)
+        options = {} if self.is_pooled else {"options": session_options(self.version, settings)}
+        opened = await Connection.open(
+            [make_conninfo("", **host, **options) for host in hosts], is_pooled=self.is_pooled
+        )
+        self._prefer(self.pool or self.parameters, hosts[opened.place])
+        return opened
+
+    async def attempts(self) -> dict[str, Attempt]:
+        """Connect to every host of the server itself, and disconnect."""
+        hosts = self._hosts(self.parameters)
+        made = await asyncio.gather(*map(self._attempt, hosts))
+        return dict(zip(map(_label, hosts), made, strict=True))
+
+    @staticmethod
+    async def _attempt(host: Parameters) -> Attempt:
+        return await attempt(make_conninfo("", **host), session_options(0, {}))
+
+    def _hosts(self, parameters: Parameters) -> list[Parameters]:
+        """Return the parameters of each host, in the order in which to try them."""
         password = self.password.get_secret_value() if self.password else ""
-        return {**parameters, "password": password} if password else parameters
+        known = {**parameters, "password": password} if password else parameters
+        hosts, ports = str(parameters["host"]).split(","), str(parameters["port"]).split(",")
+        found: list[Parameters] = [
+            {**known, "host": host, "port": port} for host, port in zip(hosts, ports, strict=True)
+        ]
+        first = self._primary.get(_label(parameters))
+        return sorted(found, key=lambda each: _label(each) != first)
+
+    def _prefer(self, parameters: Parameters, host: Parameters) -> None:
+        before, now = self._primary.get(_label(parameters)), _label(host)
+        self._primary[_label(parameters)] = now
+        if before not in (None, now):
+            logger.warning("database: {} accepts writes now, in place of {}", now, before)
 
     def begin(self, **settings: str | int) -> LiteralString:
         """Return the statement that begins a transaction of the pool."""
         return begin_with(self.version, settings) if self.is_pooled else "BEGIN"
 
-    async def attempt(self) -> Attempt:
-        """Connect and disconnect."""
-        return await _attempt(self.parameters)
+    async def attempt(self, parameters: Parameters | None = None) -> Attempt:
+        """Connect to each host, by default of the server itself, until one accepts writes, and disconnect.
+
+        If none does, the result is that of a host that is read-only, then of one that may answer later.
+        """
+        parameters = parameters or self.parameters
+        ended: list[tuple[Parameters, Attempt]] = []
+        for host in self._hosts(parameters):
+            made = await self._attempt(host)
+            ended.append((host, made))
+            if made.server_version and not made.is_read_only:
+                break
+        host, best = max(ended, key=lambda each: _hope(each[1]))
+        if best.server_version:
+            self._prefer(parameters, host)
+        return best
 
 
 @asynccontextmanager
@@ -119,8 +180,7 @@ def embedded(running: EmbeddedServer, name: str) -> Server:
 def configured_server(settings: PostgresSettings, name: str) -> Server:
     """Return the server of the settings, for sessions with an application name. Does not connect."""
     parameters = _common(name) | {
-        "host": settings.host,
-        "port": settings.port,
+        **_joined(settings.host, settings.port),
         "user": settings.user,
         "dbname": settings.db,
         "sslmode": settings.ssl,
@@ -136,28 +196,35 @@ def configured_server(settings: PostgresSettings, name: str) -> Server:
         parameters["sslrootcert"] = settings.ssl_root_cert
     if not settings.direct_host:
         return Server(_label(parameters), parameters, password=settings.password)
-    direct = {**parameters, "host": settings.direct_host, "port": settings.direct_port or settings.port}
+    direct = {**parameters, **_joined(settings.direct_host, settings.direct_port or settings.port)}
     return Server(_label(direct), direct, pool=parameters, password=settings.password)
 
 
-def _label(parameters: Mapping[str, str | int]) -> str:
-    return f"{parameters['host']}:{parameters['port']}"
+def _joined(hosts: str, port: int) -> dict[str, str]:
+    """Return libpq's parameters of some hosts: one list of hosts, one of ports."""
+    found = endpoints(hosts, port)
+    return {"host": ",".join(host for host, _ in found), "port": ",".join(str(port) for _, port in found)}
 
 
-async def _attempt(parameters: Mapping[str, str | int]) -> Attempt:
-    return await attempt(make_conninfo("", **parameters), session_options(0, {}))
+def _label(parameters: Parameters) -> str:
+    hosts, ports = str(parameters["host"]).split(","), str(parameters["port"]).split(",")
+    return ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+
+
+def _hope(ended: Attempt) -> tuple[bool, bool, bool]:
+    return bool(ended.server_version) and not ended.is_read_only, bool(ended.server_version), not ended.for_good
 
 
 async def _reached(server: Server, timeout_s: float) -> Server:
     """Wait until the server accepts connections. Raises Misconfigured, Unavailable."""
     deadline = time.monotonic() + timeout_s
     while True:
-        found = await _answering(server.parameters, deadline)
+        found = await _answering(server, server.parameters, deadline)
         if found.is_pooled:
             raise pooler(server.label)
         if not server.pool:
             return replace(server, version=found.server_version)
-        through = await _answering(server.pool, deadline)
+        through = await _answering(server, server.pool, deadline)
         if through.database == found.database:
             return replace(server, version=found.server_version, is_pooled=through.is_pooled)
         if time.monotonic() >= deadline:  # after a restart or a failover, they may be the same again
@@ -173,11 +240,11 @@ def pooler(label: str) -> Misconfigured:
     return error
 
 
-async def _answering(parameters: Mapping[str, str | int], deadline: float) -> Attempt:
+async def _answering(server: Server, parameters: Parameters, deadline: float) -> Attempt:
     """Wait until a server accepts a connection."""
     label, tell_at = _label(parameters), time.monotonic() + _TELL_AFTER_S
     before = Attempt()
-    while not (ended := await _attempt(parameters)).server_version:
+    while not (ended := await server.attempt(parameters)).server_version:
         # a stopping server interrupts only one handshake
         if ended.for_good or (ended.in_tls and before.in_tls):
             raise Misconfigured(f"PostgreSQL at {label} refused: {ended.reason}; {ended.hint}")

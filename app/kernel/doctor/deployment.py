@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import LiteralString, TypeVar
 
@@ -102,7 +102,7 @@ class Deployment:
         made = await server.attempt()
         if not made.server_version or made.is_pooled or too_old(made.server_version):
             return Reached(server, made, None)
-        through = await replace(server, parameters=server.pool).attempt() if server.pool else None
+        through = await server.attempt(server.pool) if server.pool else None
         try:
             return Reached(server, made, await self.connect(server), through)
         except psycopg.Error as error:
@@ -120,7 +120,7 @@ class Deployment:
 
     async def connect(self, server: Server, statement_ms: int = _STATEMENT_MS) -> Connection:
         """Open a further connection. Raises psycopg.Error."""
-        return await Connection.connect(server.conninfo(statement_timeout=statement_ms), autocommit=True)
+        return await Connection.connect(server.reading_conninfo(statement_timeout=statement_ms), autocommit=True)
 
     async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
         """Run a statement; return its rows. Raises NotChecked when the database or the table is not there."""

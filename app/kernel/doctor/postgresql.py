@@ -3,10 +3,11 @@
 import asyncio
 import shlex
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from app.kernel.addresses import endpoints
 from app.kernel.config import PostgresSettings
 from app.kernel.db.libpq import Attempt
 from app.kernel.db.server import pooler, too_old
@@ -47,8 +48,7 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(f"PostgreSQL at {reached.server.label} is {why}", "pg_upgrade  # to 15 or newer")
     if (through := reached.through) is None:
         return
-    settings = d[PostgresSettings]
-    label = f"{settings.host}:{settings.port}"
+    label = reached.server.pool_label
     if not through.server_version:
         yield fail(f"PostgreSQL or PgBouncer at {label}: {through.reason}", _remedy(d, through))
     elif through.database != attempt.database:
@@ -59,7 +59,8 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
 def _remedy(d: Deployment, attempt: Attempt) -> str:
     """Return a command for the reason of a failed attempt, and the hint that processes give."""
     settings = d[PostgresSettings]
-    where = f"-h {shlex.quote(settings.host.split(',')[0])} -p {settings.port}" if settings.host else "-U postgres"
+    host, port = endpoints(settings.host or "localhost", settings.port)[0]
+    where = f"-h {shlex.quote(host)} -p {port}" if settings.host else "-U postgres"
     role, database = settings.user, settings.db
     match attempt.sqlstate[:2]:
         case "3D":
@@ -73,7 +74,7 @@ def _remedy(d: Deployment, attempt: Attempt) -> str:
                 "SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2", "postgres"
             )
         case _ if attempt.for_good or attempt.in_tls:
-            command = f"openssl s_client -starttls postgres -connect {settings.host.split(',')[0]}:{settings.port}"
+            command = f"openssl s_client -starttls postgres -connect {host}:{port}"
         case _:
             command = f"pg_isready {where}"
     return f"{command}  # {attempt.hint}"
@@ -114,6 +115,8 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
     if await d.one("SELECT pg_is_in_recovery()") == (True,):
         yield fail("the server is a standby, which takes no changes", "export POSTGRES_HOST=NAME_OF_THE_PRIMARY")
         return
+    for finding in _hosts(await (await d.reached()).server.attempts()):
+        yield finding
     lags = "SELECT application_name, extract(epoch FROM replay_lag)::float8 FROM pg_stat_replication"
     for name, lag_s in await d.all(lags):
         if lag_s is not None and lag_s > _LAG_WARN_S:
@@ -129,6 +132,19 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
         problem = f"nobody reads the replication slot {name}, which keeps {kept_bytes / 1e6:.0f} MB of WAL on the disk"
         drop = in_shell(f"SELECT pg_drop_replication_slot('{name}')") + "  # unless its reader returns soon"
         yield (fail if is_full else warn)(problem, drop)
+
+
+def _hosts(attempts: Mapping[str, Attempt]) -> Iterator[Finding]:
+    """Yield what is wrong with the hosts of `postgres.host`: several primaries, or one that could not take over."""
+    if len(attempts) < 2:
+        return
+    primaries = [label for label, ended in attempts.items() if ended.server_version and not ended.is_read_only]
+    if len(primaries) > 1:
+        problem = f"{' and '.join(primaries)} accept writes: each lacks what was written to the other"
+        yield fail(problem, "pg_ctl stop -m fast  # on the old primary; then docs/runbooks.md, Failover")
+    for label, ended in attempts.items():
+        if not ended.server_version:
+            yield warn(f"PostgreSQL at {label}: {ended.reason}", f"pg_isready  # there; {ended.hint}")
 
 
 async def privileges(d: Deployment) -> AsyncIterator[Finding]:
@@ -219,10 +235,10 @@ async def certificates(d: Deployment) -> AsyncIterator[Finding]:
             look = f"openssl x509 -noout -enddate -in {shlex.quote(str(path))}"
             if finding := expiry(f"the certificate of the authority, {path},", content, look):
                 yield finding
-    for host in settings.host.split(","):
-        look = f"openssl s_client -starttls postgres -connect {host}:{settings.port} </dev/null"
+    for host, port in endpoints(settings.host, settings.port):
+        look = f"openssl s_client -starttls postgres -connect {host}:{port} </dev/null"
         try:
-            der = await _certificate(host, settings.port)
+            der = await _certificate(host, port)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             continue  # the check postgresql reports it
         if der is not None and (finding := expiry(f"the certificate of PostgreSQL at {host}", der, look)):

@@ -50,7 +50,7 @@ class Migrator:
 
     def status(self) -> list[Status]:
         """Return every migration with its state, in order. Read-only, without a lock."""
-        with psycopg.connect(self._server.conninfo(statement_timeout=10_000), autocommit=True) as connection:
+        with psycopg.connect(self._server.reading_conninfo(statement_timeout=10_000), autocommit=True) as connection:
             self._connection = connection
             return self._status(connection)
 
