@@ -18,6 +18,7 @@ from app.kernel.config.sections import (
     Key as Key,
     LoggerSettings as LoggerSettings,
     Names as Names,
+    NatsSettings as NatsSettings,
     OptionalSecret as OptionalSecret,
     OperationsSettings as OperationsSettings,
     Port as Port,

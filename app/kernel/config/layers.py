@@ -331,6 +331,8 @@ class _Layers:
         change = f"set {setting.variable}{_RANDOM if setting.is_key else ''}"
         if is_reference(value):
             return
+        if key == "queue.events_transport" and text == "nats" and not self.tree["nats"].get("url"):
+            self.refuse(key, "nats needs the address of a server; set NATS_URL")
         if self.environment in UNSAFE:
             if exposed and setting.is_key and (why := why_guessable(text, self.published[key], key=True)):
                 self._withhold(key, f"{why}, but {exposed}; {change}")

@@ -39,6 +39,12 @@ def _queue_names(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _stream_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise ValueError("expected 1 to 64 letters, digits, hyphens and underscores")
+    return value
+
+
 def _host(value: str) -> str:
     if value != value.strip() or (len(value.split()) > 1 and not value.startswith("/")):
         raise ValueError("expected a name or an address, without white space, or a folder")
@@ -228,6 +234,32 @@ class QueueSettings:
     lease: Annotated[
         Duration, Field(ge=0.1, le=_DAY, description="a job is retried if its lease is not renewed for this long")
     ]
+    events_transport: Annotated[
+        Literal["postgres", "nats"], Field(description="how events reach subscribers; nats needs nats.url")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class NatsSettings:
+    """NATS JetStream. With an address, consumers relay events to it and receive them from it."""
+
+    section: ClassVar[str] = "nats"
+    url: Annotated[
+        OptionalSecret,
+        Field(description="servers, separated by commas: nats://HOST:4222, tls://USER:PASSWORD@HOST:4222"),
+    ]
+    credentials: Annotated[str, Field(description="file with the credentials of a user (.creds)")]
+    tls_ca: Annotated[
+        str, Field(min_length=1, description="file of trusted certificates (PEM); system: those of the system")
+    ]
+    stream: Annotated[
+        str, AfterValidator(_stream_name), Field(description="name of the stream and its subjects; one per deployment")
+    ]
+    replicas: Annotated[int, Field(ge=1, le=5, description="number of servers that have a copy of the stream")]
+    max_bytes: Annotated[
+        int, Field(ge=0, le=2**50, description="size of the stream at which events wait in the database; 0: no limit")
+    ]
+    timeout: Annotated[_Timeout, Field(description="longest wait for an answer of NATS")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +310,7 @@ KERNEL_SECTIONS: tuple[type[Section], ...] = (
     PostgresSettings,
     LoggerSettings,
     QueueSettings,
+    NatsSettings,
     KeepSettings,
     SentinelSettings,
     TelemetrySettings,

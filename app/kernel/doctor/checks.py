@@ -1,6 +1,6 @@
 """All checks of the kernel, in the order in which they are shown."""
 
-from app.kernel.doctor import Check, configuration, embedded, machine, network, postgresql, schema, work
+from app.kernel.doctor import Check, broker, configuration, embedded, machine, network, postgresql, schema, work
 
 CHECKS: tuple[Check, ...] = (
     *configuration.CHECKS,
@@ -9,5 +9,6 @@ CHECKS: tuple[Check, ...] = (
     *embedded.CHECKS,
     *schema.CHECKS,
     *work.CHECKS,
+    *broker.CHECKS,
     *network.CHECKS,
 )

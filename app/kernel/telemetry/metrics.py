@@ -113,6 +113,7 @@ _SERVER_CONNECTIONS = Gauge(
 _RECONNECTS = Counter(
     "db_listener_reconnects_total", "Times that LISTEN was resumed after an outage", registry=_REGISTRY
 )
+_NATS_CONNECTIONS = Gauge("nats_client_connections", "Connections to NATS", ("state",), registry=_REGISTRY)
 _HTTP_CONNECTIONS = Gauge(
     "http_server_connections", "Connections of clients", ("listener", "state"), registry=_REGISTRY
 )
@@ -141,6 +142,8 @@ _DEPTH = Gauge("queue_depth", "Unfinished jobs", ("queue", "state"), registry=_R
 _OLDEST = Gauge(
     "queue_oldest_job_age_seconds", "Age of the oldest ready job since it was due", ("queue",), registry=_REGISTRY
 )
+_UNSENT = Gauge("event_outbox_depth", "Events that wait to be sent to NATS", ("stream",), registry=_REGISTRY)
+_LAG = Gauge("event_consumer_lag", "Events in NATS that wait for a subscriber", ("subscriber",), registry=_REGISTRY)
 _LATENESS = Histogram(
     "schedule_lateness_seconds", "Delay between tick and job", ("schedule",), registry=_REGISTRY, buckets=_SECONDS
 )
@@ -249,6 +252,21 @@ def server_connections(server: str, **states: int) -> None:
 def listener_reconnected() -> None:
     """Count an outage of the listening connection that is over."""
     _RECONNECTS.inc()
+
+
+def nats_connected(*, is_connected: bool) -> None:
+    """Record whether the process is connected to NATS."""
+    _NATS_CONNECTIONS.labels("open").set(is_connected)
+
+
+def events_unsent(stream: str, count: int) -> None:
+    """Record the number of events that wait to be sent to a stream."""
+    _UNSENT.labels(stream).set(count)
+
+
+def events_waiting(subscriber: str, count: int) -> None:
+    """Record the number of events in NATS that wait for a subscriber."""
+    _LAG.labels(subscriber).set(count)
 
 
 def http_connections(listener: str, used: int, idle: int, most: int) -> None:

@@ -1,0 +1,226 @@
+"""The connection to NATS. Only this module imports the client library.
+
+The library reconnects by itself, but neither its calls nor its subscriptions can be relied on after that: every call
+here has a deadline, and whoever subscribes does so again when `generation` has changed.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from loguru import logger
+
+from app.kernel.config import Misconfigured, NatsSettings
+from app.kernel.errors import Unavailable
+from app.kernel.process import Process
+from app.kernel.process.needs import uses
+from app.kernel.product import NAME
+from app.kernel.telemetry import metrics
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+T = TypeVar("T")
+
+_CONNECT_S = 2
+_AGAIN_S = 1
+_PING_S = 5
+_PORT = 4222
+STREAM_NOT_FOUND, CONSUMER_NOT_FOUND = 10059, 10014
+
+
+class Refused(Exception):
+    """JetStream refused a request. `code` is its error code."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(description)
+        self.code = code
+
+
+class Nats:
+    """A connection that is opened in the background, and again after an outage."""
+
+    def __init__(self, settings: NatsSettings, name: str = NAME) -> None:
+        """Raise Misconfigured for addresses or files that cannot be used, and without the client library."""
+        self.servers = servers(settings)
+        self._timeout_s = settings.timeout
+        self._options: dict[str, Any] = {"name": name, **_security(settings, self.servers)}
+        try:
+            from nats.aio.client import Client
+        except ImportError:
+            raise Misconfigured("nats.url: NATS needs the package nats-py, the extra `nats`") from None
+        self._new: Callable[[], Any] = Client  # which is partly annotated
+        self._client: Any = None
+        self._said = ""
+        self._closed = asyncio.Event()
+        self.generation = 0
+        """Number of connections so far."""
+        self.connected = asyncio.Event()
+
+    @property
+    def why(self) -> str:
+        """Why the last attempt to connect failed; empty after one that succeeded."""
+        return self._said
+
+    @property
+    def place(self) -> str:
+        """The addresses, without passwords."""
+        return ", ".join(_place(url) for url in self.servers)
+
+    @property
+    def client(self) -> Any:
+        """The client. Raises Unavailable while it is not connected."""
+        if self._client is None or not self._client.is_connected:
+            raise Unavailable(f"NATS at {self.place} is unreachable{self._said and f': {self._said}'}")
+        return self._client
+
+    async def run(self) -> None:
+        """Connect, and stay connected until cancelled."""
+        try:
+            while True:
+                self._closed.clear()
+                self._client = self._new()
+                try:
+                    await self._client.connect(
+                        servers=self.servers,
+                        error_cb=self._failed,
+                        disconnected_cb=self._lost,
+                        reconnected_cb=self._found,
+                        closed_cb=self._ended,
+                        connect_timeout=_CONNECT_S,
+                        reconnect_time_wait=_AGAIN_S,
+                        max_reconnect_attempts=-1,
+                        ping_interval=_PING_S,
+                        **self._options,
+                    )
+                    await self._found()
+                    await self._closed.wait()
+                except Exception as error:  # noqa: BLE001 - of a library that raises many kinds
+                    await self._failed(error)
+                await asyncio.sleep(_AGAIN_S)
+        finally:
+            self.connected.clear()
+            if self._client is not None:
+                with suppress(Exception):
+                    async with asyncio.timeout(self._timeout_s):
+                        await self._client.close()
+
+    async def check(self) -> None:
+        """Raise Unavailable unless the server is connected and answers."""
+        client = self.client
+        await self.within(lambda: client.flush(timeout=max(1, round(self._timeout_s))))
+
+    async def call(self, subject: str, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call JetStream's API: `STREAM.INFO.name`. Raises Refused, Unavailable."""
+        client, body = self.client, json.dumps(wanted).encode() if wanted else b""
+        answer = await self.within(lambda: client.request(f"$JS.API.{subject}", body, timeout=self._timeout_s))
+        found: dict[str, Any] = json.loads(answer.data)
+        if error := found.get("error"):
+            raise Refused(int(error.get("err_code", error["code"])), error.get("description", ""))
+        return found
+
+    async def subscribe(self, subject: str, notified: "Callable[[Msg], Awaitable[None]]") -> "Subscription":
+        """Subscribe in this connection. Raises Unavailable."""
+        client = self.client
+        return await self.within(lambda: client.subscribe(subject, cb=notified))
+
+    async def within(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something with the client until the deadline. Raises Unavailable."""
+        from nats.errors import Error
+
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await work()
+        except TimeoutError:  # the library's is one, too
+            raise Unavailable(f"NATS at {self.place} did not answer within {self._timeout_s:g} s") from None
+        except (Error, OSError) as error:
+            raise Unavailable(f"NATS at {self.place}: {_reason(error)}") from error
+
+    async def _failed(self, error: Exception) -> None:
+        said = _reason(error)
+        if said != self._said:
+            self._said = said
+            logger.warning("NATS at {}: {}; trying again", self.place, said)
+
+    async def _lost(self) -> None:
+        if self.connected.is_set():
+            self.connected.clear()
+            metrics.nats_connected(is_connected=False)
+            logger.warning("NATS at {}: the connection was lost", self.place)
+
+    async def _found(self) -> None:
+        self._said = ""
+        self.generation += 1
+        self.connected.set()
+        metrics.nats_connected(is_connected=True)
+        url = self._client.connected_url if self._client else None
+        logger.info("connected to NATS at {}", f"{url.hostname}:{url.port or _PORT}" if url else self.place)
+
+    async def _ended(self) -> None:
+        self._closed.set()
+
+
+def servers(settings: NatsSettings) -> list[str]:
+    """Return the addresses of the servers. Raises Misconfigured, without the passwords in them."""
+    found = [url.strip() for url in settings.url.get_secret_value().split(",") if url.strip()]
+    for url in found:
+        try:
+            parts = urlsplit(url)
+            is_valid = parts.scheme in ("nats", "tls") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise Misconfigured("nats.url: expected addresses such as nats://HOST:4222 or tls://HOST:4222")
+    return found
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or _PORT}"
+
+
+def _security(settings: NatsSettings, urls: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if settings.credentials:
+        try:
+            Path(settings.credentials).read_bytes()
+        except OSError as error:
+            raise Misconfigured(f"nats.credentials: cannot read {settings.credentials}: {error.strerror}") from None
+        options["user_credentials"] = settings.credentials
+    if any(url.startswith("tls:") for url in urls):
+        file = None if settings.tls_ca == "system" else settings.tls_ca
+        try:
+            options["tls"] = ssl.create_default_context(cafile=file)
+        except (OSError, ssl.SSLError) as error:
+            raise Misconfigured(f"nats.tls_ca: cannot use {file}: {getattr(error, 'strerror', error)}") from None
+    return options
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).removeprefix("nats: ").split()) or type(error).__name__
+
+
+@asynccontextmanager
+@uses(NatsSettings)
+async def nats(p: Process) -> AsyncGenerator[Nats]:
+    """Provide the connection, which is opened in the background: a process starts without NATS, and is not ready."""
+    connection = Nats(p.settings[NatsSettings], f"{NAME} {p.name} {socket.gethostname()}:{os.getpid()}")
+    running = asyncio.ensure_future(connection.run())
+    p.checks["nats"] = connection.check
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CONNECT_S):
+                await connection.connected.wait()
+        yield connection
+    finally:
+        p.checks.pop("nats")
+        running.cancel()
+        await asyncio.wait({running}, timeout=_CONNECT_S)

@@ -1,0 +1,2 @@
+DROP TABLE kernel.event_inbox;
+DROP TABLE kernel.event_outbox;
