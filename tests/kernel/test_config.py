@@ -34,9 +34,10 @@ from tests.support.project import ROOT, Project
 
 SCHEMA = {setting.key: setting.description for kind in sections() for setting in schema(kind)}
 SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() if v.secret]
-OPTIONAL = ["nats.url", "sentinel.notify_urls", "telemetry.otlp_headers", "auth.master_secret_previous"]
+OPTIONAL = ["nats.url", "redis.url", "sentinel.notify_urls", "telemetry.otlp_headers", "auth.master_secret_previous"]
 REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
 REAL = {environment_name(key): sha256(key.encode()).hexdigest() for key in SECRETS}
+REAL["REDIS_URL"] = f"redis://:{REAL['REDIS_URL']}@cache.example.com"
 HOSTS = {"POSTGRES_HOST": "db.example.com", "AUTH_ISSUER": "https://api.example.com"}
 PRODUCTION = {"APP_ENV": "production", **HOSTS, **REAL}
 
@@ -516,6 +517,7 @@ class TestOutsideLocalAndTest:
         self, folder: Folder, environment: str, key: str, origin: str
     ) -> None:
         known = "a-secret-that-everybody-knows-because-it-is-committed"
+        known = f"redis://:{known}@cache" if key == "redis.url" else known
         section, _, name = key.partition(".")
         content = yaml.YAML(typ="safe").load((folder.path / origin).read_text())
         content.setdefault(section, {})[name] = known

@@ -26,6 +26,7 @@ from app.kernel.config.sections import (
     ProcessSettings as ProcessSettings,
     PublicUrl as PublicUrl,
     QueueSettings as QueueSettings,
+    RedisSettings as RedisSettings,
     Secret as Secret,
     Section as Section,
     SentinelSettings as SentinelSettings,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from app.kernel.addresses import endpoints, network
+from app.kernel.redis.address import address as redis_address
 from app.kernel.text import misnamed
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
@@ -71,6 +72,12 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
             network(text)
         except ValueError:
             raise ValueError("expected addresses or CIDR such as 10.0.0.0/8, separated by commas") from None
+    return value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if text := value.get_secret_value():
+        redis_address(text)
     return value
 
 
@@ -208,6 +215,24 @@ class PostgresSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """Redis or Valkey, which processes share for limits and caches. Without a URL they do without."""
+
+    section: ClassVar[str] = "redis"
+    url: Annotated[
+        OptionalSecret,
+        AfterValidator(_redis_url),
+        Field(description="redis://, rediss:// (TLS), redis+sentinel://HOST,HOST/SERVICE or redis+cluster://HOST,HOST"),
+    ]
+    ssl_root_cert: Annotated[
+        str, Field(min_length=1, description="file of trusted certificates for TLS; system: those of the system")
+    ]
+    timeout: Annotated[
+        Duration, Field(ge=_MS, le=10, description="longest wait for an answer; then processes continue without Redis")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class LoggerSettings:
     """Logs of the long-running processes."""
 
@@ -308,6 +333,7 @@ KERNEL_SECTIONS: tuple[type[Section], ...] = (
     HttpServerSettings,
     OperationsSettings,
     PostgresSettings,
+    RedisSettings,
     LoggerSettings,
     QueueSettings,
     NatsSettings,

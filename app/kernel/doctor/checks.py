@@ -1,6 +1,6 @@
 """All checks of the kernel, in the order in which they are shown."""
 
-from app.kernel.doctor import Check, broker, configuration, embedded, machine, network, postgresql, schema, work
+from app.kernel.doctor import Check, broker, configuration, embedded, machine, network, postgresql, redis, schema, work
 
 CHECKS: tuple[Check, ...] = (
     *configuration.CHECKS,
@@ -11,4 +11,5 @@ CHECKS: tuple[Check, ...] = (
     *work.CHECKS,
     *broker.CHECKS,
     *network.CHECKS,
+    *redis.CHECKS,
 )

@@ -61,7 +61,9 @@ class Probes:
             body = to_json({"status": "not ready", **({"missing": missing} if self._internal else {})})
             await respond(send, 503, _JSON, body, (*_FRESH, (b"retry-after", b"1")))
         else:
-            await respond(send, 200, _JSON, to_json({"status": "ready"}), _FRESH)
+            degraded = {name: why for name, of in self._process.degraded.items() if (why := of())}
+            body = to_json({"status": "ready", **({"degraded": degraded} if degraded and self._internal else {})})
+            await respond(send, 200, _JSON, body, _FRESH)
 
 
 def preferred(scope: Scope, offered: Mapping[str, frozenset[str]]) -> str:

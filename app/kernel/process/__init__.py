@@ -68,6 +68,8 @@ class Process:
         self.labels: dict[str, str] = {}
         """How services are called in the registry when it is not by their names."""
         self.checks: dict[str, Check] = {}
+        self.degraded: dict[str, Callable[[], str]] = {}
+        """Why something is not used that the process can do without, by name; empty when it is."""
         self.in_flight: dict[str, Callable[[], int]] = {}
         """What services count: requests, jobs."""
         self.launch = launch or Launch()

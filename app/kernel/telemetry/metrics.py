@@ -107,6 +107,12 @@ _DB_DURATION = _Durations(
     "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
 )
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
+_REDIS_DURATION = _Durations(
+    "redis_client_operation_duration_seconds", "Commands of Redis", ("operation", "outcome"), _REQUEST_SECONDS
+)
+_REDIS_AVAILABLE = Gauge(
+    "redis_client_available", "1, or 0 while processes continue without Redis", ("server",), registry=_REGISTRY
+)
 _SERVER_CONNECTIONS = Gauge(
     "db_server_connections", "Connections of all clients of a server", ("server", "state"), registry=_REGISTRY
 )
@@ -235,6 +241,16 @@ def outgoing_request_ended(
 def statement_ended(operation: str, outcome: str, seconds: float) -> None:
     """Record a SQL statement: its first word, and `done` or `failed`."""
     _DB_DURATION.of(operation, outcome).observe(seconds)
+
+
+def redis_ended(operation: str, outcome: str, seconds: float) -> None:
+    """Record a command of Redis: its name, and `done` or `failed`."""
+    _REDIS_DURATION.of(operation, outcome).observe(seconds)
+
+
+def redis_available(server: str, is_available: bool) -> None:
+    """Record whether Redis is used."""
+    _REDIS_AVAILABLE.labels(server).set(is_available)
 
 
 def connections(used: int, idle: int, waiting: int, most: int) -> None:
