@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
+from app.kernel.cache import CHANNEL, Invalidations
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Database
 from app.kernel.process import Process
@@ -20,6 +21,20 @@ async def database(p: Process) -> AsyncGenerator[Database]:
     from app.kernel.db.postgres import database
 
     yield await p.use(database)
+
+
+@asynccontextmanager
+@uses(PostgresSettings)
+async def invalidations(p: Process) -> AsyncGenerator[Invalidations]:
+    """Provide the invalidations of caches: of other processes as they are notified, of this one as it commits."""
+    from app.kernel.db.listener import listener
+    from app.kernel.db.postgres import database
+
+    db, listening = await p.use(database), await p.use(listener)
+    made = Invalidations(lambda: listening.is_live)
+    db.invalidated = made.received
+    with listening.subscribed(CHANNEL, made.received, made.missed):
+        yield made
 
 
 @asynccontextmanager
@@ -48,6 +63,7 @@ async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
 
 PROVIDERS: Providers = {
     Database: database,
+    Invalidations: invalidations,
     EventTransport: events,
     Errors: errors,
     QueueAdmin: queue_admin,

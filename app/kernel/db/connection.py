@@ -22,6 +22,7 @@ _CONNECT_S = 5.0  # shared by all hosts
 _LEAST_S = 1.0
 _ADDRESS_S = 5  # for each address of a host's name
 _READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server at the start of a session
+_INVALIDATION = "kernel_cache "
 _ABORT = struct.pack("ii", 1, 0)
 
 
@@ -33,6 +34,8 @@ class Connection(AsyncConnection[Row]):
     place = 0
     retire_at = 0.0
     mute = False
+    invalidations: list[str]
+    """What the statements since the last check-in invalidate in caches (`kernel.invalidate`)."""
 
     @classmethod
     async def open(cls, hosts: Sequence[str], *, is_pooled: bool = False) -> Self:
@@ -51,7 +54,8 @@ class Connection(AsyncConnection[Row]):
                 cause = error
                 continue
             if opened is not None:
-                opened.place = place
+                opened.place, opened.invalidations = place, []
+                opened.add_notice_handler(opened._noticed)
                 return opened
             is_read_only = True
         if is_read_only:
@@ -74,6 +78,11 @@ class Connection(AsyncConnection[Row]):
         if is_read_only:
             opened.drop()
         return None if is_read_only else opened
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        message = notice.message_primary or ""
+        if message.startswith(_INVALIDATION) and notice.severity_nonlocalized == "INFO":
+            self.invalidations.append(message.removeprefix(_INVALIDATION))
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:

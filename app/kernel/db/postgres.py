@@ -147,6 +147,8 @@ class PostgresDatabase:
         self._deadlines = Deadlines(statement_s + _FROZEN_S)
         self._probing = Deadlines(_PROBE_S)
         self._disk_full = False
+        self.invalidated: Callable[[str], None] | None = None
+        """Called with what a transaction has invalidated in caches, before anybody learns that it has ended."""
         self.check = Shared(self._check)
 
     @asynccontextmanager
@@ -157,6 +159,8 @@ class PostgresDatabase:
             yield queries
         finally:
             queries.end()
+            if connection.invalidations:
+                self._invalidate(connection)
             self._give_back(connection, queries)
 
     async def _alive(self, urgent: bool) -> Connection:
@@ -185,6 +189,12 @@ class PostgresDatabase:
                 raise
             else:
                 return connection
+
+    def _invalidate(self, connection: Connection) -> None:
+        invalidations, connection.invalidations = connection.invalidations, []
+        if self.invalidated is not None:
+            for payload in invalidations:
+                self.invalidated(payload)
 
     def _give_back(self, connection: Connection, queries: _Queries) -> None:
         if queries.outdated or queries.refused_with == READ_ONLY:  # the others are, too

@@ -129,6 +129,9 @@ _CERTIFICATE_ENDS = Gauge(
     ("listener",),
     registry=_REGISTRY,
 )
+_CACHE_LOOKUPS = Counter(
+    "cache_lookups_total", "Lookups in the cache of the process", ("cache", "outcome"), registry=_REGISTRY
+)
 _REFUSED = Counter(
     "http_server_refused_total", "Connections and bodies refused because of a limit", ("reason",), registry=_REGISTRY
 )
@@ -257,6 +260,28 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
     """Record the state of the pool: connections in use and idle, waiting requests, maximum size."""
     for state, value in (("used", used), ("idle", idle), ("waiting", waiting), ("max", most)):
         _DB_CONNECTIONS.labels(state).set(value)
+
+
+class CacheLookups:
+    """Lookups in a cache since the last scrape. A counter of the library would cost more than the lookup."""
+
+    __slots__ = ("bypassed", "hits", "misses")
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.bypassed = 0
+
+
+def cache_lookups(cache: str) -> CacheLookups:
+    """Return what counts the lookups in a cache: hits, misses, and those that bypassed it."""
+    counts = CacheLookups()
+
+    def collect() -> None:
+        for outcome, count in (("hit", counts.hits), ("miss", counts.misses), ("bypassed", counts.bypassed)):
+            _CACHE_LOOKUPS.labels(cache, outcome).inc(count)
+        counts.hits = counts.misses = counts.bypassed = 0
+
+    before_scrape(collect)
+    return counts
 
 
 def server_connections(server: str, **states: int) -> None:

@@ -8,12 +8,14 @@ from app.kernel.audit import Audit
 from app.kernel.callers import Origin
 from app.kernel.db import Database
 from app.kernel.errors import RateLimited
+from app.modules.auth.callers import Callers
 from app.modules.auth.domain.actors import Actor, username_key
 from app.modules.auth.domain.api_keys import PREFIX, parsed
 from app.modules.auth.domain.limits import Try, check, limits_of_proof
 from app.modules.auth.domain.second_factor import InvalidOtp, OtpRequired, matching_step, recovery_hash
 from app.modules.auth.domain.sessions import (
     AuthenticatedCaller,
+    Claims,
     InvalidCredentials,
     InvalidToken,
     SessionNotFound,
@@ -36,27 +38,42 @@ class Authentication:
     sessions: Sessions
     api_keys: ApiKeys
     tokens: Tokens
+    callers: Callers
 
     async def authenticate(self, token: str, origin: Origin) -> AuthenticatedCaller:
         """Return the caller with current permissions. Raises InvalidToken, TokenExpired, SessionNotFound."""
         if token.startswith(PREFIX):
-            return await self._by_key(token, origin)
+            return (await self._of_key(token)).at(origin)
         claims = await self.tokens.claims(token)
-        caller = await self.sessions.caller(self.db, claims, origin)
-        if caller is None:
-            raise SessionNotFound
-        if not caller.is_noted:
-            await self.sessions.touch(self.db, caller.actor.id)
-        return caller
+        caller = self.callers.get(claims.session_id)
+        if caller is None or caller.actor_id != claims.actor_id:
+            caller = await self._of_session(claims)
+        return caller.at(origin)
 
-    async def _by_key(self, token: str, origin: Origin) -> AuthenticatedCaller:
+    async def _of_session(self, claims: Claims) -> AuthenticatedCaller:
+        with self.callers.loading() as loading:
+            found = await self.sessions.caller(self.db, claims)
+            if found is None:
+                raise SessionNotFound
+            self.callers.remember(loading, claims.session_id, found)
+        if found.fresh_s <= 0:
+            await self.sessions.touch(self.db, found.caller.actor.id)
+        return found.caller
+
+    async def _of_key(self, token: str) -> AuthenticatedCaller:
         key = parsed(token)
-        caller = None if key is None else await self.api_keys.caller(self.db, *key, origin)
-        if key is None or caller is None:
+        if key is None:
             raise InvalidToken("the API key is not valid")
-        if not caller.is_noted:
+        if (caller := self.callers.get(key)) is not None:
+            return caller
+        with self.callers.loading() as loading:
+            found = await self.api_keys.caller(self.db, *key)
+            if found is None:
+                raise InvalidToken("the API key is not valid")
+            self.callers.remember(loading, key, found)
+        if found.fresh_s <= 0:
             await self.api_keys.touch(self.db, key[0])
-        return caller
+        return found.caller
 
 
 @dataclass(frozen=True, slots=True)

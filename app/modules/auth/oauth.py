@@ -16,6 +16,7 @@ from app.kernel.db import now
 from app.kernel.errors import RateLimited, Unauthenticated
 from app.kernel.identifiers import uuid7
 from app.modules.auth.authentication import Authentication
+from app.modules.auth.domain.actors import Actor
 from app.modules.auth.domain.api_keys import parsed
 from app.modules.auth.domain.limits import limits_of_client
 from app.modules.auth.domain.oauth import (
@@ -130,14 +131,18 @@ class OAuthClients:
         tried = await self.limits.reserve(db, limits_of_client(caller.origin.limited, given.username))
         key = parsed(given.password)
         async with self.limits.undone_unless_decided(db, tried):
-            found = None if key is None else await self.api_keys.caller(db, *key, caller.origin)
-        if key is None or found is None or given.username not in (str(found.actor.id), found.actor.username):
+            found = None if key is None else await self.api_keys.caller(db, *key)
+        if key is None or found is None or given.username not in _client_ids(found.caller.actor):
             await self.limits.fail(db, tried)
             await self.audit.refused(db, caller, "auth.oauth_client", InvalidClient.code)
             raise InvalidClient
         await self.limits.give_back(db, tried)
         await self.api_keys.touch(db, key[0])
-        return found, key[0]
+        return found.caller.at(caller.origin), key[0]
+
+
+def _client_ids(actor: Actor) -> tuple[str, str]:
+    return str(actor.id), actor.username
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from app.kernel.actions.compose import Providers, make
+from app.kernel.cache import Invalidations
 from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
+from app.modules.auth.callers import Callers
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.master_secret import Sealer
 from app.modules.auth.passwords import Passwords
@@ -56,6 +58,13 @@ async def sealer(p: Process) -> AsyncGenerator[Sealer]:
 
 
 @asynccontextmanager
+@uses(Invalidations)
+async def callers(p: Process) -> AsyncGenerator[Callers]:
+    """Provide the remembered callers."""
+    yield Callers(await make(p, Invalidations))
+
+
+@asynccontextmanager
 @uses(Database, Tokens)
 async def portal(p: Process) -> AsyncGenerator[Portal]:
     """Provide the portal."""
@@ -76,6 +85,7 @@ PROVIDERS: Providers = {
     Tokens: tokens,
     Passwords: passwords,
     Sealer: sealer,
+    Callers: callers,
     Portal: portal,
     Authenticate: authenticate,
 }

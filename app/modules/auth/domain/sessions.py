@@ -1,11 +1,12 @@
 """Sessions and their tokens."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from app.kernel.callers import Caller
+from app.kernel.callers import Caller, Origin
 from app.kernel.errors import NotFound, Unauthenticated
 from app.modules.auth.domain.actors import SUPERUSER, Actor
 
@@ -110,13 +111,34 @@ class AuthenticatedCaller(Caller):
     """An authenticated caller, with its current actor."""
 
     actor: Actor = field(kw_only=True)
-    is_noted: bool = False
-    """Whether `last_active_at` is less than a minute ago."""
+
+    def at(self, origin: Origin) -> "AuthenticatedCaller":
+        """Return the caller with the origin of another request."""
+        # `dataclasses.replace` costs three times as much
+        return AuthenticatedCaller(
+            self.actor_id, self.session_id, self.permissions, self.is_superuser, origin, actor=self.actor
+        )
 
     @property
     def held(self) -> list[str]:
         """The sorted permissions of the caller, with `auth:superuser` for superusers."""
         return sorted(self.permissions | {SUPERUSER} if self.is_superuser else self.permissions)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCaller:
+    """A caller as the database has it."""
+
+    caller: AuthenticatedCaller
+    tags: tuple[str, ...]
+    """What it depends on: the tags of the invalidations that change it."""
+    fresh_s: float
+    """Seconds until it expires, or until its activity must be stored again; 0 or less if it must be stored now."""
+
+
+def caller_tags(proof: str, actor: Actor, roles: Iterable[UUID]) -> tuple[str, ...]:
+    """Return the tags of a caller; `proof` is that of its session or API key."""
+    return (proof, f"actor:{actor.id}", *(f"role:{role}" for role in roles))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.kernel.callers import Origin
 from app.kernel.db import Queries, Transaction
 from app.modules.auth.domain.actors import Actor
 from app.modules.auth.domain.api_keys import ApiKey
-from app.modules.auth.domain.sessions import AuthenticatedCaller
+from app.modules.auth.domain.sessions import AuthenticatedCaller, LoadedCaller, caller_tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,11 @@ class ApiKeys:
         row = await tx.one(sql, (key_id, secret_hash))
         return None if row is None else row[0]
 
-    async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes, origin: Origin) -> AuthenticatedCaller | None:
-        """Return the active account of a valid key, with the permissions that both have."""
+    async def caller(self, db: Queries, key_id: UUID, secret_hash: bytes) -> LoadedCaller | None:
+        """Return the active account of a valid key, with the permissions that both have.
+
+        Triggers invalidate what it reads (`auth.callers`).
+        """
         # a superuser's key has only the permissions that it lists
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
@@ -57,7 +59,10 @@ class ApiKeys:
                            WHERE r.actor_id = a.id
                        )
                    ),
-                   coalesce(a.last_active_at > now() - interval '1 minute', false)
+                   ARRAY(SELECT r.role_id FROM auth.actor_roles r WHERE r.actor_id = a.id),
+                   extract(epoch FROM least(
+                       k.expires_at, coalesce(k.last_used_at + interval '1 minute', now())
+                   ) - now())::float8
             FROM auth.api_keys k
             JOIN auth.actors a ON a.id = k.actor_id
             WHERE k.id = %s AND k.secret_hash = %s AND k.expires_at > now() AND a.is_active
@@ -65,17 +70,17 @@ class ApiKeys:
         row = await db.one(sql, (key_id, secret_hash))
         if row is None:
             return None
-        actor, may, is_noted = Actor(*row[:-2]), frozenset(row[-2]), row[-1]
-        return AuthenticatedCaller(
-            actor.id, None, may, is_superuser=False, origin=origin, actor=actor, is_noted=is_noted
-        )
+        *of_actor, permissions, roles, fresh_s = row
+        actor = Actor(*of_actor)
+        caller = AuthenticatedCaller(actor.id, None, frozenset(permissions), is_superuser=False, actor=actor)
+        return LoadedCaller(caller, caller_tags(f"key:{key_id}", actor, roles), fresh_s)
 
     async def touch(self, db: Queries, key_id: UUID) -> None:
         """Store the time of use of a key, at most once a minute."""
         sql = """
             WITH used AS (
                 UPDATE auth.api_keys SET last_used_at = now()
-                WHERE id = %s AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+                WHERE id = %s AND (last_used_at IS NULL OR last_used_at <= now() - interval '1 minute')
                 RETURNING actor_id
             )
             UPDATE auth.actors SET last_active_at = now() WHERE id IN (SELECT actor_id FROM used)

@@ -10,9 +10,11 @@ from app.modules.auth.domain.sessions import (
     AuthenticatedCaller,
     Claims,
     LiveSession,
+    LoadedCaller,
     Session,
     SessionNotFound,
     StoredSession,
+    caller_tags,
 )
 
 
@@ -64,8 +66,11 @@ class Sessions:
             == 1
         )
 
-    async def caller(self, db: Queries, claims: Claims, origin: Origin) -> AuthenticatedCaller | None:
-        """Return the active actor of a live session, with its current permissions."""
+    async def caller(self, db: Queries, claims: Claims) -> LoadedCaller | None:
+        """Return the active actor of a live session, with its current permissions.
+
+        Triggers invalidate what it reads (`auth.callers`).
+        """
         sql = """
             SELECT a.id, a.type, a.username, a.is_superuser, a.is_active, a.last_active_at, a.created_at, a.updated_at,
                    ARRAY(
@@ -75,7 +80,11 @@ class Sessions:
                        FROM auth.actor_roles r JOIN auth.role_permissions p USING (role_id)
                        WHERE r.actor_id = a.id
                    ),
-                   s.scope, coalesce(a.last_active_at > now() - interval '1 minute', false)
+                   s.scope,
+                   ARRAY(SELECT r.role_id FROM auth.actor_roles r WHERE r.actor_id = a.id),
+                   extract(epoch FROM least(
+                       s.idle_expires_at, s.expires_at, coalesce(a.last_active_at + interval '1 minute', now())
+                   ) - now())::float8
             FROM auth.sessions s
             JOIN auth.actors a ON a.id = s.actor_id
             WHERE s.id = %s AND a.id = %s AND a.is_active
@@ -84,19 +93,19 @@ class Sessions:
         row = await db.one(sql, (claims.session_id, claims.actor_id))
         if row is None:
             return None
-        actor, held, scope = Actor(*row[:-3]), frozenset(row[-3]), row[-2]
+        *of_actor, permissions, scope, roles, fresh_s = row
+        actor, held = Actor(*of_actor), frozenset(permissions)
         if scope is not None:  # a superuser's client has only the permissions of its scope
             held = frozenset(scope) if actor.is_superuser else held.intersection(scope)
         is_superuser = actor.is_superuser and scope is None
-        return AuthenticatedCaller(
-            actor.id, claims.session_id, held, is_superuser, origin, actor=actor, is_noted=row[-1]
-        )
+        caller = AuthenticatedCaller(actor.id, claims.session_id, held, is_superuser, actor=actor)
+        return LoadedCaller(caller, caller_tags(f"session:{claims.session_id}", actor, roles), fresh_s)
 
     async def touch(self, db: Queries, actor_id: UUID) -> None:
         """Store the activity of an actor, at most once a minute."""
         sql = """
             UPDATE auth.actors SET last_active_at = now()
-            WHERE id = %s AND last_active_at < now() - interval '1 minute'
+            WHERE id = %s AND (last_active_at IS NULL OR last_active_at <= now() - interval '1 minute')
         """
         await db.run(sql, (actor_id,))
 
