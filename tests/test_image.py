@@ -24,7 +24,6 @@ from tests.support.debian import DebianServer, installed
 from tests.support.project import Running, eventually
 
 MEMORY = 128 * 1024 * 1024
-SMALL = {"AUTH_PASSWORD_HASH_CONCURRENCY": "1"}  # each takes 64 MiB
 PASSWORD = "correct horse battery staple"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _EVERY_HELP = """
@@ -134,8 +133,8 @@ def server(tmp_path: Path) -> Iterator[DebianServer]:
 def container(image: Image, server: DebianServer, tmp_path: Path) -> Iterator[Container]:
     root = image.buildah("mount", image.buildah("from", image.name))
     secrets = {"AUTH_MASTER_SECRET": os.urandom(32).hex(), "AUTH_ISSUER": "https://auth.example.com"}
-    env = {**server.env, "POSTGRES_SSL": "disable", **secrets, **SMALL, "QUEUE_POLL_INTERVAL": "100ms"}
-    made = Container(Path(root), image.config(), env, tmp_path)
+    env = {**server.env, "POSTGRES_SSL": "disable", **secrets, "QUEUE_POLL_INTERVAL": "100ms"}
+    made = Container(Path(root), image.config(), env, tmp_path, MEMORY)
     yield made
     made.end()
 

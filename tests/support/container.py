@@ -15,8 +15,8 @@ from tests.support.project import Running, eventually
 # the process becomes the first of its PID namespace, as in a container
 _ENTER = """
 set -e
-root=$1 user=$2
-shift 2
+root=$1 user=$2 memory=$3
+shift 3
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 mount -t proc proc "$root/proc"
@@ -30,6 +30,9 @@ ln -s /proc/self/fd "$root/dev/fd"
 mkdir "$root/dev/shm"
 mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
+mount -t tmpfs -o mode=755 cgroup "$root/sys"
+mkdir -p "$root/sys/fs/cgroup/memory"
+echo "$memory" | tee "$root/sys/fs/cgroup/memory.max" > "$root/sys/fs/cgroup/memory/memory.limit_in_bytes"
 exec chroot "$root" /usr/bin/setpriv --reuid="${user%:*}" --regid="${user#*:}" --clear-groups \
     --bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-privs "$@"
 """
@@ -64,13 +67,26 @@ class Container:
     config: dict[str, Any]
     env: dict[str, str]
     scratch: Path
+    memory: int
+    """The limit that its control group shows. It is not enforced; `Memory` measures."""
     running: list[Running] = field(default_factory=list)
 
     def _command(self, command: Sequence[str], env: dict[str, str]) -> list[str]:
         variables = [*self.config["Env"], *(f"{name}={value}" for name, value in {**self.env, **env}.items())]
         wanted = ["/usr/bin/env", "-i", f"--chdir={self.config['WorkingDir']}", *variables, *command]
         namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        return ["unshare", *namespaces, "sh", "-c", _ENTER, "sh", str(self.root), self.config["User"], *wanted]
+        return [
+            "unshare",
+            *namespaces,
+            "sh",
+            "-c",
+            _ENTER,
+            "sh",
+            str(self.root),
+            self.config["User"],
+            str(self.memory),
+            *wanted,
+        ]
 
     def run(self, *command: str, stdin: str = "", seconds: float = 120) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end, as the image's user."""

@@ -36,6 +36,7 @@ class Worker:
 
     def __init__(self, number: int, count: int, control: socket.socket, sockets: socket.socket) -> None:
         self.number = number
+        self.count = count
         self.label = f"worker {number}/{count}"
         self.sockets: Sockets = _SupervisedSockets(sockets)
         self.notify: Notifier = _WorkerNotifier(self)

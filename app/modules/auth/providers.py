@@ -3,8 +3,12 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
+from loguru import logger
+
 from app.kernel.actions.compose import Providers, make
 from app.kernel.cache import Invalidations
+from app.kernel.capacity import memory_bytes
+from app.kernel.config.settings import BUILT_IN
 from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
@@ -16,7 +20,7 @@ from app.modules.auth.master_secret import Sealer
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.signing_keys import SigningKeys
-from app.modules.auth.settings import AuthSettings
+from app.modules.auth.settings import AuthSettings, hashes_that_fit
 from app.modules.auth.tokens import Tokens
 
 
@@ -43,7 +47,12 @@ async def passwords(p: Process) -> AsyncGenerator[Passwords]:
     """Provide password hashing."""
     settings = p.settings[AuthSettings]
     words = (*settings.password_words, settings.audience)
-    hashing = Passwords(settings.password_hash_concurrency, words)
+    concurrency, worker = settings.password_hash_concurrency, p.launch.worker
+    if worker and p.settings.sources.get("auth.password_hash_concurrency") == BUILT_IN:
+        concurrency = hashes_that_fit(worker.count)  # they share the memory and the cores
+    report = logger.debug if p.launch.on_terminal else logger.info
+    report("hashing at most {} passwords at once; the memory limit is {:.0f} MiB", concurrency, memory_bytes() / 2**20)
+    hashing = Passwords(concurrency, words)
     try:
         yield hashing
     finally:

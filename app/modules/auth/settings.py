@@ -1,12 +1,22 @@
 """Settings of the auth module."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from app.kernel.capacity import cores, memory_bytes
 from app.kernel.config import Duration, Key, Names, OptionalSecret, PublicUrl
 from app.kernel.product import NAME
+
+_PROCESS_BYTES, _HASH_BYTES = 80 * 2**20, 64 * 2**20
+_MOST_HASHES = 8
+
+
+def hashes_that_fit(workers: int = 1) -> int:
+    """Return how many passwords each of some workers may hash at once: one for each core, as far as memory suffices."""
+    room = memory_bytes() // workers - _PROCESS_BYTES
+    return max(1, min(cores() // workers, room // _HASH_BYTES, _MOST_HASHES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +34,14 @@ class AuthSettings:
     session_idle: Annotated[Duration, Field(ge=1, description="a session ends after this idle time")]
     session_lifetime: Annotated[Duration, Field(ge=1, description="maximum lifetime of a session")]
     password_hash_concurrency: Annotated[
-        int, Field(ge=1, le=64, description="maximum number of concurrent password hashes; each takes 64 MiB")
-    ]
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="maximum number of concurrent password hashes; each takes 64 MiB; by default what the memory"
+            " limit and the cores allow",
+        ),
+    ] = field(default_factory=hashes_that_fit)
     password_words: Annotated[
         Names, Field(description="names of the organisation, products and roles; excluded from password length")
     ]
