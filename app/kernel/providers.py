@@ -7,6 +7,7 @@ from app.kernel.actions.compose import Providers
 from app.kernel.cache import CHANNEL, Invalidations
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Database
+from app.kernel.db.retention import Partitions
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
 from app.kernel.queue.queues import QueueAdmin
@@ -38,6 +39,15 @@ async def invalidations(p: Process) -> AsyncGenerator[Invalidations]:
 
 
 @asynccontextmanager
+@uses(PostgresSettings)
+async def partitions(p: Process) -> AsyncGenerator[Partitions]:
+    """Provide the partitions of the kernel's tables."""
+    from app.kernel.db.partitions import partitions
+
+    yield await p.use(partitions)
+
+
+@asynccontextmanager
 async def events(p: Process) -> AsyncGenerator[EventTransport]:  # noqa: ARG001 - PostgreSQL needs nothing
     """Provide the event transport."""
     from app.kernel.queue.transport.postgres import PostgresEvents
@@ -64,6 +74,7 @@ async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
 PROVIDERS: Providers = {
     Database: database,
     Invalidations: invalidations,
+    Partitions: partitions,
     EventTransport: events,
     Errors: errors,
     QueueAdmin: queue_admin,

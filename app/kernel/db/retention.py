@@ -1,23 +1,24 @@
-"""Retention: creates partitions ahead, drops old ones, and deletes old rows in chunks."""
+"""Retention: keeps partitions, and deletes old rows in chunks, by an index."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.kernel.config import KeepSettings
 from app.kernel.db import Database, run_in_chunks
 
-_DAYS_AHEAD = 7
-_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '300ms'"  # a drop waits for readers, and blocks later ones
-_DROP = "SELECT kernel.drop_partitions(%s, %s)"
+PARTITIONED = ("finished_jobs", "events")
+"""Tables of the kernel that are partitioned by time; a setting of the same name says how long they are kept."""
 
+# rows that a wrong clock dated before the oldest partition
 _PRUNE_FINISHED = """
-    DELETE FROM kernel.finished_jobs_other WHERE ctid IN (
-        SELECT ctid FROM kernel.finished_jobs_other
+    DELETE FROM kernel.finished_jobs_past WHERE ctid IN (
+        SELECT ctid FROM kernel.finished_jobs_past
         WHERE finished_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
     )
 """
 _PRUNE_EVENTS = """
-    DELETE FROM kernel.events_other WHERE ctid IN (
-        SELECT ctid FROM kernel.events_other
+    DELETE FROM kernel.events_past WHERE ctid IN (
+        SELECT ctid FROM kernel.events_past
         WHERE published_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
     )
 """
@@ -36,6 +37,7 @@ _PRUNE_ERRORS = """
         SELECT id FROM kernel.errors WHERE last_seen_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
     )
 """
+_FORGET_PROCESSES = "DELETE FROM kernel.processes WHERE last_seen_at < now() - interval '1 day'"
 _FORGET_SUBSCRIPTIONS = "DELETE FROM kernel.subscriptions WHERE seen_at < now() - interval '7 days'"
 
 _FORGET_QUEUES = """
@@ -56,29 +58,31 @@ class Pruned:
     rows: int
 
 
+class Partitions(Protocol):
+    """Keeps the partitions of `PARTITIONED`. Features know no driver, and this needs a session of its own."""
+
+    async def keep(self, keep_s: dict[str, float]) -> tuple[int, int]:
+        """Make those of the days ahead, drop those past their retention; return the numbers. Raises Unavailable."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Retention:
     """Applies retention to the kernel's tables."""
 
     keep: KeepSettings
+    partitions: Partitions
 
     async def prune(self, db: Database) -> Pruned:
         """Create the partitions of the days ahead, and remove rows beyond their retention. Safe to repeat.
 
-        Raises Unavailable, also when a reader blocks the drop of a partition; the rest is then done.
+        Raises Unavailable, also when a reader delays the drop of a partition; the rest is then done.
         """
-        row = await db.one("SELECT kernel.make_partitions(%s)", (_DAYS_AHEAD,))
         rows = await run_in_chunks(db, _PRUNE_FINISHED, keep_s=self.keep.finished_jobs)
         rows += await run_in_chunks(db, _PRUNE_EVENTS, keep_s=self.keep.events)
         rows += await run_in_chunks(db, _PRUNE_DEAD_LETTERS, keep_s=self.keep.dead_letters)
         rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.keep.audit)
         rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.keep.errors)
-        rows += await db.run(_FORGET_SUBSCRIPTIONS)
-        rows += await db.run(_FORGET_QUEUES)
-        dropped = 0
-        for parent, keep_s in (("finished_jobs", self.keep.finished_jobs), ("events", self.keep.events)):
-            async with db.begin() as tx:
-                await tx.run(_LOCK_TIMEOUT)
-                found = await tx.one(_DROP, (parent, keep_s))
-                dropped += found[0] if found else 0
-        return Pruned(row[0] if row else 0, dropped, rows)
+        for sql in (_FORGET_PROCESSES, _FORGET_SUBSCRIPTIONS, _FORGET_QUEUES):
+            rows += await db.run(sql)
+        return Pruned(*await self.partitions.keep({name: getattr(self.keep, name) for name in PARTITIONED}), rows)

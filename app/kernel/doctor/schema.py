@@ -1,7 +1,6 @@
 """Checks of our schema and of what keeps PostgreSQL from tidying it up."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from functools import partial
 
 from psycopg import sql
@@ -10,6 +9,8 @@ from app.kernel.config import Misconfigured, PostgresSettings, SentinelSettings
 from app.kernel.db.migrations.files import BadMigration, read
 from app.kernel.db.migrations.migrator import LOCK_KEY
 from app.kernel.db.migrations.plan import Status, compare
+from app.kernel.db.partitions import keep_partitions
+from app.kernel.db.retention import PARTITIONED
 from app.kernel.doctor import Check, Finding, fail, in_shell, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
@@ -19,7 +20,6 @@ _DEAD_ROWS = 10_000
 _WRAPAROUND_WARN, _WRAPAROUND_FAIL = 1_000_000_000, 1_600_000_000
 """PostgreSQL refuses changes at about 2.1 billion; autovacuum acts at autovacuum_freeze_max_age (200 million)."""
 _MIGRATING_S, _IDLE_S = 600, 10
-_PARTITIONED = {"finished_jobs": "finished_at", "events": "published_at"}
 
 
 def _terminate(pid: int) -> str:
@@ -120,60 +120,41 @@ async def _locks(d: Deployment) -> AsyncIterator[Finding]:
 
 
 async def partitions(d: Deployment) -> AsyncIterator[Finding]:
-    """Report missing partitions of today and tomorrow, and rows that are in the default partition therefore."""
-    await d.all("SELECT FROM kernel.events LIMIT 0")  # do they exist at all?
-    days = "SELECT to_char(current_date, 'YYYYMMDD'), to_char(current_date + 1, 'YYYYMMDD')"
-    [(today, tomorrow)] = await d.all(days)
+    """Report missing partitions, a detachment that was interrupted, and rows before and after all partitions."""
     fix = f"{NAME} doctor --fix --yes --only partitions"
-    for parent in _PARTITIONED:
-        for level, day, word in ((fail, today, "today"), (warn, tomorrow, "tomorrow")):
-            name = f"kernel.{parent}_{day}"
-            if await d.one("SELECT to_regclass(%s) IS NULL", (name,)) == (True,):
-                problem = f"{name}, the partition of {word}, is missing: do consumers run the maintenance jobs?"
-                yield level(problem, fix, partial(_make_partitions, d))
-        filled = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier("kernel", f"{parent}_other"))
+    bounds = """
+        SELECT name, lower_at <= now() AND upper_at > now() AND upper_at < 'infinity',
+            lower_at <= now() + interval '1 day' AND upper_at > now() + interval '1 day' AND upper_at < 'infinity',
+            lead(lower_at) OVER (ORDER BY lower_at) > upper_at, is_pending
+        FROM kernel.partitions_of(%s)
+    """
+    for parent in PARTITIONED:
+        found = await d.all(bounds, (parent,))
+        missing = [word for at, word in ((1, "today"), (2, "tomorrow")) if not any(row[at] for row in found)]
+        level = fail if "today" in missing else warn
+        repair = partial(_keep_partitions, d, parent)
+        if missing:
+            problem = f"kernel.{parent} has no partition of {' and '.join(missing)}"
+            yield level(f"{problem}: do consumers run the maintenance jobs?", fix, repair)
+        elif before := [row[0] for row in found if row[3]]:
+            yield fail(f"kernel.{parent} has no partition after {before[0]}, and takes no rows of then", fix, repair)
+        if pending := [row[0] for row in found if row[4]]:
+            yield warn(f"the partition {pending[0]} is detached by half: it was read meanwhile", fix, repair)
+        key = {"events": "published_at", "finished_jobs": "finished_at"}[parent]
+        other = sql.Identifier("kernel", f"{parent}_other")
+        filled = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {} > now() + interval '2 days')").format(
+            other, sql.Identifier(key)
+        )
         connection = (await d.reached()).connection
         if connection is not None and await (await connection.execute(filled)).fetchone() == (True,):
-            problem = f"kernel.{parent}_other, the default partition, has rows: dropping old days does not remove them"
-            yield warn(problem, fix, partial(_make_partitions, d))
+            problem = f"kernel.{parent}_other has rows of the future, which are kept until then: a clock was wrong"
+            remove = sql.SQL("DELETE FROM {} WHERE {} > now() + interval '2 days'").format(other, sql.Identifier(key))
+            yield warn(problem, in_shell(remove.as_string()))
 
 
-async def _make_partitions(d: Deployment) -> None:
-    """Make the partitions of the next days, and of the days whose rows are in the default one, and move the rows.
-
-    In one transaction for each day. Raises psycopg.Error, such as when a lock is not free.
-    """
+async def _keep_partitions(d: Deployment, parent: str) -> None:
     async with d.repairing() as connection:
-        for parent, column in _PARTITIONED.items():
-            other, at = sql.Identifier("kernel", f"{parent}_other"), sql.Identifier(column)
-            days = sql.SQL("SELECT DISTINCT {at}::date FROM {other} ORDER BY 1").format(other=other, at=at)
-            for (day,) in await (await connection.execute(days)).fetchall():
-                child = sql.Identifier("kernel", f"{parent}_{day:%Y%m%d}")
-                named = {
-                    "parent": sql.Identifier("kernel", parent),
-                    "other": other,
-                    "child": child,
-                    "at": at,
-                    "day": day,
-                }
-                async with connection.transaction():
-                    await connection.execute("SET LOCAL lock_timeout = '2s'")
-                    await connection.execute(sql.SQL("LOCK TABLE {other} IN ACCESS EXCLUSIVE MODE").format(**named))
-                    exists = await connection.execute("SELECT to_regclass(%s) IS NOT NULL", (child.as_string(),))
-                    is_attached = await exists.fetchone() == (True,)
-                    if not is_attached:
-                        make = "CREATE TABLE {child} (LIKE {parent} INCLUDING ALL)"
-                        await connection.execute(sql.SQL(make).format(**named))
-                    move = (
-                        "WITH moved AS (DELETE FROM {other} WHERE {at} >= {day} AND {at} < {day}::date + 1 RETURNING *)"
-                        " INSERT INTO {child} SELECT * FROM moved"
-                    )
-                    await connection.execute(sql.SQL(move).format(**named))
-                    if not is_attached:
-                        attach = "ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({day}) TO ({next})"
-                        bounds = {"day": f"{day}", "next": f"{day + timedelta(days=1)}"}
-                        await connection.execute(sql.SQL(attach).format(**{**named, **bounds}))
-        await connection.execute("SELECT kernel.make_partitions(7)")
+        await keep_partitions(connection, parent, None)
 
 
 async def bloat(d: Deployment) -> AsyncIterator[Finding]:

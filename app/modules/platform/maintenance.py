@@ -28,6 +28,6 @@ class Maintenance:
     async def prune(self, db: Database) -> Pruned:
         """Create partitions for the coming days and drop data past its retention. Safe to repeat.
 
-        Raises Unavailable while a query reads a partition that must be dropped.
+        Raises Unavailable while a transaction of many seconds has read a partition that must be dropped.
         """
         return await self.retention.prune(db)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from app.kernel.config import KeepSettings
+from app.kernel.db.partitions import PostgresPartitions
 from app.kernel.db.retention import Retention
 from app.kernel.queue import Handler, Task
 from app.kernel.queue.queues import QueueNotFound
@@ -125,7 +126,9 @@ async def test_a_queue_that_nothing_has_used_for_a_week_is_forgotten_with_its_se
     await bench.db.run("UPDATE kernel.queues SET seen_at = now() - interval '8 days' WHERE name <> 'new'")
     assert not (await operator.queues.limit(OPERATOR, QueueLimit("gone", 2))).is_used
     week = 7 * 86400
-    await Retention(KeepSettings(week, week, week, week, week)).prune(bench.db)
+    await Retention(KeepSettings(week, week, week, week, week), PostgresPartitions(lambda: bench.conninfo)).prune(
+        bench.db
+    )
     assert await bench.rows("SELECT name FROM kernel.queues ORDER BY name") == [("elsewhere",), ("new",)]
 
 
