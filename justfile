@@ -50,6 +50,10 @@ reloads count="20": install
 outages *options: install
     {{python}} -m tests.outages "$@"
 
+# kill the primary under load and let its standby take over, again and again, then count: just failover --times 20
+failover *options: install
+    {{python}} -m tests.failover "$@"
+
 # load everything behind a PgBouncer with few connections, for ten minutes: just pgbouncer --seconds 600
 pgbouncer *options: install
     {{python}} -m tests.pgbouncer "$@"

@@ -59,7 +59,7 @@ async def unleash(plan: Plan, project: Project, holder: Holder, folder: Path, sa
             await _chaos(plan, rng, deployment, holder, say)
             stop.set()
     say(f"{time.monotonic() - started:.0f} s of chaos; now everything may recover")
-    await _recover(deployment)
+    await recover(deployment)
     say(f"recovered after {time.monotonic() - started:.0f} s")
     (folder / "incidents").write_text("".join(f"{incident}\n" for incident in deployment.incidents))
     verdict = await asyncio.to_thread(judge, deployment, load)
@@ -123,7 +123,7 @@ async def _at_work(rng: random.Random, deployment: Deployment) -> int:
     return pid
 
 
-async def _recover(deployment: Deployment) -> None:
+async def recover(deployment: Deployment) -> None:
     """Let healthy processes catch up with ticks and jobs, then stop them."""
     deadline = time.monotonic() + _RECOVERY_S
 

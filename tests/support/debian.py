@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import psycopg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -135,6 +136,33 @@ class DebianServer:
 
         eventually(answers)
 
+    def kill(self) -> None:
+        """SIGKILL to all its processes at once, as when the machine fails."""
+        assert self.process is not None
+        postmaster = psutil.Process(self.process.pid)
+        for process in [postmaster, *postmaster.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(20)
+        self.process = None
+
+    def replicate(self, standby: "DebianServer") -> None:
+        """Copy it to a standby, without data so far, that follows it, and start that."""
+        access = self.data / "pg_hba.conf"
+        if "replication" not in access.read_text():
+            access.write_text(f"local replication admin trust\n{access.read_text()}")
+            self.run("SELECT pg_reload_conf()", "postgres")
+        standby.password = self.password
+        standby._tool(
+            *("pg_basebackup", "-h", str(self.folder), "-p", str(self.port), "-U", "admin"),
+            *("-D", str(standby.data), "-R", "-X", "stream", "-c", "fast", "--no-sync"),
+        )
+        standby.start()
+
+    def promote(self) -> None:
+        """Make a standby accept writes."""
+        self._tool("pg_ctl", "promote", "-D", str(self.data), "-w")
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGINT)
@@ -162,16 +190,32 @@ class DebianServer:
 @contextmanager
 def debian_server(bin_dir: Path, **options: str) -> Iterator[DebianServer]:
     """Run a server with an empty database, in a folder that an unprivileged user can reach; both go away afterwards."""
+    with no_server(bin_dir, **options) as server:
+        server.create()
+        yield server
+
+
+@contextmanager
+def no_server(bin_dir: Path, **options: str) -> Iterator[DebianServer]:
+    """Give a server that has no data so far; its folder goes away afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     if os.geteuid() == 0:
         os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
     server = DebianServer(bin_dir, folder, options=options or {"fsync": "off"})
     try:
-        server.create()
         yield server
     finally:
         server.stop()
         shutil.rmtree(folder)
+
+
+@contextmanager
+def with_standby(bin_dir: Path, **options: str) -> Iterator[tuple[DebianServer, DebianServer]]:
+    """Run a primary and a standby that follows it."""
+    options = {"fsync": "off", "wal_level": "replica", "hot_standby": "on", **options}
+    with debian_server(bin_dir, **options) as primary, no_server(bin_dir, **options) as standby:
+        primary.replicate(standby)
+        yield primary, standby
 
 
 class Authority:

@@ -143,9 +143,12 @@ class Watch:
                     self.secret(name, urlsplit(value).password)
         if (log := env.get("LOGGER_OUTPUT", "stdout")) != "stdout":
             self.files.append(("the log file", root / log))
-        if (host := env.get("POSTGRES_HOST", "")).startswith(_LOCAL):
-            names = ("POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB")
-            self.databases.add(Server(host, *(env.get(name, "") for name in names)))
+        if (hosts := env.get("POSTGRES_HOST", "")).startswith(_LOCAL):
+            names = ("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB")
+            for host in hosts.split(","):
+                name, _, port = host.rpartition(":") if host.count(":") == 1 else (host, "", "")
+                port = port or env.get("POSTGRES_PORT", "")
+                self.databases.add(Server(name, port, *(env.get(name, "") for name in names)))
 
     def arguments(self, args: Sequence[str], stdin: str | None) -> None:
         """Remember the password that a command is given."""
