@@ -27,6 +27,7 @@ QUIET_S = 10.0
 ANSWER_S = 5.0
 _AGAIN_S = 1.0
 
+_BEAT = "SELECT pg_backend_pid(), current_setting('transaction_read_only')::bool, pg_notify({}, '')"
 _POOLER = "a connection pooler such as PgBouncer answers; LISTEN needs the server itself: set POSTGRES_DIRECT_HOST"
 
 
@@ -151,9 +152,11 @@ class _Session:
         """Receive a notification of its own. Raises psycopg.Error if that does not arrive in time."""
         deadline = time.monotonic() + ANSWER_S
         await self._run("LISTEN {}", sql.Identifier(self._own))
-        row = await self._run("SELECT pg_backend_pid(), pg_notify({}, '')", self._own)
+        row = await self._run(_BEAT, self._own)
         if row is None or row[0] != self._connection.info.backend_pid:
             raise psycopg.OperationalError(_POOLER)
+        if row[1]:  # after a failover, another host may accept writes
+            raise psycopg.OperationalError("the database is read-only")
         self._has_own = False
         await self._read(0)
         while not self._has_own:
