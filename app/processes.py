@@ -130,6 +130,17 @@ async def consumer(p: "Process") -> "Run":
     return await consumer(p, found)
 
 
+async def relay(p: "Process") -> "Run | None":
+    """Return the relay of events, if NATS is configured."""
+    from app.kernel.config import NatsSettings
+
+    if not p.settings[NatsSettings].url.get_secret_value():
+        return None
+    from app.kernel.queue.transport.nats.relay import relay
+
+    return await relay(p)
+
+
 async def reporter(p: "Process") -> "Run":
     """Return the service that reports the process to the registry."""
     from app.kernel.process.registry import reporter
@@ -176,6 +187,7 @@ def _types(*names: str) -> "list[type[Any]]":
 
 _DATABASE = partial(_types, "app.kernel.db:Database")
 _SENTINEL = partial(_types, "app.kernel.config:SentinelSettings", "app.kernel.queue.enqueue:Queue")
+_NATS = partial(_types, "app.kernel.config:NatsSettings", "app.kernel.db:Database")
 _TELEMETRY = partial(_types, "app.kernel.config:TelemetrySettings")
 
 
@@ -205,9 +217,10 @@ _AFTER = tuple(service.name for service in _SUPPORT)
 def _processes() -> dict[str, Spec]:
     serving = [module for module in modules() if module.process]
     crons = partial(Service, "cron manager", cron, needs=_DATABASE)
+    relays = partial(Service, "relay", relay, needs=_NATS)
     consumers = partial(Service, "consumer", consumer, needs=_handlers_need)
-    jobs = (crons(after=_AFTER), consumers(after=_AFTER))
     after = (*_AFTER, _OPERATIONS.name)
+    jobs = (crons(after=_AFTER), relays(after=_AFTER), consumers(after=(*_AFTER, "relay")))
     return {
         "run-all-in-one": Spec("Run everything in one process.", (_SETTINGS, *_api(*serving), *jobs, *_SUPPORT)),
         **{f"run-{m.name}-http": Spec(m.process, (_SETTINGS, *_api(m), *_SUPPORT)) for m in serving},
@@ -216,7 +229,7 @@ def _processes() -> dict[str, Spec]:
         ),
         "run-event-consumer": Spec(
             "Run jobs and event subscribers.",
-            (_SETTINGS, _OPERATIONS, consumers(after=after), *_SUPPORT),
+            (_SETTINGS, _OPERATIONS, relays(after=after), consumers(after=(*after, "relay")), *_SUPPORT),
             "operations",
             has_instances=True,
         ),

@@ -48,11 +48,18 @@ async def partitions(p: Process) -> AsyncGenerator[Partitions]:
 
 
 @asynccontextmanager
-async def events(p: Process) -> AsyncGenerator[EventTransport]:  # noqa: ARG001 - PostgreSQL needs nothing
-    """Provide the event transport."""
-    from app.kernel.queue.transport.postgres import PostgresEvents
+async def events(p: Process) -> AsyncGenerator[EventTransport]:
+    """Provide the event transport of publishers, which need the database only."""
+    from app.kernel.config import QueueSettings
 
-    yield PostgresEvents()
+    if p.settings[QueueSettings].events_transport == "nats":
+        from app.kernel.queue.transport.nats.outbox import OutboxEvents
+
+        yield OutboxEvents()
+    else:
+        from app.kernel.queue.transport.postgres import PostgresEvents
+
+        yield PostgresEvents()
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from loguru import logger
 
 from app.kernel.actions.compose import make
-from app.kernel.config import QueueSettings
+from app.kernel.config import NatsSettings, QueueSettings
 from app.kernel.db import Database
 from app.kernel.db.listener import Listener, listener
 from app.kernel.db.postgres import database
@@ -21,6 +21,10 @@ from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber
 from app.kernel.queue.queues import register_queues
 from app.kernel.queue.transport import EventTransport
+from app.kernel.queue.transport.nats.connection import nats
+from app.kernel.queue.transport.nats.intake import Intake
+from app.kernel.queue.transport.nats.ledger import DeliveryLeases
+from app.kernel.queue.transport.nats.stream import Stream
 from app.kernel.queue.worker import InFlight, Job
 from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.executor import Executor
@@ -44,7 +48,9 @@ class Consumer:
         settings: QueueSettings,
         events: EventTransport,
         worker: str = "",
+        stream: Stream | None = None,
     ) -> None:
+        """With a stream, it also takes the events that are in NATS."""
         self._db = db
         self._conninfo = conninfo
         self._listener = listener
@@ -53,11 +59,15 @@ class Consumer:
         by_task = {h.name if isinstance(h, Subscriber) else h.task.name: h for h in handlers}
         self.handled = sorted({h.queue if isinstance(h, Subscriber) else h.task.queue for h in handlers})
         self._jobs = jobs = InFlight(settings.concurrency)
-        self._leases = leases = Leases(worker or f"{socket.gethostname()}:{os.getpid()}", settings.lease)
+        leases_of = Leases if stream is None else DeliveryLeases
+        self._leases = leases = leases_of(worker or f"{socket.gethostname()}:{os.getpid()}", settings.lease)
         self._completer = Completer(db, leases, jobs)
         self.executor = Executor(db, leases, by_task, jobs, self._completer, Recorder(db, leases, jobs))
         self.fetcher = Fetcher(db, leases, settings, jobs, self._completer, self.executor.start)
         self._rescuer = Rescuer(db, leases, self.register)
+        self._intake = None
+        if stream is not None:
+            self._intake = Intake(db, stream, settings, self._subscribers, jobs, self.executor.start)
 
     @property
     def running(self) -> int:
@@ -73,13 +83,16 @@ class Consumer:
         """Run jobs until `stop` is set, then finish running jobs. If cancelled, release them to other workers."""
         jobs = self._jobs
         renewer = Renewer(self._conninfo, self._leases.lease_s, jobs.held, jobs.running, self.executor.cancel)
-        async with _beside(self._completer.run, self._rescuer.run, lambda: self._on_stop(stop)):
+        intake = [self._intake.run] if self._intake else []
+        async with _beside(self._completer.run, self._rescuer.run, lambda: self._on_stop(stop), *intake):
             renewer.start()
             try:
                 with self._listener.subscribed("kernel_jobs", self._notified, self._missed):
                     while not stop.is_set():
                         if not await self.fetcher.fetch():
                             await self.fetcher.wait()
+                    if self._intake:
+                        await self._intake.stop()
                     await self._hand_back(list(jobs.ready))
                     while jobs.running or self._completer.backlog:
                         jobs.wake.clear()
@@ -88,6 +101,8 @@ class Consumer:
                 await self.executor.cut()
                 await self._completer.flush_last()
                 await self._hand_back(list(jobs.held.values()))
+                if self._intake:
+                    await self._intake.close()
                 await renewer.stop()
 
     def unhandled(self) -> list[str]:
@@ -134,7 +149,10 @@ async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
     found = await p.use(server)
     events = await make(p, EventTransport)
     settings = p.settings[QueueSettings]
-    worker = Consumer(db, found.conninfo, await p.use(listener), handlers, settings, events)
+    stream, broker = None, p.settings[NatsSettings]
+    if broker.url.get_secret_value():
+        stream = Stream(await p.use(nats), broker, settings.lease)
+    worker = Consumer(db, found.conninfo, await p.use(listener), handlers, settings, events, stream=stream)
     for queue in worker.unhandled():
         near = get_close_matches(queue, worker.handled, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; they use {', '.join(worker.handled)}"

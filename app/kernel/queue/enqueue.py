@@ -55,6 +55,7 @@ def insert_jobs(
     event_version: LiteralString = "NULL",
     trace_context: LiteralString = "%(trace)s",
     errors: LiteralString = "NULL",
+    attempt: LiteralString = "0",
     created_at: LiteralString = "now()",
     on_conflict: LiteralString = "",
     then: LiteralString = "SELECT count(*) FROM notified",
@@ -65,7 +66,7 @@ def insert_jobs(
     can read `added`, with id, queue and state; it must read `notified`, which notifies the workers.
     """
     columns = (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key, turn_limit)
-    more = (in_order, schedule, event_id, event_version, trace_context, errors, created_at)
+    more = (in_order, schedule, event_id, event_version, trace_context, errors, attempt, created_at)
     return " ".join(
         (
             "WITH",
@@ -74,8 +75,8 @@ def insert_jobs(
             added AS (
                 INSERT INTO kernel.jobs
                     (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key,
-                     turn_limit, in_order, schedule, event_id, event_version, trace_context, errors, created_at,
-                     state, rank)
+                     turn_limit, in_order, schedule, event_id, event_version, trace_context, errors, attempt,
+                     created_at, state, rank)
                 SELECT
             """,
             ", ".join(columns + more),

@@ -1,14 +1,14 @@
 """The queue on a real database, in this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from app.kernel.config import QueueSettings, load
+from app.kernel.config import NatsSettings, QueueSettings, load
 from app.kernel.db.listener import listening
 from app.kernel.db.postgres import PostgresDatabase
 from app.kernel.db.postgres import database as provider
@@ -17,9 +17,14 @@ from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber, Task
 from app.kernel.queue.consumer import Consumer
 from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.nats.connection import Nats
+from app.kernel.queue.transport.nats.outbox import CHANNEL, OutboxEvents
+from app.kernel.queue.transport.nats.relay import Relay
+from app.kernel.queue.transport.nats.stream import Stream
 from app.kernel.queue.transport.postgres import PostgresEvents
 from app.processes import constraints, sections
 from tests.conftest import TestDatabase
+from tests.support.nats import NatsServer, nats_server
 from tests.support.project import ROOT
 
 
@@ -42,6 +47,8 @@ class Bench:
     conninfo: str
     settings: QueueSettings
     queue: Queue
+    stream: Stream | None = None
+    """Where events go, unless they go through PostgreSQL."""
 
     @asynccontextmanager
     async def consuming(
@@ -54,14 +61,24 @@ class Bench:
         await self.queue.events.subscribe(self.db, [h for h in handlers if isinstance(h, Subscriber)])
         async with listening(lambda **_: self.conninfo) as listener:
             given = (handlers, settings, self.queue.events, worker)
-            consumer = Consumer(self.db, lambda: self.conninfo, listener, *given)
+            consumer = Consumer(self.db, lambda: self.conninfo, listener, *given, stream=self.stream)
             stop = asyncio.Event()
             running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
-            try:
-                yield running
-            finally:
-                stop.set()
-                await asyncio.wait({running.task}, timeout=10)
+            tasks = {running.task}
+            with ExitStack() as stack:
+                if self.stream is not None:
+                    relay = Relay(self.db, self.stream.nats, self.stream, settings.poll_interval)
+                    stack.enter_context(listener.subscribed(CHANNEL, lambda _: relay.wake.set(), relay.wake.set))
+                    tasks.add(asyncio.ensure_future(relay.run(stop)))
+                try:
+                    yield running
+                finally:
+                    stop.set()
+                    await asyncio.wait(tasks, timeout=10)
+                    for task in tasks:
+                        assert task.done()
+                        if not task.cancelled() and (error := task.exception()):
+                            raise error
 
     async def rows(self, sql: Any, *parameters: object) -> list[tuple]:
         return [tuple(row) for row in await self.db.all(sql, parameters)]
@@ -100,3 +117,40 @@ async def bench(database: TestDatabase) -> AsyncIterator[Bench]:
         db = await p.use(provider)
         conninfo = (await p.use(server)).conninfo()
         yield Bench(database, db, conninfo, settings[QueueSettings], Queue(PostgresEvents()))
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A server shared by the tests of one worker."""
+    with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@asynccontextmanager
+async def connected(settings: NatsSettings) -> AsyncGenerator[Nats]:
+    """Stay connected meanwhile."""
+    connection = Nats(settings)
+    running = asyncio.ensure_future(connection.run())
+    try:
+        async with asyncio.timeout(10):
+            await connection.connected.wait()
+        yield connection
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+@pytest.fixture(params=["postgres", "nats"])
+async def transport(bench: Bench, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    """The same queue, with events through PostgreSQL, and through NATS."""
+    if request.param == "postgres":
+        yield bench
+        return
+    url = request.getfixturevalue("nats").url
+    settings = load(ROOT, sections(), {"APP_ENV": "test", "NATS_URL": url, "NATS_STREAM": bench.test.name})[
+        NatsSettings
+    ]
+    async with connected(settings) as connection:
+        stream = Stream(connection, settings, bench.settings.lease)
+        yield replace(bench, queue=Queue(OutboxEvents()), stream=stream)
+        await connection.call(f"STREAM.DELETE.{settings.stream}")

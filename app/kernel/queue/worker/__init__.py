@@ -28,6 +28,12 @@ class Job:
     stopped_for: str = ""
     """Why the attempt is stopped: cancelled, timeout or drain; `ended` after its end."""
 
+    async def acknowledge(self) -> None:
+        """Acknowledge, after the commit, what the database does not know."""
+
+    def released(self) -> None:
+        """Note that this worker is done with it."""
+
 
 class InFlight:
     """The leased jobs of this worker, ready or running; wakes the fetcher."""
@@ -47,6 +53,7 @@ class InFlight:
         """Remove a job, unless this worker has leased it again."""
         if self.held.get(job.id) is job:
             del self.held[job.id]
+        job.released()
 
     def note_end(self) -> None:
         """Note that a job has ended, so that more jobs may be fetched."""

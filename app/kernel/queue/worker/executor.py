@@ -151,6 +151,7 @@ class Executor:
             await handler.operation(tx, *argument)
             if await self._leases.finish(tx, [job]) == 0:
                 raise LeaseLost
+        await job.acknowledge()
         self._jobs.release(job)
 
     def _lapsed(self, job: Job) -> bool:
