@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,8 @@ def test_the_deployed_units_are_what_print_writes_for_production(cli: Project) -
 def test_every_process_has_a_unit_with_its_own_ports_and_an_api_a_socket(cli: Project) -> None:
     found = printed(cli, "--command", "/opt/x")
     listeners: list[str] = []
+    alerts = (ROOT / "deploy/monitoring/alerts.yaml").read_text()
+    [limit_mib] = re.findall(r"expr: (\d+) \* 1024 \* 1024 \* group by", alerts)
     for name, spec in PROCESSES.items():
         unit = f"{NAME}-{name.removeprefix('run-')}{'@' if spec.has_instances else ''}"
         service = found.pop(f"{unit}.service")
@@ -57,6 +60,7 @@ def test_every_process_has_a_unit_with_its_own_ports_and_an_api_a_socket(cli: Pr
             assert "OPERATIONS_PORT=" in service
         if name != "run-all-in-one":
             listeners += [port, *(v.partition("=")[2] for v in value(service, "Environment") if "OPERATIONS_PORT" in v)]
+        assert value(service, "MemoryMax") == [f"{limit_mib}M"]
         assert value(service, "TimeoutStopSec") == ["48"]  # 3 s + 25 s + 15 s, and 5 s to spare
     assert sorted(found) == [f"{NAME}-migrate.service", f"{NAME}.target"]
     assert len(set(listeners)) == len(listeners)

@@ -12,6 +12,7 @@ from app.kernel.sockets import BACKLOG, resolved
 TARGET = f"{NAME}.target"
 _MIGRATE = f"{NAME}-migrate.service"
 _WATCHDOG_S = 30
+_MEMORY = "512M"
 _START_S = 60
 _SPARE_S = 5
 _USAGE, _DATA, _CONFIGURATION = 2, 65, 78
@@ -206,6 +207,9 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
             "RestartSec=2",
             "# usage, bad data, configuration: another start would fail in the same way",
             f"RestartPreventExitStatus={_USAGE} {_DATA} {_CONFIGURATION}",
+            "# above it the kernel kills; of several workers only the largest, which is replaced",
+            f"MemoryMax={_MEMORY}",
+            "OOMPolicy=continue",
             "",
             *_sandbox(installation),
             "",

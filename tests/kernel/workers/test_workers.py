@@ -71,6 +71,9 @@ def test_reloads_under_load_lose_and_double_nothing(project: Project, database: 
                 counted.append(value(url, "http_server_requests_total"))
                 assert httpx.get(f"{url}/ready").status_code == 200
                 time.sleep(0.1)
+        subprocess.run(["kill", "-TERM", str(workers_of(running)[0])], check=True)  # it drains, and is replaced
+        eventually(lambda: said(running, "ended with status 0; starting another one"))
+        eventually(lambda: httpx.get(f"{url}/ready").status_code == 200)
 
     load = Load(url, bearer(client)).during(reload)
     assert load.failed == []
@@ -135,7 +138,10 @@ def test_a_reload_that_fails_keeps_the_former_workers(project: Project, tmp_path
     eventually(lambda: said(running, "reloaded 2 workers") == 2)
     assert first.isdisjoint(workers_of(running))
     assert said(running, "reloading 2 workers, one by one") == 3
-    assert running.stop() == 0
+    running.signal(signal.SIGHUP)
+    workers = eventually(lambda: len(found := workers_of(running)) == 3 and found)
+    assert running.stop() == 0  # in the middle of the reload
+    assert not any(map(psutil.pid_exists, workers))
 
 
 def test_the_first_start_fails_as_that_of_one_process(project: Project) -> None:
