@@ -1,10 +1,11 @@
 """Providers of the kernel, by type. A provider imports its dependencies when it is opened."""
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
-from app.kernel.cache import CHANNEL, Invalidations
+from app.kernel.cache import CHANNEL, QUIET_S, TRUSTED_S, Invalidations
 from app.kernel.config import PostgresSettings
 from app.kernel.db import Database
 from app.kernel.db.retention import Partitions
@@ -32,9 +33,9 @@ async def invalidations(p: Process) -> AsyncGenerator[Invalidations]:
     from app.kernel.db.postgres import database
 
     db, listening = await p.use(database), await p.use(listener)
-    made = Invalidations(lambda: listening.is_live)
+    made = Invalidations(lambda: listening.is_live and time.monotonic() - listening.heard_at < TRUSTED_S)
     db.invalidated = made.received
-    with listening.subscribed(CHANNEL, made.received, made.missed):
+    with listening.subscribed(CHANNEL, made.received, made.missed, QUIET_S):
         yield made
 
 

@@ -36,6 +36,7 @@ class _Subscription:
     channel: str
     notified: Callable[[str], None]
     missed: Callable[[], None]
+    quiet_s: float
     is_begun: bool = False
 
 
@@ -48,14 +49,19 @@ class Listener:
         self._subscriptions: list[_Subscription] = []
         self._wake = asyncio.Event()
         self.is_live = False
+        self.heard_at = 0.0
+        """`time.monotonic()` when everything that had been notified was last known to have arrived."""
 
     @contextmanager
-    def subscribed(self, channel: str, notified: Callable[[str], None], missed: Callable[[], None]) -> Generator[None]:
+    def subscribed(
+        self, channel: str, notified: Callable[[str], None], missed: Callable[[], None], quiet_s: float = QUIET_S
+    ) -> Generator[None]:
         """Inside, call `notified` with each payload of a channel, and `missed` when some may have been missed.
 
-        `missed` is called once the channel is listened to, and after each outage. Neither may block.
+        `missed` is called once the channel is listened to, and after each outage. Neither may block. When nothing
+        arrives for `quiet_s`, the server is asked for an answer, which advances `heard_at`.
         """
-        subscription = _Subscription(channel, notified, missed)
+        subscription = _Subscription(channel, notified, missed, quiet_s)
         self._subscriptions.append(subscription)
         self.is_live = False
         self._wake.set()
@@ -93,20 +99,25 @@ class Listener:
             await asyncio.sleep(_AGAIN_S)
 
     async def _deliver(self, session: "_Session") -> None:
-        heard_at = time.monotonic()
+        proved_at = self.heard_at = time.monotonic()
         while True:
             await session.listen({subscription.channel for subscription in self._subscriptions})
             self._begin(session)
+            ask_at = self.heard_at + min((each.quiet_s for each in self._subscriptions), default=QUIET_S)
             if not session.has_backlog:
                 with session.readable(self._wake.set):
-                    await self._woken(max(0.0, heard_at + QUIET_S - time.monotonic()))
+                    await self._woken(max(0.0, min(ask_at, proved_at + QUIET_S) - time.monotonic()))
+            asked_at = time.monotonic()
             if received := await session.received():
-                heard_at = time.monotonic()
+                proved_at = self.heard_at = asked_at
                 for channel, payload in received:
                     self._notify(channel, payload)
-            elif time.monotonic() >= heard_at + QUIET_S:
+            elif asked_at >= proved_at + QUIET_S:
                 await session.prove()
-                heard_at = time.monotonic()
+                proved_at = self.heard_at = asked_at
+            elif asked_at >= ask_at:
+                await session.answer()
+                self.heard_at = asked_at
 
     def _begin(self, session: "_Session") -> None:
         for subscription in list(self._subscriptions):
@@ -164,6 +175,10 @@ class _Session:
                 raise psycopg.OperationalError("the server answers, but its notifications do not arrive")
             await self._read(left_s)
         await self._run("UNLISTEN {}", sql.Identifier(self._own))
+
+    async def answer(self) -> None:
+        """Wait for an answer of the server, before which it sends all notifications. It notifies nobody."""
+        await self._run("SELECT {}", "")
 
     async def received(self) -> list[tuple[str, str]]:
         """Return the channels and payloads that have arrived."""
