@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -19,7 +18,7 @@ from app.kernel.actions.compose import make
 from app.kernel.cache import TRUSTED_S, Invalidations
 from app.kernel.callers import Origin
 from app.kernel.config import load
-from app.kernel.db import Database, Queries
+from app.kernel.db import Database, Queries, listener
 from app.kernel.errors import Unauthenticated
 from app.kernel.identifiers import uuid7
 from app.kernel.process import Process
@@ -205,9 +204,7 @@ async def test_whatever_changes_what_a_caller_is_read_from_takes_effect_whoever_
     assert effective == expected | added | {"roles DELETE", "roles TRUNCATE"}  # each kind of change was tried
 
 
-async def test_no_statement_runs_for_a_remembered_caller_and_its_activity_is_stored_once_a_minute(
-    server: Server, database: TestDatabase
-) -> None:
+async def test_no_statement_runs_for_a_remembered_caller(server: Server) -> None:
     assert await server.remembers()
     await server.process.made[Database]._pool.close()  # a statement would be refused
     assert None not in await server.answers()
@@ -269,12 +266,13 @@ async def test_a_session_that_ends_while_it_is_read_is_not_remembered(server: Se
 
 
 async def test_while_the_listening_connection_is_lost_every_request_asks_the_database(
-    server: Server, database: TestDatabase
+    server: Server, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await server.remembers()
+    monkeypatch.setattr(listener, "_AGAIN_S", 2.0)  # between the loss and the next attempt
     database.run(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND query LIKE '%LISTEN%' OR query LIKE 'SELECT ''''' AND pid <> pg_backend_pid()"
+        " AND pid <> pg_backend_pid()"
     )
     await until(lambda: not server.is_live)
     for ended, seen in (("now()", None), ("NULL", SESSION)):
@@ -304,5 +302,4 @@ async def test_a_listening_connection_that_is_cut_silently_is_trusted_for_five_s
             while await server.answer(server.tokens[0]) is not None:
                 await asyncio.sleep(0.01)
             assert time.monotonic() - cut_at < TRUSTED_S + 1
-            assert server.tokens[2], "an API key is not affected"
-            assert await server.answer(server.tokens[2]) is not None
+            assert await server.answer(server.tokens[2]) is not None  # an API key lives on, from the database
