@@ -135,9 +135,10 @@ class Reauthenticate:
         """Return the pending attempt. Raises InvalidCredentials, RateLimited."""
         actor = caller.actor
         limits = limits_of_proof(actor.id)
-        check(limits, await self.limits.look(db, limits))
+        known = await self.limits.look(db, limits)
+        check(limits, known)
         async with self.passwords.turn(caller.origin.limited) as hashing:
-            tried = await self.limits.reserve(db, limits)
+            tried = await self.limits.reserve(db, limits, known)
             async with self.limits.undone_unless_decided(db, tried):
                 found = await self.actors.by_username(db, username_key(actor.username))
                 fits = await hashing.verify(password, found[1] if found else None)

@@ -8,6 +8,7 @@ from loguru import logger
 from app.kernel.actions.compose import Providers, make
 from app.kernel.cache import Invalidations
 from app.kernel.capacity import memory_bytes
+from app.kernel.config import RedisSettings
 from app.kernel.config.settings import BUILT_IN
 from app.kernel.db import Database
 from app.kernel.errors import Unavailable
@@ -19,6 +20,7 @@ from app.modules.auth.keyring import Keyring
 from app.modules.auth.master_secret import Sealer
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
+from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.signing_keys import SigningKeys
 from app.modules.auth.settings import AuthSettings, hashes_that_fit
 from app.modules.auth.tokens import Tokens
@@ -89,7 +91,21 @@ async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
     yield (await make(p, Portal)).authenticate
 
 
+@asynccontextmanager
+@uses(RedisSettings)
+async def limits(p: Process) -> AsyncGenerator[Limits]:
+    """Provide the limits: in Redis if there is one, otherwise in PostgreSQL."""
+    if not p.settings[RedisSettings].url.get_secret_value():
+        yield Limits()
+        return
+    from app.kernel.redis.connections import redis
+    from app.modules.auth.shared_limits import SharedLimits
+
+    yield SharedLimits(await p.use(redis))
+
+
 PROVIDERS: Providers = {
+    Limits: limits,
     Keyring: keyring,
     Tokens: tokens,
     Passwords: passwords,

@@ -22,6 +22,7 @@ from app.modules.auth.domain.limits import (
     LOCKED_FROM,
     SPRAYED_FROM,
     Limit,
+    Tally,
     Try,
     check,
     limit_of_name,
@@ -148,10 +149,10 @@ class SignIn:
         wrong, or the username is unknown, disabled or locked; the answers and their times are the same. Safe to
         repeat: each request starts a session.
         """
-        account, limits = await self._find(db, caller, credentials)
+        account, limits, known = await self._find(db, caller, credentials)
         new_hash = None
         async with self.passwords.turn(caller.origin.limited) as hashing:
-            tried = await self.limits.reserve(db, limits)
+            tried = await self.limits.reserve(db, limits, known)
             async with self.limits.undone_unless_decided(db, tried):
                 fits = await hashing.verify(credentials.password, account.password_hash if account else None)
                 is_locked = tried.tallies[limits[0].key].failed >= LOCKED_FROM
@@ -172,8 +173,13 @@ class SignIn:
         await self._failed(db, caller, account, tried)
         raise InvalidCredentials
 
-    async def _find(self, db: Database, caller: Caller, given: Credentials) -> tuple[Account | None, list[Limit]]:
-        """Return the account and the limits of an attempt. Raises RateLimited without waiting for a turn to hash."""
+    async def _find(
+        self, db: Database, caller: Caller, given: Credentials
+    ) -> tuple[Account | None, list[Limit], dict[str, Tally]]:
+        """Return the account, and the limits of an attempt with their tallies.
+
+        Raises RateLimited without waiting for a turn to hash.
+        """
         try:
             key = username_key(given.username)
         except InvalidUsername:
@@ -184,7 +190,7 @@ class SignIn:
         if account:
             limits = limits_of_sign_in(given.username, account.actor.id, address, password)
         check(limits, tallies)
-        return account, limits
+        return account, limits, tallies
 
     async def _failed(self, db: Database, caller: Caller, account: Account | None, tried: Try) -> None:
         await self.limits.fail(db, tried)
@@ -215,6 +221,7 @@ class SignIn:
             await self.audit.record(tx, signed_in, "auth.login", target=actor.id)
             await self.queue.publish(tx, SessionStarted(actor.id, session.id))
             tokens = await self.tokens.issue(session, session.rotated_at)
+        await self.limits.settled(tried, by_name)
         return LoggedIn(replace(actor, last_active_at=session.rotated_at), tokens)
 
     @change(

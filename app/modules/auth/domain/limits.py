@@ -54,6 +54,8 @@ class Try:
 
     limits: Sequence[Limit]
     tallies: Mapping[str, Tally]
+    shared_as: str = ""
+    """Its name in Redis, if it is pending there and not in PostgreSQL."""
 
 
 ACTOR_KEY = "login:actor:"

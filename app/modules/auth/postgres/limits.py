@@ -1,6 +1,6 @@
 """Limits in `auth.limits`."""
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,8 @@ GIVE_BACK = """
         ORDER BY key FOR UPDATE
     ), given_back AS (
         UPDATE auth.limits l SET
-            hits = greatest(CASE WHEN l.key = %(forgiven)s THEN l.pending ELSE l.hits END - 1, 0),
-            pending = greatest(l.pending - 1, 0)
+            hits = greatest(CASE WHEN l.key = %(forgiven)s THEN l.pending ELSE l.hits END - %(own)s, 0),
+            pending = greatest(l.pending - %(own)s, 0)
         FROM locked
         WHERE l.key = locked.key
     )
@@ -28,11 +28,12 @@ GIVE_BACK = """
 """Parts of a statement that uncounts an attempt; `given_back` returns their parameters."""
 
 
-def given_back(limits: Iterable[Limit], *, forgiven: str = "") -> dict[str, Any]:
+def given_back(tried: Try, *, forgiven: str = "") -> dict[str, Any]:
     """Return the parameters of `GIVE_BACK`. Failures under the `forgiven` key are reset too."""
-    found = list(limits)
-    noted = [limit.noted_as for limit in found if limit.noted_as]
-    return {"keys": [limit.key for limit in found], "noted": noted, "forgiven": forgiven}
+    if tried.shared_as:  # PostgreSQL has only failures
+        return {"keys": [forgiven], "noted": [], "forgiven": forgiven, "own": 0}
+    noted = [limit.noted_as for limit in tried.limits if limit.noted_as]
+    return {"keys": [limit.key for limit in tried.limits], "noted": noted, "forgiven": forgiven, "own": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,17 @@ class Limits:
         """
         return tallies(await db.all(sql, ([limit.key for limit in limits],)))
 
-    async def reserve(self, db: Queries, limits: Sequence[Limit]) -> Try:
+    async def reserve(
+        self,
+        db: Queries,
+        limits: Sequence[Limit],
+        known: Mapping[str, Tally] | None = None,  # noqa: ARG002 - limits in Redis use it
+    ) -> Try:
         """Count a pending attempt under each key, in one statement outside a transaction.
 
-        Raises RateLimited if a limit is reached, and counts nothing then. Call `fail` or `give_back` afterwards. If the
-        process dies before that, the attempt counts as failed until the window ends.
+        `known` are tallies that were just read. Raises RateLimited if a limit is reached, and counts nothing then. Call
+        `fail` or `give_back` afterwards. If the process dies before that, the attempt counts as failed until the window
+        ends.
         """
         # a window begins with the first counted attempt
         sql = """
@@ -105,7 +112,7 @@ class Limits:
         counted = [limit for limit in limits if rows[limit.key][-1]]
         refused = [limit.key for limit in limits if rows[limit.key][0] is None]
         if refused:
-            undone = given_back(counted)
+            undone = given_back(Try(counted, {}))
             undone["keys"] = [key for key in undone["keys"] if key not in refused]
             await self._give_back(db, undone)
             check(limits, await self.look(db, limits))
@@ -121,6 +128,30 @@ class Limits:
         """
         await db.run(sql, ([limit.key for limit in tried.limits], [limit.window_s for limit in tried.limits]))
 
+    async def count_failed(self, db: Queries, limits: Sequence[Limit]) -> None:
+        """Count a failed attempt that was not pending here, and note those with `once_for`."""
+        sql = """
+            INSERT INTO auth.limits AS l (key, hits, most, window_s)
+            SELECT key, 1, most, window_s FROM unnest(%s::text[], %s::int[], %s::real[]) AS asked (key, most, window_s)
+            ORDER BY most > 0, key
+            ON CONFLICT (key) DO UPDATE SET
+                hits = 1 + CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second'
+                                THEN 0 ELSE l.hits END,
+                pending = CASE WHEN l.started_at < now() - excluded.window_s * interval '1 second'
+                               THEN 0 ELSE l.pending END,
+                started_at = CASE WHEN l.hits = 0 OR l.started_at < now() - excluded.window_s * interval '1 second'
+                                  THEN now() ELSE l.started_at END,
+                most = excluded.most,
+                window_s = excluded.window_s
+        """
+        rows = [(limit.key, limit.most, limit.window_s) for limit in limits]
+        rows += [(limit.noted_as, 0, limit.window_s) for limit in limits if limit.noted_as]
+        if rows:
+            await db.run(sql, [list(column) for column in zip(*rows, strict=True)])
+
+    async def settled(self, tried: Try, forgiven: str) -> None:
+        """Uncount what is not in PostgreSQL, after the transaction of `SignIns.settle`."""
+
     @asynccontextmanager
     async def undone_unless_decided(self, db: Queries, tried: Try) -> AsyncGenerator[None]:
         """Uncount an attempt if its evaluation is cancelled or fails for another reason than a wrong secret."""
@@ -135,7 +166,7 @@ class Limits:
 
     async def give_back(self, db: Queries, tried: Try) -> None:
         """Uncount a pending attempt that was right or was not evaluated."""
-        await self._give_back(db, given_back(tried.limits))
+        await self._give_back(db, given_back(tried))
 
     async def _give_back(self, db: Queries, given: dict[str, Any]) -> None:
         await db.run("WITH " + GIVE_BACK + "SELECT", given)

@@ -96,5 +96,5 @@ class SignIns:
 
         Call it after `start`: the lock on the actor makes the sessions of concurrent sign-ins visible.
         """
-        given = {**given_back(tried.limits, forgiven=forgiven), "actor_id": actor_id, "keep": keep}
+        given = {**given_back(tried, forgiven=forgiven), "actor_id": actor_id, "keep": keep}
         await tx.run("WITH " + GIVE_BACK + _END_LEAST_USED, given)
