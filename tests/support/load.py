@@ -23,12 +23,12 @@ class Load:
     sent: set[str] = field(default_factory=set)
     """Roles that were asked for."""
 
-    def during(self, action: Callable[[], None], kept: int = 4, fresh: int = 4) -> "Load":
+    def during(self, action: Callable[[], object], kept: int = 4, fresh: int = 4) -> "Load":
         """Send requests, on kept and on fresh connections, while an action runs in a thread."""
         asyncio.run(self._run(action, kept, fresh))
         return self
 
-    async def _run(self, action: Callable[[], None], kept: int, fresh: int) -> None:
+    async def _run(self, action: Callable[[], object], kept: int, fresh: int) -> None:
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as clients:
             for is_kept in [True] * kept + [False] * fresh:

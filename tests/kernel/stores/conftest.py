@@ -46,15 +46,18 @@ def started(command: list[str], log: Path, env: dict[str, str] | None = None) ->
 
 
 @contextmanager
-def openbao(folder: Path) -> Iterator[Vault]:
+def openbao(folder: Path, *, tls: bool = False) -> Iterator[Vault]:
+    """Run OpenBao; with TLS, the certificate of its authority is `vault-ca.pem` in the folder."""
     address = f"127.0.0.1:{free_port()}"
+    url = f"https://{address}" if tls else f"http://{address}"
     command = [program("bao"), "server", "-dev", "-dev-root-token-id=root", f"-dev-listen-address={address}"]
+    command += ["-dev-tls", f"-dev-tls-cert-dir={folder}"] if tls else []
     with started([*command, "-dev-no-store-token"], folder / "bao.log", {"HOME": str(folder)}):
-        client = hvac.Client(url=f"http://{address}", token="root")
+        client = hvac.Client(url=url, token="root", verify=str(folder / "vault-ca.pem") if tls else True)
         eventually(lambda: _answers(client))
         client.secrets.kv.v2.create_or_update_secret("app/production", {"master": MASTER, "port": 5499, "flag": True})
         client.secrets.kv.v2.create_or_update_secret("db", {"password": PASSWORD, "user": "of-vault"})
-        yield Vault(client, {"VAULT_ADDR": f"http://{address}", "VAULT_TOKEN": "root", "HOME": str(folder)})
+        yield Vault(client, {"VAULT_ADDR": url, "VAULT_TOKEN": "root", "HOME": str(folder)})
 
 
 def _answers(client: hvac.Client) -> bool:

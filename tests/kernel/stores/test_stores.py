@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hvac
 import pytest
 
 from app.kernel.config import Misconfigured, PostgresSettings, StoresUnavailable, load
@@ -18,7 +19,7 @@ from app.modules.auth.settings import AuthSettings
 from app.processes import sections
 from tests.conftest import TestDatabase
 from tests.kernel.stores.conftest import MASTER, PASSWORD, Vault, fetch, openbao, settings
-from tests.support.project import ROOT, Project
+from tests.support.project import ROOT, Project, eventually
 
 MASTER_IN_VAULT = "secret://vault/secret/app/production#master"
 
@@ -223,6 +224,39 @@ def test_a_redirect_gets_no_token(login: dict[str, str]) -> None:
         assert f"{url} redirects, and is not followed" in line
         assert "VAULT_ADDR" in hint
         assert reached == []
+
+
+def test_a_vault_with_tls_is_trusted_by_its_authority_and_a_namespace_has_its_own_secrets(tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_text("x")
+    with openbao(tmp_path, tls=True) as own:
+        trusted = own.environ | {"VAULT_CACERT": str(tmp_path / "vault-ca.pem")}
+        assert fetch(trusted, MASTER_IN_VAULT) == MASTER
+        own.client.adapter.post("/v1/sys/namespaces/team", json={})
+        team = hvac.Client(
+            url=own.environ["VAULT_ADDR"], token="root", verify=trusted["VAULT_CACERT"], namespace="team"
+        )
+        team.sys.enable_secrets_engine("kv", path="secret", options={"version": "2"})
+        eventually(lambda: _written(team, "app/production", {"master": MASTER[::-1]}))
+        assert fetch(trusted | {"VAULT_NAMESPACE": "team"}, MASTER_IN_VAULT) == MASTER[::-1]
+        for more, message, hint in (
+            ({}, f"the certificate of {own.environ['VAULT_ADDR']} is not trusted", "VAULT_CACERT"),
+            ({"VAULT_CACERT": str(tmp_path / "garbage")}, "is not trusted", "VAULT_CACERT"),
+            ({"VAULT_CACERT": "/absent"}, "VAULT_CACERT: cannot read /absent", "the file"),
+            (trusted | {"VAULT_CLIENT_CERT": "/absent"}, "VAULT_CLIENT_CERT: cannot read /absent", "the file"),
+            (trusted | {"VAULT_NAMESPACE": "nobody"}, "Vault has no secret secret/app/production", "VAULT_NAMESPACE"),
+        ):
+            with pytest.raises(CannotFetch) as caught:
+                fetch(own.environ | more, MASTER_IN_VAULT)
+            assert message in str(caught.value)
+            assert hint in caught.value.hint
+
+
+def _written(client: hvac.Client, path: str, values: dict[str, str]) -> object:
+    """Write a secret; return None while its engine is not ready."""
+    try:
+        return client.secrets.kv.v2.create_or_update_secret(path, values)
+    except hvac.exceptions.VaultError:
+        return None
 
 
 def test_a_sealed_vault_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Logs in with a token (VAULT_TOKEN, ~/.vault-token), AppRole (VAULT_ROLE_ID and V
 of the pod (VAULT_KUBERNETES_ROLE).
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,9 +44,13 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (
         (InvalidPath,),
         "Vault has no secret {path}",
-        "check `vault kv get {path}`; PATH begins with the mount and has no data/",
+        "check `vault kv get {path}` and VAULT_NAMESPACE; PATH begins with the mount and has no data/",
     ),
-    ((SSLError,), "the certificate of {address} is not trusted", "set VAULT_CACERT to the CA's certificate"),
+    (
+        (SSLError,),
+        "the certificate of {address} is not trusted",
+        "set VAULT_CACERT to the CA's certificate, in PEM; check VAULT_CLIENT_CERT if it is set",
+    ),
     (
         (TooManyRedirects,),
         "{address} redirects, and is not followed",
@@ -55,7 +60,7 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     ((NotJson,), "the answer of {address} is not that of Vault", "check VAULT_ADDR"),
     ((Timeout,), "Vault at {address} does not answer", "check VAULT_ADDR and the network"),
     ((RequestException,), "Vault at {address} cannot be reached", "start it, or check VAULT_ADDR and the network"),
-    ((VaultError,), "Vault at {address} failed", "see the log of Vault"),
+    ((VaultError,), "Vault at {address} failed", "check VAULT_ADDR, and see the log of Vault"),
     ((Exception,), "the answer of {address} is not that of Vault", "check VAULT_ADDR"),
 )
 _FINAL = (Forbidden, Unauthorized, InvalidPath, SSLError, TooManyRedirects, InvalidURL, MissingSchema)
@@ -84,6 +89,9 @@ def read(path: str, environ: Mapping[str, str], seconds: float) -> dict[str, obj
 
 
 def _client(address: str, environ: Mapping[str, str], seconds: float) -> Any:
+    for name in ("VAULT_CACERT", "VAULT_CAPATH", "VAULT_CLIENT_CERT", "VAULT_CLIENT_KEY"):
+        if (path := environ.get(name)) and not os.access(path, os.R_OK):
+            raise CannotFetch(f"{name}: cannot read {path}", "check the file and its owner")
     verify: bool | str = environ.get("VAULT_CACERT") or environ.get("VAULT_CAPATH") or True
     if environ.get("VAULT_SKIP_VERIFY", "").lower() in _TRUE:
         verify = False
