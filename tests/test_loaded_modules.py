@@ -179,7 +179,7 @@ NEEDED = {
     "run-cron-manager": ALWAYS | {"apscheduler"},
     "run-event-consumer": ALWAYS,
 }
-NEVER = {"yoyo", "rich", "httpx2", "requests"}  # yoyo: only when something is pending
+NEVER = {"yoyo", "rich", "httpx2", "requests", "nats"}  # yoyo: only when something is pending
 REFUSED = {
     **dict.fromkeys(APIS, NEVER | {"apscheduler", "argon2"}),
     "run-all-in-one": NEVER,

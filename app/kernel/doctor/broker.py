@@ -34,7 +34,7 @@ async def nats(d: Deployment) -> AsyncIterator[Finding]:
             yield fail(f"NATS at {connection.place} is unreachable: {why}", f"{NAME} config explain nats.url")
             return
         try:
-            async for finding in _stream(connection, settings, d[QueueSettings].lease):
+            async for finding in _stream(connection, settings, d[QueueSettings]):
                 yield finding
         except (Refused, Unavailable) as error:
             yield fail(f"NATS at {connection.place}: {error}", f"{NAME} config explain nats.url")
@@ -51,7 +51,7 @@ async def _running(connection: Nats) -> AsyncGenerator[None]:
         await asyncio.wait({running}, timeout=1)
 
 
-async def _stream(connection: Nats, settings: NatsSettings, lease_s: float) -> AsyncIterator[Finding]:
+async def _stream(connection: Nats, settings: NatsSettings, queue: QueueSettings) -> AsyncIterator[Finding]:
     try:
         account = await connection.call("INFO")
     except (Refused, Unavailable) as error:
@@ -59,7 +59,7 @@ async def _stream(connection: Nats, settings: NatsSettings, lease_s: float) -> A
         return
     for finding in _limits(account, settings):
         yield finding
-    stream = Stream(connection, settings, lease_s)
+    stream = Stream(connection, settings, queue.lease)
     found = await stream.info()
     if found is None:
         yield warn(f"there is no stream {settings.stream} yet", f"{NAME} run-event-consumer  # which creates it")
@@ -73,6 +73,10 @@ async def _stream(connection: Nats, settings: NatsSettings, lease_s: float) -> A
     if behind or (settings.replicas > 1 and not cluster.get("leader")):
         names = ", ".join(behind) or "all of them"
         yield warn(f"copies of the stream {settings.stream} are not up to date: {names}", "nats-server --signal reload")
+    left = found["state"]["messages"]
+    if left and queue.events_transport == "postgres":
+        problem = f"{left} events are still in NATS: keep nats.url until consumers have handled them"
+        yield fail(problem, f"{NAME} run-event-consumer")
     stored, most = found["state"]["bytes"], found["config"].get("max_bytes", -1)
     if most > 0 and stored > most * _NEARLY_FULL:
         yield fail(
