@@ -269,12 +269,12 @@ WRONG: dict[str, tuple[Callable[[Folder], None], Mapping[str, str], tuple[str, s
     "file": (
         lambda _: None,
         {"LOGGER_LEVEL_FILE": "/nowhere/level"},
-        ("logger.level", "LOGGER_LEVEL_FILE", "cannot read /nowhere/level: No such file or directory"),
+        ("logger.level", "LOGGER_LEVEL_FILE", "cannot read /nowhere/level (No such file or directory)"),
     ),
     "folder for a file": (
         lambda _: None,
         {"LOGGER_LEVEL_FILE": "/"},
-        ("logger.level", "LOGGER_LEVEL_FILE", "cannot read /: Is a directory"),
+        ("logger.level", "LOGGER_LEVEL_FILE", "cannot read / (Is a directory)"),
     ),
 }
 
@@ -293,7 +293,7 @@ def test_a_value_file_that_is_not_utf_8_is_refused(folder: Folder) -> None:
     environ = {"POSTGRES_PASSWORD_FILE": str(folder.root / "latin")}
     [(key, source, message)] = folder.problems(environ)
     assert (key, source) == ("postgres.password", "POSTGRES_PASSWORD_FILE")
-    assert message.endswith("it is not UTF-8 text")
+    assert message.endswith("(it is not UTF-8 text)")
 
 
 def test_every_problem_is_in_one_report(folder: Folder) -> None:

@@ -37,7 +37,7 @@ def test_a_credential_of_systemd_is_overridden_by_the_environment_and_overrides_
 def test_a_credential_that_cannot_be_read_is_refused_and_explain_names_its_source(cli: Project, tmp_path: Path) -> None:
     (tmp_path / "auth.master_secret").write_bytes(b"\xff\xfe\xfd")
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    with pytest.raises(Misconfigured, match=r"auth\.master_secret.*cannot read .*: it is not UTF-8 text"):
+    with pytest.raises(Misconfigured, match=r"auth\.master_secret.*cannot read .* \(it is not UTF-8 text\)"):
         load(ROOT, sections(), {"APP_ENV": "test", **environ})
     (tmp_path / "auth.master_secret").write_text(MASTER)
     done = cli.app("config", "explain", "auth.master_secret", env=environ)

@@ -47,4 +47,4 @@ def _from_file(file: str, source: str) -> tuple[str, str]:
     try:
         return read_value(file), source
     except CannotRead as error:
-        raise NotReadable(source, f"cannot read {file}: {error}") from None
+        raise NotReadable(source, f"cannot read {file} ({error})") from None

@@ -43,7 +43,7 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
         error = pooler(reached.server.label)
         yield fail(str(error), f"export POSTGRES_DIRECT_HOST=NAME_OF_THE_SERVER  # {error.__notes__[0]}")
     elif not attempt.server_version:
-        yield fail(f"PostgreSQL at {reached.server.label}: {attempt.reason}", _remedy(d, attempt))
+        yield fail(f"PostgreSQL at {reached.server.label}: {attempt.reason}", _remedy(d, attempt, is_direct=True))
     elif why := too_old(attempt.server_version):
         yield fail(f"PostgreSQL at {reached.server.label} is {why}", "pg_upgrade  # to 15 or newer")
     if (through := reached.through) is None:
@@ -56,10 +56,12 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(f"{label} leads to another database than {reached.server.label}", fix)
 
 
-def _remedy(d: Deployment, attempt: Attempt) -> str:
+def _remedy(d: Deployment, attempt: Attempt, *, is_direct: bool = False) -> str:
     """Return a command for the reason of a failed attempt, and the hint that processes give."""
     settings = d[PostgresSettings]
     host, port = endpoints(settings.host or "localhost", settings.port)[0]
+    if is_direct and settings.direct_host:
+        host, port = endpoints(settings.direct_host, settings.direct_port or settings.port)[0]
     where = f"-h {shlex.quote(host)} -p {port}" if settings.host else "-U postgres"
     role, database = settings.user, settings.db
     match attempt.sqlstate[:2]:

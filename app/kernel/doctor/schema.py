@@ -1,7 +1,8 @@
 """Checks of our schema and of what keeps PostgreSQL from tidying it up."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 from psycopg import sql
 
@@ -38,18 +39,22 @@ async def migrations(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(
             f"edited after they were applied: {', '.join(edited)}", f"git checkout -- migrations/{edited[0]}.sql"
         )
+    holders = await d.all(_HOLDERS, (LOCK_KEY,))
     if pending := [s.id for s in found if s.state == "pending"]:
         migrates = PostgresSettings in d.settings.sections and d[PostgresSettings].migrate
         text = f"{len(pending)} pending, the first is {pending[0]}"
-        yield (
-            warn(f"{text}: the next process applies them", _UP) if migrates else fail(f"{text}: no process starts", _UP)
-        )
+        if holders:
+            yield warn(f"{text}: {_who(*holders[0][:2])} is migrating", f"{NAME} migrate status  # again, later")
+        elif migrates:
+            yield warn(f"{text}: the next process applies them", _UP)
+        else:
+            yield fail(f"{text}: no process starts", _UP)
     if unknown := [s.id for s in found if s.state == "unknown"]:
         problem = f"{len(unknown)} applied by a newer release, the last is {unknown[-1]}: this release is older"
         yield warn(problem, f"{NAME} migrate status  # then deploy the newer release")
     async for finding in _indexes(d, bool(pending)):
         yield finding
-    async for finding in _locks(d):
+    async for finding in _locks(d, holders):
         yield finding
 
 
@@ -88,22 +93,26 @@ async def _indexes(d: Deployment, pending: bool) -> AsyncIterator[Finding]:
             yield fail(problem, in_shell(work.as_string()), repair)
 
 
-async def _locks(d: Deployment) -> AsyncIterator[Finding]:
+_HOLDERS = """
+    SELECT a.pid, a.application_name, extract(epoch FROM now() - a.state_change)::float8, a.state
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (l.classid::bigint << 32 | l.objid::bigint) = %s
+"""
+
+
+def _who(pid: int, name: str) -> str:
+    return f"{name or 'a client'} (pid {pid})"
+
+
+async def _locks(d: Deployment, holders: Sequence[tuple[Any, ...]]) -> AsyncIterator[Finding]:
     """Report the row of yoyo's lock without its migrator, and a migrator that holds the real lock for long."""
-    holders = """
-        SELECT a.pid, a.application_name, extract(epoch FROM now() - a.state_change)::float8, a.state
-        FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND (l.classid::bigint << 32 | l.objid::bigint) = %s
-    """
-    held = await d.all(holders, (LOCK_KEY,))
-    for pid, name, since_s, state in held:
+    for pid, name, since_s, state in holders:
         if since_s > (_IDLE_S if state.startswith("idle") else _MIGRATING_S):
-            who = f"{name or 'a client'} (pid {pid})"
-            problem = f"{who} holds the lock of migrations, and has been {state} for {since_s:.0f} s"
+            problem = f"{_who(pid, name)} holds the lock of migrations, and has been {state} for {since_s:.0f} s"
             yield warn(problem, _terminate(pid))
-    if held or await d.one("SELECT to_regclass('yoyo_lock') IS NULL") == (True,):
+    if holders or await d.one("SELECT to_regclass('yoyo_lock') IS NULL") == (True,):
         return
     for (pid,) in await d.all("SELECT pid FROM yoyo_lock"):
 

@@ -146,6 +146,13 @@ async def test_the_lock_of_a_working_migrator_is_left_alone(planted: Planted, mi
         migrator.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
         migrator.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 4711)")
         assert await planted.examine() == {}
+        migrator.execute("CREATE TEMP TABLE applied AS SELECT * FROM _migrations")
+        migrator.execute("DELETE FROM _migrations WHERE migration_id = (SELECT max(migration_id) FROM applied)")
+        [(level, problem)] = (await planted.examine()).values()
+        assert level == "warn"
+        assert problem.startswith("1 pending, the first is ")
+        assert problem.endswith(f": a client (pid {migrator.info.backend_pid}) is migrating")
+        migrator.execute("INSERT INTO _migrations SELECT * FROM applied ON CONFLICT DO NOTHING")
         migrator.execute("DELETE FROM yoyo_lock")
 
 

@@ -182,11 +182,11 @@ async def test_a_secret_file_and_a_log_that_others_write_are_found(planted: Plan
 
 
 async def test_a_missing_secret_file_is_found(planted: Planted, tmp_path: Path) -> None:
-    planted.env = {"AUTH_MASTER_SECRET_FILE": str(tmp_path / "missing")}
+    planted.env = {"AUTH_MASTER_SECRET_FILE": str(tmp_path / "master-secret")}
     found = await planted.examine()
     assert found.keys() == {"secrets"}
-    assert "No such file" in found["secrets"][1]
-    assert planted.findings[0].fix == f"ls -l {tmp_path}/missing  # then correct AUTH_MASTER_SECRET_FILE"
+    assert "master-secret (No such file" in found["secrets"][1]  # the reason is not taken for a secret
+    assert planted.findings[0].fix == f"ls -l {tmp_path}/master-secret  # then correct AUTH_MASTER_SECRET_FILE"
 
 
 async def test_the_remedy_of_an_empty_secret_file_fills_the_file(planted: Planted, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ async def test_a_healthy_production_has_no_findings(planted: Planted) -> None:
     ("env", "reason", "fix"),
     [
         ({"POSTGRES_PORT": "CLOSED"}, "Connection refused", "pg_isready -h 127.0.0.1"),
+        ({"POSTGRES_DIRECT_HOST": "127.0.0.2"}, "Connection refused", "pg_isready -h 127.0.0.2"),
         ({"POSTGRES_PASSWORD": GOOD}, "password authentication failed", "psql -h 127.0.0.1"),
         ({"POSTGRES_DB": "gone"}, 'database "gone" does not exist', "createdb -h 127.0.0.1"),
         ({"POSTGRES_SSL_ROOT_CERT": "OTHER"}, "certificate verify failed", "openssl s_client -starttls postgres"),

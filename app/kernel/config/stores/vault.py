@@ -140,7 +140,7 @@ def _from_file(what: str, path: str) -> str:
     try:
         return read_value(path).strip()
     except CannotRead as error:
-        raise CannotFetch(f"cannot read {what} from {path}: {error}", "check the file and its owner") from None
+        raise CannotFetch(f"cannot read {what} from {path} ({error})", "check the file and its owner") from None
 
 
 def _mount(client: Any, path: str) -> str:
