@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
 from app.kernel.cache import CHANNEL, QUIET_S, TRUSTED_S, Invalidations
-from app.kernel.config import PostgresSettings
+from app.kernel.cache.computed import Cache
+from app.kernel.config import PostgresSettings, RedisSettings
 from app.kernel.db import Database
 from app.kernel.db.retention import Partitions
 from app.kernel.process import Process
@@ -37,6 +38,25 @@ async def invalidations(p: Process) -> AsyncGenerator[Invalidations]:
     db.invalidated = made.received
     with listening.subscribed(CHANNEL, made.received, made.missed, QUIET_S):
         yield made
+
+
+@asynccontextmanager
+@uses(Invalidations, RedisSettings)
+async def cache(p: Process) -> AsyncGenerator[Cache]:
+    """Provide the cache of modules."""
+    from app.kernel.cache.computed import TOPIC
+
+    found, shared = await p.use(invalidations), None
+    if p.settings[RedisSettings].url.get_secret_value():
+        from app.kernel.cache.shared import SharedCache
+        from app.kernel.redis.connections import redis
+
+        shared = SharedCache(TOPIC, found, await p.use(redis))
+    made = Cache(found, shared)
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 @asynccontextmanager
@@ -80,6 +100,7 @@ async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
 
 
 PROVIDERS: Providers = {
+    Cache: cache,
     Database: database,
     Invalidations: invalidations,
     Partitions: partitions,

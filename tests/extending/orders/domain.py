@@ -30,6 +30,13 @@ class Order:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OpenOrders:
+    """How many orders wait to be packed."""
+
+    count: int
+
+
 class OrderNotFound(NotFound):
     code = "ORDER_NOT_FOUND"
     title = "There is no such order"

@@ -7,12 +7,13 @@ from uuid import UUID
 from annotated_types import Interval, Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read, subscriber, task
+from app.kernel.cache.computed import Cache
 from app.kernel.fields import IdOf
 from app.kernel.identifiers import uuid7
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue import Schedule, Task
 from app.kernel.queue.enqueue import Queue
-from app.modules.orders.domain import Order, OrderNotFound, OrderPacked, State, TooManyOrders
+from app.modules.orders.domain import OpenOrders, Order, OrderNotFound, OrderPacked, State, TooManyOrders
 from app.modules.orders.portal import OrderPlaced
 from app.modules.orders.postgres import PostgresOrders
 from app.modules.orders.settings import OrdersSettings
@@ -42,6 +43,8 @@ class OrderRef:
     id: Annotated[UUID, Doc("Id of the order."), IdOf("order", ("orders.orders",))]
 
 
+OPEN = "orders.open"
+"""The tag of what depends on which orders are open."""
 PACK = Task("orders.pack", OrderRef)
 PRUNE = Task[None]("orders.prune")
 SCHEDULES = (Schedule(PRUNE, cron="23 * * * *", overlap="skip"),)
@@ -53,6 +56,7 @@ class Orders:
 
     orders: PostgresOrders
     queue: Queue
+    cache: Cache
     settings: OrdersSettings
 
     @change(
@@ -71,6 +75,7 @@ class Orders:
             raise TooManyOrders(f"{self.settings.max_open} orders are open (orders.max_open)")
         note.target = order.id
         await self.queue.publish(tx, OrderPlaced(order.id, order.item))
+        await self.cache.invalidate(tx, OPEN)
         return order
 
     @read(
@@ -84,6 +89,13 @@ class Orders:
         """List orders, newest first."""
         found = await self.orders.page(db, wanted.state, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
+
+    @read("orders.count_open", GET="/orders/v1/open-orders", permission="orders:orders:read")
+    async def count_open(self, db: Database) -> OpenOrders:
+        """Count the orders that wait to be packed."""
+        return await self.cache.get_or_compute(
+            "orders.open", 60, OpenOrders, lambda: self.orders.count_open(db), tags=(OPEN,)
+        )
 
     @change(
         "orders.cancel_order",
@@ -103,6 +115,7 @@ class Orders:
             raise OrderPacked(f"{order.id} is packed")
         note.recorded = found.state == "placed"
         await self.orders.set_state(tx, order.id, "cancelled")
+        await self.cache.invalidate(tx, OPEN)
         return replace(found, state="cancelled")
 
     @subscriber("orders.pack_placed_orders", OrderPlaced)
@@ -116,6 +129,7 @@ class Orders:
         found = await self.orders.locked(tx, order.id)
         if found is not None and found.state == "placed":
             await self.orders.set_state(tx, order.id, "packed")
+            await self.cache.invalidate(tx, OPEN)
 
     @task(PRUNE)
     async def prune(self, db: Database) -> int:

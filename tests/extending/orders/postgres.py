@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.orders.domain import Order, State
+from app.modules.orders.domain import OpenOrders, Order, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class PostgresOrders:
             ORDER BY id DESC LIMIT %(limit)s
         """
         return [Order(*row) for row in await db.all(sql, {"state": state, "after": after, "limit": limit})]
+
+    async def count_open(self, db: Queries) -> OpenOrders:
+        """Return the number of orders that are not packed."""
+        [(count,)] = await db.all("SELECT count(*) FROM orders.orders WHERE state = 'placed'")
+        return OpenOrders(count)
 
     async def locked(self, tx: Transaction, order_id: UUID) -> Order | None:
         """Lock an order until the transaction ends, and return it."""

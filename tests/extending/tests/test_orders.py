@@ -1,5 +1,6 @@
 """Orders on a real database, in this process."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from app.kernel.actions import Database, Note
 from app.kernel.actions.compose import make
+from app.kernel.cache import Invalidations
 from app.kernel.identifiers import uuid7
 from app.kernel.process import Process
-from app.modules.orders.domain import OrderNotFound, OrderPacked, TooManyOrders
+from app.modules.orders.domain import OpenOrders, OrderNotFound, OrderPacked, TooManyOrders
 from app.modules.orders.orders import NewOrder, OrderRef, Orders, OrdersWanted
 from app.modules.orders.settings import OrdersSettings
 from tests.conftest import TestDatabase
@@ -43,6 +45,22 @@ async def test_no_more_orders_are_open_than_the_settings_allow(process: Process,
         with pytest.raises(TooManyOrders):
             await orders.place(tx, NewOrder("coffee"), Note())
     assert database.all("SELECT type FROM kernel.events") == [("orders.order_placed",)]
+
+
+async def test_the_number_of_open_orders_is_remembered_until_it_changes(
+    process: Process, database: TestDatabase
+) -> None:
+    db, orders = await make(process, Database), await make(process, Orders)
+    invalidations = await make(process, Invalidations)
+    async with asyncio.timeout(10):
+        while not invalidations.is_live:
+            await asyncio.sleep(0.01)
+    assert await orders.count_open(db) == OpenOrders(0)
+    database.run("INSERT INTO orders.orders (id, item, quantity) VALUES (gen_random_uuid(), 'tea', 1)")
+    assert await orders.count_open(db) == OpenOrders(0)
+    async with db.begin() as tx:
+        await orders.place(tx, NewOrder("tea"), Note())
+    assert await orders.count_open(db) == OpenOrders(2)
 
 
 async def test_an_unknown_order_cannot_be_cancelled(process: Process) -> None:
