@@ -37,6 +37,16 @@ _PRUNE_ERRORS = """
         SELECT id FROM kernel.errors WHERE last_seen_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
     )
 """
+# not those of events that a relay may send again
+_PRUNE_INBOX = """
+    DELETE FROM kernel.event_inbox WHERE ctid IN (
+        SELECT ctid FROM kernel.event_inbox WHERE event_id < (
+            lpad(to_hex((extract(epoch FROM least(
+                now() - interval '7 days', (SELECT min(published_at) - interval '1 hour' FROM kernel.event_outbox)
+            )) * 1000)::bigint), 12, '0') || repeat('0', 20)
+        )::uuid ORDER BY event_id LIMIT %(chunk)s
+    )
+"""
 _FORGET_PROCESSES = "DELETE FROM kernel.processes WHERE last_seen_at < now() - interval '1 day'"
 _FORGET_SUBSCRIPTIONS = "DELETE FROM kernel.subscriptions WHERE seen_at < now() - interval '7 days'"
 
@@ -83,6 +93,7 @@ class Retention:
         rows += await run_in_chunks(db, _PRUNE_DEAD_LETTERS, keep_s=self.keep.dead_letters)
         rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.keep.audit)
         rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.keep.errors)
+        rows += await run_in_chunks(db, _PRUNE_INBOX)
         for sql in (_FORGET_PROCESSES, _FORGET_SUBSCRIPTIONS, _FORGET_QUEUES):
             rows += await db.run(sql)
         return Pruned(*await self.partitions.keep({name: getattr(self.keep, name) for name in PARTITIONED}), rows)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from app.kernel.config import Misconfigured, NatsSettings, QueueSettings
@@ -44,7 +44,9 @@ async def nats(d: Deployment) -> AsyncIterator[Finding]:
 async def _running(connection: Nats) -> AsyncGenerator[None]:
     running = asyncio.ensure_future(connection.run())
     try:
-        await asyncio.wait({asyncio.ensure_future(connection.connected.wait()), running}, timeout=_CONNECT_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CONNECT_S):
+                await connection.connected.wait()
         yield
     finally:
         running.cancel()

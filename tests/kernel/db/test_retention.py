@@ -1,5 +1,8 @@
 """Retention: what is old goes, what is not stays."""
 
+import time
+from uuid import UUID
+
 from app.kernel.config import KeepSettings
 from app.kernel.db.partitions import PostgresPartitions
 from app.kernel.db.retention import Retention
@@ -43,8 +46,11 @@ async def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(bench: Benc
         "INSERT INTO kernel.audit (id, action, outcome, at)"
         " SELECT kernel.uuid7(), 'a', 'done', now() - d * interval '1 day' FROM unnest(ARRAY[399, 401]) AS d"
     )
+    ids = [f"{round((time.time() - days * DAY_S) * 1000):012x}7{'0' * 19}" for days in (6, 8)]
+    await bench.db.run("INSERT INTO kernel.event_inbox (event_id, subscriber) SELECT unnest(%s::uuid[]), 's'", (ids,))
     done = await retention(bench).prune(bench.db)
-    assert done.rows == 12_003
+    assert done.rows == 12_004
+    assert await bench.rows("SELECT event_id::text FROM kernel.event_inbox") == [(str(UUID(ids[0])),)]
     counts = await bench.rows(
         "SELECT (SELECT count(*) FROM kernel.finished_jobs), (SELECT count(*) FROM kernel.events),"
         " (SELECT count(*) FROM kernel.dead_letters), (SELECT count(*) FROM kernel.audit)"

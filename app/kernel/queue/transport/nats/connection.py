@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from loguru import logger
 
@@ -50,9 +50,10 @@ class Nats:
 
     def __init__(self, settings: NatsSettings, name: str = NAME) -> None:
         """Raise Misconfigured for addresses or files that cannot be used, and without the client library."""
-        self.servers = servers(settings)
+        given = servers(settings)
+        self.servers = [f"{urlsplit(url).scheme}://{_place(url)}" for url in given]
         self._timeout_s = settings.timeout
-        self._options: dict[str, Any] = {"name": name, **_security(settings, self.servers)}
+        self._options: dict[str, Any] = {"name": name, **_login(given), **_security(settings, given)}
         try:
             from nats.aio.client import Client
         except ImportError:
@@ -169,7 +170,7 @@ class Nats:
 
 
 def servers(settings: NatsSettings) -> list[str]:
-    """Return the addresses of the servers. Raises Misconfigured, without the passwords in them."""
+    """Return the addresses of the settings. Raises Misconfigured, without the passwords in them."""
     found = [url.strip() for url in settings.url.get_secret_value().split(",") if url.strip()]
     for url in found:
         try:
@@ -184,7 +185,18 @@ def servers(settings: NatsSettings) -> list[str]:
 
 def _place(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or _PORT}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or _PORT}"
+
+
+def _login(urls: list[str]) -> dict[str, str]:
+    """Return user and password, or the token, of the first address that has them. The library would not decode them."""
+    for parts in map(urlsplit, urls):
+        if parts.username and parts.password is not None:
+            return {"user": unquote(parts.username), "password": unquote(parts.password)}
+        if parts.username:
+            return {"token": unquote(parts.username)}
+    return {}
 
 
 def _security(settings: NatsSettings, urls: list[str]) -> dict[str, Any]:
