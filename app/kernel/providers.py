@@ -8,7 +8,7 @@ from app.kernel.actions.compose import Providers
 from app.kernel.cache import CHANNEL, QUIET_S, TRUSTED_S, Invalidations
 from app.kernel.cache.computed import Cache
 from app.kernel.config import PostgresSettings, RedisSettings
-from app.kernel.db import Database
+from app.kernel.db import Database, Replicas
 from app.kernel.db.retention import Partitions
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
@@ -24,6 +24,19 @@ async def database(p: Process) -> AsyncGenerator[Database]:
     from app.kernel.db.postgres import database
 
     yield await p.use(database)
+
+
+@asynccontextmanager
+@uses(PostgresSettings)
+async def replicas(p: Process) -> AsyncGenerator[Replicas | None]:
+    """Provide the replicas of the database, to processes that serve; None if there are none."""
+    if not p.settings[PostgresSettings].replica_hosts or not p.name.startswith("run-"):
+        yield None
+        return
+    from app.kernel.db.replicas import replicas
+
+    async with replicas(p, await p.use(invalidations)) as found:
+        yield found
 
 
 @asynccontextmanager
@@ -102,6 +115,7 @@ async def queue_admin(p: Process) -> AsyncGenerator[QueueAdmin]:
 PROVIDERS: Providers = {
     Cache: cache,
     Database: database,
+    Replicas: replicas,
     Invalidations: invalidations,
     Partitions: partitions,
     EventTransport: events,

@@ -55,8 +55,8 @@ class Pair:
 
     def fail_over(self) -> float:
         """Kill the primary, and promote the standby a little later; return when it was killed, as time.time() does."""
-        killed_at = time.time()
         self.servers[0].kill()
+        killed_at = time.time()
         self.servers.reverse()
         time.sleep(NOTICED_S)  # until whoever watches over the servers would have noticed
         self.servers[0].promote()

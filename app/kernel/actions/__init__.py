@@ -46,6 +46,8 @@ class Action:
     Over HTTP, `authenticator` authenticates the request, `codec` reads and writes bodies, `headers` returns header
     fields of a result, `cache_s` is the maximum age of a cached result, and `timeout_s` replaces
     `http_server.handle_timeout`.
+
+    A read over HTTP with `replica` may be made on a replica, which lags a little; never behind the caller's changes.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Action:
     headers: Callable[[Any], Mapping[str, str]] | None = None
     cache_s: int = 0
     timeout_s: float = 0
+    replica: bool = False
 
 
 class Declared(TypedDict, total=False):
@@ -87,6 +90,7 @@ class Declared(TypedDict, total=False):
     headers: Callable[[Any], Mapping[str, str]]
     cache_s: int
     timeout_s: float
+    replica: bool
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ def change(
     routes = [(method, path) for method, path in paths.items() if path]
     if len(routes) > 1:
         raise InvalidDeclaration(f"action {action_id}: give one route")
+    if declared.get("replica"):
+        raise InvalidDeclaration(f"action {action_id}: only a read can be made on a replica")
     method, path = routes[0] if routes else ("", "")
     return _declaring(Action(action_id, True, method, path, **declared))
 

@@ -14,7 +14,7 @@ from app.kernel.actions.operation import ActionOperation, Call, Timed
 from app.kernel.audit import Audit
 from app.kernel.callers import operator
 from app.kernel.config import Settings
-from app.kernel.db import Database
+from app.kernel.db import Database, Replicas
 from app.kernel.process import Process, Provider
 from app.kernel.process.needs import used_by
 from app.kernel.queue import Handler, InvalidDeclaration, Subscriber
@@ -109,9 +109,10 @@ async def operations(p: Process, features: Iterable[type[Any]]) -> list[ActionOp
     for kind in kinds:
         feature = await make(p, kind)
         db, audit = await make(p, Database), await make(p, Audit)
+        replicas = await make(p, Replicas) if Replicas in p.providers else None
         for name, declaration, signature in declared(kind):
             if isinstance(declaration, Action):
-                found.append(ActionOperation(declaration, getattr(feature, name), signature, db, audit))
+                found.append(ActionOperation(declaration, getattr(feature, name), signature, db, audit, replicas))
     return found
 
 

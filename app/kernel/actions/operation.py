@@ -20,6 +20,7 @@ from app.kernel.actions import (
     is_caller,
 )
 from app.kernel.audit import Audit
+from app.kernel.db import Replicas
 from app.kernel.errors import Refusal
 from app.kernel.telemetry.traces import span
 
@@ -55,7 +56,15 @@ class Call:
 class ActionOperation:
     """An action of a feature object."""
 
-    def __init__(self, action: Action, body: Body, signature: Signature, db: Database, audit: Audit) -> None:
+    def __init__(
+        self,
+        action: Action,
+        body: Body,
+        signature: Signature,
+        db: Database,
+        audit: Audit,
+        replicas: Replicas | None = None,
+    ) -> None:
         self.id = action.id
         self.action = action
         self.signature = signature
@@ -65,17 +74,26 @@ class ActionOperation:
         self._body = body
         self._db = db
         self._audit = audit
+        self._replicas = replicas
 
     async def __call__(self, call: Call, given: Any = None) -> Any:
         """Run the action with its input, in its transaction."""
         with span(self.id), Timed(self.id):
             if not self.signature.is_transactional:
-                return await self._body(*self._bind(self._db, None, call.token, call.basic, call.caller, given))
+                db = self._db
+                if self._replicas is not None and self.action.replica:
+                    db = self._replicas.reading(_who(call.caller))
+                result = await self._body(*self._bind(db, None, call.token, call.basic, call.caller, given))
+                if self._replicas is not None and self.action.changes:
+                    await self._replicas.wrote(db, _who(call.caller))
+                return result
             note = Note(_target(self.action.path, given))
             async with self._db.begin() as tx:
                 result = await self._body(*self._bind(tx, note, call.token, call.basic, call.caller, given))
                 if note.recorded:
                     await self._audit.record(tx, call.caller, self.id, target=_named(note.target), **note.details)
+                    if self._replicas is not None:
+                        await self._replicas.wrote(tx, _who(call.caller))
             return result
 
 
@@ -90,6 +108,11 @@ def binder(signature: Signature) -> Callable[..., list[Any]]:
     """
     places = [_PLACES.get(kind, _CALLER if is_caller(kind) else _INPUT) for kind in signature.parameters]
     return lambda *there: [there[place] for place in places]
+
+
+def _who(caller: Caller) -> str:
+    """Return the name of a session, or of the actor of a key."""
+    return str(caller.session_id or caller.actor_id or "")
 
 
 def _named(target: object) -> str | None:

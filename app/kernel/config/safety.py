@@ -102,7 +102,8 @@ def bits(secret: str) -> float:
 
 def exposure(tree: Mapping[str, Mapping[str, object]]) -> str:
     """Return why other machines can reach the process or its data, or an empty text."""
-    for host in f"{_text(tree, 'postgres')},{_text(tree, 'postgres', 'direct_host')}".split(","):
+    databases = (_text(tree, "postgres", key) for key in ("host", "direct_host", "replica_hosts"))
+    for host in ",".join(databases).split(","):
         text = host.strip()
         name = text if text.count(":") > 1 else text.partition(":")[0]
         if text and not text.startswith(("/", "@")) and not is_loopback(name):

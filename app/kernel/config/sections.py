@@ -196,6 +196,14 @@ class PostgresSettings:
         Field(description="the server itself, written as host, when that is a pooler such as PgBouncer; empty: host"),
     ]
     direct_port: Annotated[Port, Field(description="port of direct_host; 0: the same as port")]
+    replica_hosts: Annotated[
+        str,
+        AfterValidator(_hosts),
+        Field(description="streaming replicas for reads that may lag, written as host; empty: none"),
+    ]
+    replica_max_lag: Annotated[
+        Duration, Field(ge=3, le=3600, description="a replica that lags by more is not used, until it has caught up")
+    ]
     user: Annotated[str, Field(min_length=1, description="role to connect as")]
     password: Annotated[Secret, IS_RENEWABLE, Field(description="password of the role")]
     db: Annotated[str, Field(min_length=1, description="name of the database")]

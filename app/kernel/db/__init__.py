@@ -48,6 +48,18 @@ class Database(Queries, Protocol):
         ...
 
 
+class Replicas(Protocol):
+    """The replicas of the database."""
+
+    def reading(self, who: str) -> Database:
+        """Return where somebody's read is made: where everything is visible that they have changed."""
+        ...
+
+    async def wrote(self, db: Queries, who: str) -> None:
+        """Let somebody see what they have changed in a transaction, as soon as it has committed."""
+        ...
+
+
 async def now(db: Queries) -> datetime:
     """Return the time of the database, the reference clock of a deployment."""
     row = await db.one("SELECT now()")

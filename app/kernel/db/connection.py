@@ -38,18 +38,20 @@ class Connection(AsyncConnection[Row]):
     """What the statements since the last check-in invalidate in caches (`kernel.invalidate`)."""
 
     @classmethod
-    async def open(cls, hosts: Sequence[str], *, is_pooled: bool = False) -> Self:
+    async def open(cls, hosts: Sequence[str], *, is_pooled: bool = False, reads: bool = False) -> Self:
         """Connect to the first of some hosts that accepts writes; `place` is its index. `hosts` are connection strings.
 
         The hosts share five seconds, but each has at least one. A pooler that is the only host is not asked whether
-        its server accepts writes. Raises Unavailable; that it is read-only, if a host answered.
+        its server accepts writes. With `reads`, a host need not accept writes.
+        Raises Unavailable; that it is read-only, if a host answered.
         """
+        asks = is_pooled and len(hosts) > 1
         share_s = max(_LEAST_S, _CONNECT_S / len(hosts)) if len(hosts) > 1 else None
         is_read_only, cause = False, None
         for place, conninfo in enumerate(hosts):
             try:
                 async with asyncio.timeout(share_s):
-                    opened = await cls._writable(conninfo, is_pooled=is_pooled, asks=is_pooled and len(hosts) > 1)
+                    opened = await cls._opened(conninfo, is_pooled=is_pooled, asks=asks, reads=reads)
             except (psycopg.Error, OSError) as error:  # TimeoutError is one
                 cause = error
                 continue
@@ -63,11 +65,13 @@ class Connection(AsyncConnection[Row]):
         raise Unavailable("the database is unavailable", retry_after_s=2) from cause
 
     @classmethod
-    async def _writable(cls, conninfo: str, *, is_pooled: bool, asks: bool) -> Self | None:
+    async def _opened(cls, conninfo: str, *, is_pooled: bool, asks: bool, reads: bool) -> Self | None:
         """Connect; return None if the server is read-only. A pooler does not report that, but can be asked."""
         kept = {"prepare_threshold": None} if is_pooled else {}  # its sessions, and their prepared statements, vary
         opened = await cls.connect(conninfo, autocommit=True, connect_timeout=_ADDRESS_S, **kept)
-        is_read_only = not is_pooled and any(opened.info.parameter_status(name) == "on" for name in _READ_ONLY)
+        is_read_only = not (is_pooled or reads) and any(
+            opened.info.parameter_status(name) == "on" for name in _READ_ONLY
+        )
         try:
             if asks:
                 row = await (await opened.execute("SHOW transaction_read_only")).fetchone()

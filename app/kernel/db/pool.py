@@ -43,13 +43,20 @@ class Pool:
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[Connection]], *, size: int, queue: int, level: str = "WARNING"
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        size: int,
+        queue: int,
+        level: str = "WARNING",
+        name: str = "database",
     ) -> None:
-        """`queue` is the maximum number of waiting requests, `level` the log level of an outage."""
+        """`queue` is the maximum number of waiting requests, `level` the log level of an outage of `name`."""
         self._connect = connect
         self._size = size
         self._queue = queue
         self._level = level
+        self._name = name
         self._idle: list[Connection] = []  # last in, first out
         self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         self._lent = 0
@@ -166,7 +173,7 @@ class Pool:
             await asyncio.sleep(_AGAIN_S - (time.monotonic() - started))
             return
         if self._trouble is not None:
-            logger.info("database: it is available again")
+            logger.log("INFO" if self._level == "WARNING" else self._level, "{}: it is available again", self._name)
         self._trouble = None
         if self._lent + len(self._idle) > self._size:  # another attempt was faster
             connection.drop()
@@ -178,7 +185,7 @@ class Pool:
 
     def _failed(self, error: Exception) -> None:
         if self._trouble is None:
-            logger.log(self._level, "database: {}; retrying while requests wait", error.__cause__ or error)
+            logger.log(self._level, "{}: {}; retrying while requests wait", self._name, error.__cause__ or error)
         self._trouble = error if isinstance(error, Unavailable) else _away()
 
     def _opened(self, opener: "asyncio.Task[None]") -> None:

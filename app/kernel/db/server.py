@@ -49,6 +49,8 @@ class Server:
     is_pooled: bool = False
     password: SecretStr | None = field(default=None, repr=False)
     """The password of new sessions, which may change while the process runs."""
+    replicas: Parameters = field(default_factory=dict[str, str | int], repr=False)
+    """Parameters of the replicas, if there are any."""
     _primary: dict[str, str] = field(default_factory=dict[str, str], repr=False)
     """The host that accepted writes last, by the hosts that it is one of: it is tried first."""
 
@@ -91,9 +93,20 @@ class Server:
         self._prefer(self.pool or self.parameters, hosts[opened.place])
         return opened
 
-    async def attempts(self) -> dict[str, Attempt]:
-        """Connect to every host of the server itself, and disconnect."""
-        hosts = self._hosts(self.parameters)
+    @property
+    def replica_labels(self) -> list[str]:
+        """The replicas."""
+        return [_label(host) for host in self._hosts(self.replicas)] if self.replicas else []
+
+    async def open_replica(self, label: str, **settings: str | int) -> Connection:
+        """Open a connection to a replica, which accepts no writes even if it was promoted. Raises Unavailable."""
+        [host] = [host for host in self._hosts(self.replicas) if _label(host) == label]
+        options = session_options(self.version, {**settings, "default_transaction_read_only": "on"})
+        return await Connection.open([make_conninfo("", **host, options=options)], reads=True)
+
+    async def attempts(self, parameters: Parameters | None = None) -> dict[str, Attempt]:
+        """Connect to every host, by default of the server itself, and disconnect."""
+        hosts = self._hosts(parameters or self.parameters)
         made = await asyncio.gather(*map(self._attempt, hosts))
         return dict(zip(map(_label, hosts), made, strict=True))
 
@@ -194,10 +207,13 @@ def configured_server(settings: PostgresSettings, name: str) -> Server:
         parameters["password"] = password
     if settings.ssl == "verify-full":
         parameters["sslrootcert"] = settings.ssl_root_cert
+    found = Server(_label(parameters), parameters, password=settings.password)
+    if settings.replica_hosts:
+        found = replace(found, replicas={**parameters, **_joined(settings.replica_hosts, settings.port)})
     if not settings.direct_host:
-        return Server(_label(parameters), parameters, password=settings.password)
+        return found
     direct = {**parameters, **_joined(settings.direct_host, settings.direct_port or settings.port)}
-    return Server(_label(direct), direct, pool=parameters, password=settings.password)
+    return replace(found, label=_label(direct), parameters=direct, pool=parameters)
 
 
 def _joined(hosts: str, port: int) -> dict[str, str]:

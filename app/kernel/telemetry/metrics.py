@@ -116,6 +116,14 @@ _REDIS_AVAILABLE = Gauge(
 _SERVER_CONNECTIONS = Gauge(
     "db_server_connections", "Connections of all clients of a server", ("server", "state"), registry=_REGISTRY
 )
+_REPLICA_LAG = Gauge("db_replica_lag_seconds", "How old the data of a replica may be", ("replica",), registry=_REGISTRY)
+_REPLICA_USED = Gauge("db_replica_used", "1, or 0 for a replica that is left out", ("replica",), registry=_REGISTRY)
+_REPLICA_READS = Counter(
+    "db_replica_reads",
+    "Statements on replicas: done, or repeated on the primary; and reads that the primary took instead",
+    ("replica", "outcome"),
+    registry=_REGISTRY,
+)
 _RECONNECTS = Counter(
     "db_listener_reconnects_total", "Times that LISTEN was resumed after an outage", registry=_REGISTRY
 )
@@ -260,6 +268,17 @@ def connections(used: int, idle: int, waiting: int, most: int) -> None:
     """Record the state of the pool: connections in use and idle, waiting requests, maximum size."""
     for state, value in (("used", used), ("idle", idle), ("waiting", waiting), ("max", most)):
         _DB_CONNECTIONS.labels(state).set(value)
+
+
+def replica_measured(replica: str, lag_s: float, *, is_used: bool) -> None:
+    """Record how far a replica lags, and whether it is used."""
+    _REPLICA_LAG.labels(replica).set(lag_s)
+    _REPLICA_USED.labels(replica).set(is_used)
+
+
+def replica_read(replica: str, outcome: str) -> None:
+    """Count a statement on a replica: `done`, or `repeated` on the primary. `none` is a read on the `primary`."""
+    _REPLICA_READS.labels(replica, outcome).inc()
 
 
 class CacheLookups:

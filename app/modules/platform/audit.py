@@ -28,7 +28,7 @@ class AuditTrail:
 
     audit: Audit
 
-    @read("platform.list_audit", GET="/platform/v1/audit", permission="platform:audit:read")
+    @read("platform.list_audit", GET="/platform/v1/audit", permission="platform:audit:read", replica=True)
     async def list(self, db: Database, wanted: EntriesWanted) -> Page[Entry]:
         """List audit entries, newest first."""
         filters = EntryFilters(wanted.actor_id, wanted.target, wanted.action)

@@ -91,6 +91,7 @@ class DeadLetters:
         "platform.list_dead_letters",
         GET="/platform/v1/dead-letters",
         permission="platform:dead_letters:read",
+        replica=True,
         command="dead-letters list",
         empty="jobs that fail permanently are listed here",
         examples=("", "--queue default --json"),

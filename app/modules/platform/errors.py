@@ -59,6 +59,7 @@ class CapturedErrors:
         "platform.list_errors",
         GET="/platform/v1/errors",
         permission="platform:errors:read",
+        replica=True,
         command="errors list",
         empty="errors in logs are captured within seconds",
         examples=("", "--state open --kind job --json"),

@@ -60,6 +60,7 @@ class Events:
         "platform.list_events",
         GET="/platform/v1/events",
         permission="platform:events:read",
+        replica=True,
         command="events list",
         empty="actions publish them, such as creating an actor",
         examples=("--type auth.actor_created", "--from 2026-11-22T00:00:00Z --json"),

@@ -71,6 +71,7 @@ class Jobs:
         "platform.list_jobs",
         GET="/platform/v1/jobs",
         permission="platform:jobs:read",
+        replica=True,
         command="jobs list",
         empty=f"enqueue one with {NAME} schedules trigger NAME",
         examples=("--queue default --state ready", "--task platform.heartbeat --limit 100 --json"),
