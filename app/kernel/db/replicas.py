@@ -38,8 +38,8 @@ _MOST_WRITERS = 100_000
 _TOPIC = "replicas"
 _EVERYBODY = ""
 
-_WRITTEN = "SELECT (pg_current_wal_lsn() - '0/0')::bigint, system_identifier FROM pg_control_system()"
-_REPLAYED = """
+WRITTEN = "SELECT (pg_current_wal_lsn() - '0/0')::bigint, system_identifier FROM pg_control_system()"
+REPLAYED = """
     SELECT CASE WHEN pg_is_in_recovery() THEN (pg_last_wal_replay_lsn() - '0/0')::bigint END, system_identifier
     FROM pg_control_system()
 """
@@ -147,7 +147,7 @@ class PostgresReplicas:
     async def _measure_primary(self) -> None:
         asked_at = time.monotonic()
         try:
-            row = await self._primary.one(_WRITTEN)
+            row = await self._primary.one(WRITTEN)
         except (Unavailable, psycopg.Error):
             return  # the database reports it; without measurements, replicas grow stale
         assert row is not None
@@ -166,7 +166,7 @@ class PostgresReplicas:
 
     async def _measure(self, replica: Replica) -> None:
         try:
-            row = await replica.db.one(_REPLAYED)
+            row = await replica.db.one(REPLAYED)
         except (Unavailable, psycopg.Error) as error:
             replica.failed(error_text(error.__cause__ or error))
             return

@@ -1,11 +1,24 @@
 """All checks of the kernel, in the order in which they are shown."""
 
-from app.kernel.doctor import Check, broker, configuration, embedded, machine, network, postgresql, redis, schema, work
+from app.kernel.doctor import (
+    Check,
+    broker,
+    configuration,
+    embedded,
+    machine,
+    network,
+    postgresql,
+    redis,
+    replicas,
+    schema,
+    work,
+)
 
 CHECKS: tuple[Check, ...] = (
     *configuration.CHECKS,
     *machine.CHECKS,
     *postgresql.CHECKS,
+    *replicas.CHECKS,
     *embedded.CHECKS,
     *schema.CHECKS,
     *work.CHECKS,

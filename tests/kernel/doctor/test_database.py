@@ -65,7 +65,16 @@ def files(planted: Planted, folder: Path) -> Path:
 
 async def test_a_healthy_system_has_no_findings_and_skips_only_what_is_not_used(planted: Planted) -> None:
     assert await planted.examine() == {}
-    assert planted.skipped == {"tls", "certificates", "embedded", "collector", "redis", "notifications"}
+    assert planted.skipped == {
+        "tls",
+        "certificates",
+        "embedded",
+        "collector",
+        "nats",
+        "redis",
+        "replicas",
+        "notifications",
+    }
     assert all(result.status in ("ok", "skip") for result in planted.results)
 
 
