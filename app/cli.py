@@ -174,21 +174,21 @@ def _translated(run: Callable[[], object]) -> int:
 
 def _reported(error: Exception) -> int:
     """Print an error; return the exit status."""
-    from app.hints import REPORT, hints
-
     status = 0 if isinstance(error, CannotWrite) and error.reader_left else _status(error)  # as head does
-    told = hints(error)
+    hint: str = getattr(error, "hint", "")
     if isinstance(error, OSError) and error.filename is not None:  # a read-only folder, a full disk
-        status, error = 1, RuntimeError(f"{error.filename}: {error.strerror}")
+        status, hint = 1, f"{NAME} doctor --only disk --only permissions"
+        error = RuntimeError(f"{error.filename}: {error.strerror}")
     if status is None:
         import traceback
 
         traceback.print_exception(error)
-        sys.stderr.write(f"{NAME}: an internal error; please report it with the lines above\nhint: {REPORT}\n")
+        sys.stderr.write(f"{NAME}: an internal error; please report it with the lines above\n")
+        sys.stderr.write(f"hint: {NAME} support-bundle\n")
         return 70
     if status:
         sys.stderr.write(f"{NAME}: {error}\n")
-        sys.stderr.writelines(f"hint: {hint}\n" for hint in told)
+        sys.stderr.writelines(f"hint: {line}\n" for line in hint.splitlines())
     return status
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from app.kernel.product import NAME
 from app.kernel.services import Service
 from app.modules import modules
 
@@ -253,7 +254,7 @@ def check_process(name: str) -> None:
     from app.kernel.text import suggestion
 
     if name not in PROCESSES:
-        raise NotFound(f"there is no process {name}{suggestion(name, PROCESSES)}")
+        raise NotFound(f"there is no process {name}{suggestion(name, PROCESSES)}", hint=f"{NAME} --help")
 
 
 def new_process(name: str, settings: "Settings", launch: "Launch | None" = None) -> "Process":

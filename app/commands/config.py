@@ -66,7 +66,7 @@ def explain(
     values = {v.key: v for v in load_settings().values()}
     value = values.get(key)
     if value is None:
-        raise NotFound(f"there is no setting {key}{suggestion(key, values) or f'; see {NAME} config show'}")
+        raise NotFound(f"there is no setting {key}{suggestion(key, values)}", hint=f"{NAME} config show")
     variable = environment_name(key)
     facts: dict[str, object] = {
         "key": key,

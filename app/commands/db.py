@@ -45,8 +45,8 @@ def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Arguments 
         psql = str(own) if own and own.is_file() else shutil.which("psql")
         if psql is None:
             raise Misconfigured(
-                "psql is not installed here, nor in the image; run this where PostgreSQL's client is, such as Debian's"
-                " postgresql-client"
+                "psql is not installed here, nor in the image; run this where PostgreSQL's client is",
+                hint="apt-get install postgresql-client",
             )
         # in the environment, unlike on the command line, other users cannot see the password
         known = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}

@@ -71,7 +71,7 @@ def doctor(
         print_results(examined, results)
     sys.stdout.flush()
     status = 1 if any(result.status == "fail" for result in results) else 0
-    if any("did not end within" in finding.problem for result in results for finding in result.findings):
+    if any(result.is_late for result in results):
         os._exit(status)  # a thread that hangs, such as in the resolver, would keep the process
     runner.close()
     raise typer.Exit(status)
@@ -129,8 +129,7 @@ def _chosen(names: list[str]) -> "list[Check]":
     known = {check.name: check for check in checks()}
     for name in names:
         if name not in known:
-            near = suggestion(name, known)
-            raise NotFound(f"there is no check {name}{near or f'; see {NAME} doctor --list'}")
+            raise NotFound(f"there is no check {name}{suggestion(name, known)}", hint=f"{NAME} doctor --list")
     return [known[name] for name in dict.fromkeys(names)] or list(known.values())
 
 

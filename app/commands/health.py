@@ -10,10 +10,12 @@ from app import ROOT
 from app.kernel.cli import Json, print_json, single, whole
 from app.kernel.config import HttpServerSettings, OperationsSettings
 from app.kernel.errors import Unavailable
+from app.kernel.product import NAME
 from app.kernel.running import Running, ask, reachable, running, url_of
 from app.processes import load_settings
 
 _TIMEOUT_S = 3
+_LOOK = f"{NAME} doctor --only ports --only processes"
 
 
 def health(
@@ -50,7 +52,7 @@ def health(
         for each in answers:
             typer.echo(_line(*each))
     if silent := [_where(process) for process, answer in asked if answer is None]:
-        raise Unavailable(f"no answer to {path} from {', '.join(silent)}")
+        raise Unavailable(f"no answer to {path} from {', '.join(silent)}", hint=_LOOK)
     raise typer.Exit(0 if all(status == 200 for _, status, _ in answers) else 1)
 
 
@@ -67,7 +69,7 @@ def _configured(port: int | None, path: str) -> tuple[Running, tuple[int, dict[s
         if (answer := ask(process.url, path, _TIMEOUT_S)) is not None:
             return process, answer
     asked = [f"{reachable(host)}, port {candidate}" for host, candidate in places]
-    raise Unavailable(f"nothing answers {path} on {' or '.join(asked)}")
+    raise Unavailable(f"nothing answers {path} on {' or '.join(asked)}", hint=_LOOK)
 
 
 def _item(process: Running, status: int, answer: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from app.kernel.product import NAME
 from app.processes import checks, deployment
 
 if TYPE_CHECKING:
+    from app.kernel.doctor.bundle import Collected
     from app.kernel.doctor.deployment import Deployment
 
 _ALL_S = 90.0
@@ -46,7 +47,7 @@ def support_bundle(
     examined = deployment()
     remember_all(examined)
 
-    async def work(d: "Deployment") -> tuple[dict[str, bytes], dict[str, str]]:
+    async def work(d: "Deployment") -> "Collected":
         try:
             async with asyncio.timeout(_ALL_S):
                 return await collect(parts(d, checks()))
@@ -54,7 +55,7 @@ def support_bundle(
             await d.close()
 
     runner = asyncio.Runner()
-    contents, failed = runner.run(work(examined))
+    contents, failed, is_late = runner.run(work(examined))
     try:
         write(path, contents, failed)
     except FileExistsError:
@@ -73,7 +74,7 @@ def support_bundle(
         sys.stdout.write(f"written to {path}\n")
     sys.stderr.write(f"Look into it before you send it: tar -xzOf {path} | less\n")
     sys.stdout.flush()
-    if any(reason.startswith("not ready within") for reason in failed.values()):
+    if is_late:
         os._exit(0)  # a thread that hangs would keep the process
     runner.close()
 

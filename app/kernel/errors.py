@@ -8,10 +8,17 @@ class Refusal(Exception):
     """The request was understood and refused.
 
     `code` is for programs, `title` for people, `str(error)` is the detail. Subclasses declare both or neither.
+    `hint` is what the operator of a command runs next, mostly one command, at most one in a line.
     """
 
     code: ClassVar[str] = "REFUSED"
     title: ClassVar[str] = "The request was refused"
+    hint: str = ""
+
+    def __init__(self, detail: str = "", *, hint: str = "") -> None:
+        super().__init__(detail)
+        if hint:
+            self.hint = hint
 
     def __init_subclass__(cls) -> None:
         if ("code" in vars(cls)) != ("title" in vars(cls)):
@@ -30,8 +37,8 @@ class Invalid(Refusal):
     code = "INVALID_INPUT"
     title = "The input is invalid"
 
-    def __init__(self, detail: str = "", fields: tuple[tuple[str, str], ...] = ()) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str = "", fields: tuple[tuple[str, str], ...] = (), *, hint: str = "") -> None:
+        super().__init__(detail, hint=hint)
         self.fields = fields
 
 
@@ -69,8 +76,8 @@ class Unavailable(Refusal):
     code = "NOT_READY"
     title = "A dependency is unavailable; try again later"
 
-    def __init__(self, detail: str = "", retry_after_s: int = 1) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str = "", retry_after_s: int = 1, *, hint: str = "") -> None:
+        super().__init__(detail, hint=hint)
         self.retry_after_s = retry_after_s
 
 

@@ -62,18 +62,26 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class IdOf:
-    """The field is the id of a row of these tables. The command line also accepts a unique part of it."""
+    """The field is the id of a row of these tables. The command line also accepts a unique part of it.
+
+    `listed_by` is the command that lists them, such as `jobs list`.
+    """
 
     what: str
     tables: tuple[LiteralString, ...]
+    listed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NameOf:
-    """The field is a name. `names(db)` of `known` returns all names, to detect an unknown one."""
+    """The field is a name. `names(db)` of `known` returns all names, to detect an unknown one.
+
+    `listed_by` is the command that lists them, such as `queues list`.
+    """
 
     what: str
     known: type[Any]
+    listed_by: str = ""
 
 
 def _camel(name: str) -> str:

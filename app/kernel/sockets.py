@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 from typing import Any, Literal
 
 from app.kernel.errors import Unavailable
+from app.kernel.product import NAME
 
 Name = Literal["http", "operations"]
 """A listener of a process, and the FileDescriptorName of its socket in systemd."""
@@ -118,10 +119,10 @@ def bind(host: str, port: int, section: str = "") -> socket.socket:
     except (OSError, OverflowError, ValueError) as error:
         if sock is not None:
             sock.close()
-        refusal = Unavailable(_why_not(host, port, error, section))
-        if section and getattr(error, "errno", None) == errno.EADDRINUSE:
-            refusal.add_note(f"each process of this machine needs its own: {section.upper()}_PORT=8082")
-        raise refusal from None
+        hint = ""
+        if getattr(error, "errno", None) == errno.EADDRINUSE:  # each process of a machine needs its own
+            hint = f"export {section.upper()}_PORT={port + 1}" if section else f"{NAME} doctor --only ports"
+        raise Unavailable(_why_not(host, port, error, section), hint=hint) from None
     sock.setblocking(False)
     return sock
 

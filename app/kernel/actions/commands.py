@@ -17,7 +17,7 @@ from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print
 from app.kernel.cli import group as new_group
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid, NotFound
-from app.kernel.fields import IdOf
+from app.kernel.fields import IdOf, NameOf
 from app.kernel.paging import Page
 from app.kernel.process import Process
 from app.kernel.product import NAME
@@ -223,7 +223,7 @@ async def _whole_id(db: Database, of: IdOf, part: str) -> UUID:
         sql = "SELECT id FROM " + table + " WHERE id::text LIKE %s OR id::text LIKE %s LIMIT 6"  # noqa: S608 - literals
         found += [key for (key,) in await db.all(sql, (f"{begin}%", f"%{end}"))]
     if not found:
-        raise NotFound(f"no {of.what} has an id that begins or ends with {part}")
+        raise NotFound(f"no {of.what} has an id that begins or ends with {part}", hint=_listed_by(of))
     if len(found) > 1:
         some = ", ".join(map(str, found[:_SHOWN])) + (", and more" if len(found) > _SHOWN else "")
         raise Invalid(f"{part} is a part of several ids: {some}; give more characters")
@@ -238,7 +238,12 @@ async def _check_names(p: Process, chosen: _Declared, given: Any) -> None:
             continue
         known: list[str] = await (await make(p, parameter.name_of.known)).names(await make(p, Database))
         if known and name not in known:
-            raise NotFound(f"there is no {parameter.name_of.what} {name}{suggestion(name, known)}")
+            text = f"there is no {parameter.name_of.what} {name}{suggestion(name, known)}"
+            raise NotFound(text, hint=_listed_by(parameter.name_of))
+
+
+def _listed_by(of: IdOf | NameOf) -> str:
+    return f"{NAME} {of.listed_by}" if of.listed_by else ""
 
 
 async def _in_parts(run: Operations, chosen: _Declared, given: Any) -> Any:

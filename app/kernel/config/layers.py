@@ -18,6 +18,7 @@ from app.kernel.config.safety import exposure, is_here, why_guessable
 from app.kernel.config.sections import Section
 from app.kernel.config.settings import (
     BUILT_IN,
+    COMMAND_LINE,
     NOWHERE,
     UNSAFE,
     Environment,
@@ -32,7 +33,6 @@ from app.kernel.config.settings import (
 )
 from app.kernel.config.stores import CannotFetch, Stores, is_reference
 from app.kernel.config.variables import Lookup, NotReadable, from_credentials, from_environment
-from app.kernel.product import NAME
 from app.kernel.telemetry.redact import is_secret_name, remember
 
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
@@ -94,7 +94,7 @@ def _loaded(
     layers.find_unknown()
     layers.add_variables(from_environment(environ), secrets)
     for key, value in (overrides or {}).items():
-        layers.set(layers.schema[key], value, "command line")
+        layers.set(layers.schema[key], value, COMMAND_LINE)
     layers.remember_secrets()
     kinds = [kind for kind in layers.kinds if not only or kind in only]
     layers.fetch_plain(kinds)
@@ -353,15 +353,13 @@ class _Layers:
         elif any(problem.key == key for problem in self.problems):
             return
         elif not text:
-            hint = f"`{NAME} config explain {key}` lists where it may come from"
-            hint += "; `openssl rand -base64 32` makes a secret" if setting.is_key else ""
-            message = f"missing secret; set {setting.variable} or {setting.variable}_FILE"
-            self._withhold(key, message, hint)
+            random = _RANDOM if setting.is_key else ""
+            self._withhold(key, f"missing secret; set {setting.variable} or {setting.variable}_FILE{random}")
         elif why := why_guessable(text, self.published[key], key=setting.is_key):
             self.refuse(key, f"{why}; {change}")
 
-    def _withhold(self, key: str, message: str, hint: str = "") -> None:
-        self.withheld[key] = self.problem(key, message, hint=hint)
+    def _withhold(self, key: str, message: str) -> None:
+        self.withheld[key] = self.problem(key, message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from app.kernel.config.sections import (
     Section,
     duration_text,
 )
+from app.kernel.product import NAME
 from app.kernel.telemetry.redact import redacted
 
 S = TypeVar("S", bound=Section)
@@ -29,6 +30,8 @@ BUILT_IN = "built-in"
 """Source of a default in the section."""
 NOWHERE = "nowhere"
 """Source of a missing value."""
+COMMAND_LINE = "command line"
+"""Source of an option of the command."""
 _HIDDEN = "********"
 
 
@@ -46,12 +49,17 @@ class Problem:
 
 
 class Misconfigured(Exception):
-    """The settings are invalid; `problems` lists why."""
+    """The settings are invalid; `problems` lists why. `hint` is what to run next, as in Refusal."""
 
-    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+    hint: str = f"{NAME} doctor --only settings --only secrets"
+
+    def __init__(self, message: str, problems: Iterable[Problem] = (), *, hint: str = "") -> None:
         self.problems = tuple(problems)
-        for hint in dict.fromkeys(problem.hint for problem in self.problems if problem.hint):
-            self.add_note(hint)
+        own = [hint, *(problem.hint for problem in self.problems)]
+        if any(own):
+            self.hint = "\n".join(dict.fromkeys(filter(None, own)))
+        elif self.problems and all(problem.source == COMMAND_LINE for problem in self.problems):
+            self.hint = ""  # the command line is not what doctor checks
         if len(self.problems) == 1:
             super().__init__(f"{message}: {self.problems[0]}")
             return
@@ -291,6 +299,7 @@ def current_environment(environ: Mapping[str, str]) -> Environment:
     hint = f"; did you mean {near[0]}?" if near else ""
     if not name.strip():
         hint = f"; unset it for {DEFAULT_ENVIRONMENT}"
-    error = Misconfigured(f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}")
-    error.add_note(f"export APP_ENV={near[0]}" if near else "unset APP_ENV")
-    raise error
+    raise Misconfigured(
+        f"APP_ENV is {name!r}, expected one of {', '.join(ENVIRONMENTS)}{hint}",
+        hint=f"export APP_ENV={near[0]}" if near else "unset APP_ENV",
+    )

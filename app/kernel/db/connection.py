@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from app.kernel.db import Row
-from app.kernel.errors import Unavailable
+from app.kernel.db.refusals import away, read_only
 
 _CANCEL_S = 1.0
 _CONNECT_S = 5.0  # shared by all hosts
@@ -61,8 +61,8 @@ class Connection(AsyncConnection[Row]):
                 return opened
             is_read_only = True
         if is_read_only:
-            raise Unavailable("the database is read-only", retry_after_s=2)
-        raise Unavailable("the database is unavailable", retry_after_s=2) from cause
+            raise read_only()
+        raise away() from cause
 
     @classmethod
     async def _opened(cls, conninfo: str, *, is_pooled: bool, asks: bool, reads: bool) -> Self | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from loguru import logger
 
 from app.kernel.db.connection import Connection
+from app.kernel.db.refusals import DatabaseUnavailable, away
 from app.kernel.errors import Unavailable
 
 _AGAIN_S = 0.25  # between attempts to connect while the database is unavailable
@@ -81,8 +82,8 @@ class Pool:
         if self._closed:
             raise _closed()
         if len(self._waiting) >= self._queue and not urgent:
-            why = self._trouble or Unavailable("too many requests are waiting for a database connection")
-            raise Unavailable(str(why), why.retry_after_s)
+            why = self._trouble or DatabaseUnavailable("too many requests are waiting for a database connection")
+            raise Unavailable(str(why), why.retry_after_s, hint=why.hint)
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Connection] = loop.create_future()
         self._waiting[waiter] = None
@@ -159,7 +160,7 @@ class Pool:
     def _is_overdue(self, opener: "asyncio.Task[None]") -> None:
         if opener in self._openers:
             self._overdue.add(opener)
-            self._failed(_away())
+            self._failed(away())
             self._open_more()
 
     async def _open(self, patience_s: float) -> None:
@@ -186,7 +187,7 @@ class Pool:
     def _failed(self, error: Exception) -> None:
         if self._trouble is None:
             logger.log(self._level, "{}: {}; retrying while requests wait", self._name, error.__cause__ or error)
-        self._trouble = error if isinstance(error, Unavailable) else _away()
+        self._trouble = error if isinstance(error, Unavailable) else away()
 
     def _opened(self, opener: "asyncio.Task[None]") -> None:
         self._openers.discard(opener)
@@ -204,17 +205,13 @@ class Pool:
         self._idle.append(connection)
 
     def _expire(self, waiter: "asyncio.Future[Connection]") -> None:
-        busy = Unavailable("no database connection became free in time", retry_after_s=2)
-        self._refuse(waiter, busy if self._lent else self._trouble or _away())
+        busy = DatabaseUnavailable("no database connection became free in time", retry_after_s=2)
+        self._refuse(waiter, busy if self._lent else self._trouble or away())
 
     def _refuse(self, waiter: "asyncio.Future[Connection]", why: Unavailable) -> None:
         self._waiting.pop(waiter, None)
         if not waiter.done():
-            waiter.set_exception(Unavailable(str(why), why.retry_after_s))
-
-
-def _away() -> Unavailable:
-    return Unavailable("the database is unavailable", retry_after_s=2)
+            waiter.set_exception(Unavailable(str(why), why.retry_after_s, hint=why.hint))
 
 
 def _closed() -> Unavailable:

@@ -18,7 +18,7 @@ from app.kernel.db import Parameters, Row, Transaction
 from app.kernel.db.connection import Connection
 from app.kernel.db.migrations.migrator import migrated
 from app.kernel.db.pool import Pool, PoolUse
-from app.kernel.db.refusals import DISK_FULL, READ_ONLY, refusal_of
+from app.kernel.db.refusals import DISK_FULL, READ_ONLY, DatabaseUnavailable, read_only, refusal_of
 from app.kernel.db.server import server
 from app.kernel.errors import Constraints, Invalid, Unavailable
 from app.kernel.process import Process
@@ -101,7 +101,7 @@ class _Queries:
             if error.diag.source_function != "RevalidateCachedQuery":  # the message is localised
                 raise
             self.outdated = True
-            raise Unavailable("the schema has just changed") from error
+            raise DatabaseUnavailable("the schema has just changed") from error
         except (psycopg.Error, UnicodeEncodeError) as error:
             if (refusal := refusal_of(error, self._constraints)) is None:
                 raise
@@ -241,7 +241,7 @@ class PostgresDatabase:
                 await tx.run("COMMIT")
             except Unavailable as error:
                 if tx.transaction == TransactionStatus.UNKNOWN and not lost_before:
-                    raise Unavailable(
+                    raise DatabaseUnavailable(
                         "the connection was lost during the commit; the change may have been committed", retry_after_s=2
                     ) from error
                 raise
@@ -251,7 +251,7 @@ class PostgresDatabase:
         async with self._connection(urgent=True) as connection:
             if await connection.one(_CHECK) != (False,):
                 connection.refused_with = READ_ONLY
-                raise Unavailable("the database is read-only", retry_after_s=2)
+                raise read_only()
             if self._disk_full:
                 with suppress(psycopg.errors.InsufficientPrivilege):  # writes cannot be checked
                     await connection.run(_WRITE)

@@ -7,8 +7,14 @@ messages are localised.
 import psycopg
 
 from app.kernel.errors import Constraints, Invalid, Refusal, Unavailable
+from app.kernel.product import NAME
 
 READ_ONLY, DISK_FULL = "25006", "53100"
+_SIZE = "SELECT pg_size_pretty(pg_database_size(current_database()))"
+_HINTS = {
+    READ_ONLY: f"{NAME} doctor --only replication --only postgresql-settings",
+    DISK_FULL: f"{NAME} db shell -c '{_SIZE}'",
+}
 _BUSY = "the database is busy with a conflicting change"
 _SLOW = "the database took too long"
 _AWAY = "the database is unavailable"
@@ -59,13 +65,29 @@ _INVALID = {
 _NONE: Constraints = {}
 
 
+class DatabaseUnavailable(Unavailable):
+    """The database does not do its work now."""
+
+    hint = f"{NAME} doctor --only postgresql"
+
+
+def away() -> DatabaseUnavailable:
+    """Return the refusal of everything while the database cannot be reached."""
+    return DatabaseUnavailable(_AWAY, retry_after_s=2)
+
+
+def read_only() -> DatabaseUnavailable:
+    """Return the refusal of changes while the database is read-only."""
+    return DatabaseUnavailable(_OUTAGES[READ_ONLY], retry_after_s=2, hint=_HINTS[READ_ONLY])
+
+
 def refusal_of(error: BaseException, constraints: Constraints = _NONE) -> Refusal | None:
     """Return the refusal for a failed statement, or None for a bug."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return _noticed_by_the_client(error)
     state = error.sqlstate
     if reason := _OUTAGES.get(state) or _OUTAGES.get(state[:2]):
-        return Unavailable(reason, retry_after_s=1 if reason in (_BUSY, _SLOW) else 2)
+        return DatabaseUnavailable(reason, 1 if reason in (_BUSY, _SLOW) else 2, hint=_HINTS.get(state, ""))
     if reason := _INVALID.get(state):
         return Invalid(f"{reason} (SQLSTATE {state})")
     load = constraints.get(f"{error.diag.schema_name}.{error.diag.constraint_name}")
@@ -77,8 +99,8 @@ def _noticed_by_the_client(error: BaseException) -> Refusal | None:
         case UnicodeEncodeError() | psycopg.DataError():  # a lone surrogate, or NUL
             return Invalid("a text holds a character that the database cannot store")
         case psycopg.OperationalError() | psycopg.InterfaceError():  # connecting failed, or the connection is lost
-            return Unavailable(_AWAY, retry_after_s=2)
+            return away()
         case psycopg.DatabaseError() if type(error) is psycopg.DatabaseError:  # the server died while it answered
-            return Unavailable(_AWAY, retry_after_s=2)
+            return away()
         case _:
             return None

@@ -23,11 +23,14 @@ from app.kernel.db.session import begin_with, session_options
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
+from app.kernel.product import NAME
 
 _CONNECT_S = 2
 _TELL_AFTER_S, _TELL_EVERY_S = 1.0, 5.0
 _AGAIN_S = 0.25
 _OLDEST = 150_000
+_HOST = f"{NAME} config explain postgres.host"
+_LOOK = f"{NAME} doctor --only postgresql"
 _NO_POOLER = "LISTEN, advisory locks and migrations need the server itself"
 Parameters = Mapping[str, str | int]
 _SAME = "let POSTGRES_DIRECT_HOST and POSTGRES_DIRECT_PORT name the server behind POSTGRES_HOST"
@@ -165,12 +168,14 @@ async def server(p: Process) -> AsyncGenerator[Server]:
     name = f"{p.name}@{socket.gethostname()}:{os.getpid()}"
     if not settings.host:
         if settings.direct_host:
-            raise Misconfigured("postgres.direct_host (POSTGRES_DIRECT_HOST) needs postgres.host (POSTGRES_HOST), too")
+            raise Misconfigured(
+                "postgres.direct_host (POSTGRES_DIRECT_HOST) needs postgres.host (POSTGRES_HOST), too", hint=_HOST
+            )
         try:
             async with embedded_server(p.data / "postgres") as running:
                 yield embedded(running, name)
         except EmbeddedUnavailable as error:
-            raise Misconfigured(str(error)) from None
+            raise Misconfigured(str(error), hint=_HOST) from None
         return
     yield await _reached(configured_server(settings, name), settings.startup_timeout)
 
@@ -245,15 +250,16 @@ async def _reached(server: Server, timeout_s: float) -> Server:
             return replace(server, version=found.server_version, is_pooled=through.is_pooled)
         if time.monotonic() >= deadline:  # after a restart or a failover, they may be the same again
             where = f"{server.pool_label} and at {server.label}"
-            raise Misconfigured(f"PostgreSQL at {where} are not the same database; {_SAME}")
+            raise Misconfigured(f"PostgreSQL at {where} are not the same database; {_SAME}", hint=_LOOK)
         await asyncio.sleep(_AGAIN_S)
 
 
 def pooler(label: str) -> Misconfigured:
     """Return the error of a pooler where the server itself is needed."""
-    error = Misconfigured(f"a connection pooler such as PgBouncer answers at {label}: {_NO_POOLER}")
-    error.add_note("set POSTGRES_DIRECT_HOST, and POSTGRES_DIRECT_PORT if it differs, to the server behind it")
-    return error
+    return Misconfigured(
+        f"a connection pooler such as PgBouncer answers at {label}: {_NO_POOLER}",
+        hint="export POSTGRES_DIRECT_HOST=NAME_OF_THE_SERVER  # and POSTGRES_DIRECT_PORT if that differs",
+    )
 
 
 async def _answering(server: Server, parameters: Parameters, deadline: float) -> Attempt:
@@ -263,17 +269,17 @@ async def _answering(server: Server, parameters: Parameters, deadline: float) ->
     while not (ended := await server.attempt(parameters)).server_version:
         # a stopping server interrupts only one handshake
         if ended.for_good or (ended.in_tls and before.in_tls):
-            raise Misconfigured(f"PostgreSQL at {label} refused: {ended.reason}; {ended.hint}")
+            raise Misconfigured(f"PostgreSQL at {label} refused: {ended.reason}; {ended.hint}", hint=_LOOK)
         if time.monotonic() >= deadline:
             how = "accepts no connection" if ended.sqlstate else "does not answer"
-            raise Unavailable(f"PostgreSQL at {label} {how}: {ended.reason}; {ended.hint}")
+            raise Unavailable(f"PostgreSQL at {label} {how}: {ended.reason}; {ended.hint}", hint=_LOOK)
         if time.monotonic() >= tell_at:
             tell_at = time.monotonic() + _TELL_EVERY_S
             logger.warning("waiting for PostgreSQL at {}: {}", label, ended.reason)
         before = ended
         await asyncio.sleep(_AGAIN_S)
     if why := too_old(ended.server_version):
-        raise Misconfigured(f"PostgreSQL at {label} is {why}")
+        raise Misconfigured(f"PostgreSQL at {label} is {why}", hint=_LOOK)
     return ended
 
 

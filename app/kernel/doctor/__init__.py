@@ -70,6 +70,8 @@ class Result:
     status: Status
     findings: Sequence[Finding] = ()
     reason: str = ""
+    is_late: bool = False
+    """Whether it did not end in time: a thread of it may hang."""
 
 
 async def in_thread(work: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 from app.kernel.config import LoggerSettings, schema
 from app.kernel.config.files import CannotRead, read_value
@@ -79,6 +79,15 @@ _SETTINGS = [
     "fsync", "full_page_writes", "synchronous_commit", "wal_level", "max_wal_size", "max_wal_senders",
     "superuser_reserved_connections", "max_prepared_transactions", "server_encoding", "TimeZone", "jit", "ssl",
 ]  # fmt: skip
+
+
+class Collected(NamedTuple):
+    """The parts of a bundle by file name, and the reasons of those that failed."""
+
+    contents: dict[str, bytes]
+    failed: dict[str, str]
+    is_late: bool
+    """Whether a part was not ready in time: a thread of it may hang."""
 
 
 def remember_all(d: Deployment) -> None:
@@ -168,14 +177,17 @@ def _tail(path: Path) -> Part:
     return lambda: in_thread(read)
 
 
-async def collect(found: Mapping[str, Part]) -> tuple[dict[str, bytes], dict[str, str]]:
+async def collect(found: Mapping[str, Part]) -> Collected:
     """Return the redacted content of each part, and the reasons of those that failed."""
+    late = False
 
     async def one(part: Part) -> bytes | str:
         try:
             async with asyncio.timeout(_PART_S):
                 return _redacted(await part())
         except TimeoutError:
+            nonlocal late
+            late = True
             return f"not ready within {_PART_S:g} s"
         except Exception as error:  # noqa: BLE001 - of any part
             return redacted(error_text(error))
@@ -183,7 +195,7 @@ async def collect(found: Mapping[str, Part]) -> tuple[dict[str, bytes], dict[str
     done = await asyncio.gather(*(one(part) for part in found.values()))
     contents = {name: content for name, content in zip(found, done, strict=True) if isinstance(content, bytes)}
     failed = {name: reason for name, reason in zip(found, done, strict=True) if isinstance(reason, str)}
-    return contents, failed
+    return Collected(contents, failed, late)
 
 
 def _redacted(content: object) -> bytes:

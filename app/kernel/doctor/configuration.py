@@ -26,7 +26,7 @@ _LEAST_PREFIX = {4: 8, 6: 16}
 async def settings(d: Deployment) -> AsyncIterator[Finding]:
     """Report all problems of the settings but those of secrets."""
     if d.error is not None and not d.error.problems:
-        yield fail(str(d.error), next(iter(getattr(d.error, "__notes__", ())), "unset APP_ENV"))
+        yield fail(str(d.error), d.error.hint)
     for problem in d.error.problems if d.error else ():
         if problem.key not in _secret_keys(d):
             yield fail(str(problem), _correction(d, problem))
@@ -57,7 +57,7 @@ def _secret_keys(d: Deployment) -> set[str]:
 def _correction(d: Deployment, problem: Problem) -> str:
     known = {setting.key: setting for kind in d.sections for setting in schema(kind)}
     setting = known.get(problem.key)
-    if problem.hint and "config explain" not in problem.hint:  # of a store of secrets, whose secret is not ours to make
+    if problem.hint:  # of a store of secrets, whose secret is not ours to make
         return f"{NAME} config explain {problem.key}  # {problem.hint}"
     if setting is not None and problem.source == f"{setting.variable}_FILE":
         path = shlex.quote(d.environ[problem.source])
@@ -68,9 +68,9 @@ def _correction(d: Deployment, problem: Problem) -> str:
         return f'export {setting.variable}="$(openssl rand -base64 32)"'
     is_shipped = problem.source == "settings/default.yaml"
     if problem.source in d.environ or setting is None or (problem.source.endswith(".yaml") and not is_shipped):
-        where = "" if problem.source in d.environ else f", {problem.key}"
         is_open = problem.source in d.environ and setting is not None and not setting.is_secret
-        return f"unset {problem.source}  # or correct it" if is_open else f"correct {problem.source}{where}"
+        look = f"{NAME} config explain {problem.key}" if setting is not None else f"{NAME} config show"
+        return f"unset {problem.source}  # or correct it" if is_open else f"{look}  # then correct {problem.source}"
     return f"export {setting.variable}=VALUE"
 
 
@@ -131,7 +131,7 @@ async def tls(d: Deployment) -> AsyncIterator[Finding]:
     try:
         await in_thread(partial(load, server))
     except Misconfigured as error:
-        yield fail(str(error), str(error).rpartition("run: ")[2] if "run: " in str(error) else look)
+        yield fail(str(error), error.hint)
     else:
         content = await in_thread(Path(server.tls_cert).read_bytes)
         if finding := expiry(f"the certificate in {server.tls_cert}", content, look):

@@ -41,7 +41,7 @@ async def postgresql(d: Deployment) -> AsyncIterator[Finding]:
     attempt = reached.attempt
     if attempt.is_pooled:
         error = pooler(reached.server.label)
-        yield fail(str(error), f"export POSTGRES_DIRECT_HOST=NAME_OF_THE_SERVER  # {error.__notes__[0]}")
+        yield fail(str(error), error.hint)
     elif not attempt.server_version:
         yield fail(f"PostgreSQL at {reached.server.label}: {attempt.reason}", _remedy(d, attempt, is_direct=True))
     elif why := too_old(attempt.server_version):

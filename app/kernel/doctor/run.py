@@ -22,7 +22,7 @@ async def run_checks(deployment: Deployment, checks: Sequence[Check]) -> list[Re
         task.cancel()
     await asyncio.wait(tasks, timeout=1)
     return [
-        task.result() if task.done() and not task.cancelled() else _result(check, [_late(check, _ALL_S)])
+        task.result() if task.done() and not task.cancelled() else _late(check, [], _ALL_S)
         for task, check in zip(tasks, checks, strict=True)
     ]
 
@@ -40,7 +40,7 @@ async def _run(deployment: Deployment, check: Check) -> Result:
         if not found:
             return Result(check, "skip", (), "a secret is missing, see secrets")
     except TimeoutError:
-        found.append(_late(check, check.timeout_s))
+        return _late(check, found, check.timeout_s)
     except Exception as error:  # noqa: BLE001 - of any check
         found.append(
             fail(f"the check itself failed: {redacted(error_text(error))}", f"{NAME} support-bundle  # and report it")
@@ -48,8 +48,9 @@ async def _run(deployment: Deployment, check: Check) -> Result:
     return _result(check, found)
 
 
-def _late(check: Check, seconds: float) -> Finding:
-    return fail(f"the check did not end within {seconds:g} s", f"{NAME} doctor --only {check.name}  # again")
+def _late(check: Check, found: list[Finding], seconds: float) -> Result:
+    late = fail(f"the check did not end within {seconds:g} s", f"{NAME} doctor --only {check.name}  # again")
+    return Result(check, "fail", (*found, late), is_late=True)
 
 
 def _result(check: Check, found: list[Finding]) -> Result:

@@ -32,8 +32,7 @@ async def migrations(d: Deployment) -> AsyncIterator[Finding]:
     try:
         found = await _status(d)
     except (Misconfigured, BadMigration) as error:
-        notes = getattr(error, "__notes__", [])
-        yield fail(str(error), notes[0] if notes else f"{NAME} migrate status")
+        yield fail(str(error), error.hint)
         return
     if edited := [s.id for s in found if s.state == "edited"]:
         yield fail(

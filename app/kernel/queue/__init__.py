@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
 from app.kernel.errors import Conflict
+from app.kernel.product import NAME
 from app.kernel.queue.crontab import Crontab
 from app.kernel.text import misnamed
 
@@ -186,4 +187,5 @@ class JobExists(Conflict):
     """There is a job of this unique key already."""
 
     code = "JOB_EXISTS"
+    hint = f"{NAME} jobs list"
     title = "There is a job of this unique key already"

@@ -8,6 +8,7 @@ from typing import ClassVar
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import NotFound
+from app.kernel.product import NAME
 from app.kernel.text import suggestion
 
 _ALL = """
@@ -85,6 +86,7 @@ class QueueNotFound(NotFound):
     """There is no such queue."""
 
     code = "QUEUE_NOT_FOUND"
+    hint = f"{NAME} queues list"
     title = "There is no such queue"
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.errors import NotFound
+from app.kernel.product import NAME
 from app.kernel.queue import Task
 
 Kind = Literal["request", "job", "schedule", "service", "outage"]
@@ -42,6 +43,7 @@ class ErrorNotFound(NotFound):
     """The captured error does not exist."""
 
     code = "ERROR_NOT_FOUND"
+    hint = f"{NAME} errors list"
     title = "There is no such captured error"
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.kernel.errors import Denied, NotFound, Refusal, Unavailable
+from app.kernel.product import NAME
 from app.kernel.systemd.units import Installation
 
 State = Literal["new", "changed", "unchanged"]
@@ -26,7 +28,10 @@ class Folder:
         self._path = path
         self._wanted = wanted
         if not path.is_dir():
-            raise NotFound(f"there is no folder {path}; create it, or choose another with --dir")
+            raise NotFound(
+                f"there is no folder {path}; create it, or choose another with --dir",
+                hint=f"mkdir -p {shlex.quote(str(path))}",
+            )
         self._present = {name: self._read(path / name) for name in wanted}
 
     @cached_property
@@ -86,7 +91,10 @@ class Folder:
 def check_systemd() -> None:
     """Raise Unavailable unless systemd runs this machine (sd_booted(3))."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
-        raise Unavailable("systemd does not run on this machine; without --enable, the units are only written")
+        raise Unavailable(
+            "systemd does not run on this machine; without --enable, the units are only written",
+            hint=f"{NAME} systemd install",
+        )
 
 
 def enabled(names: Sequence[str]) -> None:

@@ -133,7 +133,10 @@ def _otlp(settings: TelemetrySettings) -> SpanExporter:
                 OTLPSpanExporter as Grpc,  # pyright: ignore[reportUnknownVariableType]
             )
         except ImportError:
-            raise Misconfigured("telemetry.otlp_protocol: grpc needs opentelemetry-exporter-otlp-proto-grpc") from None
+            raise Misconfigured(
+                "telemetry.otlp_protocol: grpc needs opentelemetry-exporter-otlp-proto-grpc",
+                hint=f"{NAME} config explain telemetry.otlp_protocol",
+            ) from None
         return Grpc(endpoint=endpoint, headers=headers, timeout=_SEND_S)  # pyright: ignore[reportUnknownVariableType]
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 

@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanContext
 from pydantic_core import to_json
 
 from app.kernel.config import LoggerSettings, Misconfigured
+from app.kernel.product import NAME
 from app.kernel.telemetry.console import WIDTH, few, fitted
 from app.kernel.telemetry.output import Output
 from app.kernel.telemetry.redact import redacted, redacted_fields
@@ -56,7 +57,10 @@ def configure(settings: LoggerSettings, process: str, worker: int | None = None)
     try:
         output = Output(settings.output if to_file else None)
     except OSError as error:
-        raise Misconfigured(f"logger.output: cannot write {settings.output}: {error.strerror}") from None
+        raise Misconfigured(
+            f"logger.output: cannot write {settings.output}: {error.strerror}",
+            hint=f"{NAME} config explain logger.output",
+        ) from None
     for number in REOPEN:
         signal.signal(number, lambda _number, _frame: output.reopen())
     level = _LOGURU_LEVELS[settings.level]

@@ -147,8 +147,8 @@ class Member:
         try:
             sock = listen(self, json.loads(request))
         except (Unavailable, WrongSocket) as error:
-            notes = getattr(error, "__notes__", [])
-            answer = {"reason": str(error), "notes": notes, "is_wrong": isinstance(error, WrongSocket)}
+            hint = error.hint if isinstance(error, Unavailable) else ""
+            answer = {"reason": str(error), "hint": hint, "is_wrong": isinstance(error, WrongSocket)}
             self._sockets.sendall(json.dumps(answer).encode())
         else:
             answer = {"is_inherited": isinstance(sock, InheritedSocket)}

@@ -140,10 +140,9 @@ class _SupervisedSockets(Sockets):
             raise Unavailable("the supervisor has ended")
         answer = json.loads(text)
         if not fds:
-            refusal = (WrongSocket if answer["is_wrong"] else Unavailable)(answer["reason"])
-            for note in answer["notes"]:
-                refusal.add_note(note)
-            raise refusal
+            if answer["is_wrong"]:
+                raise WrongSocket(answer["reason"])
+            raise Unavailable(answer["reason"], hint=answer["hint"])
         os.set_inheritable(fds[0], False)
         kind = InheritedSocket if answer["is_inherited"] else socket.socket
         return kind(fileno=fds[0])

@@ -190,7 +190,8 @@ def _read(file: Path | None) -> str:
             password = opened.read(_LONGEST + 1).decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         kind = Refusal if file is None else Invalid
-        raise kind(f"cannot read the password from {source}: {error.strerror}") from None
+        look = "" if file is None else f"ls -l {shlex.quote(str(file))}"
+        raise kind(f"cannot read the password from {source}: {error.strerror}", hint=look) from None
     except UnicodeDecodeError:
         raise Invalid(f"the password from {source} is not UTF-8 text") from None
     if not password or "\n" in password:

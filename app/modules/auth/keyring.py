@@ -13,6 +13,7 @@ from app.kernel.concurrency import Shared
 from app.kernel.config import Misconfigured
 from app.kernel.db import Database, Transaction
 from app.kernel.identifiers import uuid7
+from app.kernel.product import NAME
 from app.modules.auth.master_secret import NEW, CannotDecrypt, Sealer, derive
 from app.modules.auth.postgres.signing_keys import SigningKeys
 
@@ -168,7 +169,10 @@ class Keyring:
         opened = {kid: self._open(kid, sealed) for kid, sealed, *_ in rows}
         usable = {kid: each for kid, each in opened.items() if each is not None}
         if not usable or (len(usable) < len(opened) and not self._keys):
-            raise Misconfigured(f"{self._names} the signing keys in the database; set their original secret")
+            raise Misconfigured(
+                f"{self._names} the signing keys in the database; set their original secret",
+                hint=f"{NAME} doctor --only signing-keys",
+            )
         self._opened, self._keys = usable, {kid: each.key for kid, each in usable.items()}
         self._current = next(iter(usable.values())).position
         self._listed = [ListedKey(kid, ALGORITHM, at, number == 0) for number, (kid, _, at, _) in enumerate(rows)]

@@ -106,7 +106,9 @@ class KeyAdministration:
             after = done.last
         if unreadable:
             some = ", ".join(map(str, unreadable[:5]))
-            refusal = Refusal(f"no master secret decrypts {len(unreadable)} second factors, of the actors {some}")
-            refusal.add_note(f"set AUTH_MASTER_SECRET_PREVIOUS to their secret, or: {NAME} auth reset-second-factor")
-            raise refusal
+            raise Refusal(
+                f"no master secret decrypts {len(unreadable)} second factors, of the actors {some}; set"
+                " AUTH_MASTER_SECRET_PREVIOUS to their secret, or reset them",
+                hint=f"{NAME} auth reset-second-factor --username NAME",
+            )
         return Rewrapped(keys, factors)

@@ -1,6 +1,7 @@
 """Sign-in over HTTP, for commands. Imports no client library: one request needs none."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, cast
@@ -59,17 +60,19 @@ def sign_in(asked: Sequence[str], credentials: Mapping[str, str], *, verified: b
             return answer
         if status != 404:
             raise _refusal(url, status, answer, credentials["username"])
-    error = Unavailable(f"nothing serves the auth API at {' or '.join(asked)}")
-    error.add_note(f"start it with {NAME} run-all-in-one, or give its address with --url")
-    raise error
+    places = " or ".join(asked)
+    raise Unavailable(
+        f"nothing serves the auth API at {places}; start it, or give --url", hint=f"{NAME} run-all-in-one"
+    )
 
 
 def _check_owner(url: str) -> None:
     """Raise Unavailable if another user listens there: the password is for our own process, and for root."""
     if users := strangers(urlsplit(url).port or 0):
-        error = Unavailable(f"{url} belongs to the user {min(users)}, who would get the password")
-        error.add_note(f"add --url {url} if you trust that user")
-        raise error
+        raise Unavailable(
+            f"{url} belongs to the user {min(users)}, who would get the password; give it as --url if you trust them",
+            hint=f"{NAME} auth login --url {url}",
+        )
 
 
 def _check_token(url: str, answer: Mapping[str, Any]) -> None:
@@ -84,10 +87,11 @@ def _refusal(url: str, status: int, answer: Mapping[str, Any], username: str) ->
     if code == OtpRequired.code:
         return OtpRequired("a one-time password is needed; run this on a terminal")
     if code == InvalidCredentials.code:
-        error = InvalidCredentials("the username or the password is wrong, or the username is locked or disabled")
-        error.add_note(f"{NAME} auth unlock --username {username}")
-        error.add_note(f"{NAME} auth reset-password --username {username}")
-        return error
+        name = shlex.quote(username)
+        return InvalidCredentials(
+            "the username or the password is wrong, or the username is locked or disabled",
+            hint=f"{NAME} auth unlock --username {name}\n{NAME} auth reset-password --username {name}",
+        )
     kinds: dict[int, type[Exception]] = {401: Unauthenticated, 429: RateLimited, 400: Invalid, 422: Invalid}
     return kinds.get(status, Unavailable)(f"{url} refused: {detail}")
 

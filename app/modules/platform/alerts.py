@@ -8,6 +8,7 @@ from app.kernel.actions.columns import Column, Columns
 from app.kernel.config import Misconfigured, Settings
 from app.kernel.errors import NotFound, Unavailable
 from app.kernel.paging import Page
+from app.kernel.product import NAME
 from app.kernel.queue import NeverRetry
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY
@@ -73,7 +74,10 @@ class Alerts:
         """Send a test message to every recipient of error notifications (sentinel.notify_urls). Not safe to repeat."""
         names = self.recipients.names()
         if not names:
-            raise Misconfigured("there are no recipients of error notifications; set sentinel.notify_urls")
+            raise Misconfigured(
+                "there are no recipients of error notifications; set sentinel.notify_urls",
+                hint=f"{NAME} config explain sentinel.notify_urls",
+            )
         return Page([await self._try(name) for name in names])
 
     async def _enqueue(self, tx: Transaction, title: str, body: str) -> None:

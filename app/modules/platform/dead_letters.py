@@ -31,7 +31,9 @@ class DeadLettersWanted:
 class DeadLetterRef:
     """A dead letter."""
 
-    id: Annotated[UUID, Doc("Id of the dead letter."), IdOf("dead letter", ("kernel.dead_letters",))]
+    id: Annotated[
+        UUID, Doc("Id of the dead letter."), IdOf("dead letter", ("kernel.dead_letters",), "dead-letters list")
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from app.kernel.sentinel import ErrorNotFound, Kind, State, StoredError
 from app.kernel.sentinel.postgres import Errors
 
 _YEAR_S = 365 * 86400.0
-ErrorId = Annotated[UUID, Doc("Id of the group of errors."), IdOf("group of errors", ("kernel.errors",))]
+ErrorId = Annotated[UUID, Doc("Id of the group of errors."), IdOf("group of errors", ("kernel.errors",), "errors list")]
 
 
 @dataclass(frozen=True, slots=True)

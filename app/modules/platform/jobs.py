@@ -15,7 +15,9 @@ from app.kernel.queue.jobs import JobAdmin, JobDetails, JobFilters, JobState, Li
 from app.kernel.queue.queues import QueueAdmin
 from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
 
-OfQueue = Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by queue."), NameOf("queue", QueueAdmin)]
+OfQueue = Annotated[
+    Annotated[str, Len(1, 128)] | None, Doc("Filter by queue."), NameOf("queue", QueueAdmin, "queues list")
+]
 OfTask = Annotated[
     Annotated[str, Len(1, 128)] | None,
     Doc("Filter by task or subscriber."),
@@ -44,7 +46,7 @@ class JobsWanted:
 class JobRef:
     """A job."""
 
-    id: Annotated[UUID, Doc("Id of the job."), IdOf("job", _TABLES)]
+    id: Annotated[UUID, Doc("Id of the job."), IdOf("job", _TABLES, "jobs list")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class OrdersWanted:
 class OrderRef:
     """An order."""
 
-    id: Annotated[UUID, Doc("Id of the order."), IdOf("order", ("orders.orders",))]
+    id: Annotated[UUID, Doc("Id of the order."), IdOf("order", ("orders.orders",), "orders list")]
 
 
 OPEN = "orders.open"

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.kernel.db.migrations.files import NAME, BadMigration, create, read
+from app.kernel.db.migrations.files import FILE_NAME, BadMigration, create, read
 from app.kernel.db.migrations.migrator import Migrator, in_thread
 from app.kernel.db.migrations.steps import MigrationFailed
 from app.kernel.db.server import Server
@@ -125,7 +125,7 @@ def test_the_migrations_of_this_repository_keep_to_the_rules() -> None:
     files = {path.name for path in folder.iterdir()}
     ups = sorted(name for name in files if not name.endswith(".rollback.sql"))
     assert ups
-    matches = [NAME.fullmatch(name.removesuffix(".sql")) for name in ups]
+    matches = [FILE_NAME.fullmatch(name.removesuffix(".sql")) for name in ups]
     assert [name for name, match in zip(ups, matches, strict=True) if match is None] == []
     assert {match["module"] for match in matches if match} <= {"kernel", *MODULES}
     assert files == {*ups, *(name.replace(".sql", ".rollback.sql") for name in ups)}

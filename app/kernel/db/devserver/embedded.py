@@ -25,6 +25,7 @@ _POLL_S = 0.02
 _WATCH_S = 0.5
 _GIVEN_UP_S = 5.0
 _FULL_BYTES = 64_000_000
+_LOOK = f"{NAME} doctor --only embedded --only disk"
 
 
 class EmbeddedUnavailable(Exception):
@@ -82,7 +83,7 @@ async def embedded_server(folder: Path, *, timeout_s: float = 60) -> AsyncGenera
         except TimeoutError as error:
             raise shared.unavailable(f"it was not ready within {timeout_s:g} s") from error
         except OSError as error:
-            raise Unavailable(f"the embedded PostgreSQL cannot use {folder}: {error}") from error
+            raise Unavailable(f"the embedded PostgreSQL cannot use {folder}: {error}", hint=_LOOK) from error
         watcher = asyncio.ensure_future(shared.watch())
         try:
             yield server
@@ -137,7 +138,9 @@ class _Shared:
         owner = self.folder.stat().st_uid
         if owner != os.geteuid():
             name = "root" if owner == 0 else f"the user {owner}"
-            raise Unavailable(f"{self.folder} belongs to {name}; run as {name} or remove it")
+            raise Unavailable(
+                f"{self.folder} belongs to {name}; run as {name} or remove it", hint=f"{NAME} doctor --only embedded"
+            )
         if self.log.exists():
             self.log_from = self.log.stat().st_size
 
@@ -242,7 +245,8 @@ class _Shared:
             *last,
             f"see {self.log} and server.log beside it",
         ]
-        return Unavailable("the embedded PostgreSQL did not start: " + "; ".join(part for part in parts if part))
+        reasons = "; ".join(part for part in parts if part)
+        return Unavailable(f"the embedded PostgreSQL did not start: {reasons}", hint=_LOOK)
 
 
 async def _database_ready(socket_dir: str) -> int:

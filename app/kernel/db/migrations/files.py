@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.kernel.errors import Invalid
+from app.kernel.product import NAME
 
-NAME = re.compile(r"(?P<timestamp>\d{14})_(?P<module>[a-z][a-z0-9]*)_(?P<description>[a-z0-9]+(?:_[a-z0-9]+)*)")
+FILE_NAME = re.compile(r"(?P<timestamp>\d{14})_(?P<module>[a-z][a-z0-9]*)_(?P<description>[a-z0-9]+(?:_[a-z0-9]+)*)")
 _LONGEST_NAME = 100
 _ADVICE = "-- `just check` lints its locks; docs/upgrading.md says how to change the schema without stopping\n"
 
@@ -19,6 +20,7 @@ class BadMigration(Invalid):
 
     code = "BAD_MIGRATION"
     title = "A migration file cannot be used"
+    hint = f"{NAME} migrate status"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def read(folder: Path) -> list[Migration]:
     for path in sorted(folder.glob("*.sql")):
         if path.name.endswith(".rollback.sql"):
             continue
-        match = NAME.fullmatch(path.stem)
+        match = FILE_NAME.fullmatch(path.stem)
         if match is None:
             raise BadMigration(f"{path.name}: the name must be {{yyyymmddHHMMSS}}_{{module}}_{{description}}.sql")
         text = path.read_bytes().replace(b"\r\n", b"\n")

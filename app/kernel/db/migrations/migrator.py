@@ -18,9 +18,9 @@ from loguru import logger
 from app.kernel.config import PostgresSettings
 from app.kernel.db.connection import hang_up
 from app.kernel.db.migrations.files import Migration, read
-from app.kernel.db.migrations.plan import Status, behind, compare, newer_release, to_apply, to_roll_back
+from app.kernel.db.migrations.plan import UP, Status, behind, compare, newer_release, to_apply, to_roll_back
 from app.kernel.db.migrations.steps import CHECKSUMS, TABLE, MigrationFailed, connect, load, prepare, run
-from app.kernel.db.refusals import READ_ONLY, refusal_of
+from app.kernel.db.refusals import READ_ONLY, DatabaseUnavailable, read_only, refusal_of
 from app.kernel.db.server import Server, server
 from app.kernel.errors import Conflict, Unavailable
 from app.kernel.process import Process
@@ -131,7 +131,8 @@ class Migrator:
         while not connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchall()[0][0]:
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"another process has been migrating for {_WAIT_S / 60:.0f} minutes; see who holds it"
+                    f"another process has been migrating for {_WAIT_S / 60:.0f} minutes",
+                    hint=f"{NAME} doctor --only migrations",
                 )
             if time.monotonic() - told > 2:
                 told = time.monotonic()
@@ -187,13 +188,14 @@ async def in_thread(migrator: Migrator, work: Callable[[], Any]) -> Any:
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
         if error.sqlstate == READ_ONLY:
-            raise Unavailable("migrations are pending, and the database is read-only; let it accept changes") from error
+            raise Unavailable("migrations are pending, and the database is read-only", hint=read_only().hint) from error
         if isinstance(refusal_of(error), Unavailable):
-            raise Unavailable(f"the connection was lost while migrating: {reason}") from error
+            raise DatabaseUnavailable(f"the connection was lost while migrating: {reason}") from error
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             raise MigrationFailed(
                 f"the database does not let this role migrate: {reason}; make it the owner of the database,"
-                " or let it: GRANT CREATE ON SCHEMA public"
+                " or let it: GRANT CREATE ON SCHEMA public",
+                hint=f"{NAME} doctor --only privileges",
             ) from error
         raise
 
@@ -212,15 +214,14 @@ async def migrated(p: Process) -> AsyncGenerator[None]:
     if p.migrates:
         await _migrate(migrator, p.settings[PostgresSettings], is_brief=p.launch.on_terminal)
     elif pending := await in_thread(migrator, migrator.pending):
-        logger.warning(behind(pending))
+        logger.warning("{}; run: {}", behind(pending), UP)
     if migrator.warning:
         logger.warning(migrator.warning)
     try:
         yield
     except psycopg.Error as error:
         if pending and error.sqlstate in _MISSING:
-            up = f"{NAME} migrate up"
-            raise Unavailable(f"the schema of the database is older than this command; run: {up}") from error
+            raise Unavailable("the schema of the database is older than this command", hint=UP) from error
         raise
 
 
@@ -234,7 +235,7 @@ async def _migrate(migrator: Migrator, settings: PostgresSettings, *, is_brief: 
                 if applied and is_brief:
                     logger.info("schema: {} migration{} applied", len(applied), "s" if len(applied) > 1 else "")
             elif pending := await in_thread(migrator, migrator.pending):
-                raise Conflict(behind(pending))
+                raise Conflict(behind(pending), hint=UP)
         except Unavailable as error:
             if time.monotonic() >= deadline:
                 raise

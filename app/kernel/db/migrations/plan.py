@@ -13,6 +13,9 @@ from app.kernel.product import NAME
 State = Literal["applied", "pending", "edited", "unknown"]
 
 
+UP = f"{NAME} migrate up"
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """State of a migration. `unknown`: applied by a newer release, without a file here."""
@@ -34,9 +37,9 @@ def compare(files: Sequence[Migration], applied: Mapping[str, datetime], checksu
     names = sorted(by_id.keys() | applied.keys())
     if files and names[0] not in by_id:
         empty = "name an empty database in POSTGRES_DB, or delete .local/postgres if the server is embedded"
-        error = Misconfigured(f"this database was made before the migrations were squashed, by {names[0]}")
-        error.add_note(f"{empty}; then run: {NAME} migrate up")
-        raise error
+        raise Misconfigured(
+            f"this database was made before the migrations were squashed, by {names[0]}; {empty}", hint=UP
+        )
     found: list[Status] = []
     for name in names:
         file = by_id.get(name)
@@ -69,7 +72,10 @@ def to_roll_back(found: Sequence[Status], module: str) -> list[Migration]:
     """
     modules = sorted({s.module for s in found})
     if module and module not in modules:
-        raise NotFound(f"there are no migrations of {module!r}; modules with migrations: {', '.join(modules)}")
+        raise NotFound(
+            f"there are no migrations of {module!r}; modules with migrations: {', '.join(modules)}",
+            hint=f"{NAME} migrate status",
+        )
     applied = [s for s in reversed(found) if s.applied_at is not None]
     if module == "kernel" and (others := sorted({s.module for s in applied} - {"kernel"})):
         raise Conflict(f"every module uses the tables of the kernel; roll back {', '.join(others)} first")
@@ -92,6 +98,6 @@ def newer_release(found: Sequence[Status]) -> str:
 
 
 def behind(pending: Sequence[Migration]) -> str:
-    """Return a message about pending migrations, with a remedy."""
+    """Return a message about pending migrations."""
     count = f"{len(pending)} migration{'s are' if len(pending) > 1 else ' is'} pending"
-    return f"{count}, the first is {pending[0].id}; run: {NAME} migrate up"
+    return f"{count}, the first is {pending[0].id}"

@@ -16,9 +16,10 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.db.migrations.files import BadMigration, Migration
-from app.kernel.db.refusals import refusal_of
+from app.kernel.db.refusals import DatabaseUnavailable, refusal_of
 from app.kernel.db.server import Server
 from app.kernel.errors import Conflict, Refusal, Unavailable
+from app.kernel.product import NAME
 
 TABLE, CHECKSUMS = "_migrations", "_migration_checksums"
 _DEPENDED_ON = "2BP01"
@@ -35,6 +36,7 @@ class MigrationFailed(Refusal):
 
     code = "MIGRATION_FAILED"
     title = "A migration failed; nothing of it was recorded"
+    hint = f"{NAME} migrate plan"
 
 
 def connect(server: Server) -> Any:
@@ -115,7 +117,7 @@ def run(backend: Any, migration: Migration, direction: Direction) -> None:
     except psycopg.Error as error:
         name, reason = migration.path.name, " ".join(str(error).split())
         if isinstance(refusal_of(error), Unavailable):
-            raise Unavailable(f"{name}: {direction} was interrupted: {reason}; try again") from error
+            raise DatabaseUnavailable(f"{name}: {direction} was interrupted: {reason}; try again") from error
         if direction == "rollback" and error.sqlstate == _DEPENDED_ON:
             users = " ".join((error.diag.message_detail or reason).split())
             raise Conflict(f"{migration.module} is still used; roll back first what depends on it: {users}") from error

@@ -12,6 +12,7 @@ from annotated_types import Len
 from app.kernel.errors import Conflict, Invalid, NotFound
 from app.kernel.fields import Doc, Rule
 from app.kernel.identifiers import uuid7
+from app.kernel.product import NAME
 
 ActorType = Literal["user", "admin", "service_acc"]
 
@@ -56,11 +57,13 @@ class ActorAlreadyDisabled(Conflict):
 class LastSuperuser(Conflict):
     code = "LAST_SUPERUSER"
     title = "The last active superuser must stay"
+    hint = f"{NAME} auth create-superuser"
 
 
 class ActorNotFound(NotFound):
     code = "ACTOR_NOT_FOUND"
     title = "There is no such actor"
+    hint = f"{NAME} db shell -c 'SELECT username, type, is_active FROM auth.actors'"  # noqa: S608 - a command to read
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,25 @@
 from datetime import datetime
 
 from app.kernel.errors import Conflict, Invalid, NotFound
+from app.kernel.product import NAME
 
 
 class JobNotFound(NotFound):
     code = "JOB_NOT_FOUND"
     title = "There is no such job"
+    hint = f"{NAME} jobs list"
 
 
 class JobEnded(Conflict):
     code = "JOB_ENDED"
     title = "The job has ended"
+    hint = f"{NAME} jobs list --state done"
 
 
 class JobRunning(Conflict):
     code = "JOB_RUNNING"
     title = "The job is running"
+    hint = f"{NAME} jobs list --state leased"
 
 
 class JobWaiting(Conflict):
@@ -28,16 +32,19 @@ class JobWaiting(Conflict):
 class DeadLetterNotFound(NotFound):
     code = "DEAD_LETTER_NOT_FOUND"
     title = "There is no such dead letter"
+    hint = f"{NAME} dead-letters list"
 
 
 class ScheduleNotFound(NotFound):
     code = "SCHEDULE_NOT_FOUND"
     title = "There is no such schedule"
+    hint = f"{NAME} schedules list"
 
 
 class ScheduleBusy(Conflict):
     code = "SCHEDULE_BUSY"
     title = "The last job of the schedule has not ended, and its jobs must not overlap"
+    hint = f"{NAME} jobs list --state leased"
 
 
 class SubscriberNotFound(NotFound):
