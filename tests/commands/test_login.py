@@ -92,8 +92,8 @@ def test_a_token_of_the_running_process_is_printed(copy: Project) -> None:
     gone = copy.app(*LOGIN, "--password-stdin", "--url", url, stdin=PASSWORD)
     assert (gone.returncode, gone.stdout) == (69, "")
     assert gone.stderr.splitlines() == [
-        f"app: nothing serves the auth API at {url}",
-        "hint: start it with app run-all-in-one, or give its address with --url",
+        f"app: nothing serves the auth API at {url}; start it, or give --url",
+        "hint: app run-all-in-one",
     ]
 
 

@@ -255,7 +255,7 @@ def test_a_command_that_needs_what_is_pending_says_so(
     done = project.app(*command)
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr.splitlines()[-2:] == [
-        "app: the schema of the database is older than this command; run: app migrate up",
+        "app: the schema of the database is older than this command",
         "hint: app migrate up",
     ]
     assert database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]

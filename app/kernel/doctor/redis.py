@@ -29,7 +29,7 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
     try:
         redis = connected(where, settings.ssl_root_cert, _ASK_S)
     except Misconfigured as error:
-        yield warn(str(error), (getattr(error, "__notes__", None) or ["correct REDIS_SSL_ROOT_CERT"])[0])
+        yield warn(str(error), error.hint)
         return
     try:
         if why := await redis.probe():

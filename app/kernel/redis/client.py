@@ -11,6 +11,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from app.kernel.config import Misconfigured
+from app.kernel.product import NAME
 from app.kernel.redis.address import Address
 from app.kernel.redis.connections import MOST_CONNECTIONS, Client
 
@@ -69,5 +70,6 @@ def _trusted(root_cert: str) -> dict[str, str]:
     try:
         ssl.create_default_context(cafile=root_cert)
     except OSError as error:
-        raise Misconfigured(f"redis.ssl_root_cert: {root_cert}: {error.strerror or 'no certificate (PEM)'}") from error
+        reason = f"redis.ssl_root_cert: {root_cert}: {error.strerror or 'no certificate (PEM)'}"
+        raise Misconfigured(reason, hint=f"{NAME} config explain redis.ssl_root_cert") from error
     return {"ssl_ca_certs": root_cert}

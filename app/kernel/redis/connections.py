@@ -174,8 +174,6 @@ def connected(where: Address, root_cert: str, timeout_s: float) -> Redis:
     try:
         from app.kernel.redis import client
     except ModuleNotFoundError as error:
-        missing = Misconfigured("redis.url needs the package redis")
-        missing.add_note(f"pip install '{NAME}[redis]'")
-        raise missing from error
+        raise Misconfigured("redis.url needs the package redis", hint=f"pip install '{NAME}[redis]'") from error
     made, reset = client.client(where, root_cert, timeout_s)
     return Redis(made, str(where), timeout_s, reset)

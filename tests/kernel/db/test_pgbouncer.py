@@ -21,7 +21,7 @@ from tests.support.debian import DebianServer, debian_server
 from tests.support.pgbouncer import PgBouncer, pgbouncer
 from tests.support.project import ROOT, Project, eventually
 
-REFUSED = ("a connection pooler such as PgBouncer answers at", "\nhint: set POSTGRES_DIRECT_HOST, and ")
+REFUSED = ("a connection pooler such as PgBouncer answers at", "\nhint: export POSTGRES_DIRECT_HOST=")
 
 
 @pytest.fixture(scope="module")

@@ -80,5 +80,5 @@ def test_two_processes_of_a_machine_cannot_have_one_operations_port(project: Pro
     assert done.returncode == 69
     assert done.stderr.splitlines() == [
         f"app: port {port} on 127.0.0.1 is in use; choose another with operations.port",
-        "hint: each process of this machine needs its own: OPERATIONS_PORT=8082",
+        f"hint: export OPERATIONS_PORT={int(port) + 1}",
     ]

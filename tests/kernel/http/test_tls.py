@@ -221,7 +221,7 @@ def test_sighup_gives_the_new_certificate_to_new_connections_and_a_bad_one_chang
         ("no key", "http_server.tls_key: missing, but http_server.tls_cert is set"),
         ("absent", "http_server.tls_cert: cannot read {cert}: No such file or directory"),
         ("folder", "http_server.tls_key: cannot read {key}: Is a directory"),
-        ("public", "http_server.tls_key: every user of this machine has access to {key}; run: chmod o= {key}"),
+        ("public", "http_server.tls_key: every user of this machine has access to {key}"),
         ("empty", "http_server.tls_cert: {cert} has no certificate in PEM format"),
         ("swapped", "http_server.tls_cert: {cert} has no certificate in PEM format"),
         ("no key inside", "http_server.tls_key: {key} has no private key in PEM format that can be used"),

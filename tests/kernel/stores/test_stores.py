@@ -30,7 +30,7 @@ def refusal(environ: dict[str, str], kind: type[Misconfigured] = Misconfigured) 
         settings(environ)
     assert type(caught.value) is kind
     [line] = str(caught.value).splitlines()
-    [hint] = caught.value.__notes__
+    hint = caught.value.hint
     assert MASTER not in line + hint
     assert PASSWORD not in line + hint
     return line, hint

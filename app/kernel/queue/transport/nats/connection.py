@@ -57,7 +57,9 @@ class Nats:
         try:
             from nats.aio.client import Client
         except ImportError:
-            raise Misconfigured("nats.url: NATS needs the package nats-py, the extra `nats`") from None
+            raise Misconfigured(
+                "nats.url: NATS needs the package nats-py", hint=f"pip install '{NAME}[nats]'"
+            ) from None
         self._new: Callable[[], Any] = Client  # which is partly annotated
         self._client: Any = None
         self._said = ""
