@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app import ROOT
 from app.kernel.cli import Json, group, print_json, starting
-from app.kernel.config import HttpServerSettings, environment_name, schema
+from app.kernel.config import HttpServerSettings, load_valid, schema
+from app.kernel.config.settings import NOWHERE
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.kernel.text import suggestion
@@ -57,31 +59,33 @@ def explain(
     key: Annotated[str, typer.Argument(help="Setting, such as postgres.host.", autocompletion=starting(_keys))],
     as_json: Json = False,
 ) -> None:
-    """Explain a setting: its meaning, value, source and environment variable.
+    """Explain a setting: its meaning, value, source and environment variable, also when it is invalid.
 
     \b
     Examples:
       app config explain postgres.host
     """
-    values = {v.key: v for v in load_settings().values()}
-    value = values.get(key)
-    if value is None:
-        raise NotFound(f"there is no setting {key}{suggestion(key, values)}", hint=f"{NAME} config show")
-    variable = environment_name(key)
+    known = {setting.key: setting for kind in sections() for setting in schema(kind)}
+    if key not in known:
+        raise NotFound(f"there is no setting {key}{suggestion(key, known)}", hint=f"{NAME} config show")
+    settings, error = load_valid(ROOT, sections())
+    _warn(problem for problem in (error.problems if error else ()) if problem.key == key)
+    value = next((value for value in settings.values() if value.key == key), None)  # None: its section is invalid
+    setting = known[key]
     facts: dict[str, object] = {
         "key": key,
-        "meaning": value.description,
-        "value": value.value,
-        "source": value.source,
-        "environment": variable,
-        "environment_file": f"{variable}_FILE",
+        "meaning": setting.description,
+        "value": value.value if value else None,
+        "source": settings.sources.get(key, NOWHERE),
+        "environment": setting.variable,
+        "environment_file": f"{setting.variable}_FILE",
     }
     if as_json:
         print_json(facts)
     else:
         from app.kernel.cli.tables import print_table
 
-        print_table(("", ""), (facts | {"value": value.text}).items())
+        print_table(("", ""), (facts | {"value": value.text if value else "(invalid)"}).items())
 
 
 @_app.command()

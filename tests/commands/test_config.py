@@ -73,6 +73,17 @@ def test_explain_as_json_has_a_stable_schema(cli: Project) -> None:
     }
 
 
+def test_explain_says_where_an_invalid_setting_comes_from_and_shows_no_secret(cli: Project) -> None:
+    done = cli.app("config", "explain", "auth.master_secret", "--json", env={"AUTH_MASTER_SECRET": "hunter2"})
+    found = printed_json(done)
+    assert (found["value"], found["source"]) == (None, "AUTH_MASTER_SECRET")
+    assert done.stderr.startswith("warning: auth.master_secret (AUTH_MASTER_SECRET): expected at least 32 characters")
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "(invalid)" in cli.app("config", "explain", "postgres.port", env={"POSTGRES_PORT": "many"}).stdout
+    valid = cli.app("config", "explain", "postgres.host", env={"POSTGRES_PORT": "many", "AUTH_MASTER_SECRET": "short"})
+    assert (valid.returncode, valid.stderr) == (0, "")
+
+
 def test_an_unknown_setting_is_refused_with_a_suggestion(cli: Project) -> None:
     line = refused(cli.app("config", "explain", "postgres.hots"), 67)
     assert line == "app: there is no setting postgres.hots; did you mean postgres.host?"

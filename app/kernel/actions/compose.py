@@ -107,9 +107,9 @@ async def operations(p: Process, features: Iterable[type[Any]]) -> list[ActionOp
     kinds = list(features)
     await demand(p, [*kinds, Database])
     for kind in kinds:
-        feature = await make(p, kind)
         db, audit = await make(p, Database), await make(p, Audit)
         replicas = await make(p, Replicas) if Replicas in p.providers else None
+        feature = await make(p, kind)
         for name, declaration, signature in declared(kind):
             if isinstance(declaration, Action):
                 found.append(ActionOperation(declaration, getattr(feature, name), signature, db, audit, replicas))

@@ -69,8 +69,11 @@ def _correction(d: Deployment, problem: Problem) -> str:
     is_shipped = problem.source == "settings/default.yaml"
     if problem.source in d.environ or setting is None or (problem.source.endswith(".yaml") and not is_shipped):
         is_open = problem.source in d.environ and setting is not None and not setting.is_secret
-        look = f"{NAME} config explain {problem.key}" if setting is not None else f"{NAME} config show"
-        return f"unset {problem.source}  # or correct it" if is_open else f"{look}  # then correct {problem.source}"
+        if is_open:
+            return f"unset {problem.source}  # or correct it"
+        if setting is not None:
+            return f"{NAME} config explain {problem.key}  # then correct {problem.source}"
+        return f"grep -n {problem.key.rpartition('.')[2]} {shlex.quote(problem.source)}  # then correct it"
     return f"export {setting.variable}=VALUE"
 
 

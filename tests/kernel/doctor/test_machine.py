@@ -142,7 +142,7 @@ async def test_an_unknown_key_and_a_malformed_file_are_found(planted: Planted, t
     found = await planted.examine()
     assert found == {"settings": ("fail", found["settings"][1])}
     assert "did you mean postgres.host?" in found["settings"][1]
-    assert planted.findings[0].fix == "correct settings/test.yaml, postgres.hots"
+    assert planted.findings[0].fix == "grep -n hots settings/test.yaml  # then correct it"
     (settings / "test.yaml").write_text("postgres: [\n")
     assert "not YAML at line" in (await planted.examine())["settings"][1]
 
