@@ -11,6 +11,7 @@ from loguru import logger
 
 from app.kernel.addresses import networks
 from app.kernel.config import HttpServerSettings, LoggerSettings, Misconfigured, Problem, schema
+from app.kernel.config.settings import Setting
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
 from app.kernel.doctor.certificates import expiry
 from app.kernel.doctor.deployment import Deployment
@@ -68,13 +69,16 @@ def _correction(d: Deployment, problem: Problem) -> str:
         return f'export {setting.variable}="$(openssl rand -base64 32)"'
     is_shipped = problem.source == "settings/default.yaml"
     if problem.source in d.environ or setting is None or (problem.source.endswith(".yaml") and not is_shipped):
-        is_open = problem.source in d.environ and setting is not None and not setting.is_secret
-        if is_open:
-            return f"unset {problem.source}  # or correct it"
-        if setting is not None:
-            return f"{NAME} config explain {problem.key}  # then correct {problem.source}"
-        return f"grep -n {problem.key.rpartition('.')[2]} {shlex.quote(problem.source)}  # then correct it"
+        return _at_its_source(d, problem, setting)
     return f"export {setting.variable}=VALUE"
+
+
+def _at_its_source(d: Deployment, problem: Problem, setting: Setting | None) -> str:
+    if setting is None:
+        return f"grep -n {problem.key.rpartition('.')[2]} {shlex.quote(problem.source)}  # then correct it"
+    if problem.source in d.environ and not setting.is_secret:
+        return f"unset {problem.source}  # or correct it"
+    return f"{NAME} config explain {problem.key}  # then correct {problem.source}"
 
 
 def _secret_files(d: Deployment) -> Iterator[Path]:
