@@ -9,7 +9,7 @@ from uuid import UUID
 from opentelemetry import trace
 
 from app.kernel.callers import Caller
-from app.kernel.db import Database, Queries
+from app.kernel.db import Database, Queries, where
 from app.kernel.errors import Denied
 from app.kernel.identifiers import uuid7
 from app.kernel.text import storable, storable_tree
@@ -58,12 +58,6 @@ _PAGE = """
     SELECT id, at, action, outcome, actor_id, session_id, target, details, address, user_agent, request_id, trace_id,
            count, coalesce(last_at, at)
     FROM kernel.audit
-    WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
-      AND (%(actor_id)s::uuid IS NULL OR actor_id = %(actor_id)s)
-      AND (%(target)s::text IS NULL OR target = %(target)s)
-      AND (%(action)s::text IS NULL OR action = %(action)s)
-    ORDER BY id DESC
-    LIMIT %(limit)s
 """
 
 
@@ -118,7 +112,14 @@ class Audit:
     async def page(self, db: Queries, filters: EntryFilters, limit: int, after: UUID | None) -> list[Entry]:
         """Return matching entries, newest first, after an id."""
         given = {"actor_id": filters.actor_id, "target": filters.target, "action": filters.action}
-        return [Entry(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
+        asked = where(
+            "id < %(after)s" if after else "",
+            "actor_id = %(actor_id)s" if filters.actor_id else "",
+            "target = %(target)s" if filters.target else "",
+            "action = %(action)s" if filters.action else "",
+        )
+        sql = _PAGE + asked + "ORDER BY id DESC LIMIT %(limit)s"
+        return [Entry(*row) for row in await db.all(sql, {**given, "limit": limit, "after": after})]
 
     async def record(
         self,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from string import Formatter
-from typing import Any, Protocol, TypeVar, cast, get_args, get_type_hints
+from typing import Any, LiteralString, Protocol, TypeVar, cast, get_args, get_type_hints
 from uuid import UUID
 
 import typer
@@ -214,14 +214,20 @@ async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:
 
 
 async def _whole_id(db: Database, of: IdOf, part: str) -> UUID:
-    """Return the id that begins or ends with some characters. Raises NotFound; Invalid if there are several."""
+    """Return the id that begins with some characters, or else ends with them.
+
+    Raises NotFound; Invalid if there are several.
+    """
     digits = part.replace("-", "").lower()
-    begin = str(UUID(digits.ljust(32, "0")))[: len(digits) + sum(len(digits) > at for at in (8, 12, 16, 20))]
+    first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
     end = str(UUID(digits.rjust(32, "0")))[-len(digits) - sum(len(digits) > at for at in (12, 16, 20, 24)) :]
+    by_begin: tuple[LiteralString, tuple[object, ...]] = ("id BETWEEN %s AND %s", (first, last))  # from the index
+    by_end: tuple[LiteralString, tuple[object, ...]] = ("id::text LIKE %s", (f"%{end}",))
     found: list[UUID] = []
-    for table in of.tables:
-        sql = "SELECT id FROM " + table + " WHERE id::text LIKE %s OR id::text LIKE %s LIMIT 6"  # noqa: S608 - literals
-        found += [key for (key,) in await db.all(sql, (f"{begin}%", f"%{end}"))]
+    for matches, given in (by_begin, by_end):
+        for table in of.tables if not found else ():
+            sql = "SELECT id FROM " + table + " WHERE " + matches + " LIMIT 6"  # noqa: S608 - literals
+            found += [key for (key,) in await db.all(sql, given)]
     if not found:
         raise NotFound(f"no {of.what} has an id that begins or ends with {part}", hint=_listed_by(of))
     if len(found) > 1:

@@ -60,6 +60,18 @@ class Replicas(Protocol):
         ...
 
 
+def where(*conditions: LiteralString) -> LiteralString:
+    """Return a WHERE clause of those conditions that are not empty.
+
+    A filter that is not given is left out of the statement: `%(x)s IS NULL OR x = %(x)s` keeps a plan from an index.
+    """
+    clause: LiteralString = " "
+    for condition in conditions:
+        if condition:
+            clause += ("WHERE " if clause == " " else "AND ") + condition + " "
+    return clause
+
+
 async def now(db: Queries) -> datetime:
     """Return the time of the database, the reference clock of a deployment."""
     row = await db.one("SELECT now()")

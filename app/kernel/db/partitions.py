@@ -16,10 +16,11 @@ from app.kernel.db.server import server
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 
+_TIMEOUTS = "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)"
+_STATEMENT_MS, _BUILD_WAIT_MS = 60_000, 60_000
 _LOCK_MS, _TRIES, _PAUSE_S = 100, 50, 0.1
 """Whoever waits for a lock keeps others waiting: a step waits briefly, and often."""
 _MOST_STEPS = 10_000
-_STATEMENT_MS = 60_000
 _LOCK = (1802661741, 1)
 
 
@@ -31,7 +32,6 @@ async def keep_partitions(connection: Connection, parent: str, keep_s: float | N
     psycopg.Error: LockNotAvailable behind a transaction that has read the table for seconds; the next time goes on.
     """
     made = dropped = 0
-    await connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_LOCK_MS}ms",))
     if not await _one(connection, "SELECT pg_try_advisory_lock(%s, %s)", *_LOCK):
         return made, dropped
     try:
@@ -51,8 +51,11 @@ async def keep_partitions(connection: Connection, parent: str, keep_s: float | N
 
 async def _patiently(connection: Connection, parent: str, keep_s: float | None, step: LiteralString) -> None:
     """Execute a step as soon as its locks are free. A detachment that was begun is for another step to finish."""
+    builds = " INDEX CONCURRENTLY " in step  # may take long, and keeps nobody waiting while it waits
+    timeouts = ("0", f"{_BUILD_WAIT_MS}") if builds else (f"{_STATEMENT_MS}", f"{_LOCK_MS}")
     for left in reversed(range(_TRIES)):
         try:
+            await connection.execute(_TIMEOUTS, timeouts)
             await connection.execute(step)
         except psycopg.errors.LockNotAvailable:
             if await _one(connection, "SELECT kernel.partition_step(%s, %s)", parent, keep_s) != step:

@@ -24,17 +24,19 @@ _PRUNE_EVENTS = """
 """
 _PRUNE_DEAD_LETTERS = """
     DELETE FROM kernel.dead_letters WHERE id IN (
-        SELECT id FROM kernel.dead_letters WHERE died_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
+        SELECT id FROM kernel.dead_letters WHERE died_at < now() - %(keep_s)s * interval '1 second'
+        ORDER BY died_at LIMIT %(chunk)s
     )
 """
 _PRUNE_AUDIT = """
     DELETE FROM kernel.audit WHERE id IN (
-        SELECT id FROM kernel.audit WHERE at < now() - %(keep_s)s * interval '1 second' ORDER BY id LIMIT %(chunk)s
+        SELECT id FROM kernel.audit WHERE at < now() - %(keep_s)s * interval '1 second' ORDER BY at LIMIT %(chunk)s
     )
 """
 _PRUNE_ERRORS = """
     DELETE FROM kernel.errors WHERE id IN (
-        SELECT id FROM kernel.errors WHERE last_seen_at < now() - %(keep_s)s * interval '1 second' LIMIT %(chunk)s
+        SELECT id FROM kernel.errors WHERE last_seen_at < now() - %(keep_s)s * interval '1 second'
+        ORDER BY last_seen_at LIMIT %(chunk)s
     )
 """
 # not those of events that a relay may send again

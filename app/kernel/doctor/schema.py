@@ -72,7 +72,7 @@ async def _indexes(d: Deployment, pending: bool) -> AsyncIterator[Finding]:
     invalid = """
         SELECT n.nspname, c.relname FROM pg_index i
         JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE NOT i.indisvalid AND n.nspname = ANY(%s)
+        WHERE NOT i.indisvalid AND c.relkind = 'i' AND n.nspname = ANY(%s)
           AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
         ORDER BY 1, 2
     """
@@ -148,6 +148,8 @@ async def partitions(d: Deployment) -> AsyncIterator[Finding]:
             yield fail(f"kernel.{parent} has no partition after {before[0]}, and takes no rows of then", fix, repair)
         if pending := [row[0] for row in found if row[4]]:
             yield warn(f"the partition {pending[0]} is detached by half: it was read meanwhile", fix, repair)
+        elif await d.one("SELECT kernel.index_step(%s) IS NOT NULL", (parent,)) == (True,):
+            yield warn(f"an index of kernel.{parent} is not built for all partitions yet", fix, repair)
         key = {"events": "published_at", "finished_jobs": "finished_at"}[parent]
         other = sql.Identifier("kernel", f"{parent}_other")
         filled = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {} > now() + interval '2 days')").format(

@@ -6,26 +6,16 @@ from typing import Any, ClassVar, LiteralString
 from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
-from app.kernel.db import Queries, Transaction
+from app.kernel.db import Queries, Transaction, where
 from app.kernel.queue.enqueue import KEEP_UNFINISHED, insert_jobs
 from app.kernel.queue.jobs import Failure, failures, trace_id
 
 _PAGE = """
     SELECT id, queue, task, reason, attempt, schedule, event_id, created_at, died_at
     FROM kernel.dead_letters
-    WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
-      AND (%(queue)s::text IS NULL OR queue = %(queue)s)
-      AND (%(task)s::text IS NULL OR task = %(task)s)
-      AND (%(died_before)s::timestamptz IS NULL OR died_at < %(died_before)s)
-    ORDER BY id DESC LIMIT %(limit)s
 """
 
-_COUNT = """
-    SELECT count(*) FROM kernel.dead_letters
-    WHERE (%(queue)s::text IS NULL OR queue = %(queue)s)
-      AND (%(task)s::text IS NULL OR task = %(task)s)
-      AND (%(died_before)s::timestamptz IS NULL OR died_at < %(died_before)s)
-"""
+_COUNT = "SELECT count(*) FROM kernel.dead_letters"
 
 _GET = """
     SELECT id, queue, task, reason, attempt, schedule, event_id, created_at, died_at, payload, max_attempts, priority,
@@ -36,16 +26,7 @@ _GET = """
 _ONE = """
     chosen AS (SELECT id FROM kernel.dead_letters WHERE id = %(id)s FOR UPDATE),
 """
-_SOME = """
-    chosen AS (
-        SELECT id FROM kernel.dead_letters
-        WHERE (%(after)s::uuid IS NULL OR id > %(after)s)
-          AND (%(queue)s::text IS NULL OR queue = %(queue)s)
-          AND (%(task)s::text IS NULL OR task = %(task)s)
-          AND (%(died_before)s::timestamptz IS NULL OR died_at < %(died_before)s)
-        ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ),
-"""
+_CHOSEN = " chosen AS (SELECT id FROM kernel.dead_letters"
 _PURGE = """
     gone AS (DELETE FROM kernel.dead_letters WHERE id IN (SELECT id FROM chosen) RETURNING id)
     SELECT (SELECT count(*) FROM chosen), (SELECT count(*) FROM gone),
@@ -80,8 +61,21 @@ def _revive(chosen: LiteralString) -> LiteralString:
     )
 
 
-_REVIVE_ONE, _REVIVE_SOME = _revive(_ONE), _revive(_SOME)
-_PURGE_ONE, _PURGE_SOME = "WITH" + _ONE + _PURGE, "WITH" + _SOME + _PURGE
+def _matching(filters: "DeadLetterFilters", after: LiteralString = "") -> LiteralString:
+    return where(
+        after,
+        "queue = %(queue)s" if filters.queue else "",
+        "task = %(task)s" if filters.task else "",
+        "died_at < %(died_before)s" if filters.died_before else "",
+    )
+
+
+def _some(filters: "DeadLetterFilters", after: UUID | None) -> LiteralString:
+    found = _matching(filters, "id > %(after)s" if after else "")
+    return _CHOSEN + found + "ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED), "
+
+
+_REVIVE_ONE, _PURGE_ONE = _revive(_ONE), "WITH" + _ONE + _PURGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +144,13 @@ class DeadLetterAdmin:
         self, db: Queries, filters: DeadLetterFilters, limit: int, after: UUID | None
     ) -> list[ListedDeadLetter]:
         """Return a page of dead letters, newest jobs first."""
-        rows = await db.all(_PAGE, {**_given(filters), "limit": limit, "after": after})
+        sql = _PAGE + _matching(filters, "id < %(after)s" if after else "") + "ORDER BY id DESC LIMIT %(limit)s"
+        rows = await db.all(sql, {**_given(filters), "limit": limit, "after": after})
         return [ListedDeadLetter(*row) for row in rows]
 
     async def count(self, db: Queries, filters: DeadLetterFilters) -> int:
         """Return the number of dead letters."""
-        row = await db.one(_COUNT, _given(filters))
+        row = await db.one(_COUNT + _matching(filters), _given(filters))
         return row[0] if row else 0
 
     async def get(self, db: Queries, letter_id: UUID) -> DeadLetterDetails | None:
@@ -173,7 +168,7 @@ class DeadLetterAdmin:
     async def revive_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:
         """Revive a batch of dead letters by id. Skips rows that are locked."""
         given = {**_given(filters), "limit": limit, "after": after}
-        return _chunk(await tx.one(_REVIVE_SOME, given), limit)
+        return _chunk(await tx.one(_revive(_some(filters, after)), given), limit)
 
     async def purge(self, tx: Transaction, letter_id: UUID) -> Chunk:
         """Delete a dead letter."""
@@ -182,7 +177,7 @@ class DeadLetterAdmin:
     async def purge_some(self, tx: Transaction, filters: DeadLetterFilters, limit: int, after: UUID | None) -> Chunk:
         """Delete a batch of dead letters by id. Skips rows that are locked."""
         given = {**_given(filters), "limit": limit, "after": after}
-        return _chunk(await tx.one(_PURGE_SOME, given), limit)
+        return _chunk(await tx.one("WITH" + _some(filters, after) + _PURGE, given), limit)
 
 
 def _given(filters: DeadLetterFilters) -> dict[str, Any]:

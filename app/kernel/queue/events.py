@@ -6,7 +6,7 @@ from typing import ClassVar
 from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
-from app.kernel.db import Queries, Transaction, now
+from app.kernel.db import Queries, Transaction, now, where
 from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.queue.jobs import trace_id
 from app.kernel.telemetry.traces import current_context
@@ -17,11 +17,6 @@ _PRIORITY = -360
 _PAGE = """
     SELECT id, type, version, published_at, trace_context
     FROM kernel.events
-    WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
-      AND (%(type)s::text IS NULL OR type = %(type)s)
-      AND (%(from)s::timestamptz IS NULL OR published_at >= %(from)s)
-      AND (%(to)s::timestamptz IS NULL OR published_at < %(to)s)
-    ORDER BY id DESC LIMIT %(limit)s
 """
 
 _COUNT = """
@@ -103,7 +98,13 @@ class EventLog:
     async def page(self, db: Queries, filters: EventFilters, limit: int, after: UUID | None) -> list[ListedEvent]:
         """Return a page of events, newest first."""
         given = {"type": filters.type, "from": filters.from_, "to": filters.to, "limit": limit, "after": after}
-        rows = await db.all(_PAGE, given)
+        asked = where(
+            "id < %(after)s" if after else "",
+            "type = %(type)s" if filters.type else "",
+            "published_at >= %(from)s" if filters.from_ else "",
+            "published_at < %(to)s" if filters.to else "",
+        )
+        rows = await db.all(_PAGE + asked + "ORDER BY id DESC LIMIT %(limit)s", given)
         return [ListedEvent(*known, trace_id=trace_id(context)) for *known, context in rows]
 
     async def now(self, db: Queries) -> datetime:

@@ -2,40 +2,32 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, LiteralString
 from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
-from app.kernel.db import Queries, Transaction
+from app.kernel.db import Queries, Transaction, where
 
 JobState = Literal["scheduled", "ready", "waiting", "leased", "done", "cancelled"]
 
-# the conditions on the state alone let the planner skip one of the two tables
-_PAGE = """
-    SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, finished_at
-    FROM (
-        (SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at,
-            NULL::timestamptz AS finished_at
-        FROM kernel.jobs
-        WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
-          AND (%(queue)s::text IS NULL OR queue = %(queue)s)
-          AND (%(task)s::text IS NULL OR task = %(task)s)
-          AND (%(state)s::text IS NULL OR state = %(state)s)
-          AND coalesce(%(state)s::text, '') NOT IN ('done', 'cancelled')
-        ORDER BY id DESC LIMIT %(limit)s)
-        UNION ALL
-        (SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at
-        FROM kernel.finished_jobs
-        WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
-          AND (%(queue)s::text IS NULL OR queue = %(queue)s)
-          AND (%(task)s::text IS NULL OR task = %(task)s)
-          AND (%(state)s::text IS NULL OR outcome = %(state)s)
-          AND coalesce(%(state)s::text, 'done') IN ('done', 'cancelled')
-          AND (%(recurring)s::bool OR schedule IS NULL OR outcome <> 'done')
-        ORDER BY id DESC LIMIT %(limit)s)
-    ) found
-    ORDER BY id DESC LIMIT %(limit)s
+_UNFINISHED = """
+    SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at,
+        NULL::timestamptz AS finished_at
+    FROM kernel.jobs
 """
+_FINISHED = """
+    SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at
+    FROM kernel.finished_jobs
+"""
+_ONE_BY_ONE = "schedule IS NULL OR outcome <> 'done'"
+# as literals: indexes are partial by state
+_STATES: dict[JobState, LiteralString] = {
+    "scheduled": "state = 'scheduled'",
+    "ready": "state = 'ready'",
+    "waiting": "state = 'waiting'",
+    "leased": "state = 'leased'",
+}
+_OUTCOMES: dict[JobState, LiteralString] = {"done": "outcome = 'done'", "cancelled": "outcome = 'cancelled'"}
 
 _GET = """
     SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, NULL::timestamptz,
@@ -101,6 +93,33 @@ class JobFilters:
     state: JobState | None = None
     recurring: bool = True
     """Whether to include done jobs of schedules."""
+
+
+def _page(filters: JobFilters, *, is_first: bool) -> LiteralString:
+    """Return the statement of a page: each part is answered from an index, and has at most the rows of a page."""
+    named: tuple[LiteralString, ...] = (
+        "queue = %(queue)s" if filters.queue else "",
+        "task = %(task)s" if filters.task else "",
+    )
+    asked = (*named, "" if is_first else "id < %(after)s")
+    parts: list[LiteralString] = []
+    if filters.state in _STATES:
+        parts.append(_UNFINISHED + where(*asked, _STATES[filters.state]))
+    elif filters.state is None and any(named):  # the indexes of names are without leased jobs, which are few
+        parts.append(_UNFINISHED + where(*asked, "state <> 'leased'"))
+        parts.append(_UNFINISHED + where(*asked, "state = 'leased'"))
+    elif filters.state is None:
+        parts.append(_UNFINISHED + where(*asked))
+    if filters.state is None or filters.state in _OUTCOMES:
+        outcome: LiteralString = _OUTCOMES[filters.state] if filters.state else ""
+        parts.append(_FINISHED + where(*asked, outcome, "" if filters.recurring else f"({_ONE_BY_ONE})"))
+    end: LiteralString = " ORDER BY id DESC LIMIT %(limit)s"
+    joined, *others = parts
+    if others:
+        joined = "(" + joined + end + ")"
+        for part in others:
+            joined += " UNION ALL (" + part + end + ")"
+    return joined + end
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +193,8 @@ class JobAdmin:
 
     async def page(self, db: Queries, filters: JobFilters, limit: int, after: UUID | None) -> list[ListedJob]:
         """Return a page of jobs, newest first."""
-        given = {"queue": filters.queue, "task": filters.task, "state": filters.state, "recurring": filters.recurring}
-        return [ListedJob(*row) for row in await db.all(_PAGE, {**given, "limit": limit, "after": after})]
+        given = {"queue": filters.queue, "task": filters.task, "limit": limit, "after": after}
+        return [ListedJob(*row) for row in await db.all(_page(filters, is_first=after is None), given)]
 
     async def get(self, db: Queries, job_id: UUID) -> JobDetails | None:
         """Return a job."""

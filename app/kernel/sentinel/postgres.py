@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from app.kernel.db import Database, Queries, Transaction
+from app.kernel.db import Database, Queries, Transaction, where
 from app.kernel.queue.enqueue import Queue
 from app.kernel.sentinel import NOTIFY, DueGroup, ErrorNotFound, Group, StoredError
 
@@ -58,12 +58,6 @@ _COLUMNS = """
     FROM kernel.errors
 """
 
-_PAGE = """
-    WHERE (%(after)s::uuid IS NULL OR id < %(after)s) AND (%(state)s::text IS NULL OR state = %(state)s)
-      AND (%(kind)s::text IS NULL OR kind = %(kind)s)
-    ORDER BY id DESC LIMIT %(limit)s
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Errors:
@@ -108,7 +102,10 @@ class Errors:
     ) -> list[StoredError]:
         """Return groups, newest first, after an id."""
         given = {"after": after, "state": state, "kind": kind, "limit": limit}
-        return [StoredError(*row) for row in await db.all(_COLUMNS + _PAGE, given)]
+        asked = where(
+            "id < %(after)s" if after else "", "state = %(state)s" if state else "", "kind = %(kind)s" if kind else ""
+        )
+        return [StoredError(*row) for row in await db.all(_COLUMNS + asked + "ORDER BY id DESC LIMIT %(limit)s", given)]
 
     async def get(self, db: Queries, error_id: UUID) -> tuple[StoredError, list[dict[str, Any]]]:
         """Return a group and its samples, newest first. Raises ErrorNotFound."""

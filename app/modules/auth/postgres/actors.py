@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.kernel.db import Queries, Transaction
+from app.kernel.db import Queries, Transaction, where
 from app.modules.auth.domain.actors import Actor, ActorNotFound, ActorType, folded
 
 
@@ -43,16 +43,16 @@ class Actors:
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
-            WHERE (%(after)s::uuid IS NULL OR id < %(after)s)
-              AND (%(type)s::text IS NULL OR type = %(type)s)
-              AND (%(active)s::boolean IS NULL OR is_active = %(active)s)
-              AND (%(q)s::text IS NULL OR strpos(username_key, %(q)s) > 0)
-            ORDER BY id DESC
-            LIMIT %(limit)s
         """
+        asked = where(
+            "id < %(after)s" if after else "",
+            "type = %(type)s" if kind else "",
+            "" if is_active is None else "is_active" if is_active else "NOT is_active",
+            "strpos(username_key, %(q)s) > 0" if q is not None else "",
+        )
         part = None if q is None else folded(q.strip())
-        given = {"after": after, "type": kind, "active": is_active, "q": part, "limit": limit}
-        return [Actor(*row) for row in await db.all(sql, given)]
+        given = {"after": after, "type": kind, "q": part, "limit": limit}
+        return [Actor(*row) for row in await db.all(sql + asked + "ORDER BY id DESC LIMIT %(limit)s", given)]
 
     async def get(self, db: Queries, actor_id: UUID) -> Actor:
         """Return an actor. Raises ActorNotFound."""

@@ -179,7 +179,8 @@ class Limits:
         """Remove counts whose window has ended; return their number."""
         sql = """
             DELETE FROM auth.limits WHERE key IN (
-                SELECT key FROM auth.limits WHERE started_at < now() - window_s * interval '1 second'
+                SELECT key FROM auth.limits
+                WHERE started_at < now() - interval '15 minutes' AND started_at < now() - window_s * interval '1 second'
                 ORDER BY started_at LIMIT %(chunk)s FOR UPDATE SKIP LOCKED
             )
         """

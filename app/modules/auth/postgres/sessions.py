@@ -167,7 +167,7 @@ class Sessions:
                 SELECT id FROM auth.sessions
                 WHERE least(idle_expires_at, expires_at, coalesce(ended_at, 'infinity'))
                     < now() - %(kept_s)s * interval '1 second'
-                ORDER BY id LIMIT %(chunk)s
+                ORDER BY least(idle_expires_at, expires_at, coalesce(ended_at, 'infinity')) LIMIT %(chunk)s
             )
         """
         return await run_in_chunks(db, sql, kept_s=kept_s)

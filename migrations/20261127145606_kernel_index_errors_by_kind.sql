@@ -1,0 +1,3 @@
+-- transactional: false
+-- Errors of a rare kind.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS errors_kind ON kernel.errors (kind, id);

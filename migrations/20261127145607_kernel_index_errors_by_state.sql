@@ -1,0 +1,3 @@
+-- transactional: false
+-- Errors of a rare state.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS errors_state ON kernel.errors (state, id);

@@ -1,0 +1,3 @@
+-- transactional: false
+-- Actors of a rare type.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS actors_type ON auth.actors (type, id);
