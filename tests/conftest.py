@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psycopg
@@ -36,6 +36,9 @@ _LONG = {
     "test_read_only.py",
     "test_openapi.py",
 }
+if TYPE_CHECKING:
+    from tests.support.nats import NatsServer
+
 SUPERUSER = ("root", "correct horse battery staple")
 
 
@@ -121,6 +124,15 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     holder, server = start_server(tmp_path_factory.mktemp("pg"))
     yield server
     stop_server(holder)
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator["NatsServer"]:
+    """A NATS server shared by the tests of one worker."""
+    from tests.support.nats import nats_server
+
+    with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
 
 
 class Holder:

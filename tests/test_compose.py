@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -13,7 +14,8 @@ from app.kernel.config import HttpServerSettings, OperationsSettings, PostgresSe
 from app.kernel.config.settings import schema
 from app.processes import PROCESSES, sections
 from tests.conftest import TestDatabase, program
-from tests.support.project import ROOT, Project
+from tests.support.nats import NatsServer, free_ports
+from tests.support.project import ROOT, Project, eventually
 from tests.test_cli import parse
 
 FILES = {"small": ROOT / "compose.yaml", "fleet": ROOT / "deploy" / "compose" / "compose.yaml"}
@@ -114,10 +116,13 @@ def test_our_services_have_settings_that_exist_and_as_little_as_possible(name: s
             )
 
 
-def test_every_command_starts_with_its_environment(project: Project, database: TestDatabase, tmp_path: Path) -> None:
+def test_every_command_starts_with_its_environment(
+    project: Project, database: TestDatabase, nats: NatsServer, tmp_path: Path
+) -> None:
     here = {key: value for key, value in project.env.items() if key != "POSTGRES_PASSWORD"}
     local = {**here, "POSTGRES_DIRECT_HOST": "", "POSTGRES_DIRECT_PORT": "0", "OPERATIONS_PORT": "0"}
     project.env = {}
+    local["NATS_URL"] = nats.url
     migrate = environment(ours("fleet")["migrate"], tmp_path) | local
     assert project.app("migrate", "up", env=migrate).returncode == 0
     started = [
@@ -129,6 +134,31 @@ def test_every_command_starts_with_its_environment(project: Project, database: T
     for process in started:
         process.ready(60)
     assert [process.stop() for process in started] == [0] * len(PROCESSES)
+
+
+def test_nats_of_the_fleet_accepts_its_configuration_and_answers_its_health_check(tmp_path: Path) -> None:
+    fleet = compose("fleet")["services"]["nats"]
+    config = (FILES["fleet"].parent / "nats.conf").read_text()
+    client, monitor = free_ports(2)
+    config = config.replace("0.0.0.0:4222", f"127.0.0.1:{client}").replace(":8222", f":{monitor}")
+    config = config.replace("/data", str(tmp_path / "data"))
+    (tmp_path / "nats.conf").write_text(config)
+    server = subprocess.Popen(
+        [program("nats-server"), *fleet["command"][:-1], str(tmp_path / "nats.conf")], stderr=subprocess.DEVNULL
+    )
+    try:
+        path = fleet["healthcheck"]["test"][-1].partition(":8222")[2]
+        assert eventually(lambda: _health(f"http://127.0.0.1:{monitor}{path}")) == {"status": "ok"}
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _health(url: str) -> Any:
+    try:
+        return httpx.get(url).json()
+    except httpx.HTTPError:
+        return None
 
 
 def test_the_proxy_prometheus_and_pgbouncer_of_the_fleet_reach_what_there_is(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The queue on a real database, in this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,6 @@ from app.kernel.queue.transport.nats.stream import Stream
 from app.kernel.queue.transport.postgres import PostgresEvents
 from app.processes import constraints, sections
 from tests.conftest import TestDatabase
-from tests.support.nats import NatsServer, nats_server
 from tests.support.project import ROOT
 
 
@@ -117,13 +116,6 @@ async def bench(database: TestDatabase) -> AsyncIterator[Bench]:
         db = await p.use(provider)
         conninfo = (await p.use(server)).conninfo()
         yield Bench(database, db, conninfo, settings[QueueSettings], Queue(PostgresEvents()))
-
-
-@pytest.fixture(scope="session")
-def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server shared by the tests of one worker."""
-    with nats_server(tmp_path_factory.mktemp("nats")) as server:
-        yield server
 
 
 @asynccontextmanager
