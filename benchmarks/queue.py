@@ -27,7 +27,7 @@ from tests.support.project import ROOT
 
 OURS, BLIND, RAW = "ours", "ours without telemetry", "raw psycopg"
 PGQUEUER, PROCRASTINATE, CELERY = "PgQueuer on asyncpg", "Procrastinate", "Celery + Redis"
-FIGURES = ("throughput", "telemetry", "enqueue", "latency", "snapshot", "fetch", "events")
+FIGURES = ("throughput", "telemetry", "enqueue", "publishers", "latency", "turns", "snapshot", "fetch", "events")
 POLL_S = 0.005
 
 
@@ -41,6 +41,8 @@ class Sizes:
     fetches: int
     rows: int
     events: int
+    published: int
+    turns: int
 
 
 FULL = Sizes(
@@ -52,6 +54,8 @@ FULL = Sizes(
     1_000,
     1_000_000,
     10_000,
+    4_000,
+    2_000,
 )
 QUICK = Sizes(
     1,
@@ -62,6 +66,8 @@ QUICK = Sizes(
     100,
     50_000,
     1_000,
+    1_600,
+    600,
 )
 
 
@@ -166,7 +172,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 class Benchmark:
     """The subjects on one server, and what was found."""
 
-    def __init__(self, folder: Path, server: PostgresServer, redis: int, sizes: Sizes, table: Table) -> None:
+    def __init__(
+        self, folder: Path, server: PostgresServer, redis: int, sizes: Sizes, table: Table, *, peers: bool
+    ) -> None:
         self.server = server
         self.sizes = sizes
         self.table = table
@@ -184,10 +192,14 @@ class Benchmark:
         (folder / "log").touch()
         self.ours = self._ours("app")
         self.raw = self._peer(RAW, "raw", "SELECT FROM jobs LIMIT 1")
-        self.peers = [
-            self._peer(PGQUEUER, "pgqueuer", "SELECT FROM pgqueuer LIMIT 1"),
-            self._peer(PROCRASTINATE, "procrastinate", "SELECT FROM procrastinate_jobs LIMIT 1"),
-        ]
+        self.peers = (
+            [
+                self._peer(PGQUEUER, "pgqueuer", "SELECT FROM pgqueuer LIMIT 1"),
+                self._peer(PROCRASTINATE, "procrastinate", "SELECT FROM procrastinate_jobs LIMIT 1"),
+            ]
+            if peers
+            else []
+        )
         if redis:
             self.peers.append(self._peer(CELERY, "celery", "", redis))
 
@@ -422,6 +434,48 @@ class Benchmark:
             words = "one by one" if batch == 1 else f"by {batch}"
             self.table.add(f"events published {words}, 5 subscribers: delivered", median(per_s), "/s", least=least)
 
+    def publishers(self) -> None:
+        """Transactions of one job or event each, of concurrent publishers, with a worker that waits for them."""
+        for count in (1, 16):
+            per_s: dict[str, list[float]] = {}
+            for _ in range(self.sizes.rounds):
+                with self.ours.working(10**9):
+                    for name, found in self.ask(self.ours, "publishers", count, self.sizes.published).items():
+                        per_s.setdefault(name, []).extend(found)
+                        print(f"  {count} at once, {name}: {median(found):,.0f}/s", flush=True)
+                self.empty(self.ours)
+            self.table.add(f"{count} bare transactions at once, a row each", median(per_s["row"]), "/s")
+            for name in ("job", "event"):
+                ratios = [ours / bare for ours, bare in zip(per_s[name], per_s["row"], strict=True)]
+                self.table.add(f"{count} at once, {name}s / rows", 100 * median(ratios), "%")
+
+    def turns(self) -> None:
+        """Time between the jobs of a group, and the rate of many groups, by two workers."""
+        count = self.sizes.turns
+        for mode in ("groups", "groups-tx"):
+            for groups, jobs in ((1, count), (100, 5 * count)):
+                gaps, per_s = self._turns(mode, groups, jobs)
+                words = f"{groups} group{'s' if groups > 1 else ''}{', exactly once' if mode.endswith('tx') else ''}"
+                self.table.add(f"{words}, two workers", per_s, "/s")
+                for what, share in (("p50", 0.5), ("p99", 0.99)):
+                    self.table.add(f"{words}: from one job to the next, {what}", 1000 * percentile(gaps, share), " ms")
+
+    def _turns(self, mode: str, groups: int, jobs: int) -> tuple[list[float], float]:
+        """Return the seconds between jobs of a group, and the jobs a second."""
+        with self.ours.working(0, mode) as one, self.ours.working(0, mode) as other:
+            time.sleep(1)
+            finish(self.ours.start([*self.ours.client, "groups", str(groups), str(jobs)], "groups"))
+            self.ours.wait_until_empty()
+            lines = [line.split() for worker in (one, other) for line in worker.output.read_text().splitlines()]
+        found = sorted((int(line[0]), float(line[1])) for line in lines if len(line) == 2)
+        if len(found) != jobs:
+            raise Broken(f"{len(found)} of {jobs} jobs ran")
+        gaps = [after[1] - before[1] for before, after in pairwise(found) if before[0] == after[0]]
+        moments = [moment for _, moment in found]
+        per_s = jobs / (max(moments) - min(moments))
+        print(f"  {mode}, {groups}: {per_s:,.0f}/s, {1000 * median(gaps):.1f} ms", flush=True)
+        return gaps, per_s
+
 
 @contextmanager
 def redis(folder: Path) -> Generator[int]:
@@ -447,9 +501,10 @@ def main() -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         server = stack.enter_context(postgres(folder / "pg"))
-        port = stack.enter_context(redis(folder)) if {"throughput", "latency"} & set(chosen) else 0
+        peers = not {"throughput", "latency", "snapshot"}.isdisjoint(chosen)
+        port = stack.enter_context(redis(folder)) if peers else 0
         table = Table(f"The queue, medians of {sizes.rounds} interleaved rounds")
-        benchmark = Benchmark(folder, server, port, sizes, table)
+        benchmark = Benchmark(folder, server, port, sizes, table, peers=peers)
         shown = ("server_version", "fsync", "synchronous_commit")
         settings = {name: benchmark.admin(f"SHOW {name}")[0][0] for name in shown}
         if settings["fsync"] != "on" or settings["synchronous_commit"] != "on":

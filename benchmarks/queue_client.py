@@ -1,17 +1,23 @@
 """What enqueues, publishes and fetches with our code, as a process. Started by benchmarks.queue.
 
-`python -m benchmarks.queue_client fill COUNT | enqueue | trickle COUNT PER_S | publish COUNT BATCH | fetch COUNT DB...`
+`python -m benchmarks.queue_client fill COUNT | groups GROUPS COUNT | enqueue | trickle COUNT PER_S |
+publish COUNT BATCH | publishers PUBLISHERS COUNT | fetch COUNT DB...`
 """
 
 import asyncio
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import uvloop
+from psycopg import AsyncConnection
 
 from app import ROOT
+from app.kernel.config import PostgresSettings
 from app.kernel.db.postgres import PostgresDatabase, database
+from app.kernel.db.server import configured_server
+from app.kernel.identifiers import uuid7
 from app.kernel.process import Process
 from app.kernel.queue.enqueue import Queue
 from app.kernel.queue.transport.postgres import PostgresEvents
@@ -26,6 +32,48 @@ QUEUE = Queue(PostgresEvents())
 async def fill(db: PostgresDatabase, count: int) -> None:
     """Enqueue what is worked off later."""
     await QUEUE.enqueue_many(db, NOTHING, (Sent() for _ in range(count)))
+
+
+async def groups(db: PostgresDatabase, count: int, jobs: int) -> None:
+    """Enqueue jobs of groups in turn."""
+    async with db.begin() as tx:
+        for number in range(jobs):
+            await QUEUE.enqueue(tx, NOTHING, Sent(group=number % count), group_key=f"group{number % count}")
+
+
+async def publishers(db: PostgresDatabase, count: int, transactions: int) -> None:
+    """Measure transactions of concurrent publishers: with a row of a plain table on bare psycopg, a job, an event."""
+    await db.run("CREATE TABLE IF NOT EXISTS bench_rows (id uuid PRIMARY KEY, payload jsonb NOT NULL)")
+    conninfo = configured_server(load_settings({})[PostgresSettings], "bench").conninfo()
+    bare = [await AsyncConnection.connect(conninfo, autocommit=True) for _ in range(count)]
+
+    async def row(publisher: int) -> None:
+        await bare[publisher].execute("BEGIN")
+        await bare[publisher].execute("INSERT INTO bench_rows VALUES (%s, %s)", (uuid7(), '{"at": 0}'))
+        await bare[publisher].execute("COMMIT")
+
+    async def job(_: int) -> None:
+        async with db.begin() as tx:
+            await QUEUE.enqueue(tx, NOTHING, Sent())
+
+    async def event(_: int) -> None:
+        async with db.begin() as tx:
+            await QUEUE.publish(tx, Happened(0))
+
+    async def publisher(publish: Callable[[int], Awaitable[None]], number: int, most: int) -> None:
+        for _ in range(most // count):
+            await publish(number)
+
+    found: dict[str, list[float]] = {}
+    for turn in range(4):
+        for name, publish in (("row", row), ("job", job), ("event", event)):
+            started = time.monotonic()
+            await asyncio.gather(*(publisher(publish, number, transactions) for number in range(count)))
+            if turn:  # the first opens the connections
+                found.setdefault(name, []).append(transactions // count * count / (time.monotonic() - started))
+    for connection in bare:
+        await connection.close()
+    Tally.tell(**found)
 
 
 async def enqueue(db: PostgresDatabase, one: int, batches: int, copied: int) -> None:
@@ -95,7 +143,8 @@ async def main(what: str, *arguments: str) -> None:
         if what == "fetch":
             await fetch([await opened(name) for name in arguments[1:]], int(arguments[0]))
         else:
-            work = {"fill": fill, "enqueue": enqueue, "trickle": trickle, "publish": publish}[what]
+            ways = {"fill": fill, "groups": groups, "enqueue": enqueue, "trickle": trickle, "publish": publish}
+            work = ways.get(what, publishers)
             await work(await opened(""), *(int(text) for text in arguments))
 
 

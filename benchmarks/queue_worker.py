@@ -1,11 +1,12 @@
 """Our worker as a process: what `run-event-consumer` runs, with handlers that do nothing. Started by benchmarks.queue.
 
-`python -m benchmarks.queue_worker COUNT [events]`
+`python -m benchmarks.queue_worker COUNT [events | groups | groups-tx]`
 """
 
 import asyncio
 import os
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +14,7 @@ from typing import ClassVar
 import uvloop
 
 from app.kernel.config import LoggerSettings
+from app.kernel.db import Transaction
 from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber, Task
 from app.kernel.queue.consumer import consumer
@@ -27,9 +29,10 @@ SUBSCRIBERS = 5
 
 @dataclass(frozen=True)
 class Sent:
-    """When it was enqueued; 0 in a job that is only counted."""
+    """When it was enqueued; 0 in a job that is only counted. A job of a group says which."""
 
     at: float = 0.0
+    group: int = -1
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,20 @@ def main() -> None:
     async def heard(_: Happened) -> None:
         tally()
 
+    async def of_group(payload: Sent) -> None:
+        print(payload.group, time.monotonic(), flush=True)
+
+    async def of_group_tx(_: Transaction, payload: Sent) -> None:
+        await of_group(payload)
+
     handlers: list[Handler | Subscriber] = [Handler(NOTHING, nothing)]
     if "events" in sys.argv:
         handlers = [Subscriber(f"bench.hear{number}", Happened, heard) for number in range(SUBSCRIBERS)]
+
+    elif "groups" in sys.argv:
+        handlers = [Handler(NOTHING, of_group)]
+    elif "groups-tx" in sys.argv:
+        handlers = [Handler(NOTHING, of_group_tx, mode="tx")]
 
     async def consuming(p: Process) -> Run:
         run = await consumer(p, handlers)

@@ -26,13 +26,17 @@ _REMOVE = """
     ), j AS (
         DELETE FROM kernel.jobs WHERE lease_token IS NULL AND id IN (
             SELECT id FROM kernel.jobs WHERE task <> ALL(%(tasks)s) AND lease_token IS NULL LIMIT %(most)s
-        ) RETURNING 1
+        ) RETURNING turn_key
+    ), locked AS MATERIALIZED (
+        -- before the triggers lock the turns of these jobs one by one, in any order
+        SELECT kernel.lock_turns(array_agg(turn_key)) FROM j HAVING count(turn_key) > 1
     ), d AS (
         DELETE FROM kernel.dead_letters WHERE id IN (
             SELECT id FROM kernel.dead_letters WHERE task <> ALL(%(tasks)s) LIMIT %(most)s
         ) RETURNING 1
     )
     SELECT (SELECT count(*) FROM s), (SELECT count(*) FROM u), (SELECT count(*) FROM j), (SELECT count(*) FROM d)
+    FROM (SELECT count(*) FROM locked) l
 """
 
 

@@ -415,7 +415,7 @@ def test_a_worker_goes_on_from_the_last_rank_while_fetching_is_slow() -> None:
     for _ in range(2):
         now = time.monotonic()
         queue._full_at = 0.0
-        queue.fetched(Fetched([], False, False), queue.next_rank(now), 10, now - 1)  # took a second
+        queue.fetched(Fetched([], "", False), queue.next_rank(now), 10, now - 1)  # took a second
     queue._from = 5
     assert not queue.due(now)
     queue.may_have_more = True

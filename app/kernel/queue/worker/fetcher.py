@@ -19,6 +19,7 @@ _FULL_FETCH_EVERY_S = 0.1
 _SLOW_FETCH_S = 0.005
 _PREFETCH_S = 0.1
 _PROMOTE_EVERY_S = 0.05
+_TURN_AGAIN_S = 0.002
 _AGAIN_S = 1.0
 
 
@@ -36,7 +37,7 @@ class QueueState:
         self._full_at = 0.0
         self._full_owed = False
         self._full_took_s = 0.0
-        self._turns = False
+        self._again_at = math.inf
         self._limited = False
 
     def due(self, now: float) -> bool:
@@ -46,6 +47,7 @@ class QueueState:
     def next_rank(self, now: float) -> int:
         """Return the rank to fetch from."""
         self.may_have_more = False  # unless a notification arrives during the fetch
+        self._again_at = math.inf
         self._full_owed = now < self._full_at
         return self._from if self._full_owed else ANY_RANK
 
@@ -58,10 +60,11 @@ class QueueState:
             slow_s = min(before_s, self._full_took_s)  # a single slow fetch may have another cause
             at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
             self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
-        self._turns = self._turns or found.turns
         self._limited = found.limited
-        if filled or found.turns or (found.jobs and self._turns):
+        if filled or found.again == "now":
             self.may_have_more = True
+        elif found.again == "soon":
+            self._again_at = now + _TURN_AGAIN_S
         if found.jobs:
             self._from = found.jobs[-1].rank
 
@@ -73,7 +76,7 @@ class QueueState:
         """Return the time until the next fetch without a notification."""
         if self.may_have_more:
             return 0.0
-        return max(0.0, self._full_at - now) if self._full_owed else math.inf
+        return max(0.0, min(self._again_at, self._full_at if self._full_owed else math.inf) - now)
 
 
 class Fetcher:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from app.kernel.db import Queries
 from app.kernel.identifiers import uuid7
@@ -21,12 +21,10 @@ KILLED = f"its worker died {_MOST_RESCUES} times while it had the job"
 _ERRORS_KEPT = 20
 _LONGEST_ERROR = 2000
 
-# a transaction with an id has locked jobs: without rows, all of them now wait for their turns
 _FETCH = """
-    SELECT pg_current_xact_id_if_assigned() IS NOT NULL,
+    SELECT current_setting('kernel.fetch_again', true),
         (SELECT concurrency IS NOT NULL FROM kernel.queues WHERE name = %(queue)s),
-        id::text, task, payload, attempt, max_attempts, timeout_s, event_id::text, event_version, trace_context, rank,
-        turn_key IS NOT NULL
+        id::text, task, payload, attempt, max_attempts, timeout_s, event_id::text, event_version, trace_context, rank
     FROM (VALUES (1)) AS one LEFT JOIN kernel.fetch_jobs(
         %(queue)s, %(token)s, %(worker)s, %(lease_s)s, %(most)s, %(from_rank)s
     ) ON true
@@ -48,19 +46,22 @@ _PROMOTE = """
          WHERE state = 'scheduled' AND run_at > now())
 """
 
+# `locked`: before the triggers lock the turns of the ended jobs one by one, in any order
 _FINISH = """
-    WITH gone AS (
+    WITH ended AS (
         DELETE FROM kernel.jobs
         WHERE id = ANY(%(ids)s::uuid[])
           AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]))
-        RETURNING id, queue, task, payload, attempt, schedule, event_id, unique_key, trace_context, errors, created_at
-    )
+        RETURNING id, queue, task, payload, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
+            turn_key
+    ),
+    locked AS MATERIALIZED (SELECT kernel.lock_turns(array_agg(turn_key)) FROM ended HAVING count(turn_key) > 1)
     INSERT INTO kernel.finished_jobs
         (id, queue, task, payload, outcome, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
          finished_at)
     SELECT id, queue, task, payload, %(outcome)s, attempt + 1, schedule, event_id, unique_key, trace_context, errors,
         created_at, clock_timestamp()
-    FROM gone
+    FROM ended WHERE (SELECT count(*) FROM locked) >= 0
 """
 
 _POSTPONE = """
@@ -76,32 +77,33 @@ _POSTPONE = """
 """
 
 _BURY = """
+    locked AS MATERIALIZED (SELECT kernel.lock_turns(array_agg(turn_key)) FROM ended HAVING count(turn_key) > 1)
     INSERT INTO kernel.dead_letters
         (id, queue, task, payload, reason, priority, attempt, max_attempts, timeout_s, unique_key, turn_key, turn_limit,
          in_order, schedule, event_id, event_version, trace_context, errors, created_at)
     SELECT id, queue, task, payload, %(reason)s, priority, attempt + %(counts)s, max_attempts, timeout_s, unique_key,
         turn_key, turn_limit, in_order, schedule, event_id, event_version, trace_context,
         CASE WHEN %(error)s::jsonb IS NULL THEN errors ELSE %(error)s::jsonb || coalesce(errors, '[]') END, created_at
-    FROM gone
+    FROM ended WHERE (SELECT count(*) FROM locked) >= 0
 """
-_GONE = """
-    WITH gone AS (
+_ENDED = """
+    WITH ended AS (
         DELETE FROM kernel.jobs WHERE id = %(id)s AND lease_token = %(token)s RETURNING *
-    )
+    ),
 """
-_GONE_OF_RESCUES = """
-    WITH gone AS (
+_ENDED_BY_RESCUES = """
+    WITH ended AS (
         DELETE FROM kernel.jobs WHERE id IN (
             SELECT id FROM kernel.jobs
             WHERE state = 'leased' AND leased_until < now() AND rescues >= %(most)s
             LIMIT 100 FOR UPDATE SKIP LOCKED
         )
         RETURNING *
-    )
+    ),
 """
 
 _RESCUE = """
-    WITH rescued AS (
+    WITH ended AS (
         UPDATE kernel.jobs
         SET state = CASE WHEN rescues = 0 THEN 'ready' ELSE 'scheduled' END, rescues = rescues + 1,
             -- separate from the other jobs of its worker: one of them may have killed the worker
@@ -111,24 +113,30 @@ _RESCUE = """
             SELECT id FROM kernel.jobs WHERE state = 'leased' AND leased_until < now()
             LIMIT 1000 FOR UPDATE SKIP LOCKED
         )
-        RETURNING queue
-    ), notified AS (
-        SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM rescued) q
+        RETURNING queue, turn_key
+    ),
+    locked AS MATERIALIZED (SELECT kernel.lock_turns(array_agg(turn_key)) FROM ended HAVING count(turn_key) > 1),
+    notified AS (
+        SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM ended) q
     )
-    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM notified)
+    SELECT (SELECT count(*) FROM ended), (SELECT count(*) FROM notified), (SELECT count(*) FROM locked)
 """
 
 # the triggers of kernel.jobs pass turns on; this is for cases that they miss, such as a rolled back deletion
 _WAKE_FORGOTTEN = """
-    UPDATE kernel.jobs SET state = 'ready' WHERE state = 'waiting' AND id IN (
-        SELECT DISTINCT ON (turn_key) w.id FROM kernel.jobs w
-        WHERE w.turn_key IS NOT NULL AND w.state = 'waiting' AND NOT EXISTS (
-            SELECT FROM kernel.jobs o WHERE o.turn_key = w.turn_key AND (
-                o.state IN ('leased', 'ready') OR o.in_order AND o.state = 'scheduled' AND o.attempt + o.rescues > 0
+    WITH woken AS (
+        UPDATE kernel.jobs SET state = 'ready' WHERE state = 'waiting' AND id IN (
+            SELECT DISTINCT ON (turn_key) w.id FROM kernel.jobs w
+            WHERE w.turn_key IS NOT NULL AND w.state = 'waiting' AND NOT EXISTS (
+                SELECT FROM kernel.jobs o WHERE o.turn_key = w.turn_key AND (
+                    o.state IN ('leased', 'ready') OR o.in_order AND o.state = 'scheduled' AND o.attempt + o.rescues > 0
+                )
             )
+            ORDER BY turn_key, seq LIMIT 1000
         )
-        ORDER BY turn_key, seq LIMIT 1000
+        RETURNING queue
     )
+    SELECT pg_notify('kernel_jobs', 'q' || queue) FROM (SELECT DISTINCT queue FROM woken) q
 """
 
 # a paused queue is not late
@@ -154,12 +162,12 @@ _HAND_BACK = """
 class Fetched:
     """The result of a fetch, in the order of rank.
 
-    `turns`: some jobs take turns, and more jobs may be behind waiting ones. `limited`: the queue has a concurrency
-    limit, so that more jobs may be fetched when some have ended.
+    `again`: more jobs may be behind jobs that now wait for their turns (`now`), or the turn of a job was being passed
+    on (`soon`). `limited`: the queue has a concurrency limit, so that more jobs may be fetched when some have ended.
     """
 
     jobs: list[Job]
-    turns: bool
+    again: Literal["", "now", "soon"]
     limited: bool
 
 
@@ -180,11 +188,9 @@ class Leases:
         token = str(uuid7())
         wanted = {"queue": queue, "token": token, "worker": self.worker, "lease_s": self.lease_s}
         rows = await db.all(_FETCH, {**wanted, "most": most, "from_rank": from_rank})
-        locked_any, limited = rows[0][0], bool(rows[0][1])
-        if rows[0][2] is None:
-            return Fetched([], locked_any, limited)
-        jobs = [Job(*row[2:-1], token=token, renewed_at=now) for row in rows]
-        return Fetched(jobs, any(row[-1] for row in rows), limited)
+        again, limited = rows[0][0] or "", bool(rows[0][1])
+        jobs = [Job(*row[2:], token=token, renewed_at=now) for row in rows if row[2] is not None]
+        return Fetched(jobs, again, limited)
 
     async def promote(self, db: Queries) -> tuple[int, float | None]:
         """Make due jobs ready; return their number and the seconds until the next one is due."""
@@ -202,13 +208,13 @@ class Leases:
     async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
         """Turn a job into a dead letter. Return whether its lease was valid."""
         return (
-            await db.run(_GONE + _BURY, self._failure(job, error) | {"reason": storable(reason[:_LONGEST_ERROR])}) == 1
+            await db.run(_ENDED + _BURY, self._failure(job, error) | {"reason": storable(reason[:_LONGEST_ERROR])}) == 1
         )
 
     async def rescue(self, db: Queries) -> tuple[int, list[tuple[str, str]]]:
         """Release jobs with expired leases; return their number, and the id and task of new dead letters."""
         given = {"most": _MOST_RESCUES, "reason": KILLED, "counts": 0, "error": None}
-        dead = await db.all(_GONE_OF_RESCUES + _BURY + "RETURNING id::text, task", given)
+        dead = await db.all(_ENDED_BY_RESCUES + _BURY + "RETURNING id::text, task", given)
         row = await db.one(_RESCUE)
         await db.run(_WAKE_FORGOTTEN)
         return (row[0] if row else 0), [(job_id, task) for job_id, task in dead]
