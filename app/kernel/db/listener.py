@@ -91,7 +91,9 @@ class Listener:
             except Exception as error:  # noqa: BLE001 - whatever the reason, it must listen again
                 if lost_at is None:
                     lost_at = time.monotonic()
-                    logger.warning("listener: receives no notifications, reconnecting: {}", error_text(error))
+                    logger.warning(
+                        "listener: receives no notifications, reconnecting: {}", " ".join(error_text(error).split())
+                    )
             finally:
                 self.is_live = False
                 for subscription in self._subscriptions:
@@ -219,6 +221,10 @@ class _Session:
         try:
             cursor = await self._connection.execute(sql.SQL(statement).format(value))
             return await cursor.fetchone() if cursor.description else None
+        except psycopg.Error as error:
+            if self._connection.mute:
+                raise psycopg.OperationalError(f"no answer within {ANSWER_S:g} s") from error
+            raise
         finally:
             timer.cancel()
 
