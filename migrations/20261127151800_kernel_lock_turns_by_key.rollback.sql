@@ -1,4 +1,4 @@
--- undoes 20261127145500_kernel_lock_turns_by_key.sql
+-- undoes 20261127151800_kernel_lock_turns_by_key.sql
 CREATE OR REPLACE FUNCTION kernel.fetch_jobs(
     p_queue text, p_token uuid, p_worker text, p_lease_s double precision, p_limit integer, p_from bigint
 ) RETURNS TABLE (
