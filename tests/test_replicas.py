@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from app.kernel.config import load
-from app.kernel.db import Replicas
+from app.kernel.db import Database, Replicas
+from app.kernel.errors import Unavailable
 from app.processes import new_process, sections
 from tests.conftest import SUPERUSER, log_in, postgres_binaries
 from tests.support.debian import DebianServer, with_standby
@@ -148,8 +149,32 @@ async def test_a_read_that_conflicts_with_recovery_is_repeated_on_the_primary(fl
         assert await db.one("SELECT pg_is_in_recovery()") == (False,)
 
 
-def test_a_replica_that_is_promoted_is_not_used(fleet: Fleet) -> None:
-    fleet.replica.promote()
+async def test_a_replica_that_is_promoted_is_not_used_and_takes_over_from_a_primary_that_turns_read_only(
+    fleet: Fleet,
+) -> None:
+    environ = {"APP_ENV": "test", **fleet.primary.env}
+    environ["POSTGRES_HOST"] = f"127.0.0.1:{fleet.primary.port},127.0.0.1:{fleet.replica.port}"
+    async with new_process("run-test", load(ROOT, sections(), environ)).opened() as p:
+        db: Database = await p.use(p.providers[Database])
+        where = "SELECT inet_server_port()"
+        assert await db.one(where) == (fleet.primary.port,)
+        fleet.replica.promote()
+        assert await db.one(where) == (fleet.primary.port,)
+        fleet.primary.run("ALTER SYSTEM SET default_transaction_read_only = on", "postgres")
+        fleet.primary.run("SELECT pg_reload_conf()", "postgres")
+        try:
+            eventually(lambda: fleet.primary.all("SHOW transaction_read_only") == [("on",)])
+            with pytest.raises(Unavailable, match="read-only"):
+                await db.run("CREATE TABLE accepted ()")
+            assert await db.one(where) == (fleet.replica.port,)
+            await db.run("CREATE TABLE accepted ()")
+            assert await p.missing() == {"process": "starting"}
+            await p.checks["database"]()
+        finally:
+            with fleet.primary.connect() as connection:
+                connection.execute("SET default_transaction_read_only = off")
+                connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                connection.execute("SELECT pg_reload_conf()")
     fleet.replica.run("SET session_replication_role = replica; DELETE FROM kernel.audit")
     assert eventually(lambda: "it is no standby" in fleet.left_out(fleet.second))
     for process in (fleet.first, fleet.second):

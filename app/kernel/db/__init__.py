@@ -56,7 +56,7 @@ class Replicas(Protocol):
         ...
 
     async def wrote(self, db: Queries, who: str) -> None:
-        """Let somebody see what they have changed in a transaction, as soon as it has committed."""
+        """Let somebody see what they have changed in a transaction, once it has committed. Nobody is an empty text."""
         ...
 
 

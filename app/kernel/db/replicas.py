@@ -123,7 +123,8 @@ class PostgresReplicas:
 
     async def wrote(self, db: Queries, who: str) -> None:
         """Let this caller read what a transaction writes, in every process, as soon as it has committed."""
-        await invalidate(db, _TOPIC, [who])
+        if who:
+            await invalidate(db, _TOPIC, [who])
 
     @property
     def trouble(self) -> str:

@@ -167,10 +167,10 @@ async def server(p: Process) -> AsyncGenerator[Server]:
     settings = p.settings[PostgresSettings]
     name = f"{p.name}@{socket.gethostname()}:{os.getpid()}"
     if not settings.host:
-        if settings.direct_host:
-            raise Misconfigured(
-                "postgres.direct_host (POSTGRES_DIRECT_HOST) needs postgres.host (POSTGRES_HOST), too", hint=_HOST
-            )
+        for key in ("direct_host", "replica_hosts"):
+            if getattr(settings, key):
+                message = f"postgres.{key} (POSTGRES_{key.upper()}) needs postgres.host (POSTGRES_HOST), too"
+                raise Misconfigured(message, hint=_HOST)
         try:
             async with embedded_server(p.data / "postgres") as running:
                 yield embedded(running, name)

@@ -17,7 +17,7 @@ from app.kernel.process import Process
 from app.processes import sections
 from tests.conftest import log_in, postgres_binaries
 from tests.kernel.db.test_session import FOREIGN, THEIRS
-from tests.support.debian import DebianServer, debian_server
+from tests.support.debian import DebianServer, debian_server, free_port
 from tests.support.pgbouncer import PgBouncer, pgbouncer
 from tests.support.project import ROOT, Project, eventually
 
@@ -134,10 +134,30 @@ def test_statement_mode_is_refused_at_once(cli: Project, server: DebianServer) -
     assert "set pool_mode = transaction in PgBouncer" in done.stderr
 
 
-def test_the_direct_host_alone_is_refused(cli: Project) -> None:
-    done = cli.app("migrate", "status", env={"POSTGRES_DIRECT_HOST": "localhost"})
+@pytest.mark.parametrize("name", ["POSTGRES_DIRECT_HOST", "POSTGRES_REPLICA_HOSTS"])
+def test_other_hosts_than_the_first_alone_are_refused(cli: Project, name: str) -> None:
+    done = cli.app("migrate", "status", env={name: "localhost"})
     assert done.returncode == 78
-    assert "needs postgres.host (POSTGRES_HOST), too" in done.stderr
+    assert f"({name}) needs postgres.host (POSTGRES_HOST), too" in done.stderr
+
+
+async def test_of_several_poolers_one_whose_server_accepts_writes_is_used(
+    server: DebianServer, pooler: PgBouncer
+) -> None:
+    hosts = {"POSTGRES_HOST": f"127.0.0.1:{free_port()},127.0.0.1,localhost"}
+    async with connected(pooler.env | hosts) as db:
+        assert await db.one("SELECT 1") == (1,)
+        server.run("ALTER DATABASE app SET default_transaction_read_only = on", "postgres")
+        try:
+            pooler.tell("RECONNECT")
+            with pytest.raises(Unavailable, match="read-only"):
+                await db.run("CREATE TABLE refused ()")
+            with pytest.raises(Unavailable, match="read-only"):  # none of the poolers leads to another server
+                await db.one("SELECT 1")
+        finally:
+            server.run("ALTER DATABASE app RESET default_transaction_read_only", "postgres")
+            pooler.tell("RECONNECT")
+        assert await db.run("CREATE TABLE accepted ()") == -1
 
 
 async def test_two_different_databases_are_refused(server: DebianServer, pooler: PgBouncer) -> None:
