@@ -51,11 +51,10 @@ class Authentication:
         return caller.at(origin)
 
     async def _of_session(self, claims: Claims) -> AuthenticatedCaller:
-        with self.callers.loading() as loading:
-            found = await self.sessions.caller(self.db, claims)
-            if found is None:
-                raise SessionNotFound
-            self.callers.remember(loading, claims.session_id, found)
+        name = f"session:{claims.session_id}:{claims.actor_id}"
+        found = await self.callers.load(claims.session_id, name, lambda: self.sessions.caller(self.db, claims))
+        if found is None:
+            raise SessionNotFound
         if found.fresh_s <= 0:
             await self.sessions.touch(self.db, found.caller.actor.id)
         return found.caller
@@ -66,11 +65,10 @@ class Authentication:
             raise InvalidToken("the API key is not valid")
         if (caller := self.callers.get(key)) is not None:
             return caller
-        with self.callers.loading() as loading:
-            found = await self.api_keys.caller(self.db, *key)
-            if found is None:
-                raise InvalidToken("the API key is not valid")
-            self.callers.remember(loading, key, found)
+        name = f"key:{key[0]}:{key[1].hex()}"
+        found = await self.callers.load(key, name, lambda: self.api_keys.caller(self.db, *key))
+        if found is None:
+            raise InvalidToken("the API key is not valid")
         if found.fresh_s <= 0:
             await self.api_keys.touch(self.db, key[0])
         return found.caller

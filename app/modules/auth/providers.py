@@ -15,9 +15,9 @@ from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
-from app.modules.auth.callers import Callers
+from app.modules.auth.callers import TOPIC, Callers
 from app.modules.auth.keyring import Keyring
-from app.modules.auth.master_secret import Sealer
+from app.modules.auth.master_secret import Sealer, derive
 from app.modules.auth.passwords import Passwords
 from app.modules.auth.portal import Portal
 from app.modules.auth.postgres.limits import Limits
@@ -69,10 +69,17 @@ async def sealer(p: Process) -> AsyncGenerator[Sealer]:
 
 
 @asynccontextmanager
-@uses(Invalidations)
+@uses(AuthSettings, Invalidations, RedisSettings)
 async def callers(p: Process) -> AsyncGenerator[Callers]:
-    """Provide the remembered callers."""
-    yield Callers(await make(p, Invalidations))
+    """Provide the remembered callers: those in Redis are believed under a MAC only, as they have permissions."""
+    invalidations, shared = await make(p, Invalidations), None
+    if p.settings[RedisSettings].url.get_secret_value():
+        from app.kernel.cache.shared import SharedCache
+        from app.kernel.redis.connections import redis
+
+        mac_key = derive(p.settings[AuthSettings].master_secrets()[0], "callers")
+        shared = SharedCache(TOPIC, invalidations, await p.use(redis), mac_key)
+    yield Callers(invalidations, shared)
 
 
 @asynccontextmanager
