@@ -4,6 +4,7 @@ libpq does not report the SQLSTATE of a refused connection, and the message of t
 protocol trace has the SQLSTATE, and shows whether TLS failed.
 """
 
+import asyncio
 import os
 import re
 from collections.abc import Generator
@@ -17,6 +18,8 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 from psycopg.waiting import Wait
 
+from app.kernel.db.connection import hang_up
+
 _VARIABLE = re.compile(r"PG[A-Z]+")  # PGHOSTADDR, PGOPTIONS, PGSERVICE, PGTZ and others; newer versions add more
 _REFUSED = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
 _TLS_REFUSED, _TLS_BEGUN = "\tSSLResponse\t N", "\tSSLResponse\t S"
@@ -28,6 +31,8 @@ _WHO = """
         extract(epoch FROM pg_postmaster_start_time())::text, oid
     FROM pg_catalog.pg_database WHERE datname = current_database()
 """
+_ANSWER_S = 3.0
+_NO_ANSWER = "check the server, and if PgBouncer is in between, whether it is paused or its server is down"
 _UNRESOLVED = "check POSTGRES_HOST: no address found for it"
 _HINTS = {  # by SQLSTATE, or by its class
     _PROTOCOL_VIOLATION: "check POSTGRES_USER, _PASSWORD and _DB, and PgBouncer's auth_file and [databases]",
@@ -105,14 +110,19 @@ async def _attempt(conninfo: str) -> Attempt:
         return _failed(error, traces[-1] if traces else "")
     except UnicodeError:  # from the resolver
         return Attempt(0, "the host is not a host name", hint=_UNRESOLVED)
+    # PgBouncer lets a statement wait for a connection to its server
+    deadline = asyncio.get_running_loop().call_later(_ANSWER_S, hang_up, connection)
     try:
         return await _asked(connection)
     except psycopg.Error as error:
+        if deadline.when() <= asyncio.get_running_loop().time():
+            return Attempt(0, f"a statement got no answer within {_ANSWER_S:g} s", hint=_NO_ANSWER)
         reason = " ".join(str(error).split())
         for_good = _STATEMENT_POOLING in reason
         hint = "set pool_mode = transaction in PgBouncer" if for_good else "try again"
         return Attempt(0, reason, error.sqlstate or "", for_good=for_good, hint=hint)
     finally:
+        deadline.cancel()
         await connection.close()
 
 

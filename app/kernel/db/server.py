@@ -264,22 +264,23 @@ def pooler(label: str) -> Misconfigured:
 
 async def _answering(server: Server, parameters: Parameters, deadline: float) -> Attempt:
     """Wait until a server accepts a connection."""
-    label, tell_at = _label(parameters), time.monotonic() + _TELL_AFTER_S
+    name = "PostgreSQL or PgBouncer" if parameters is server.pool else "PostgreSQL"
+    label, tell_at = f"{name} at {_label(parameters)}", time.monotonic() + _TELL_AFTER_S
     before = Attempt()
     while not (ended := await server.attempt(parameters)).server_version:
         # a stopping server interrupts only one handshake
         if ended.for_good or (ended.in_tls and before.in_tls):
-            raise Misconfigured(f"PostgreSQL at {label} refused: {ended.reason}; {ended.hint}", hint=_LOOK)
+            raise Misconfigured(f"{label} refused: {ended.reason}; {ended.hint}", hint=_LOOK)
         if time.monotonic() >= deadline:
             how = "accepts no connection" if ended.sqlstate else "does not answer"
-            raise Unavailable(f"PostgreSQL at {label} {how}: {ended.reason}; {ended.hint}", hint=_LOOK)
+            raise Unavailable(f"{label} {how}: {ended.reason}; {ended.hint}", hint=_LOOK)
         if time.monotonic() >= tell_at:
             tell_at = time.monotonic() + _TELL_EVERY_S
-            logger.warning("waiting for PostgreSQL at {}: {}", label, ended.reason)
+            logger.warning("waiting for {}: {}", label, ended.reason)
         before = ended
         await asyncio.sleep(_AGAIN_S)
     if why := too_old(ended.server_version):
-        raise Misconfigured(f"PostgreSQL at {label} is {why}", hint=_LOOK)
+        raise Misconfigured(f"{label} is {why}", hint=_LOOK)
     return ended
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from psycopg import sql
 
 from app.kernel.config import Misconfigured, PostgresSettings, SentinelSettings
+from app.kernel.db import Row
 from app.kernel.db.migrations.files import BadMigration, read
 from app.kernel.db.migrations.migrator import LOCK_KEY
 from app.kernel.db.migrations.plan import Status, compare
+from app.kernel.db.migrations.steps import load
 from app.kernel.db.partitions import keep_partitions
 from app.kernel.db.retention import PARTITIONED
 from app.kernel.doctor import Check, Finding, fail, in_shell, in_thread, warn
@@ -39,15 +41,9 @@ async def migrations(d: Deployment) -> AsyncIterator[Finding]:
             f"edited after they were applied: {', '.join(edited)}", f"git checkout -- migrations/{edited[0]}.sql"
         )
     holders = await d.all(_HOLDERS, (LOCK_KEY,))
-    if pending := [s.id for s in found if s.state == "pending"]:
-        migrates = PostgresSettings in d.settings.sections and d[PostgresSettings].migrate
-        text = f"{len(pending)} pending, the first is {pending[0]}"
-        if holders:
-            yield warn(f"{text}: {_who(*holders[0][:2])} is migrating", f"{NAME} migrate status  # again, later")
-        elif migrates:
-            yield warn(f"{text}: the next process applies them", _UP)
-        else:
-            yield fail(f"{text}: no process starts", _UP)
+    if pending := [s for s in found if s.state == "pending"]:
+        async for finding in _pending(d, pending, holders):
+            yield finding
     if unknown := [s.id for s in found if s.state == "unknown"]:
         problem = f"{len(unknown)} applied by a newer release, the last is {unknown[-1]}: this release is older"
         yield warn(problem, f"{NAME} migrate status  # then deploy the newer release")
@@ -55,6 +51,32 @@ async def migrations(d: Deployment) -> AsyncIterator[Finding]:
         yield finding
     async for finding in _locks(d, holders):
         yield finding
+
+
+async def _pending(d: Deployment, pending: list[Status], holders: list[Row]) -> AsyncIterator[Finding]:
+    """Report pending migrations, and those that cannot be applied."""
+    text = f"{len(pending)} pending, the first is {pending[0].id}"
+    if unusable := await in_thread(partial(_unusable, pending)):
+        for error in unusable:
+            yield fail(f"pending, and cannot be applied: {error}", f"{error.hint}  # then correct the file")
+    elif holders:
+        yield warn(f"{text}: {_who(*holders[0][:2])} is migrating", f"{NAME} migrate status  # again, later")
+    elif PostgresSettings in d.settings.sections and d[PostgresSettings].migrate:
+        yield warn(f"{text}: the next process applies them", _UP)
+    else:
+        yield fail(f"{text}: no process starts", _UP)
+
+
+def _unusable(pending: list[Status]) -> list[BadMigration]:
+    """Return why pending files cannot be applied."""
+    errors: list[BadMigration] = []
+    for file in (each.file for each in pending if each.file):
+        try:
+            file.require_statement()
+            load(file)
+        except BadMigration as error:
+            errors.append(error)
+    return errors
 
 
 async def _status(d: Deployment) -> list[Status]:

@@ -1,6 +1,7 @@
 """Sessions behind PgBouncer in each of its modes: they have our settings, and what needs a session goes round it."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
@@ -124,6 +125,35 @@ async def test_a_pooler_is_noticed_whatever_it_ignores_and_in_session_mode(
         async with connected(found.env) as db:
             assert isinstance(db, PooledDatabase)
             assert await db.one("SHOW timezone") == ("UTC",)
+
+
+@pytest.mark.parametrize("fault", ["down", "paused"])
+def test_a_pooler_that_does_not_answer_is_waited_for_as_a_server_is_and_named(
+    cli: Project, server: DebianServer, fault: str
+) -> None:
+    """A paused one, or one whose server is down, accepts clients and lets their statements wait."""
+    with pgbouncer(server, query_wait_timeout=0) as found:
+        cli.env |= found.env | {"POSTGRES_STARTUP_TIMEOUT": "100ms"}
+        assert cli.app("jobs", "list").returncode in (0, 69)  # so that it knows its server
+        if fault == "paused":
+            found.tell("PAUSE")
+        else:
+            assert found.process is not None
+            found.process.kill()
+            found.process.wait(10)
+        began = time.monotonic()
+        done = cli.app("migrate", "status")
+        assert time.monotonic() - began < 20
+        assert done.returncode == 69
+        message, hint = done.stderr.splitlines()[-2:]
+        assert message.startswith(f"app: PostgreSQL or PgBouncer at 127.0.0.1:{found.port} ")
+        assert ("a statement got no answer within" in message) == (fault == "paused")
+        assert hint == "hint: app doctor --only postgresql"
+        doctor = cli.app("doctor", "--only", "postgresql")
+        assert doctor.returncode == 1
+        assert f"PostgreSQL or PgBouncer at 127.0.0.1:{found.port}" in doctor.stdout
+        if fault == "paused":
+            found.tell("RESUME")
 
 
 def test_statement_mode_is_refused_at_once(cli: Project, server: DebianServer) -> None:

@@ -89,6 +89,10 @@ async def test_pending_edited_and_unknown_migrations_are_found(planted: Planted,
     found = await planted.examine()
     assert found.keys() == {"migrations"}
     assert found["migrations"] == ("fail", "1 pending, the first is 20991231000000_auth_later: no process starts")
+    for wrong, reason in {"-- depends: auth\nSELECT 1;\n": "depends", "-- nothing\n": "no statement"}.items():
+        new.write_text(wrong)
+        level, text = (await planted.examine())["migrations"]
+        assert (level, new.name in text, reason in text) == ("fail", True, True), text
     new.unlink()
     new.with_suffix(".rollback.sql").unlink()
     first = next(path for path in sorted(folder.glob("*.sql")) if "rollback" not in path.name)
