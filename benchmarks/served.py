@@ -1,6 +1,8 @@
-"""The same small application, bare and inside the whole stack, for `telemetry.py`."""
+"""The same small application, bare and inside the whole stack, for `telemetry.py` and `http.py`."""
 
 import asyncio
+import json
+import os
 import sys
 
 import uvloop
@@ -27,11 +29,16 @@ async def hello(_: Request) -> JSONResponse:
     return JSONResponse({"hello": "world"})
 
 
+async def me(_: Request) -> JSONResponse:
+    return JSONResponse(ME)
+
+
 async def fail(_: Request) -> JSONResponse:
     raise RuntimeError("on purpose")
 
 
-APP = Starlette(routes=[Route("/hello", hello), Route("/fail", fail)])
+ME = json.loads(os.environ.get("BENCH_ME", "null"))  # what the bare route answers
+APP = Starlette(routes=[Route("/hello", hello), Route("/fail", fail), Route("/auth/v1/me", me)])
 
 
 async def bare(port: int) -> None:

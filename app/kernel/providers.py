@@ -47,7 +47,12 @@ async def invalidations(p: Process) -> AsyncGenerator[Invalidations]:
     from app.kernel.db.postgres import database
 
     db, listening = await p.use(database), await p.use(listener)
-    made = Invalidations(lambda: listening.is_live and time.monotonic() - listening.heard_at < TRUSTED_S)
+
+    def is_live() -> bool:
+        is_fresh = listening.is_live and time.monotonic() - listening.heard_at < TRUSTED_S
+        return is_fresh and not listening.has_unread()
+
+    made = Invalidations(is_live)
     db.invalidated = made.received
     with listening.subscribed(CHANNEL, made.received, made.missed, QUIET_S):
         yield made

@@ -51,6 +51,7 @@ class Listener:
         self.is_live = False
         self.heard_at = 0.0
         """`time.monotonic()` when everything that had been notified was last known to have arrived."""
+        self._connection: Connection | None = None
 
     @contextmanager
     def subscribed(
@@ -71,6 +72,10 @@ class Listener:
             self._subscriptions.remove(subscription)
             self._wake.set()
 
+    def has_unread(self) -> bool:
+        """Return whether something has arrived that is not delivered yet, such as while the event loop was busy."""
+        return self._connection is None or self._connection.is_readable()
+
     async def run(self) -> None:
         """Deliver notifications until cancelled. Reconnects after an outage."""
         lost_at: float | None = None
@@ -87,6 +92,7 @@ class Listener:
                         metrics.listener_reconnected()
                         logger.info("listener: receives notifications again after {:.0f} s", time.monotonic() - lost_at)
                         lost_at = None
+                    self._connection = connection
                     await self._deliver(session)
             except Exception as error:  # noqa: BLE001 - whatever the reason, it must listen again
                 if lost_at is None:
@@ -95,7 +101,7 @@ class Listener:
                         "listener: receives no notifications, reconnecting: {}", " ".join(error_text(error).split())
                     )
             finally:
-                self.is_live = False
+                self.is_live, self._connection = False, None
                 for subscription in self._subscriptions:
                     subscription.is_begun = False
             await asyncio.sleep(_AGAIN_S)

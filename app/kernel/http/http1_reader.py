@@ -3,6 +3,7 @@
 tests/kernel/http/test_grammar.py fails when a version of h11 bypasses them.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any, cast
@@ -147,6 +148,29 @@ class _Chunked:
 
     def read_eof(self) -> None:
         raise h11.RemoteProtocolError("the client disconnected before the body was complete")
+
+
+def checked(fields: list[tuple[bytes, bytes]]) -> Any:
+    """Return the header fields of a response, checked as h11 does at four times the cost. Raises LocalProtocolError."""
+    if b"".join(value for _, value in fields).translate(None, TEXT):
+        raise LocalProtocolError("a header of the response has a control character")
+    found: list[tuple[bytes, bytes, bytes]] = []
+    lengths = 0
+    for name, value in fields:
+        lowered = _lowered(name)
+        is_length = lowered == b"content-length"
+        lengths += is_length
+        if lengths > 1 or lowered == b"transfer-encoding" or (is_length and not value.isdigit()):
+            return fields  # h11 decides
+        found.append((name, lowered, value))
+    return Headers(found)
+
+
+@functools.lru_cache(1024)
+def _lowered(name: bytes) -> bytes:
+    if not name or name.translate(None, TOKEN):
+        raise LocalProtocolError("a header of the response has an illegal name")
+    return name.lower()
 
 
 def _discard(buffer: Buffer) -> None:

@@ -27,7 +27,7 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
 from app.kernel.http.asgi import CLOSE, CONTINUE, LEFT, REFUSED
-from app.kernel.http.http1_reader import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, H11Connection
+from app.kernel.http.http1_reader import LONGEST_HEAD, LONGEST_LENGTH, TEXT, TOKEN, H11Connection, checked
 from app.kernel.http.problems import HttpProblem, malformed
 from app.kernel.http.validation import check_host, check_single, target
 
@@ -168,6 +168,16 @@ class Http1(H11Protocol):
         except HttpProblem as problem:
             refused = problem
         await self._open(method, headers, request.http_version.decode(), request.target, refused)
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if not isinstance(event, Response) or event.status_code < 200:
+            await super().stream_send(event)
+            return
+        headers = [*event.headers, *self.config.response_headers("h11")]
+        requests = cast("int", self.keep_alive_requests)
+        if requests >= self.config.keep_alive_max_requests:
+            headers.append((b"connection", b"close"))
+        await self._send_h11_event(h11.Response(headers=checked(headers), status_code=event.status_code))
 
     async def _continue(self) -> None:
         if self.connection.they_are_waiting_for_100_continue:

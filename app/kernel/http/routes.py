@@ -56,8 +56,26 @@ def router(
         if action.method in endpoints:
             raise InvalidDeclaration(f"{action.method} {action.path} is declared twice, the second time by {action.id}")
         endpoints[action.method] = _Endpoint(operation, authenticators, denied, limits)
-    routes = [Route(path, _Methods(path, endpoints)) for path, endpoints in paths.items()]
-    return Router(routes, redirect_slashes=False, default=_not_found)  # pyright: ignore[reportReturnType]
+    served = {path: _Methods(path, endpoints) for path, endpoints in paths.items()}
+    routes = [Route(path, methods) for path, methods in served.items() if path_parameters(path)]
+    others = Router(routes, redirect_slashes=False, default=_not_found)
+    return _Paths({path: methods for path, methods in served.items() if not path_parameters(path)}, others)
+
+
+class _Paths:
+    """Finds paths without parameters at once, and the others by their patterns."""
+
+    def __init__(self, fixed: Mapping[str, "_Methods"], others: Router) -> None:
+        self._fixed = fixed
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        methods = self._fixed.get(scope["path"])
+        if methods is None:
+            await self._others(scope, receive, send)
+        else:
+            scope["path_params"] = {}
+            await methods(scope, receive, send)
 
 
 class _Endpoint:

@@ -1,5 +1,6 @@
 """Requests that are mutated, and the grammar of RFC 9112 written down once more and another way, to judge them."""
 
+import itertools
 import os
 import re
 import socket
@@ -7,10 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 import h11
+from h11._writers import write_any_response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.kernel.http.http1_reader import H11Connection
+from app.kernel.http.http1_reader import H11Connection, checked
 from tests.support.raw import BODY, CHUNKED, GET, POST, Served, ask, read
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -163,3 +165,22 @@ def test_any_value_of_a_header_is_answered(plain: Served, name: str, scheme: byt
     found = ask(plain, raw)
     assert found is not None
     assert found.status < 500, found.body
+
+
+def test_header_fields_of_responses_are_checked_as_h11_checks_them() -> None:
+    """Or more strictly: of control characters, h11 lets some pass."""
+    names = [b"x-a", b"X-A", b"content-length", b"Content-Length", b"transfer-encoding", b"", b"a b", b"x:y", b"x\n"]
+    values = [b"", b"1", b"chunked", b"a\tb", b"\xe9", b"a\r\nb: c", b"a\nb", b"a\0b", b"a\x01b", b"a\x7f"]
+    fields = list(itertools.product(names, values))
+    for some in [[one] for one in fields] + [[one, other] for one in fields for other in fields[::7]]:
+        try:
+            strict = bytes_of(h11.Response(headers=checked(some), status_code=200))
+        except h11.LocalProtocolError:
+            continue
+        assert strict == bytes_of(h11.Response(headers=some, status_code=200)), some
+
+
+def bytes_of(response: h11.Response) -> bytes:
+    written: list[bytes] = []
+    write_any_response(response, written.append)
+    return b"".join(written)
