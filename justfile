@@ -96,6 +96,10 @@ image tag="app" builder="buildah": install
 systemd: install
     APP_ENV=production {{python}} -m app systemd install --dir deploy/systemd --command /opt/app/bin/app --yes 2> /dev/null
 
+# write docs/app.1 anew, the manual page that the wheel has
+man: install
+    {{python}} -m app man > docs/app.1
+
 # measure against the peers, in an environment of their own
 bench *names="startup http auth telemetry workers":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench

@@ -37,6 +37,8 @@ def main() -> None:
     git("mv", old, new)
     for command in (["check", "-q", "--select", "I", "--fix"], ["format", "-q"]):
         subprocess.run([sys.executable, "-m", "ruff", *command], cwd=ROOT, check=True)  # noqa: S603
+    with (ROOT / f"docs/{new}.1").open("wb") as page:  # its lines are wrapped
+        subprocess.run([sys.executable, "-m", new, "man"], cwd=ROOT, check=True, stdout=page)  # noqa: S603
     sys.stdout.write(
         f"renamed {old} to {new}; look through it with git diff, run just check, and commit it\n"
         "remove .local: the embedded database and its user had the old name, and so had API keys\n"

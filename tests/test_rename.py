@@ -65,6 +65,7 @@ def test_a_renamed_clone_has_every_command_and_passes_lint_contracts_and_fast_te
     left = rf"{NAME}[.](kernel|modules|commands|processes|cli)|{NAME}/(kernel|modules)|\b{NAME} (run-|config |migrate )"
     found = run(clone, "git", "grep", "-nE", f"{left}|-m {NAME}\\b|py.enterprise.bluepr[i]nt")
     assert found.stdout == ""
+    assert (clone / f"docs/{NEW}.1").read_text() == run(clone, sys.executable, "-m", NEW, "man").stdout
     tested = run(clone, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FAST)
     assert tested.returncode == 0, tested.stdout[-4000:]
 

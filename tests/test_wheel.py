@@ -64,6 +64,10 @@ def test_the_installed_command_lists_every_command(installed: Path, tmp_path: Pa
     assert set(table()) <= {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
 
 
+def test_man_finds_the_page_of_the_installed_command(installed: Path) -> None:
+    assert (installed / f"share/man/man1/{NAME}.1").read_text() == (ROOT / f"docs/{NAME}.1").read_text()
+
+
 def test_settings_and_data_are_found_wherever_it_is_installed(elsewhere: Project, installed: Path) -> None:
     shown = printed_json(elsewhere.app("config", "show", "--json"))["settings"]
     assert shown["process.grace"] == {"value": 5, "source": "settings/test.yaml"}

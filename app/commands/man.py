@@ -1,4 +1,4 @@
-"""`app man`: the manual page, generated from the commands, so that it is never out of date."""
+"""`app man`: the manual page, generated from the commands. `just man` writes that of the wheel."""
 
 import inspect
 import os

@@ -25,6 +25,12 @@ def page() -> str:
     return done.stdout
 
 
+def test_the_page_in_the_wheel_is_current(page: str) -> None:
+    committed = (ROOT / f"docs/{NAME}.1").read_text()
+    [date] = re.findall(r'^\.TH \w+ 1 "(\d{4}-\d\d-\d\d)"', committed)
+    assert committed == re.sub(r"\d{4}-\d\d-\d\d", date, page, count=1), "run `just man`"
+
+
 @pytest.mark.parametrize(
     "check", [["mandoc", "-T", "lint"], ["man", "--warnings", "-E", "UTF-8", "-l", "-"]], ids=["mandoc", "groff"]
 )
