@@ -10,6 +10,7 @@ import pytest
 
 from app.kernel.config import load
 from app.kernel.db import Database, Replicas
+from app.kernel.db.replicas import PostgresReplicas
 from app.kernel.errors import Unavailable
 from app.processes import new_process, sections
 from tests.conftest import SUPERUSER, log_in, postgres_binaries
@@ -135,10 +136,11 @@ def test_reads_go_on_while_the_replica_is_killed_and_return_to_it_when_it_is_bac
 
 
 async def test_a_read_that_conflicts_with_recovery_is_repeated_on_the_primary(fleet: Fleet) -> None:
-    environ = {"APP_ENV": "test", **fleet.primary.env, "POSTGRES_REPLICA_HOSTS": fleet.label}
+    both = f"127.0.0.1:{fleet.primary.port},{fleet.label}"
+    environ = {"APP_ENV": "test", **fleet.primary.env, "POSTGRES_REPLICA_HOSTS": both}
     fleet.primary.run("CREATE TABLE busy AS SELECT 1 AS value; GRANT SELECT ON busy TO app")
     async with new_process("run-test", load(ROOT, sections(), environ)).opened() as p:
-        replicas: Replicas = await p.use(p.providers[Replicas])
+        replicas: PostgresReplicas = await p.use(p.providers[Replicas])
         async with asyncio.timeout(10):
             while await (db := replicas.reading("")).one("SELECT pg_is_in_recovery()") == (False,):
                 await asyncio.sleep(0.1)
@@ -147,6 +149,7 @@ async def test_a_read_that_conflicts_with_recovery_is_repeated_on_the_primary(fl
         await asyncio.to_thread(fleet.primary.run, "TRUNCATE busy")
         assert await read == []  # of the primary, where it is empty
         assert await db.one("SELECT pg_is_in_recovery()") == (False,)
+        assert replicas.trouble == ""  # the primary is passed over
 
 
 async def test_a_replica_that_is_promoted_is_not_used_and_takes_over_from_a_primary_that_turns_read_only(

@@ -37,6 +37,7 @@ _WAIT_S = 0.5  # for a connection to a replica; then the primary is asked
 _MOST_WRITERS = 100_000
 _TOPIC = "replicas"
 _EVERYBODY = ""
+_PRIMARY = "it is the primary"
 
 WRITTEN = "SELECT (pg_current_wal_lsn() - '0/0')::bigint, system_identifier FROM pg_control_system()"
 REPLAYED = """
@@ -69,6 +70,11 @@ class Replica:
             return self._trouble
         return f"it lags by {self.lag_s:.0f} s" if self.lag_s > self._most_lag_s else ""
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is the primary now, so nothing is wrong."""
+        return self._trouble == _PRIMARY
+
     def failed(self, why: str) -> None:
         """Leave it out until it is measured again."""
         self._trouble = why
@@ -89,17 +95,27 @@ class Replica:
         if self._was_used is not (not why):
             self._was_used = not why
             state = f"left out: {why}" if why else "used"
-            logger.log("WARNING" if why else "INFO", "replica {} is {}", self.label, state)
-        metrics.replica_measured(self.label, self.lag_s, is_used=not why)
+            level = "WARNING" if why and not self.is_at_rest else "INFO"
+            logger.log(level, "replica {} is {}", self.label, state)
+        if self.is_at_rest:
+            metrics.replica_at_rest(self.label)
+        else:
+            metrics.replica_measured(self.label, self.lag_s, is_used=not why)
 
 
 class PostgresReplicas:
     """The replicas of the database. Whoever has changed something reads only where that is visible."""
 
     def __init__(
-        self, primary: Database, replicas: Sequence[Replica], invalidations: Invalidations, most_lag_s: float
+        self,
+        primary: Database,
+        replicas: Sequence[Replica],
+        invalidations: Invalidations,
+        most_lag_s: float,
+        primary_label: Callable[[], str],
     ) -> None:
         """Run `watch` for as long as they are used."""
+        self._primary_label = primary_label
         self._primary = primary
         self._replicas = replicas
         self._invalidations = invalidations
@@ -129,7 +145,8 @@ class PostgresReplicas:
     @property
     def trouble(self) -> str:
         """The replicas that are not used, with the reasons; empty if all are."""
-        return "; ".join(f"{each.label}: {why}" for each in self._replicas if (why := each.trouble))
+        wrong = [each for each in self._replicas if each.trouble and not each.is_at_rest]
+        return "; ".join(f"{each.label}: {each.trouble}" for each in wrong)
 
     def _written(self, writers: frozenset[str] | None) -> None:
         if writers is None or len(self._writers) >= _MOST_WRITERS:
@@ -172,7 +189,9 @@ class PostgresReplicas:
             replica.failed(error_text(error.__cause__ or error))
             return
         assert row is not None
-        if row[0] is None:
+        if row[0] is None and replica.label == self._primary_label():
+            replica.failed(_PRIMARY)
+        elif row[0] is None:
             replica.failed("it is no standby: it was promoted, or copied")
         elif self._system is None:
             replica.failed("the primary does not answer")
@@ -246,7 +265,7 @@ async def replicas(p: Process, invalidations: Invalidations) -> AsyncGenerator[P
         Replica(label, PostgresDatabase(pool, *limits, p.constraints), settings.replica_max_lag)
         for label, pool in pools.items()
     ]
-    opened = PostgresReplicas(primary, made, invalidations, settings.replica_max_lag)
+    opened = PostgresReplicas(primary, made, invalidations, settings.replica_max_lag, lambda: found.primary)
     p.degraded["replicas"] = lambda: opened.trouble
     watching = asyncio.ensure_future(opened.watch())
     try:

@@ -97,6 +97,11 @@ class Server:
         return opened
 
     @property
+    def primary(self) -> str:
+        """The host of the server itself that accepted writes last; empty until that is known."""
+        return self._primary.get(_label(self.parameters), "")
+
+    @property
     def replica_labels(self) -> list[str]:
         """The replicas."""
         return [_label(host) for host in self._hosts(self.replicas)] if self.replicas else []

@@ -114,11 +114,17 @@ def _as_admin(name: str, value: str) -> str:
 
 async def replication(d: Deployment) -> AsyncIterator[Finding]:
     """Report a standby in place of the primary, standbys that lag, and slots that keep WAL for nobody."""
-    if await d.one("SELECT pg_is_in_recovery()") == (True,):
-        yield fail("the server is a standby, which takes no changes", "export POSTGRES_HOST=NAME_OF_THE_PRIMARY")
-        return
-    for finding in _hosts(await (await d.reached()).server.attempts()):
+    server = (await d.reached()).server
+    attempts = await server.attempts()
+    for finding in _hosts(attempts):
         yield finding
+    if await d.one("SELECT pg_is_in_recovery()") == (True,):
+        if len(attempts) > 1:
+            promote = "pg_ctl promote -D FOLDER  # on the standby that is to take over; docs/runbooks.md, Failover"
+            yield fail(f"none of {server.label} is a primary that answers, so no changes are taken", promote)
+        else:
+            yield fail("the server is a standby, which takes no changes", "export POSTGRES_HOST=NAME_OF_THE_PRIMARY")
+        return
     lags = "SELECT application_name, extract(epoch FROM replay_lag)::float8 FROM pg_stat_replication"
     for name, lag_s in await d.all(lags):
         if lag_s is not None and lag_s > _LAG_WARN_S:
@@ -146,7 +152,10 @@ def _hosts(attempts: Mapping[str, Attempt]) -> Iterator[Finding]:
         yield fail(problem, "pg_ctl stop -m fast  # on the old primary; then docs/runbooks.md, Failover")
     for label, ended in attempts.items():
         if not ended.server_version:
-            yield warn(f"PostgreSQL at {label}: {ended.reason}", f"pg_isready  # there; {ended.hint}")
+            host, _, port = label.rpartition(":")
+            yield warn(
+                f"PostgreSQL at {label}: {ended.reason}", f"pg_isready -h {shlex.quote(host)} -p {port}  # {ended.hint}"
+            )
 
 
 async def privileges(d: Deployment) -> AsyncIterator[Finding]:

@@ -11,7 +11,6 @@ from app.kernel.db.server import Server
 from app.kernel.doctor import Check, Finding, NotChecked, fail, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import Unavailable
-from app.kernel.text import error_text
 
 _STATEMENT_MS = 2000
 _LAG = "SELECT coalesce(extract(epoch FROM now() - pg_last_xact_replay_timestamp()), 0)::float8"
@@ -19,9 +18,12 @@ _LAG = "SELECT coalesce(extract(epoch FROM now() - pg_last_xact_replay_timestamp
 
 async def replicas(d: Deployment) -> AsyncIterator[Finding]:
     """Report replicas that do not answer, are no standbys of the primary, or lag by too much."""
-    server = (await d.reached()).server
+    reached = await d.reached()
+    server = reached.server
     if not server.replicas:
         raise NotChecked("no replicas are configured (postgres.replica_hosts)")
+    if reached.attempt.is_read_only:
+        raise NotChecked("no host of postgres.host accepts writes")
     written, system = await d.one(WRITTEN)
     for label in server.replica_labels:
         try:
@@ -29,15 +31,15 @@ async def replicas(d: Deployment) -> AsyncIterator[Finding]:
         except (Unavailable, psycopg.Error) as error:
             host, _, port = label.rpartition(":")
             yield warn(
-                f"the replica {label} does not answer: {error_text(error.__cause__ or error)}",
+                f"the replica {label} does not answer: {' '.join(str(error.__cause__ or error).split())}",
                 f"pg_isready -h {shlex.quote(host)} -p {port}",
             )
             continue
         if of_system != system:
             yield fail(f"the replica {label} is no copy of this database", _without(label))
-        elif replayed is None:
+        elif replayed is None and label != server.primary:
             yield fail(f"the replica {label} is no standby: it was promoted, or copied", _without(label))
-        elif replayed < written and lag_s > (most := d[PostgresSettings].replica_max_lag):
+        elif replayed is not None and replayed < written and lag_s > (most := d[PostgresSettings].replica_max_lag):
             problem = f"the replica {label} lags by {lag_s:.0f} s, more than postgres.replica_max_lag ({most:g} s)"
             yield warn(problem, "SELECT pg_is_wal_replay_paused(), * FROM pg_stat_wal_receiver  # in psql, there")
 

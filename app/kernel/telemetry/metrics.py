@@ -276,6 +276,12 @@ def replica_measured(replica: str, lag_s: float, *, is_used: bool) -> None:
     _REPLICA_USED.labels(replica).set(is_used)
 
 
+def replica_at_rest(replica: str) -> None:
+    """Record that a replica is the primary now."""
+    for gauge in (_REPLICA_LAG, _REPLICA_USED):
+        gauge.remove(replica)
+
+
 def replica_read(replica: str, outcome: str) -> None:
     """Count a statement on a replica: `done`, or `repeated` on the primary. `none` is a read on the `primary`."""
     _REPLICA_READS.labels(replica, outcome).inc()
