@@ -160,6 +160,9 @@ _OLDEST = Gauge(
     "queue_oldest_job_age_seconds", "Age of the oldest ready job since it was due", ("queue",), registry=_REGISTRY
 )
 _UNSENT = Gauge("event_outbox_depth", "Events that wait to be sent to NATS", ("stream",), registry=_REGISTRY)
+_OLDEST_UNSENT = Gauge(
+    "event_outbox_oldest_age_seconds", "Age of the oldest event that waits for NATS", ("stream",), registry=_REGISTRY
+)
 _LAG = Gauge("event_consumer_lag", "Events in NATS that wait for a subscriber", ("subscriber",), registry=_REGISTRY)
 _LATENESS = Histogram(
     "schedule_lateness_seconds", "Delay between tick and job", ("schedule",), registry=_REGISTRY, buckets=_SECONDS
@@ -325,9 +328,10 @@ def nats_connected(*, is_connected: bool) -> None:
     _NATS_CONNECTIONS.labels("open").set(is_connected)
 
 
-def events_unsent(stream: str, count: int) -> None:
-    """Record the number of events that wait to be sent to a stream."""
+def events_unsent(stream: str, count: int, oldest_s: float) -> None:
+    """Record the number of events that wait to be sent to a stream, and the age of the oldest in seconds."""
     _UNSENT.labels(stream).set(count)
+    _OLDEST_UNSENT.labels(stream).set(oldest_s)
 
 
 def events_waiting(subscriber: str, count: int) -> None:

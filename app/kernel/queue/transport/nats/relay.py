@@ -46,7 +46,11 @@ _NEXT = """
     ORDER BY seq LIMIT %s
 """
 _SENT = "DELETE FROM kernel.event_outbox WHERE seq = ANY(%s)"
-_COUNT = "SELECT count(*) FROM (SELECT FROM kernel.event_outbox LIMIT 100000) waiting"
+_MEASURE = """
+    SELECT (SELECT count(*) FROM (SELECT FROM kernel.event_outbox LIMIT 100000) waiting), coalesce((
+        SELECT greatest(0, extract(epoch FROM now() - published_at)) FROM kernel.event_outbox ORDER BY seq LIMIT 1
+    ), 0)::float8
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,8 @@ class Relay:
             while not stop.is_set():
                 self.wake.clear()
                 try:
-                    more = await self._pass()
                     await self._measure()
+                    more = await self._pass()
                     failing = False
                 except (Unavailable, Refused) as error:
                     if not failing:
@@ -163,8 +167,8 @@ class Relay:
 
     async def _measure(self) -> None:
         if time.monotonic() > self._measured_at + _MEASURE_EVERY_S:
-            row = await self._db.one(_COUNT)
-            metrics.events_unsent(self._stream.settings.stream, row[0] if row else 0)
+            row = await self._db.one(_MEASURE)
+            metrics.events_unsent(self._stream.settings.stream, *(row or (0, 0.0)))
             self._measured_at = time.monotonic()
 
 

@@ -117,9 +117,12 @@ class Stream:
         await self.nats.call(f"CONSUMER.DURABLE.CREATE.{self.settings.stream}.{wanted['name']}", create)
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Delete the consumers of all other subscribers, whose events nobody waits for any more."""
+        """Delete the consumers of all other subscribers, unless a process still pulls from them."""
         kept = {consumer_name(subscriber) for subscriber in subscribers}
         for name in [name for name in await self.consumers() if name not in kept]:
+            if (await self.nats.call(f"CONSUMER.INFO.{self.settings.stream}.{name}")).get("num_waiting"):
+                logger.warning("the consumer {} in NATS is used, but has no subscription in this database", name)
+                continue
             await self.nats.call(f"CONSUMER.DELETE.{self.settings.stream}.{name}")
             logger.warning("deleted the consumer {} in NATS: it has had no subscriber for a week", name)
 
