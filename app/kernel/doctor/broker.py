@@ -11,7 +11,7 @@ from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import Unavailable
 from app.kernel.product import NAME
 from app.kernel.queue.transport.nats.connection import Nats, Refused
-from app.kernel.queue.transport.nats.stream import Stream, differing
+from app.kernel.queue.transport.nats.stream import Stream, consumer_name, differing
 
 _CONNECT_S = 3.0
 _NEARLY_FULL = 0.9
@@ -35,6 +35,8 @@ async def nats(d: Deployment) -> AsyncIterator[Finding]:
             return
         try:
             async for finding in _stream(connection, settings, d[QueueSettings]):
+                yield finding
+            async for finding in _consumers(d, connection, settings):
                 yield finding
         except (Refused, Unavailable) as error:
             yield fail(f"NATS at {connection.place}: {error}", f"{NAME} config explain nats.url")
@@ -85,6 +87,21 @@ async def _stream(connection: Nats, settings: NatsSettings, queue: QueueSettings
             f"the stream {settings.stream} has {stored} of {most} bytes; new events wait in the database",
             f"{NAME} run-event-consumer  # or a larger NATS_MAX_BYTES",
         )
+
+
+async def _consumers(d: Deployment, connection: Nats, settings: NatsSettings) -> AsyncIterator[Finding]:
+    try:
+        rows = await d.all("SELECT subscriber FROM kernel.subscriptions ORDER BY 1")
+    except NotChecked:  # another check reports it
+        return
+    stream = Stream(connection, settings, d[QueueSettings].lease)
+    made = set(await stream.consumers()) if await stream.info() else set[str]()
+    missing = [subscriber for (subscriber,) in rows if consumer_name(subscriber) not in made]
+    if missing and made:
+        problem = (
+            f"{len(missing)} subscriptions have no consumer in NATS, such as {missing[0]}: events do not reach them"
+        )
+        yield fail(problem, f"{NAME} run-event-consumer  # whose relay makes them within a minute")
 
 
 def _limits(account: dict[str, Any], settings: NatsSettings) -> list[Finding]:

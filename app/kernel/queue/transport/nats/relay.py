@@ -152,6 +152,7 @@ class Relay:
         await tx.run(_SENT, (done,))
         if failed:
             self.wake.set()
+            self._generation = 0  # the stream may have been deleted
             logger.warning("relay: NATS did not accept {} events: {}; sending them again", failed, self._acks.why)
             await asyncio.sleep(_AGAIN_S)
 
@@ -168,7 +169,8 @@ class Relay:
     async def _measure(self) -> None:
         if time.monotonic() > self._measured_at + _MEASURE_EVERY_S:
             row = await self._db.one(_MEASURE)
-            metrics.events_unsent(self._stream.settings.stream, *(row or (0, 0.0)))
+            assert row is not None
+            metrics.events_unsent(self._stream.settings.stream, row[0], row[1])
             self._measured_at = time.monotonic()
 
 

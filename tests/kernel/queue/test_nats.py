@@ -1,0 +1,116 @@
+"""What can happen to events in NATS only: outages, a full stream, repeated delivery, lost subscriptions."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from app.kernel.config import NatsSettings, load
+from app.kernel.db import Transaction
+from app.kernel.queue import Subscriber
+from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.nats.outbox import OutboxEvents
+from app.kernel.queue.transport.nats.stream import Stream
+from app.processes import sections
+from tests.kernel.queue.conftest import Bench, connected
+from tests.support.nats import NatsServer, nats_server
+from tests.support.project import ROOT
+
+
+@dataclass(frozen=True)
+class Moved:
+    event_type: ClassVar[str] = "test.moved"
+    steps: int
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> "AsyncIterator[NatsServer]":
+    with nats_server(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+async def broker(bench: Bench, own_nats: NatsServer) -> AsyncIterator[Bench]:
+    """The queue with events through a server that the test may kill."""
+    settings = load(ROOT, sections(), {"APP_ENV": "test", "NATS_URL": own_nats.url, "NATS_TIMEOUT": "1s"})[NatsSettings]
+    await bench.db.run("CREATE TABLE heard (steps integer)")
+    async with connected(settings) as connection:
+        short = replace(bench.settings, lease=1.0)
+        yield replace(bench, settings=short, queue=Queue(OutboxEvents()), stream=Stream(connection, settings, 1.0))
+
+
+async def hear(tx: Transaction, event: Moved) -> None:
+    await tx.run("INSERT INTO heard VALUES (%s)", (event.steps,))
+
+
+TX = Subscriber("a", Moved, hear, mode="tx")
+
+
+async def counted(bench: Bench) -> list[tuple]:
+    return await bench.rows("SELECT count(*), count(DISTINCT steps) FROM heard")
+
+
+async def test_a_killed_server_loses_nothing_and_events_published_meanwhile_arrive_afterwards(
+    broker: Bench, own_nats: NatsServer
+) -> None:
+    async with broker.consuming([TX], "x"), broker.consuming([TX], "y"):
+        for start in (0, 100, 200):
+            await broker.queue.publish(broker.db, *(Moved(n) for n in range(start, start + 50)))
+            own_nats.stop()
+            await broker.queue.publish(broker.db, *(Moved(n) for n in range(start + 50, start + 100)))
+            own_nats.start()
+        await broker.until(lambda: counted(broker), [(300, 300)], 30)
+
+
+async def test_an_event_that_is_delivered_again_after_its_transaction_is_ignored(broker: Bench) -> None:
+    assert broker.stream is not None
+    async with broker.consuming([TX]):
+        await broker.queue.publish(broker.db, Moved(1))
+        await broker.until(lambda: counted(broker), [(1, 1)])
+        info = await broker.stream.info()
+        assert info is not None
+        await broker.stream.nats.call(
+            f"STREAM.UPDATE.{broker.stream.settings.stream}", info["config"] | {"duplicate_window": 100_000_000}
+        )
+        await asyncio.sleep(0.3)  # the server forgets the id of the message
+        await broker.db.run(
+            "INSERT INTO kernel.event_outbox (event_id, type, version, payload)"
+            " SELECT id, type, version, payload FROM kernel.events"
+        )
+        await broker.queue.publish(broker.db, Moved(2))
+        await broker.until(lambda: counted(broker), [(2, 2)])
+        await broker.until(lambda: broker.rows("SELECT count(*) FROM kernel.event_outbox"), [(0,)])
+        found = await broker.stream.info()
+        assert found is not None
+        assert found["state"]["last_seq"] == 3
+    assert await counted(broker) == [(2, 2)]
+    assert await broker.states() == []
+
+
+async def test_events_wait_in_the_database_while_the_stream_is_full(broker: Bench) -> None:
+    assert broker.stream is not None
+    small = replace(broker, stream=replace(broker.stream, settings=replace(broker.stream.settings, max_bytes=20_000)))
+    await small.queue.events.subscribe(small.db, [TX])
+    async with small.consuming([]):
+        await small.queue.publish(small.db, *(Moved(n) for n in range(200)))
+
+        async def is_refused() -> bool:
+            ((left,),) = await small.rows("SELECT count(*) FROM kernel.event_outbox")
+            return 0 < left < 200
+
+        await small.until(is_refused, True)
+    async with small.consuming([TX]):
+        await small.until(lambda: counted(small), [(200, 200)], 30)
+
+
+async def test_a_deleted_consumer_is_made_again(broker: Bench) -> None:
+    assert broker.stream is not None
+    async with broker.consuming([TX]):
+        await broker.queue.publish(broker.db, Moved(1))
+        await broker.until(lambda: counted(broker), [(1, 1)])
+        await broker.stream.nats.call(f"STREAM.DELETE.{broker.stream.settings.stream}")
+        await broker.queue.publish(broker.db, Moved(2))
+        await broker.until(lambda: counted(broker), [(2, 2)])
