@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_only_the_proxy_is_public_and_the_database_is_not_reachable_from_outside
     assert content["networks"]["data"] == {"internal": True}
     assert content["services"]["postgres"]["networks"] == ["data"]
     assert "data" not in content["services"].get("proxy", {"networks": []})["networks"]
+
+
+def test_only_the_address_of_the_proxy_is_trusted_and_no_other_container_gets_it() -> None:
+    content = compose("fleet")
+    trusted = content["x-environment"]["HTTP_SERVER_TRUSTED_PROXIES"]
+    assert content["services"]["proxy"]["networks"]["front"]["ipv4_address"] == trusted
+    [pool] = content["networks"]["front"]["ipam"]["config"]
+    assert ip_address(trusted) in ip_network(pool["subnet"])
+    assert ip_address(trusted) not in ip_network(pool["ip_range"])
 
 
 @each_file

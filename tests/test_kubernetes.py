@@ -4,6 +4,7 @@ import functools
 import shlex
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import kubernetes_validate
@@ -168,6 +169,9 @@ def test_selectors_find_what_they_are_for(kustomization: str) -> None:
     }
     assert policies["app-default-deny"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert not {"ingress", "egress"} & set(policies["app-default-deny"]["spec"])
+    for rule in policies["app-egress"]["spec"]["egress"]:
+        blocks = [ip_network(each["ipBlock"]["cidr"]) for each in rule["to"] if "ipBlock" in each]
+        assert all(block.is_private for block in blocks) or [port["port"] for port in rule["ports"]] == [443]
 
 
 @built
