@@ -17,6 +17,7 @@ from app.processes import PROCESSES, sections
 from tests.conftest import TestDatabase, program
 from tests.support.nats import NatsServer, free_ports
 from tests.support.project import ROOT, Project, eventually
+from tests.support.valkey import Valkey, servers
 from tests.test_cli import parse
 
 FILES = {"small": ROOT / "compose.yaml", "fleet": ROOT / "deploy" / "compose" / "compose.yaml"}
@@ -133,17 +134,21 @@ def test_every_command_starts_with_its_environment(
     local = {**here, "POSTGRES_DIRECT_HOST": "", "POSTGRES_DIRECT_PORT": "0", "OPERATIONS_PORT": "0"}
     project.env = {}
     local["NATS_URL"] = nats.url
-    migrate = environment(ours("fleet")["migrate"], tmp_path) | local
-    assert project.app("migrate", "up", env=migrate).returncode == 0
-    started = [
-        project.start(*service["command"], env=environment(service, tmp_path) | local)
-        for name in FILES
-        for key, service in ours(name).items()
-        if key != "migrate"
-    ]
-    for process in started:
-        process.ready(60)
-    assert [process.stop() for process in started] == [0] * len(PROCESSES)
+    with servers() as valkeys:
+        valkeys.append(Valkey(tmp_path / "valkey", compose("fleet")["services"]["valkey"]["command"][1:]))
+        local["REDIS_URL"] = valkeys[0].url
+        migrate = environment(ours("fleet")["migrate"], tmp_path) | local
+        assert project.app("migrate", "up", env=migrate).returncode == 0
+        started = [
+            project.start(*service["command"], env=environment(service, tmp_path) | local)
+            for name in FILES
+            for key, service in ours(name).items()
+            if key != "migrate"
+        ]
+        for process in started:
+            assert httpx.get(f"{process.ready(60)}/ready").json() == {"status": "ready"}
+        assert valkeys[0].ask("CONFIG", "GET", "maxmemory-policy") == ["maxmemory-policy", "allkeys-lru"]
+        assert [process.stop() for process in started] == [0] * len(PROCESSES)
 
 
 def test_nats_of_the_fleet_accepts_its_configuration_and_answers_its_health_check(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ NEEDED = {
     "run-cron-manager": ALWAYS | {"apscheduler"},
     "run-event-consumer": ALWAYS,
 }
-NEVER = {"yoyo", "rich", "httpx2", "requests", "nats"}  # yoyo: only when something is pending
+NEVER = {"yoyo", "rich", "httpx2", "requests", "nats", "redis"}  # yoyo: only when something is pending
 REFUSED = {
     **dict.fromkeys(APIS, NEVER | {"apscheduler", "argon2"}),
     "run-all-in-one": NEVER,
@@ -198,3 +198,11 @@ def test_a_process_loads_what_it_needs_and_nothing_else(on_migrated: Project, na
     loaded = packages(loaded_by_process(on_migrated, name))
     assert NEEDED[name] <= loaded
     assert loaded & REFUSED[name] == set()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("run-platform-http", True), ("run-cron-manager", False)])
+def test_the_client_of_redis_is_loaded_where_a_url_is_set_and_used(
+    on_migrated: Project, name: str, expected: bool
+) -> None:
+    on_migrated.env["REDIS_URL"] = "redis://127.0.0.1:1"  # nothing listens there, and the process starts
+    assert ("redis" in packages(loaded_by_process(on_migrated, name))) is expected
