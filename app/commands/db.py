@@ -1,6 +1,7 @@
 """`app db`."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,20 @@ from app.kernel.cli import group
 if TYPE_CHECKING:
     from app.kernel.process import Process
 
+_OF_PSQL = re.compile(
+    "PATH|HOME|USER|LOGNAME|SHELL|TERM|COLORTERM|COLUMNS|LINES|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|PAGER"
+    "|LESS|LESSCHARSET|EDITOR|VISUAL|PSQL.*|NO_COLOR|INPUTRC"
+)
 _app = group("Open a shell on the database.")
 
 
 def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
     return _app
+
+
+def _kept() -> dict[str, str]:
+    """Return what psql, its pager and its editor need of the environment, without our secrets."""
+    return {name: value for name, value in os.environ.items() if _OF_PSQL.fullmatch(name)}
 
 
 @_app.callback()
@@ -53,6 +63,6 @@ def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Arguments 
         known |= {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}
         variables = {known[key]: str(value) for key, value in found.in_order().items() if key in known}
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # in psql Ctrl-C cancels a query
-        return subprocess.run([psql, *(arguments or [])], env=os.environ | variables, check=False).returncode  # noqa: S603, ASYNC221
+        return subprocess.run([psql, *(arguments or [])], env=_kept() | variables, check=False).returncode  # noqa: S603, ASYNC221
 
     raise typer.Exit(run_once("db shell", work))

@@ -43,7 +43,7 @@ def health(
       app health --ready --port 9000
     """
     path = "/ready" if ready else "/health"
-    found = [] if port else running(ROOT, of_all=True)
+    found = [] if port else running(ROOT)
     asked = [(process, ask(process.url, path, _TIMEOUT_S)) for process in found] or [_configured(port, path)]
     answers = [(process, *answer) for process, answer in asked if answer is not None]
     if as_json:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import secrets
 import stat
 import time
@@ -41,7 +42,7 @@ def announced(name: str, url: str, root: Path) -> Generator[bool]:
 
     Gives False when no folder is writable. Removes the addresses of killed processes.
     """
-    list(_found(None, of_all=False))
+    list(_found(None))
     opened = _create()
     if opened is None:
         yield False
@@ -57,12 +58,18 @@ def announced(name: str, url: str, root: Path) -> Generator[bool]:
         os.close(fd)
 
 
-def running(root: Path, *, of_all: bool = False) -> list[Running]:
-    """Return the processes of the installation at `root` that run as this user, in the order of their names.
+def running(root: Path) -> list[Running]:
+    """Return the processes of the installation at `root` that run as users whom this one trusts, by name."""
+    return sorted(_found(_place(root)))
 
-    `of_all` adds for root those of other users, who may write what they like: send them nothing that is secret.
-    """
-    return sorted(_found(_place(root), of_all=of_all and os.geteuid() == 0))
+
+def trusted() -> set[int]:
+    """Return the users whose processes are believed: this one, root, and for root the user of our units."""
+    found = {0, os.geteuid()}
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            found.add(pwd.getpwnam(NAME).pw_uid)
+    return found
 
 
 def ask(
@@ -105,7 +112,7 @@ def url_of(host: str, port: int, scheme: str = "http") -> str:
 
 
 def strangers(port: int) -> set[int]:
-    """Return the users who listen on a TCP port here, other than this one and root. Empty without Linux."""
+    """Return the users who listen on a TCP port here and are not trusted. Empty without Linux."""
     found = set[int]()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
@@ -113,7 +120,7 @@ def strangers(port: int) -> set[int]:
                 _, local, _, state, _, _, _, uid, *_ = line.split()
                 if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
                     found.add(int(uid))
-    return found - {0, os.geteuid()}
+    return found - trusted()
 
 
 def reachable(host: str) -> str:
@@ -138,23 +145,24 @@ def _create() -> tuple[Path, int] | None:
     return None
 
 
-def _found(place: list[str] | None, *, of_all: bool) -> Iterator[Running]:
+def _found(place: list[str] | None) -> Iterator[Running]:
     """Yield the processes at a place; remove the files of killed ones."""
+    users = trusted()
     for folder in FOLDERS:
         for path in folder.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                if (content := _read(path, of_all=of_all)) and content["place"] == place:
+                if (content := _read(path, users)) and content["place"] == place:
                     found = Running(str(content["name"]), str(content["url"]))
                     if urlsplit(found.url).port and "".join(found).isprintable():  # as others may have written it
                         yield found
 
 
-def _read(path: Path, *, of_all: bool) -> dict[str, object] | None:
-    """Return the content of the file of a living process. Raises OSError and ValueError."""
+def _read(path: Path, users: set[int]) -> dict[str, object] | None:
+    """Return the content of the file of a living process of some users. Raises OSError and ValueError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode) or (about.st_uid != os.geteuid() and not of_all):
+        if not stat.S_ISREG(about.st_mode) or about.st_uid not in users:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

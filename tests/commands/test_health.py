@@ -1,12 +1,14 @@
 """`app health`."""
 
 import os
+import pwd
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,12 +135,28 @@ def test_an_address_is_for_its_user_its_code_and_its_namespaces(folder: Path, mo
             assert running.running(folder) == []
         with monkeypatch.context() as patched:
             patched.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
-            assert running.running(folder) == []
-        if os.geteuid() == 0:  # root may ask everybody's, and send them nothing secret
+            assert running.running(folder) == ([ONE] if path.stat().st_uid == 0 else [])  # root is believed
+        if os.geteuid() == 0:  # root believes the user of our units, and nobody else
             os.chown(path, 1234, 1234)
             assert running.running(folder) == []
-            assert running.running(folder, of_all=True) == [ONE]
+            with monkeypatch.context() as patched:
+                patched.setattr(pwd, "getpwnam", lambda _: SimpleNamespace(pw_uid=1234))
+                assert running.running(folder) == [ONE]
+                patched.setattr(os, "geteuid", lambda: 1235)
+                assert running.running(folder) == []
     assert list(folder.iterdir()) == []
+
+
+def test_another_user_cannot_make_the_health_check_of_root_fail(cli: Project, answering: Answering) -> None:
+    answering.body = b'{"status": "ok"}'
+    env = {"HTTP_SERVER_PORT": answering.port}
+    with running.announced("run-forged", f"http://127.0.0.1:{closed_port()}", cli.root):
+        refused(cli.app("health", env=env), 69)
+        if os.geteuid() == 0:
+            [path] = [path for path in running.FOLDERS[0].glob("app-process-*") if "run-forged" in path.read_text()]
+            os.chown(path, 65534, 65534)
+            done = cli.app("health", env=env)
+            assert (done.returncode, done.stdout) == (0, f"port {answering.port}: ok\n"), done.stderr
 
 
 def test_whatever_else_is_in_the_folder_is_no_address(folder: Path) -> None:

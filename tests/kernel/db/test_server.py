@@ -248,6 +248,13 @@ def test_db_shell_uses_the_configured_server_and_its_password(cli: Project, serv
         required("psql")
     done = on(cli, server).app("db", "shell", "-At", "-c", "SELECT current_user, current_database()")
     assert (done.returncode, done.stdout) == (0, "app|app\n"), done.stderr
+    secrets = {"AUTH_MASTER_SECRET": "s" * 16 + "0123456789abcdef", "VAULT_TOKEN": "hvs.x", "SSH_AUTH_SOCK": "/x"}
+    done = on(cli, server).app(
+        "db", "shell", "-c", r"\! env | cut -d= -f1", env={**secrets, "PSQL_PAGER": "cat", "LC_ALL": "C"}
+    )
+    names = set(done.stdout.splitlines())
+    assert {"PATH", "PGHOST", "PGPASSWORD", "PSQL_PAGER", "LC_ALL"} <= names
+    assert not {name for name in names if name in secrets or name.startswith(("POSTGRES_", "APP_"))}
 
 
 def test_db_shell_without_psql_says_what_to_install(project: Project, database: TestDatabase) -> None:

@@ -196,6 +196,10 @@ def test_a_vault_that_denies_or_does_not_answer_is_one_line(vault: Vault) -> Non
         with answering(malformed) as url:
             line, hint = refusal({**environ, "VAULT_ADDR": url}, StoresUnavailable)
             assert "is not that of Vault" in line
+    for large in (b" " * (1 << 20) + b"{}", b'{"data": "' + b"x" * 20_000_000 + b'"}'):
+        with answering(large) as url:
+            line, hint = refusal({**environ, "VAULT_ADDR": url}, StoresUnavailable)
+            assert "is larger than 1 MiB" in line
     with trickling() as url:
         began = time.monotonic()
         with pytest.raises(CannotFetch, match=r"did not answer within 0\.5 s") as caught:

@@ -21,6 +21,8 @@ from hvac.exceptions import (
     VaultDown,
     VaultError,
 )
+from requests import Response
+from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidURL, MissingSchema, RequestException, SSLError, Timeout, TooManyRedirects
 from requests.exceptions import JSONDecodeError as NotJson
 
@@ -30,6 +32,28 @@ from app.kernel.config.stores import CannotFetch
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 _USER = re.compile(r"(?<=://)[^/]*@")
 _TRUE = ("1", "t", "true")
+
+
+_LARGEST_BYTES = 1 << 20
+
+
+class TooLarge(RequestException):
+    """An answer is larger than any of Vault's."""
+
+
+class _Bounded(HTTPAdapter):
+    """Reads answers up to a size, which requests does not limit."""
+
+    def send(self, *arguments: Any, **options: Any) -> Response:
+        answer = super().send(*arguments, **options)
+        content = bytearray()
+        for part in answer.iter_content(8192):
+            content += part
+            if len(content) > _LARGEST_BYTES:
+                answer.close()
+                raise TooLarge
+        answer._content = bytes(content)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        return answer
 
 
 _ADDRESS = "set VAULT_ADDR, such as https://vault.example.com:8200"
@@ -57,6 +81,7 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "set VAULT_ADDR to the active Vault",
     ),
     ((InvalidURL, MissingSchema), "VAULT_ADDR is no URL", _ADDRESS),
+    ((TooLarge,), "the answer of {address} is larger than 1 MiB", "check VAULT_ADDR"),
     ((NotJson,), "the answer of {address} is not that of Vault", "check VAULT_ADDR"),
     ((Timeout,), "Vault at {address} does not answer", "check VAULT_ADDR and the network"),
     ((RequestException,), "Vault at {address} cannot be reached", "start it, or check VAULT_ADDR and the network"),
@@ -100,6 +125,8 @@ def _client(address: str, environ: Mapping[str, str], seconds: float) -> Any:
     limit: Any = seconds
     namespace = environ.get("VAULT_NAMESPACE") or None
     client = hvac.Client(url=address, token="", cert=cert, verify=verify, timeout=limit, namespace=namespace)
+    for scheme in ("https://", "http://"):
+        client.session.mount(scheme, _Bounded())
     client.session.max_redirects = 0  # the token, the secret id or the JWT would go wherever an answer points to
     return client
 
