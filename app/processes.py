@@ -182,14 +182,16 @@ def _handlers_need() -> "list[type[Any]]":
 
 
 def _types(*names: str) -> "list[type[Any]]":
-    """Return types by their names, such as app.kernel.db:Database. They are imported on use."""
-    return [getattr(import_module(module), kind) for module, _, kind in (name.partition(":") for name in names)]
+    """Return types by their names, such as .kernel.db:Database. They are imported on use."""
+    return [
+        getattr(import_module(module, __package__), kind) for module, _, kind in (name.partition(":") for name in names)
+    ]
 
 
-_DATABASE = partial(_types, "app.kernel.db:Database")
-_SENTINEL = partial(_types, "app.kernel.config:SentinelSettings", "app.kernel.queue.enqueue:Queue")
-_NATS = partial(_types, "app.kernel.config:NatsSettings", "app.kernel.db:Database")
-_TELEMETRY = partial(_types, "app.kernel.config:TelemetrySettings")
+_DATABASE = partial(_types, ".kernel.db:Database")
+_SENTINEL = partial(_types, ".kernel.config:SentinelSettings", ".kernel.queue.enqueue:Queue")
+_NATS = partial(_types, ".kernel.config:NatsSettings", ".kernel.db:Database")
+_TELEMETRY = partial(_types, ".kernel.config:TelemetrySettings")
 
 
 class Spec(NamedTuple):
