@@ -225,10 +225,18 @@ def _reason(error: Exception) -> str:
 @asynccontextmanager
 @uses(NatsSettings)
 async def nats(p: Process) -> AsyncGenerator[Nats]:
-    """Provide the connection, which is opened in the background: a process starts without NATS, and is not ready."""
+    """Provide the connection, which is opened in the background: a process starts without NATS.
+
+    It is not ready while it is not connected, unless it serves an API.
+    """
     connection = Nats(p.settings[NatsSettings], f"{NAME} {p.name} {socket.gethostname()}:{os.getpid()}")
     running = asyncio.ensure_future(connection.run())
-    p.checks["nats"] = connection.check
+
+    async def check() -> None:
+        if "http" not in p.services:  # an API publishes without NATS, and goes on serving
+            await connection.check()
+
+    p.checks["nats"] = check
     try:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CONNECT_S):

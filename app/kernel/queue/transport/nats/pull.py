@@ -52,7 +52,6 @@ class Pull:
         self._at_hand = 0
         self._deadline = 0.0
         self._arrived_count = self._arrived_before = 0
-        self._said = ""
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -137,14 +136,12 @@ class Pull:
     async def _on_status(self, message: "Msg") -> None:
         """Note that a request has ended: expired, or refused because there is no such consumer."""
         headers = message.headers or {}
-        status, description = headers.get("Status", ""), headers.get("Description", "")
+        status, description = headers.get("Status", ""), headers.get("Description", "").split("\n")[0]
         if status == "100":
             return
         pending = headers.get("Nats-Pending-Messages")
         self._wanted = max(0, self._wanted - int(pending)) if pending else 0
         if status not in ("404", "408"):
-            if (said := f"{status} {description}") != self._said:
-                logger.info("NATS ended a request for events of {}: {}", self.subscriber.name, said)
-                self._said = said
+            logger.debug("NATS ended a request for events of {}: {} {}", self.subscriber.name, status, description)
             await asyncio.sleep(_AGAIN_S)
         self._wake.set()
