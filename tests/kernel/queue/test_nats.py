@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
 import pytest
 
 from app.kernel.config import NatsSettings, load
@@ -17,7 +18,7 @@ from app.kernel.queue.transport.nats.stream import Stream
 from app.processes import sections
 from tests.kernel.queue.conftest import Bench, connected
 from tests.support.nats import NatsServer, nats_server
-from tests.support.project import ROOT
+from tests.support.project import ROOT, Project
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,27 @@ async def test_a_deleted_consumer_is_made_again(broker: Bench) -> None:
         await broker.stream.nats.call(f"STREAM.DELETE.{broker.stream.settings.stream}")
         await broker.queue.publish(broker.db, Moved(2))
         await broker.until(lambda: counted(broker), [(2, 2)])
+
+
+def test_without_nats_a_consumer_is_not_ready_and_an_api_is(project: Project) -> None:
+    away = {"NATS_URL": "nats://127.0.0.1:1", "QUEUE_EVENTS_TRANSPORT": "nats"}
+    consumer, everything = project.start("run-event-consumer", env=away), project.start("run-all-in-one", env=away)
+    answer = httpx.get(f"{consumer.url(60)}/ready")
+    assert answer.status_code == 503
+    assert list(answer.json()["missing"]) == ["nats"]
+    everything.ready(60)
+    assert [consumer.stop(), everything.stop()] == [0, 0]
+
+
+def test_without_an_address_or_the_client_library_one_line_says_what_is_missing(
+    project: Project, tmp_path: Path
+) -> None:
+    refused = project.app("config", "validate", env={"QUEUE_EVENTS_TRANSPORT": "nats"})
+    assert refused.returncode == 78
+    assert "nats needs the address of a server; set NATS_URL" in refused.stderr
+    (tmp_path / "none" / "nats").mkdir(parents=True)
+    (tmp_path / "none" / "nats" / "__init__.py").write_text("raise ImportError")
+    env = {"NATS_URL": "nats://127.0.0.1:1", "PYTHONPATH": str(tmp_path / "none")}
+    running = project.start("run-event-consumer", env=env)
+    assert running.wait() == 78
+    assert "app: nats.url: NATS needs the package nats-py\nhint: pip install 'app[nats]'\n" in running.said()

@@ -233,7 +233,7 @@ async def nats(p: Process) -> AsyncGenerator[Nats]:
     running = asyncio.ensure_future(connection.run())
 
     async def check() -> None:
-        if "http" not in p.services:  # an API publishes without NATS, and goes on serving
+        if "http" not in p.labels:  # an API publishes without NATS, and goes on serving
             await connection.check()
 
     p.checks["nats"] = check
