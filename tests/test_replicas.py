@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import psycopg
 import pytest
 
 from app.kernel.config import load
@@ -91,6 +93,19 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             project.end()
 
 
+@contextmanager
+def awaiting_standbys(admin: psycopg.Connection) -> Iterator[None]:
+    """Let commits wait for a synchronous standby that does not exist."""
+    admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    admin.execute("SELECT pg_reload_conf()")
+    eventually(lambda: admin.execute("SHOW synchronous_standby_names").fetchall() == [("nobody",)])
+    try:
+        yield
+    finally:
+        admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        admin.execute("SELECT pg_reload_conf()")
+
+
 @pytest.fixture(autouse=True)
 def healthy(fleet: Fleet) -> None:
     for process in (fleet.first, fleet.second):
@@ -150,6 +165,20 @@ async def test_a_read_that_conflicts_with_recovery_is_repeated_on_the_primary(fl
         assert await read == []  # of the primary, where it is empty
         assert await db.one("SELECT pg_is_in_recovery()") == (False,)
         assert replicas.trouble == ""  # the primary is passed over
+
+
+async def test_a_commit_whose_wait_for_a_synchronous_standby_is_cancelled_is_not_acknowledged(fleet: Fleet) -> None:
+    waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name LIKE 'run-test@%'"
+    fleet.primary.run("CREATE TABLE awaited (value int); GRANT ALL ON awaited TO app")
+    async with new_process("run-test", load(ROOT, sections(), {"APP_ENV": "test", **fleet.primary.env})).opened() as p:
+        db: Database = await p.use(p.providers[Database])
+        with fleet.primary.connect() as admin, awaiting_standbys(admin):
+            writing = asyncio.ensure_future(db.run("INSERT INTO awaited VALUES (1)"))
+            while admin.execute(f"SELECT pg_cancel_backend(pid) {waiting}").fetchall() != [(True,)]:
+                await asyncio.sleep(0.02)
+            with pytest.raises(Unavailable, match="no synchronous standby confirmed the commit"):
+                await writing
+        assert await db.one("SELECT count(*) FROM awaited") == (1,)
 
 
 async def test_a_replica_that_is_promoted_is_not_used_and_takes_over_from_a_primary_that_turns_read_only(

@@ -23,6 +23,7 @@ _LEAST_S = 1.0
 _ADDRESS_S = 5  # for each address of a host's name
 _READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server at the start of a session
 _INVALIDATION = "kernel_cache "
+_SYNCHRONOUS_WAIT = "SyncRepWaitForLSN"  # its message is localised
 _ABORT = struct.pack("ii", 1, 0)
 
 
@@ -34,6 +35,8 @@ class Connection(AsyncConnection[Row]):
     place = 0
     retire_at = 0.0
     mute = False
+    is_unconfirmed = False
+    """Whether somebody has cancelled the wait of a commit for a synchronous standby."""
     invalidations: list[str]
     """What the statements since the last check-in invalidate in caches (`kernel.invalidate`)."""
 
@@ -87,6 +90,8 @@ class Connection(AsyncConnection[Row]):
         message = notice.message_primary or ""
         if message.startswith(_INVALIDATION) and notice.severity_nonlocalized == "INFO":
             self.invalidations.append(message.removeprefix(_INVALIDATION))
+        elif notice.source_function == _SYNCHRONOUS_WAIT:
+            self.is_unconfirmed = True
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:

@@ -30,6 +30,7 @@ T = TypeVar("T")
 _FROZEN_S = 0.5  # beyond the statement timeout: a server that did not cancel the statement is frozen or unreachable
 _TRUSTED_S = 1.0  # the network may have silently dropped a connection that was idle for longer
 _PROBE_S = 1.0
+_UNCONFIRMED = "no synchronous standby confirmed the commit; the change was made, and may be lost in a failover"
 
 # whether this session is read-only, or a new one would be: a changed setting does not affect open sessions
 _CHECK = """
@@ -90,11 +91,13 @@ class _Queries:
             else:
                 self._connection.hang_up()
 
+        self._connection.is_unconfirmed = False
         self._deadlines.begin(give_up)
         started, outcome, asked = time.perf_counter(), "failed", _cancellations()
         try:
             result = await work()
             _raise_lost(asked)
+            self._raise_unconfirmed()
             outcome = "done"
             return result
         except psycopg.errors.FeatureNotSupported as error:
@@ -114,6 +117,10 @@ class _Queries:
             if again is not None:
                 again.cancel()
             metrics.statement_ended(operation, outcome, time.perf_counter() - started)
+
+    def _raise_unconfirmed(self) -> None:
+        if self._connection.is_unconfirmed:
+            raise DatabaseUnavailable(_UNCONFIRMED, retry_after_s=2)
 
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         return await (await self._execute(sql, parameters)).fetchone()
