@@ -1,4 +1,4 @@
-"""What a sign-in tells by its time, costs beyond argon2, and disturbs. And `GET /me` among a million sessions.
+"""What a sign-in tells by its time, costs beyond argon2, and disturbs. `GET /me` among a million sessions. Revocation.
 
 `python -m benchmarks.auth [tries]`
 """
@@ -18,6 +18,7 @@ from statistics import median, quantiles
 import psycopg
 from argon2 import PasswordHasher
 
+from app.kernel.identifiers import uuid7
 from app.modules.auth.domain.limits import LOCKED_FROM, limit_of_name
 from benchmarks.http import SECRET, log_in, minting
 from benchmarks.measure import Broken, Table, free_port, postgres, project, scratch, wait_ready
@@ -26,7 +27,7 @@ from tests.support.project import Project
 
 NAME, PASSWORD = SUPERUSER
 SESSIONS, ACTORS, SIGNED_IN = 1_000_000, 100_000, 500
-PARALLEL = 100
+PARALLEL, REVOKED = 100, 500
 REQUESTS = 4000
 
 ACCOUNTS = """
@@ -48,6 +49,10 @@ SOME = f"""
     SELECT s.id, a.id, a.username_key
     FROM auth.sessions s TABLESAMPLE bernoulli ({300 * SIGNED_IN / SESSIONS}) JOIN auth.actors a ON a.id = s.actor_id
     LIMIT {SIGNED_IN}
+"""
+SESSION = """
+    INSERT INTO auth.sessions (id, actor_id, idle_expires_at, expires_at)
+    SELECT %s, id, now() + interval '1 hour', now() + interval '1 hour' FROM auth.actors WHERE username_key = %s
 """
 ACTIVE = "UPDATE auth.actors SET last_active_at = now() WHERE username_key = ANY(%s)"
 WRONG = {
@@ -89,7 +94,7 @@ class Connection:
         self._sock.sendall(request)
         self.status = int(self._stream.readline().split()[1])
         fields = dict(line.lower().split(b":", 1) for line in iter(self._stream.readline, b"\r\n"))
-        answer = self._stream.read(int(fields[b"content-length"]))
+        answer = self._stream.read(int(fields.get(b"content-length", 0)))
         took_ms = (time.perf_counter() - started) * 1000
         if self.status not in expected:
             raise Broken(f"{method} {path}: {self.status} {answer.decode()}")
@@ -186,15 +191,22 @@ def crowd(empty: Server, full: Server) -> None:
     connections = {"empty": Connection(empty.port), "full": Connection(full.port)}
     found: dict[str, list[float]] = {"empty": [], "full": []}
     bearers = {name: cycle(random.sample(found_tokens, len(found_tokens))) for name, found_tokens in tokens.items()}
+    forgetting = {
+        name: psycopg.connect(server.database.conninfo, autocommit=True)
+        for name, server in (("empty", empty), ("full", full))
+    }
     for number, names in enumerate(turns(list(connections), REQUESTS + SIGNED_IN)):
         if number % SIGNED_IN == 0:  # once a minute a request notes that its actor is active, whatever the database
             empty.database.run(ACTIVE, [NAME])
             full.database.run(ACTIVE, [username for _, _, username in among_many])
         for name in names:
+            forgetting[name].execute("NOTIFY kernel_cache")
             took_ms = connections[name].ms((200,), "GET", "/auth/v1/me", bearer=next(bearers[name]))
             if number >= SIGNED_IN:  # by then each token was used once
                 found[name].append(took_ms)
-    table = Table(f"`GET /auth/v1/me`, {REQUESTS} requests each, in turns")
+    for connection in forgetting.values():
+        connection.close()
+    table = Table(f"`GET /auth/v1/me` of callers that are not remembered, {REQUESTS} requests each, in turns")
     (p50, p99), (p50_full, p99_full) = percentiles(found["empty"]), percentiles(found["full"])
     table.add("one actor, one session: p50", p50, " ms")
     table.add("one actor, one session: p99", p99, " ms")
@@ -202,6 +214,34 @@ def crowd(empty: Server, full: Server) -> None:
     table.add(f"{SIGNED_IN} of {ACTORS:,} actors, {SESSIONS:,} sessions: p99", p99_full, " ms")
     table.add("p50 / p50", p50_full / p50, "x")
     table.add("p99 / p99", p99_full / p99, "x", most=1.5)
+    table.show()
+
+
+def revocation(server: Server, other: int) -> None:
+    """End sessions in one process, and ask another that remembers them, in a loop until it refuses."""
+    mint, sessions = minting(server.database.conninfo, server.token), [uuid7() for _ in range(REVOKED)]
+    with psycopg.connect(server.database.conninfo, autocommit=True) as own:
+        own.cursor().executemany(SESSION, [(session, NAME) for session in sessions])
+    ending, asking = Connection(server.port), Connection(other)
+    delays_ms: list[float] = []
+    for token in [mint(sid=str(session)) for session in sessions]:
+        for _ in range(2):  # then it is remembered
+            asking.ms((200,), "GET", "/auth/v1/me", bearer=token)
+        ending.ms((204,), "POST", "/auth/v1/logout", bearer=token)
+        ended, delay_ms = time.perf_counter(), 0.0
+        while True:
+            sent_ms = (time.perf_counter() - ended) * 1000
+            asking.ms((200, 401), "GET", "/auth/v1/me", bearer=token)
+            if asking.status == 401:
+                break
+            delay_ms = sent_ms
+        delays_ms.append(delay_ms)
+    p50, p99 = percentiles(delays_ms)
+    table = Table(f"{REVOKED} sessions that one process ends, asked of another that remembers them")
+    table.add("refused on the next request", 100 * sum(delay == 0 for delay in delays_ms) / REVOKED, "%")
+    table.add("from the end to the last request that was answered: p50", p50, " ms")
+    table.add("from the end to the last request that was answered: p99", p99, " ms", most=100)
+    table.add("from the end to the last request that was answered: the longest", max(delays_ms), " ms")
     table.show()
 
 
@@ -243,10 +283,16 @@ def probes(connection: Connection, goes_on: Callable[[int], bool]) -> Generator[
 
 def started(of: Project, database: TestDatabase) -> Server:
     """Start a server on an empty database."""
+    port = listening(of, database)
+    return Server(port, database, log_in(of, port)["access_token"])
+
+
+def listening(of: Project, database: TestDatabase) -> int:
+    """Start a process; return its port."""
     port = free_port()
     of.env |= database.env
     wait_ready(of.start("run-auth-http", "--port", str(port)).popen, port)
-    return Server(port, database, log_in(of, port)["access_token"])
+    return port
 
 
 def main() -> None:
@@ -254,6 +300,7 @@ def main() -> None:
     with scratch() as folder, postgres(folder / "pg") as server, project(folder, server) as of:
         of.env |= {"AUTH_ACCESS_TOKEN_TTL": "1d", "AUTH_MASTER_SECRET": SECRET, "HTTP_SERVER_HANDLE_TIMEOUT": "5m"}
         empty, full = started(of, create_database(server)), started(of, create_database(server))
+        revocation(empty, listening(of, empty.database))
         crowd(empty, full)
         enumeration(full, tries)
         bound(full, tries // 4)
