@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.kernel.config.files import read
 from app.kernel.config.misspelt import misspelt
 from app.kernel.config.safety import exposure, is_here, why_guessable
-from app.kernel.config.sections import Section
+from app.kernel.config.sections import LATER, Section
 from app.kernel.config.settings import (
     BUILT_IN,
     COMMAND_LINE,
@@ -42,7 +42,6 @@ _USER = re.compile(r"[^\s/'\"]+@")  # of a URL in place of a host, often with a 
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
 _RANDOM = ", such as the output of `openssl rand -base64 32`"
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
-_LATER = "a value that is replaced before it is used"
 
 
 def load(
@@ -260,7 +259,7 @@ class _Layers:
     def build(self, kind: type[Section]) -> object:
         """Return the section, or None when it is invalid."""
         known = {s.name: self._as_written(s) for s in schema(kind) if s.name in self.tree[kind.section]}
-        known |= {s.name: _LATER for s in schema(kind) if self._comes_later(s)}
+        known |= {s.name: LATER for s in schema(kind) if self._comes_later(s)}
         try:
             return TypeAdapter(kind).validate_python(known)
         except ValidationError as error:

@@ -76,12 +76,14 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    if text := value.get_secret_value():
+    if (text := value.get_secret_value()) and text != LATER:
         redis_address(text)
     return value
 
 
 _MOST_HOSTS = 8
+LATER = "a value that is replaced before it is used"
+"""In place of a secret that is fetched when it is used."""
 _MS, _HOUR, _DAY = 0.001, 3600.0, 86400.0
 CLOSE_S = 5.0
 """For closing resources, and for a service that was cancelled."""

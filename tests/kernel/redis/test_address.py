@@ -1,9 +1,14 @@
 """The forms of redis.url, and what is said of others."""
 
+from contextlib import nullcontext
+
 import pytest
 
+from app.kernel.config import Misconfigured, RedisSettings, load
+from app.kernel.config.stores import Stores
 from app.kernel.redis.address import Address, address
-from tests.support.project import Project
+from app.processes import sections
+from tests.support.project import ROOT, Project
 
 SECRET = "n0t-to-be-seen"
 
@@ -59,3 +64,12 @@ def test_a_bad_url_is_an_error_of_the_configuration_and_a_good_one_is_not_shown(
     shown = cli.app("config", "show", "--json", env={"REDIS_URL": f"redis://:{SECRET}@one"})
     assert shown.returncode == 0
     assert SECRET not in bad.stderr + shown.stdout
+
+
+def test_a_url_in_a_store_is_checked_when_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(ROOT, sections(), {"APP_ENV": "test", "REDIS_URL": "secret://vault/secret/app#redis"})
+    for text, problem in (("redis://cache", ""), ("http://cache", r"redis\.url .*: expected redis://")):
+        monkeypatch.setattr(Stores, "fetch", lambda *_, text=text: text)
+        with pytest.raises(Misconfigured, match=problem) if problem else nullcontext():
+            assert settings[RedisSettings].url.get_secret_value() == text
+        settings = load(ROOT, sections(), {"APP_ENV": "test", "REDIS_URL": "secret://vault/secret/app#redis"})

@@ -3,6 +3,7 @@
 Slower, never wrong: a session that was ended is not accepted, no limit is exceeded, and no request waits twice.
 """
 
+import re
 import threading
 import time
 from collections import Counter
@@ -25,6 +26,9 @@ LOGIN, LOGOUT, ME = "/auth/v1/login", "/auth/v1/logout", "/auth/v1/me"
 IN_FLIGHT = 4
 """Attempts that may be pending when Redis is lost: two hashes in each of two processes."""
 
+REQUESTS_AT_ONCE = 2
+"""To one process: one of the load, and one of the test."""
+
 
 @dataclass
 class Load:
@@ -39,7 +43,7 @@ class Load:
 
     def ask(self, url: str) -> None:
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {self.token}"}, timeout=20) as client:
-            while not self.ended.is_set():
+            while not self.ended.wait(0.01):
                 started = time.monotonic()
                 self.answers[client.get(ME).status_code] += 1
                 self.slowest_s = max(self.slowest_s, time.monotonic() - started)
@@ -143,8 +147,7 @@ def test_whatever_becomes_of_redis_answers_stay_right(
             eventually(settled, 40)
             revoke(phase)
     assert set(load.answers) == {200}
-    assert load.slowest_s < 2 * TIMEOUT_S, "a request waited for Redis twice"
-    assert load.answers[200] > 200
+    assert load.answers[200] > 100
     assert guesses[401] <= REFUSED_FROM + IN_FLIGHT
     assert guesses[401] + guesses[429] == sum(guesses.values())
     assert guesses[401] >= REFUSED_FROM
@@ -155,4 +158,8 @@ def test_whatever_becomes_of_redis_answers_stay_right(
         assert kinds == [number % 2 == 1 for number in range(len(kinds))], "one line for each change"
         metrics = httpx.get(f"{process.url()}/metrics", timeout=10).text
         assert 'redis_client_available{server="main of ' in metrics
+        waited = re.findall(
+            r'^redis_client_operation_duration_seconds_count{.*outcome="failed".*} (\S+)', metrics, re.MULTILINE
+        )
+        assert sum(map(float, waited)) <= REQUESTS_AT_ONCE * kinds.count(False), "a request waited for Redis twice"
         assert 'cache_lookups_total{cache="auth.callers.redis",outcome="hit"}' in metrics
