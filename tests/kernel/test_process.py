@@ -20,6 +20,7 @@ import httpx
 import pytest
 import uvloop
 
+from app.kernel import workers
 from app.kernel.config import load
 from app.kernel.errors import Unavailable
 from app.kernel.process import DependencyCycle, Process, run_to_end
@@ -277,6 +278,30 @@ def test_idle_keep_alive_connections_do_not_hold_the_stop(project: Project) -> N
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize(
+    ("numbers", "window_s", "status"),
+    [
+        ((signal.SIGTERM, signal.SIGTERM), workers.ONE_SIGNAL_S, 0),  # to the process, and to its group
+        ((signal.SIGTERM, signal.SIGTERM), 0.0, 130),  # later
+        ((signal.SIGTERM, signal.SIGINT), workers.ONE_SIGNAL_S, 130),
+    ],
+)
+async def test_the_same_signal_within_a_moment_is_one(
+    monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int], window_s: float, status: int
+) -> None:
+    monkeypatch.setattr(workers, "ONE_SIGNAL_S", window_s)
+
+    async def make(p: Process) -> Run:
+        async def run(stop: asyncio.Event) -> None:
+            for number in numbers:
+                signal.raise_signal(number)
+            await stop.wait()
+
+        return run
+
+    assert await process().run([Service("service", make)]) == status
+
+
 def test_a_second_signal_stops_at_once(project: Project) -> None:
     running = project.start("run-auth-http", env={"PROCESS_GRACE": "60s"})
     with slow_request(running.ready()):
@@ -480,7 +505,7 @@ def test_a_loop_that_blocks_cannot_keep_the_process_alive(project: Project, tmp_
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/auth/v1/logout", headers={"authorization": "Bearer x"}, timeout=1)
     running.signal(signal.SIGTERM)
-    time.sleep(0.2)  # two signals at the same instant are one
+    time.sleep(1)  # two within a moment are one
     running.signal(signal.SIGTERM)
     assert running.wait(20) == 130
     assert 'sign_in.py", line' in running.errors.read_text(), "it does not say what blocked"

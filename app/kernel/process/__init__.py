@@ -29,6 +29,7 @@ from app.kernel.running import announced
 from app.kernel.services import Run, Service, in_order
 from app.kernel.systemd.status import reporting
 from app.kernel.text import error_text
+from app.kernel.workers import LastSignal
 
 T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
@@ -83,6 +84,7 @@ class Process:
         self._stop = asyncio.Event()
         self._reloads = Reloads()
         self._signals = 0
+        self._last_signal = LastSignal()
         self._watchdogs: list[threading.Timer] = []
 
     async def use(self, provider: Provider[T]) -> T:
@@ -175,6 +177,8 @@ class Process:
             # not loop.add_signal_handler: a handler of Python's runs even while something blocks the loop
             if self.launch.worker and self._signals and number != signal.SIGQUIT:
                 return  # systemd and the supervisor may both send it
+            if self._last_signal.is_same(number):
+                return
             self._signals += 1
             self._watch(CLOSE_S if self._signals > 1 else self._stop_s(), 130 if self._signals > 1 else 70)
             loop.call_soon_threadsafe(self._on_signal, signal.Signals(number).name, self._signals, body)

@@ -7,6 +7,7 @@ workers ask for, starts and replaces workers, and answers for all of them.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +19,25 @@ MOST = 64
 """Maximum number of workers."""
 HEARTBEAT_S = 1.0
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+ONE_SIGNAL_S = 0.3
+"""The same signal within this time is one: timeout(1) and others send it to the process, and to its process group."""
 HANDLED = (*STOP, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the supervisor handles."""
+
+
+class LastSignal:
+    """The last stop signal, to tell one that is sent twice from a second one."""
+
+    def __init__(self) -> None:
+        self._number, self._at = 0, 0.0
+
+    def is_same(self, number: int) -> bool:
+        """Return whether a signal repeats the last one within a moment; otherwise remember it."""
+        now = time.monotonic()
+        if number == self._number and now - self._at < ONE_SIGNAL_S:
+            return True
+        self._number, self._at = number, now
+        return False
 
 
 def become_supervisor(name: str, count: int, root: Path) -> NoReturn:

@@ -15,7 +15,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.running import NOT_ANNOUNCED, announced
 from app.kernel.sockets import Sockets, WrongSocket
 from app.kernel.systemd.notify import Notifier
-from app.kernel.workers import HANDLED, HEARTBEAT_S
+from app.kernel.workers import HANDLED, HEARTBEAT_S, LastSignal
 from app.kernel.workers.answers import Answers
 from app.kernel.workers.log import Log
 from app.kernel.workers.member import Member
@@ -46,6 +46,7 @@ class Supervisor:
         self._name, self._count, self._root, self._command = name, count, root, command
         self._environment = dict(environment)
         self._hangs_up = hangs_up
+        self._last_signal = LastSignal()
         self._notify = Notifier.taken_from(self._environment)
         self._inherited = Sockets.taken_from(self._environment)
         self._sockets: dict[tuple[str, str, int], socket.socket] = {}
@@ -235,6 +236,8 @@ class Supervisor:
             for member in self._all:
                 if member.ready.is_set():
                     member.signal(number)
+        elif self._last_signal.is_same(number):
+            pass
         elif not self._stopping.is_set():
             self._log.write("info", f"{number.name}: stopping {len(self._all)} workers")
             self._stopping.set()

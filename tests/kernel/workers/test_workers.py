@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -197,6 +199,18 @@ def test_systemd_hears_one_service_whose_socket_stays_open(project: Project, tmp
         running.signal(signal.SIGINT)
         assert running.wait() == 130
         assert any(name == "STOPPING" for _, name, _ in systemd.received[before:]) or systemd.wait("STOPPING", "1")
+
+
+def test_under_timeout_which_signals_the_process_group_too_workers_drain(project: Project, tmp_path: Path) -> None:
+    script = tmp_path / "timed"
+    script.write_text(f'#!/bin/sh\nexec timeout 300 {shlex.quote(project.python)} "$@"\n')
+    script.chmod(0o700)
+    running = replace(project, python=str(script)).start("run-auth-http", "--workers", "2", env=ENV)
+    running.ready()
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 0
+    assert not [message for message in running.messages() if "again" in message]
+    assert said(running, "draining") == 2
 
 
 def test_a_port_in_use_and_a_foreign_socket_end_the_start(project: Project) -> None:
