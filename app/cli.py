@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 COMMANDS = {
+    "capacity": (".commands.capacity", "Compute what a load needs."),
     "cheat": (".commands.cheat", "Show the ten commands of a bad night."),
     "completion": (".commands.completion", "Print the completion script of bash, zsh or fish."),
     "config": (".commands.config", "Show, explain and validate settings."),
