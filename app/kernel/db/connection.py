@@ -23,6 +23,7 @@ _LEAST_S = 1.0
 _ADDRESS_S = 5  # for each address of a host's name
 _READ_ONLY = ("default_transaction_read_only", "in_hot_standby")  # reported by the server at the start of a session
 _INVALIDATION = "kernel_cache "
+_NOTIFICATION = "kernel_notify "
 _SYNCHRONOUS_WAIT = "SyncRepWaitForLSN"  # its message is localised
 _ABORT = struct.pack("ii", 1, 0)
 
@@ -39,6 +40,8 @@ class Connection(AsyncConnection[Row]):
     """Whether somebody has cancelled the wait of a commit for a synchronous standby."""
     invalidations: list[str]
     """What the statements since the last check-in invalidate in caches (`kernel.invalidate`)."""
+    notifications: list[tuple[str, str]]
+    """What is to be notified after the commit (`kernel.notify_after_commit`)."""
 
     @classmethod
     async def open(cls, hosts: Sequence[str], *, is_pooled: bool = False, reads: bool = False) -> Self:
@@ -59,7 +62,7 @@ class Connection(AsyncConnection[Row]):
                 cause = error
                 continue
             if opened is not None:
-                opened.place, opened.invalidations = place, []
+                opened.place, opened.invalidations, opened.notifications = place, [], []
                 opened.add_notice_handler(opened._noticed)
                 return opened
             is_read_only = True
@@ -88,10 +91,15 @@ class Connection(AsyncConnection[Row]):
 
     def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
         message = notice.message_primary or ""
-        if message.startswith(_INVALIDATION) and notice.severity_nonlocalized == "INFO":
-            self.invalidations.append(message.removeprefix(_INVALIDATION))
-        elif notice.source_function == _SYNCHRONOUS_WAIT:
+        if notice.source_function == _SYNCHRONOUS_WAIT:
             self.is_unconfirmed = True
+        elif notice.severity_nonlocalized != "INFO":
+            return
+        elif message.startswith(_INVALIDATION):
+            self.invalidations.append(message.removeprefix(_INVALIDATION))
+        elif message.startswith(_NOTIFICATION):
+            channel, _, payload = message.removeprefix(_NOTIFICATION).partition(" ")
+            self.notifications.append((channel, payload))
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:

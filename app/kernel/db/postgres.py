@@ -17,6 +17,7 @@ from app.kernel.config import PostgresSettings
 from app.kernel.db import Parameters, Row, Transaction
 from app.kernel.db.connection import Connection
 from app.kernel.db.migrations.migrator import migrated
+from app.kernel.db.notifier import NOTIFY, Notifier
 from app.kernel.db.pool import Pool, PoolUse
 from app.kernel.db.refusals import DISK_FULL, READ_ONLY, DatabaseUnavailable, read_only, refusal_of
 from app.kernel.db.server import server
@@ -157,6 +158,9 @@ class PostgresDatabase:
         self.invalidated: Callable[[str], None] | None = None
         """Called with what a transaction has invalidated in caches, before anybody learns that it has ended."""
         self.check = Shared(self._check)
+        self.notifier = Notifier(
+            lambda channels, payloads: self.run(NOTIFY, {"channels": channels, "payloads": payloads})
+        )
 
     @asynccontextmanager
     async def _connection(self, *, urgent: bool = False) -> AsyncGenerator[_Queries]:
@@ -168,7 +172,10 @@ class PostgresDatabase:
             queries.end()
             if connection.invalidations:
                 self._invalidate(connection)
+            notifications, connection.notifications = connection.notifications, []
             self._give_back(connection, queries)
+            if notifications:
+                self.notifier.add(notifications)
 
     async def _alive(self, urgent: bool) -> Connection:
         """Check a working connection out. Connections that the server has closed are replaced.
@@ -343,4 +350,5 @@ async def database(p: Process) -> AsyncGenerator[PostgresDatabase]:
     finally:
         forget()
         p.checks.pop("database")
+        await opened.notifier.sent()
         await pool.close()

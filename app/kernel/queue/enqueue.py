@@ -92,7 +92,7 @@ def insert_jobs(
             """
                 RETURNING id, queue, state
             ), notified AS (
-                SELECT pg_notify('kernel_jobs', 'q' || queue)
+                SELECT kernel.notify_after_commit('kernel_jobs', 'q' || queue)
                 FROM (SELECT DISTINCT queue FROM added WHERE state = 'ready') q
             )
             """,
@@ -278,7 +278,7 @@ class Queue:
         )
         await db.copy(_COPY, rows)
         if state == "ready":
-            await db.run("SELECT pg_notify('kernel_jobs', 'q' || %(queue)s)", job)
+            await db.run("SELECT kernel.notify_after_commit('kernel_jobs', 'q' || %(queue)s)", job)
 
     async def publish(self, db: Queries, *events: Event) -> None:
         """Append events to the log and deliver them to their subscribers. Raises Invalid for an invalid event."""
