@@ -192,10 +192,10 @@ class TestDatabase:
             connection.execute(sql, parameters)
 
 
-def create_database(server: PostgresServer) -> TestDatabase:
+def create_database(server: PostgresServer, template: str = "template1") -> TestDatabase:
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     return TestDatabase(server, name)
 
 

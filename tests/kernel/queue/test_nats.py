@@ -117,6 +117,20 @@ async def test_a_deleted_consumer_is_made_again(broker: Bench) -> None:
         await broker.until(lambda: counted(broker), [(2, 2)])
 
 
+async def test_a_message_of_somebody_else_is_ignored(broker: Bench) -> None:
+    assert broker.stream is not None
+    async with broker.consuming([TX]):
+        await broker.queue.publish(broker.db, Moved(1))
+        await broker.until(lambda: counted(broker), [(1, 1)])
+        subject, publish = broker.stream.subject("test.moved"), broker.stream.nats.client.publish
+        await publish(subject, b"{}")
+        await publish(subject, b"{", headers={"Nats-Msg-Id": "00000000-0000-7000-8000-000000000000"})
+        await broker.queue.publish(broker.db, Moved(2))
+        await broker.until(lambda: counted(broker), [(2, 2)])
+        await broker.until(lambda: broker.rows("SELECT count(*) FROM kernel.dead_letters"), [(1,)])
+    assert (await broker.dead())[0].startswith("the payload does not fit: ")
+
+
 def test_without_nats_a_consumer_is_not_ready_and_an_api_is(project: Project) -> None:
     away = {"NATS_URL": "nats://127.0.0.1:1", "QUEUE_EVENTS_TRANSPORT": "nats"}
     consumer, everything = project.start("run-event-consumer", env=away), project.start("run-all-in-one", env=away)

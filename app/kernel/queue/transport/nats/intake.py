@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from loguru import logger
 
@@ -19,7 +20,7 @@ from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.queue import Subscriber
 from app.kernel.queue.transport.nats.connection import Refused
-from app.kernel.queue.transport.nats.ledger import IN_PROGRESS, NAK, Delivery, delivery, take
+from app.kernel.queue.transport.nats.ledger import IN_PROGRESS, NAK, TERM, Delivery, delivery, take
 from app.kernel.queue.transport.nats.pull import Pull
 from app.kernel.queue.transport.nats.stream import Stream, Subscription
 from app.kernel.queue.worker import InFlight
@@ -113,7 +114,13 @@ class Intake:
         indirect: list[Delivery] = []
         while self._arrived and len(indirect) < most and len(self._held) + len(direct) < self._jobs.concurrency:
             pull, message = self._arrived.popleft()
-            event, is_first = self._delivery(pull, message)
+            try:
+                event, is_first = self._delivery(pull, message)
+            except ValueError:
+                logger.error("ignored a message in {} that is no event of ours", message.subject)
+                await self._nats.client.publish(message.reply, TERM)
+                pull.one_ended()
+                continue
             is_direct = is_first and event.payload is not None and not pull.subscriber.in_order
             (direct if is_direct and pull.subscriber.queue not in controlled else indirect).append(event)
         for event in direct:
@@ -136,12 +143,12 @@ class Intake:
             event.released()
 
     def _delivery(self, pull: Pull, message: "Msg") -> tuple[Delivery, bool]:
-        """Return an event, and whether this is its first delivery."""
+        """Return an event, and whether this is its first delivery. Raises ValueError."""
         headers = message.headers or {}
         tokens = message.reply.split(".")  # with nine tokens, or with domain and account before the stream
         event = delivery(
             pull.subscriber,
-            headers.get("Nats-Msg-Id", ""),
+            str(UUID(headers.get("Nats-Msg-Id", ""))),
             int(headers.get("Event-Version", "1")),
             message.data.decode() or None,
             headers.get("traceparent"),

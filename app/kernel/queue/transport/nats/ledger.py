@@ -5,6 +5,7 @@ order, pauses and limits are those of jobs. `kernel.event_inbox` has the events 
 transaction, or that became jobs: delivered again, they are acknowledged and ignored.
 """
 
+import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from app.kernel.queue.worker import Job
 from app.kernel.queue.worker.leases import Leases
 from app.kernel.text import storable
 
-ACK, NAK, IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
+ACK, NAK, IN_PROGRESS, TERM = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
 
 _GIVEN = """
     given AS (
@@ -170,6 +171,17 @@ class DeliveryLeases(Leases):
             await Leases.hand_back(self, db, leased)
 
 
+def _json(payload: str | None) -> str | None:
+    """Return a payload for the database; of a message that is not ours, its text."""
+    if payload is None:
+        return None
+    try:
+        json.loads(payload)
+    except ValueError:
+        return json.dumps(storable(payload))
+    return payload
+
+
 def _given(deliveries: Sequence[Delivery]) -> dict[str, Any]:
     known = [(job, job.subscriber) for job in deliveries if job.subscriber is not None]
     return {
@@ -178,7 +190,7 @@ def _given(deliveries: Sequence[Delivery]) -> dict[str, Any]:
         "tasks": [job.task for job, _ in known],
         "queues": [subscriber.queue for _, subscriber in known],
         "versions": [job.event_version for job, _ in known],
-        "payloads": [job.payload for job, _ in known],
+        "payloads": [_json(job.payload) for job, _ in known],
         "attempts": [job.max_attempts for job, _ in known],
         "timeouts": [job.timeout_s for job, _ in known],
         "orders": [subscriber.in_order for _, subscriber in known],
