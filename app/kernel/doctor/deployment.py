@@ -22,6 +22,7 @@ from app.kernel.product import NAME
 
 S = TypeVar("S", bound=Section)
 _STATEMENT_MS = 3000
+_LOCK_MS = 250  # checks share a connection: one that waits for a lock delays the others
 _FETCH_S = 20.0
 
 
@@ -118,12 +119,13 @@ class Deployment:
             raise NotChecked("the embedded PostgreSQL does not run now; the first process starts it")
         return embedded(running, name)
 
-    async def connect(self, server: Server, statement_ms: int = _STATEMENT_MS) -> Connection:
+    async def connect(self, server: Server, statement_ms: int = _STATEMENT_MS, lock_ms: int = _LOCK_MS) -> Connection:
         """Open a further connection. Raises psycopg.Error."""
-        return await Connection.connect(server.reading_conninfo(statement_timeout=statement_ms), autocommit=True)
+        conninfo = server.reading_conninfo(statement_timeout=statement_ms, lock_timeout=lock_ms)
+        return await Connection.connect(conninfo, autocommit=True)
 
     async def all(self, sql: LiteralString, parameters: Parameters = ()) -> list[Row]:
-        """Run a statement; return its rows. Raises NotChecked when the database or the table is not there."""
+        """Run a statement; return its rows. Raises NotChecked when the database or a table is away or locked."""
         return (await self.table(sql, parameters))[1]
 
     async def table(self, sql: LiteralString, parameters: Parameters = ()) -> tuple[list[str], list[Row]]:
@@ -136,6 +138,8 @@ class Deployment:
             return [column.name for column in cursor.description or ()], await cursor.fetchall()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise NotChecked(f"the tables do not exist yet: {NAME} migrate up") from error
+        except psycopg.errors.LockNotAvailable as error:
+            raise NotChecked("a table that it reads is locked: see snapshots") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise NotChecked(f"this role may not: {error.diag.message_primary}") from error
         except psycopg.OperationalError as error:
@@ -150,7 +154,7 @@ class Deployment:
     @asynccontextmanager
     async def repairing(self, statement_ms: int = 60_000) -> AsyncGenerator[Connection]:
         """Open a connection for a repair, which may take longer than a check."""
-        connection = await self.connect((await self.reached()).server, statement_ms)
+        connection = await self.connect((await self.reached()).server, statement_ms, lock_ms=0)
         try:
             yield connection
         finally:

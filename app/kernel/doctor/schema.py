@@ -207,7 +207,21 @@ async def bloat(d: Deployment) -> AsyncIterator[Finding]:
 
 
 async def snapshots(d: Deployment) -> AsyncIterator[Finding]:
-    """Report transactions that keep VACUUM from removing dead rows."""
+    """Report transactions that lock our tables, and those that keep VACUUM from removing dead rows."""
+    locked = """
+        SELECT pid, coalesce(nullif(application_name, ''), usename, 'a client'),
+            count(*) - 1, min(relation::regclass::text),
+            extract(epoch FROM now() - min(xact_start))::float8
+        FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_class c ON c.oid = l.relation
+        WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND relkind IN ('r', 'p')
+          AND relnamespace::regnamespace::text = ANY(%s) AND xact_start < now() - interval '1 second'
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20
+    """
+    for pid, name, more, table, since_s in await d.all(locked, (d.schemas,)):
+        tables = f"{table} and {more} more" if more else table
+        problem = f"{name} (pid {pid}) has locked {tables} for {since_s:.0f} s: whoever reads that waits"
+        yield fail(problem, f"{_terminate(pid)}  # unless it is a migration that ends soon")
     limit_s = d[SentinelSettings].held_snapshot
     held = """
         SELECT pid, coalesce(nullif(application_name, ''), usename, 'a client'), state,
@@ -232,5 +246,5 @@ CHECKS = (
     Check("migrations", "schema", "All migrations are applied, as they are here.", migrations),
     Check("partitions", "schema", "The partitions of the next days exist.", partitions),
     Check("bloat", "schema", "Vacuum keeps up.", bloat),
-    Check("snapshots", "schema", "No transaction is open for long.", snapshots),
+    Check("snapshots", "schema", "No transaction is open for long, or locks our tables.", snapshots),
 )

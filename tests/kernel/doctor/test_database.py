@@ -243,6 +243,21 @@ async def test_a_transaction_that_is_open_for_long_is_found(planted: Planted, mi
         assert holder.closed
 
 
+async def test_who_has_locked_a_table_is_found_and_delays_no_other_check(
+    planted: Planted, migrated: TestDatabase
+) -> None:
+    with psycopg.connect(migrated.conninfo, autocommit=True) as locker:
+        locker.execute("BEGIN; LOCK TABLE kernel.jobs, kernel.queues")
+        while not migrated.all("SELECT FROM pg_stat_activity WHERE xact_start < now() - interval '1 second'"):
+            await asyncio.sleep(0.05)
+        [(level, problem)] = (await planted.examine()).values()
+        assert (level, "queues" in planted.skipped) == ("fail", True)
+        assert problem.startswith(f"app (pid {locker.info.backend_pid}) has locked kernel.jobs and 1 more for ")
+        planted.apply(planted.findings[0].fix)
+        locker.close()
+    assert await planted.examine() == {}
+
+
 async def test_a_queue_without_consumer_is_found(planted: Planted, migrated: TestDatabase) -> None:
     migrated.run(JOB, "reports")
     found = await planted.examine()
