@@ -101,6 +101,7 @@ for i, key in ipairs(KEYS) do
 end
 """
 _MOST_OWED = 1000
+_OWED_AT_ONCE = 3  # by the request that pays
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,8 @@ class SharedLimits(Limits):
             known = await self.look(db, limits)
         tried = Try(limits, {}, secrets.token_hex(8))
         try:
-            while self.owed:
-                await self._give_back_shared(self.owed.popleft())
+            for _ in range(min(len(self.owed), _OWED_AT_ONCE)):
+                await self._pay(self.owed.popleft())
             keys = [_key(limit.key) for limit in limits] + [_key(limit.noted_as or limit.key) for limit in limits]
             arguments = [_argument(limit, known.get(limit.key, Tally())) for limit in limits]
             refused, *rows = await self.redis.script(_RESERVE, keys, tried.shared_as, *arguments)
@@ -172,6 +173,13 @@ class SharedLimits(Limits):
         was_above_0 = await Limits.forget(self, db, key)
         await self._unless_unavailable("redis.call('DEL', KEYS[1])", [_key(key)])
         return was_above_0
+
+    async def _pay(self, owed: Try) -> None:
+        try:
+            await self._give_back_shared(owed)
+        except BaseException:
+            self.owed.append(owed)
+            raise
 
     async def _give_back_shared(self, tried: Try, forgiven: str = "") -> None:
         keys = [limit.key for limit in tried.limits]
