@@ -191,6 +191,9 @@ async def test_a_detachment_whose_session_was_killed_is_finished_the_next_time(
     in_order(migrated)
 
 
+UNBUILT = "SELECT count(*) FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid WHERE NOT x.indisvalid"
+
+
 async def test_the_rows_of_a_default_partition_of_before_are_kept_and_the_release_before_goes_on(
     tmp_path: Path, database: TestDatabase
 ) -> None:
@@ -207,5 +210,10 @@ async def test_the_rows_of_a_default_partition_of_before_are_kept_and_the_releas
     assert database.all("SELECT kernel.make_partitions(7)") == [(0,)]
     assert database.all("SELECT kernel.drop_partitions('events', %s)", -DAY_S) == [(1,)]  # as if it were tomorrow
     assert database.all("SELECT count(*) FROM kernel.events") == [(len(days) - 1,)]
-    await keep(database)
+    [(step,)] = database.all("SELECT kernel.index_step('events')")
+    assert step.startswith("CREATE INDEX CONCURRENTLY events_"), "an index of rows is not built by the migration"
+    database.run(step)
+    database.run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", f"kernel.{step.split()[3]}")
+    await keep(database)  # as after a build that was interrupted
+    assert database.all(UNBUILT) == [(0,)]
     in_order(database)
