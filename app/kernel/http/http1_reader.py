@@ -24,6 +24,7 @@ _CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t ]*" + _WORD + rb"(?:[\t ]*=[\t ]*(?:" + _WORD + b"|" + _QUOTED + rb"))?)*"
 )
 _LONGEST_CHUNK_LINE = 1024
+_READ_REQUEST, _READ_NOTHING = READERS[h11.CLIENT, h11.IDLE], READERS[h11.CLIENT, h11.MUST_CLOSE]
 Buffer = Any
 """h11's ReceiveBuffer, whose bytes are private."""
 
@@ -183,8 +184,8 @@ class H11Connection(h11.Connection):
 
     def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
         found = super()._get_io_object(role, event, io_dict)
-        if found is READERS[h11.CLIENT, h11.IDLE]:
+        if found is _READ_REQUEST:
             return _read_request
-        if found is READERS[h11.CLIENT, h11.MUST_CLOSE]:
+        if found is _READ_NOTHING:
             return _discard
         return _Chunked() if type(found) is ChunkedReader else found

@@ -31,6 +31,7 @@ from app.kernel.systemd.status import reporting
 from app.kernel.text import error_text
 from app.kernel.workers import LastSignal
 
+_GARBAGE = 10_000
 T = TypeVar("T")
 Provider = Callable[["Process"], AbstractAsyncContextManager[T]]
 State = Literal["starting", "ready", "stopping"]
@@ -226,6 +227,7 @@ class Process:
             if self.launch.worker:
                 self.services = (self.launch.worker.label, *self.services)
             gc.freeze()  # what is there by now stays; to look through it again and again costs a request 3%
+            gc.set_threshold(_GARBAGE)  # few objects are in cycles; to look for them so often costs a request 4%
             self.state = "ready"
             self.launch.notify.ready()
             failed = await self._supervise([service for service in ordered if service.name in made], made)
