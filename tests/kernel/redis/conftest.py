@@ -7,7 +7,15 @@ import pytest
 
 from app.kernel.redis.address import address
 from app.kernel.redis.connections import Redis, connected
+from app.kernel.telemetry import metrics
 from tests.support.valkey import Valkey, servers
+
+
+def waited() -> int:
+    """Return how many commands have waited for an answer in vain, or were refused by a server, so far."""
+    found = metrics._REDIS_DURATION._durations.items()
+    return sum(sum(durations.counts) for (_, outcome), durations in found if outcome == "failed")
+
 
 Connect = Callable[..., Awaitable[Redis]]
 
@@ -31,7 +39,7 @@ async def connect() -> AsyncIterator[Connect]:
     """Open connections as a process does, probing while Redis is unavailable."""
     opened: list[tuple[Redis, asyncio.Task[None]]] = []
 
-    async def open_(url: str, root_cert: str = "system", timeout_s: float = 0.2) -> Redis:
+    async def open_(url: str, root_cert: str = "system", timeout_s: float = 1.0) -> Redis:
         made = connected(address(url), root_cert, timeout_s)
         await made.open()
         opened.append((made, asyncio.ensure_future(made.watch())))

@@ -11,7 +11,7 @@ import pytest
 from app.kernel.config import Misconfigured
 from app.kernel.redis.address import address
 from app.kernel.redis.connections import Redis, RedisUnavailable, connected
-from tests.kernel.redis.conftest import Connect
+from tests.kernel.redis.conftest import Connect, waited
 from tests.support.certificates import Authority
 from tests.support.valkey import Valkey, cluster, debian_redis, free_port, sentinel
 
@@ -64,18 +64,18 @@ async def test_tls_is_checked_against_the_configured_authority(
 async def test_a_frozen_server_costs_one_timeout_and_is_used_again_when_it_answers(
     valkey: Valkey, connect: Connect
 ) -> None:
-    redis = await connect(valkey.url, timeout_s=0.1)
+    redis = await connect(valkey.url, timeout_s=0.5)
     await works(redis)
     valkey.freeze()
-    started = time.monotonic()
+    started, before = time.monotonic(), waited()
     answers = await asyncio.gather(*(redis.run("GET", "a") for _ in range(100)), return_exceptions=True)
     assert {type(answer) for answer in answers} == {RedisUnavailable}
-    assert 0.09 < time.monotonic() - started < 0.4
-    started = time.monotonic()
+    assert 0.5 <= time.monotonic() - started < 5, "they waited one after the other"
+    assert waited() == before + 100
     for _ in range(1000):
-        with pytest.raises(RedisUnavailable, match="no answer within 100 ms"):
+        with pytest.raises(RedisUnavailable, match="no answer within 500 ms"):
             await redis.run("GET", "a")
-    assert time.monotonic() - started < 0.1, "a command waited although an earlier one had failed"
+    assert waited() == before + 100, "a command waited although an earlier one had failed"
     valkey.thaw()
     await until(lambda: not redis.trouble)
     await works(redis)
@@ -134,15 +134,14 @@ async def test_a_cluster_is_used_and_one_lost_server_costs_one_timeout(
     redis = await connect(f"redis+cluster://127.0.0.1:{nodes[2].port}")
     await works(redis)
     nodes[1].freeze()
-    refused = 0
-    started_at = time.monotonic()
+    refused, before = 0, waited()
     for key in "abcdefghijkl":
         try:
             await redis.run("GET", key, key=key)
         except RedisUnavailable:
             refused += 1
     assert refused
-    assert time.monotonic() - started_at < 0.4
+    assert waited() == before + 1
     await asyncio.sleep(1)
     assert redis.trouble, "the probe asked another server than the lost one"
     nodes[1].thaw()

@@ -17,6 +17,7 @@ from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sign_ins import GIVE_BACK, given_back
 from app.modules.auth.shared_limits import SharedLimits
 from tests.kernel.queue.conftest import Bench, bench
+from tests.kernel.redis.conftest import waited
 from tests.support.valkey import Valkey, servers
 
 __all__ = ["bench"]
@@ -31,7 +32,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 async def redis(valkey: Valkey) -> AsyncIterator[Redis]:
-    made = connected(address(valkey.url), "system", 0.2)
+    made = connected(address(valkey.url), "system", 1.0)
     await made.open()
     watching = asyncio.ensure_future(made.watch())
     yield made
@@ -128,11 +129,11 @@ async def test_a_flush_forgets_no_failure(bench: Bench, redis: Redis, valkey: Va
 
 
 async def test_the_window_ends_in_redis_as_it_does_in_postgresql(bench: Bench, redis: Redis, valkey: Valkey) -> None:
-    limits, asked = SharedLimits(redis), [Limit("name", 1, window_s=1), Limit("p", 1, window_s=1, once_for="ann")]
+    limits, asked = SharedLimits(redis), [Limit("name", 1, window_s=2), Limit("p", 1, window_s=2, once_for="ann")]
     await limits.fail(bench.db, await limits.reserve(bench.db, asked))
     with pytest.raises(RateLimited):
         await limits.reserve(bench.db, asked)
-    await asyncio.sleep(1.1)
+    await asyncio.sleep(2.1)
     assert valkey.ask("KEYS", "app:limits:*") == []
     tried = await limits.reserve(bench.db, asked)
     assert [tally.failed for tally in tried.tallies.values()] == [0, 0]
@@ -143,9 +144,9 @@ async def test_an_outage_moves_the_count_to_postgresql_and_back(bench: Bench, re
     await limits.fail(bench.db, await limits.reserve(bench.db, asked))
     in_redis = await limits.reserve(bench.db, asked)
     valkey.freeze()
-    started = time.monotonic()
+    before = waited()
     in_postgres = await limits.reserve(bench.db, asked)
-    assert 0.15 < time.monotonic() - started < 0.6, "one timeout"
+    assert waited() == before + 1
     assert (in_postgres.shared_as, in_postgres.tallies["name"].failed) == ("", 1)
     await limits.fail(bench.db, in_postgres)
     await limits.fail(bench.db, in_redis)
