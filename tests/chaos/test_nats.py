@@ -155,12 +155,12 @@ async def test_the_documented_switch_to_nats_and_back_loses_and_doubles_nothing(
             await stop(old)
             for publisher in publishers:  # 2. publishers use it, one process after the other
                 publisher.transport = OutboxEvents()
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(0.4)
             (sent,) = (await db.all("SELECT count(*) FROM kernel.event_inbox"))[0]
             assert sent > 0  # events went through NATS
             for publisher in publishers:  # back: 1. publishers leave it
                 publisher.transport = PostgresEvents()
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.3)
             drained = ["doctor", "--only", "outbox", "--only", "nats"]  # 2. nothing is on its way
             while (await asyncio.to_thread(hearing.app, *drained, env=with_url)).returncode:
                 await asyncio.sleep(0.2)
@@ -180,18 +180,17 @@ async def test_killed_servers_relays_and_consumers_lose_nothing_and_tx_effects_a
         env = {"NATS_URL": ",".join(server.url for server in servers), "NATS_REPLICAS": "3"}
         running = await consumers(hearing, 2, env)
         async with publishing(publisher):
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
             for number in (0, 1):  # each holds the relay's lock half of the time, and consumes
                 running[number].signal(signal.SIGKILL)
                 running[number].wait()
                 running[number] = (await consumers(hearing, 1, env))[0]
                 servers[number].stop()
-                await asyncio.sleep(1.5)
-                servers[number].start()
                 await asyncio.sleep(1)
+                servers[number].start()
             servers[2].stop(signal.SIGTERM)
             servers[2].start()
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
         found = await heard(db, [publisher])
         await stop(running)
     assert sorted(found["tx"]) == sorted(publisher.numbers)

@@ -33,10 +33,12 @@ _CHECK_EVERY_S = 60.0
 _MEASURE_EVERY_S = 15.0
 _HEADER_BYTES = 4096  # beside the payload, in the server's limit of a message
 
-# The lock ends with the transaction, also that of a relay that froze. A subscription that is registered before an event
-# is published has its consumer before the event is sent.
+# The lock ends with the transaction, also that of a relay that froze. The commit need not wait for the disk: what is in
+# the outbox again after a crash of the database is sent again, and recognised. A subscription that is registered before
+# an event is published has its consumer before the event is sent.
 _LOCK = """
     SELECT pg_try_advisory_xact_lock(1802661742, 0), set_config('idle_in_transaction_session_timeout', '10s', true),
+        set_config('synchronous_commit', 'off', true),
         ARRAY(SELECT subscriber FROM kernel.subscriptions ORDER BY subscriber),
         ARRAY(SELECT event_type FROM kernel.subscriptions ORDER BY subscriber),
         ARRAY(SELECT in_order FROM kernel.subscriptions ORDER BY subscriber)
@@ -110,7 +112,7 @@ class Relay:
         async with self._db.begin() as tx:
             row = await tx.one(_LOCK)
             assert row is not None
-            is_ours, _, *columns = row
+            is_ours, _, _, *columns = row
             if not is_ours:
                 return False
             subscriptions = {Subscription(*found) for found in zip(*columns, strict=True)}
