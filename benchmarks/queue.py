@@ -435,19 +435,20 @@ class Benchmark:
             self.table.add(f"events published {words}, 5 subscribers: delivered", median(per_s), "/s", least=least)
 
     def publishers(self) -> None:
-        """Transactions of one job or event each, of concurrent publishers, with a worker that waits for them."""
+        """Transactions of one job or event each, of concurrent publishers, against those of one row."""
         for count in (1, 16):
             per_s: dict[str, list[float]] = {}
             for _ in range(self.sizes.rounds):
-                with self.ours.working(10**9):
-                    for name, found in self.ask(self.ours, "publishers", count, self.sizes.published).items():
-                        per_s.setdefault(name, []).extend(found)
-                        print(f"  {count} at once, {name}: {median(found):,.0f}/s", flush=True)
+                for name, found in self.ask(self.ours, "publishers", count, self.sizes.published).items():
+                    per_s.setdefault(name, []).extend(found)
+                    print(f"  {count} at once, {name}: {median(found):,.0f}/s", flush=True)
                 self.empty(self.ours)
-            self.table.add(f"{count} bare transactions at once, a row each", median(per_s["row"]), "/s")
+            for name, words in (("row", "psycopg alone"), ("pooled", "our pool")):
+                self.table.add(f"{count} transactions at once, a row, {words}", median(per_s[name]), "/s")
             for name in ("job", "event"):
-                ratios = [ours / bare for ours, bare in zip(per_s[name], per_s["row"], strict=True)]
-                self.table.add(f"{count} at once, {name}s / rows", 100 * median(ratios), "%")
+                for other, words in (("row", "psycopg alone"), ("pooled", "our pool")):
+                    ratios = [ours / bare for ours, bare in zip(per_s[name], per_s[other], strict=True)]
+                    self.table.add(f"{count} at once: {name}s / rows, {words}", 100 * median(ratios), "%")
 
     def turns(self) -> None:
         """Time between the jobs of a group, and the rate of many groups, by two workers."""

@@ -42,7 +42,7 @@ async def groups(db: PostgresDatabase, count: int, jobs: int) -> None:
 
 
 async def publishers(db: PostgresDatabase, count: int, transactions: int) -> None:
-    """Measure transactions of concurrent publishers: with a row of a plain table on bare psycopg, a job, an event."""
+    """Measure transactions of concurrent publishers: a row on psycopg alone, a row, a job, an event on our pool."""
     await db.run("CREATE TABLE IF NOT EXISTS bench_rows (id uuid PRIMARY KEY, payload jsonb NOT NULL)")
     conninfo = configured_server(load_settings({})[PostgresSettings], "bench").conninfo()
     bare = [await AsyncConnection.connect(conninfo, autocommit=True) for _ in range(count)]
@@ -51,6 +51,10 @@ async def publishers(db: PostgresDatabase, count: int, transactions: int) -> Non
         await bare[publisher].execute("BEGIN")
         await bare[publisher].execute("INSERT INTO bench_rows VALUES (%s, %s)", (uuid7(), '{"at": 0}'))
         await bare[publisher].execute("COMMIT")
+
+    async def pooled(_: int) -> None:
+        async with db.begin() as tx:
+            await tx.run("INSERT INTO bench_rows VALUES (%s, %s)", (uuid7(), '{"at": 0}'))
 
     async def job(_: int) -> None:
         async with db.begin() as tx:
@@ -66,7 +70,7 @@ async def publishers(db: PostgresDatabase, count: int, transactions: int) -> Non
 
     found: dict[str, list[float]] = {}
     for turn in range(4):
-        for name, publish in (("row", row), ("job", job), ("event", event)):
+        for name, publish in (("row", row), ("pooled", pooled), ("job", job), ("event", event)):
             started = time.monotonic()
             await asyncio.gather(*(publisher(publish, number, transactions) for number in range(count)))
             if turn:  # the first opens the connections
