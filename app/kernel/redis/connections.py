@@ -33,6 +33,8 @@ _KEPT_MS = 1000
 class RedisUnavailable(Unavailable):
     """Redis does not answer in time, or refuses the command. The caller goes on without it."""
 
+    hint = f"{NAME} doctor --only redis"
+
 
 class Client(Protocol):
     """A client of redis-py: for one server, the primary behind Sentinel, or a cluster."""

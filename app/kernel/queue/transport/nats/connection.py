@@ -34,6 +34,7 @@ _CONNECT_S = 2
 _AGAIN_S = 1
 _PING_S = 5
 _PORT = 4222
+_LOOK = f"{NAME} doctor --only nats"
 STREAM_NOT_FOUND, CONSUMER_NOT_FOUND = 10059, 10014
 
 
@@ -82,7 +83,7 @@ class Nats:
     def client(self) -> Any:
         """The client. Raises Unavailable while it is not connected."""
         if self._client is None or not self._client.is_connected:
-            raise Unavailable(f"NATS at {self.place} is unreachable{self._said and f': {self._said}'}")
+            raise Unavailable(f"NATS at {self.place} is unreachable{self._said and f': {self._said}'}", hint=_LOOK)
         return self._client
 
     async def run(self) -> None:
@@ -143,9 +144,9 @@ class Nats:
             async with asyncio.timeout(self._timeout_s):
                 return await work()
         except TimeoutError:  # the library's is one, too
-            raise Unavailable(f"NATS at {self.place} did not answer within {self._timeout_s:g} s") from None
+            raise Unavailable(f"NATS at {self.place} did not answer within {self._timeout_s:g} s", hint=_LOOK) from None
         except (Error, OSError) as error:
-            raise Unavailable(f"NATS at {self.place}: {_reason(error)}") from error
+            raise Unavailable(f"NATS at {self.place}: {_reason(error)}", hint=_LOOK) from error
 
     async def _failed(self, error: Exception) -> None:
         said = _reason(error)
