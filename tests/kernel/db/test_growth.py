@@ -37,46 +37,44 @@ CURSORS = (None, mark(UUID(int=2**128 - 1)), mark(UUID("01000000-0000-7000-8000-
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 LOAD = f"""
-CREATE FUNCTION pg_temp.id(at timestamptz, n int) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
-    SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
-        || '8' || substr(md5(n::text), 4, 15))::uuid
-$$;
-CREATE TEMP TABLE n AS SELECT n, date_trunc('day', now()) + n * interval '6 seconds' AS at
-    FROM generate_series(1, {ROWS}) n;
+CREATE TEMP TABLE n AS
+    SELECT n, at, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
+        || '8' || substr(md5(n::text), 4, 15))::uuid AS id
+    FROM generate_series(1, {ROWS}) n, LATERAL (SELECT date_trunc('day', now()) + n * interval '6 seconds') AS a (at);
 
 INSERT INTO kernel.finished_jobs (id, queue, task, outcome, attempt, schedule, created_at, finished_at)
-SELECT pg_temp.id(at, n), 'common', 'common', 'done', 1, 'common', at, at FROM n
+SELECT id, 'common', 'common', 'done', 1, 'common', at, at FROM n
 UNION ALL SELECT '{RARE_ID}', 'rare', 'rare', 'cancelled', 1, NULL, now(), now();
 INSERT INTO kernel.jobs (id, queue, task, state, max_attempts, timeout_s, rank, turn_key)
-SELECT pg_temp.id(at, n), 'common', 'common', 'ready', 3, 60, n, NULL FROM n
+SELECT id, 'common', 'common', 'ready', 3, 60, n, NULL FROM n
 UNION ALL SELECT '{RARE_ID}', 'rare', 'rare', 'waiting', 3, 60, 0, 'k'
 UNION ALL SELECT gen_random_uuid(), 'rare', 'rare', 'scheduled', 3, 60, 0, NULL
 UNION ALL SELECT gen_random_uuid(), 'rare', 'rare', 'leased', 3, 60, 0, NULL;
 INSERT INTO kernel.dead_letters (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, died_at)
-SELECT pg_temp.id(at, n), 'common', 'common', 'r', 1, 1, 1, now(), now() FROM n
+SELECT id, 'common', 'common', 'r', 1, 1, 1, now(), now() FROM n
 UNION ALL SELECT '{RARE_ID}', 'rare', 'rare', 'r', 1, 1, 1, now(), now() - interval '91 days';
 INSERT INTO kernel.events (id, type, version, payload, published_at)
-SELECT pg_temp.id(at, n), 'common', 1, '{{}}'::jsonb, at FROM n
+SELECT id, 'common', 1, '{{}}'::jsonb, at FROM n
 UNION ALL SELECT '{RARE_ID}', 'rare', 1, '{{}}', date_trunc('day', now());
 INSERT INTO kernel.audit (id, at, action, outcome, actor_id, target)
-SELECT pg_temp.id(at, n), now(), 'common', 'done', '{UUID(int=1)}'::uuid, 'common' FROM n
+SELECT id, now(), 'common', 'done', '{UUID(int=1)}'::uuid, 'common' FROM n
 UNION ALL SELECT '{RARE_ID}', now() - interval '401 days', 'rare', 'done', '{RARE_ID}', 'rare';
 INSERT INTO kernel.errors (id, fingerprint, kind, type, title, culprit, state, count, processes, first_seen_at,
     last_seen_at, first_release, last_release, samples)
-SELECT pg_temp.id(at, n), n::text, 'job', 't', 't', 'c', 'open', 1, '{{}}'::text[], at, now(), '1', '1', '[]'::jsonb
+SELECT id, n::text, 'job', 't', 't', 'c', 'open', 1, '{{}}'::text[], at, now(), '1', '1', '[]'::jsonb
 FROM n
 UNION ALL SELECT '{RARE_ID}', 'rare', 'outage', 't', 't', 'c', 'muted', 1, '{{}}', now(), now() - interval '91 days',
     '1', '1', '[]';
 INSERT INTO auth.actors (id, type, username, username_key, is_active)
-SELECT pg_temp.id(at, n), 'user', n::text, n::text, true FROM n
+SELECT id, 'user', n::text, n::text, true FROM n
 UNION ALL SELECT '{RARE_ID}', 'admin', 'rare', 'rare', false;
 INSERT INTO auth.sessions (id, actor_id, idle_expires_at, expires_at)
-SELECT pg_temp.id(at, n), '{RARE_ID}'::uuid, now() + interval '1 day', now() + interval '30 days' FROM n
+SELECT id, '{RARE_ID}'::uuid, now() + interval '1 day', now() + interval '30 days' FROM n
 UNION ALL SELECT '{RARE_ID}', '{RARE_ID}', now() - interval '8 days', now() + interval '1 day';
 INSERT INTO auth.limits (key, hits, started_at)
 SELECT n::text, 1, now() FROM n UNION ALL SELECT 'rare', 1, now() - interval '1 hour';
 INSERT INTO kernel.event_inbox (event_id, subscriber, taken_at)
-SELECT pg_temp.id(at, n), 's', now() FROM n UNION ALL SELECT '{RARE_ID}', 's', now() - interval '31 days';
+SELECT id, 's', now() FROM n UNION ALL SELECT '{RARE_ID}', 's', now() - interval '31 days';
 """
 # the filters of lists, and what the rare row has; a list of something that people create is short
 RARE: dict[str, dict[str, list[Any]]] = {
