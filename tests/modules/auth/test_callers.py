@@ -42,8 +42,10 @@ CONTENT = """
            (%(other)s, 'user', 'bob', 'bob', now());
     INSERT INTO auth.roles (id, name) VALUES (%(role)s, 'one'), (%(other_role)s, 'two');
     INSERT INTO auth.role_permissions (role_id, permission) VALUES (%(role)s, 'a:b:c'), (%(other_role)s, 'x:y:z');
-    INSERT INTO auth.actor_roles (actor_id, role_id) VALUES (%(user)s, %(role)s), (%(robot)s, %(role)s);
-    INSERT INTO auth.actor_permissions (actor_id, permission) VALUES (%(user)s, 'd:e:f'), (%(robot)s, 'd:e:f');
+    INSERT INTO auth.actor_roles (actor_id, role_id)
+    VALUES (%(user)s, %(role)s), (%(robot)s, %(role)s), (%(other)s, %(other_role)s);
+    INSERT INTO auth.actor_permissions (actor_id, permission)
+    VALUES (%(user)s, 'd:e:f'), (%(robot)s, 'd:e:f'), (%(other)s, 'p:q:r');
     INSERT INTO auth.api_keys (id, actor_id, name, secret_hash, permissions, expires_at, last_used_at)
     VALUES (%(key)s, %(robot)s, 'k', %(hash)s, '{a:b:c,d:e:f,x:y:z}', now() + interval '1 day', now());
     INSERT INTO auth.sessions (id, actor_id, idle_expires_at, expires_at, scope, api_key_id)
@@ -67,6 +69,14 @@ ADDED = (
     ("actor_roles", "(actor_id, role_id)", (USER, OTHER_ROLE)),
     ("actor_roles", "(actor_id, role_id)", (ROBOT, OTHER_ROLE)),
     ("role_permissions", "(role_id, permission)", (ROLE, "x:y:z")),
+)
+MOVED = (
+    ("actor_permissions", "actor_id", (OTHER, USER)),
+    ("actor_permissions", "actor_id", (USER, OTHER)),
+    ("actor_roles", "actor_id", (OTHER, USER)),
+    ("actor_roles", "actor_id", (USER, OTHER)),
+    ("role_permissions", "role_id", (OTHER_ROLE, ROLE)),
+    ("role_permissions", "role_id", (ROLE, OTHER_ROLE)),
 )
 UNNOTED = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -178,6 +188,8 @@ def changes(database: TestDatabase) -> list[tuple[str, str, tuple[object, ...]]]
                 found.append((table, f"UPDATE auth.{table} SET {column} = %s", (value,)))
     for table in TABLES:
         found += [(table, f"DELETE FROM auth.{table}", ()), (table, f"TRUNCATE auth.{table} CASCADE", ())]
+    for table, column, values in MOVED:  # to the second from the first
+        found.append((table, f"UPDATE auth.{table} SET {column} = %s WHERE {column} = %s", values[::-1]))
     for table, names, values in ADDED:
         found.append((table, f"INSERT INTO auth.{table} {names} VALUES (%s, %s)", values))
     return found
