@@ -7,12 +7,12 @@ from loguru import logger
 
 from app.kernel.actions.compose import Providers, make
 from app.kernel.cache import Invalidations
-from app.kernel.capacity import memory_bytes
 from app.kernel.config import RedisSettings
 from app.kernel.config.settings import BUILT_IN
 from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
+from app.kernel.machine import memory_bytes
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
 from app.modules.auth.callers import TOPIC, Callers
@@ -53,7 +53,7 @@ async def passwords(p: Process) -> AsyncGenerator[Passwords]:
     if worker and p.settings.sources.get("auth.password_hash_concurrency") == BUILT_IN:
         concurrency = hashes_that_fit(worker.count)  # they share the memory and the cores
     report = logger.debug if p.launch.on_terminal else logger.info
-    report("hashing at most {} passwords at once; the memory limit is {:.0f} MiB", concurrency, memory_bytes() / 2**20)
+    report("concurrent password hashes: at most {}, with {:.0f} MiB of memory", concurrency, memory_bytes() / 2**20)
     hashing = Passwords(concurrency, words)
     try:
         yield hashing

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from app.kernel.capacity import cores, memory_bytes
 from app.kernel.config import Duration, Key, Names, OptionalSecret, PublicUrl
+from app.kernel.machine import cores, memory_bytes
 from app.kernel.product import NAME
 
 _PROCESS_BYTES, _HASH_BYTES = 80 * 2**20, 64 * 2**20
