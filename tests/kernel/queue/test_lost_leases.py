@@ -118,7 +118,9 @@ async def test_a_job_is_not_begun_when_its_lease_has_run_out_while_its_transacti
     assert begun == ["later"]
 
 
-async def test_a_worker_that_freezes_while_it_passes_a_turn_on_stops_the_others_for_seconds_only(bench: Bench) -> None:
+async def test_a_worker_that_freezes_while_it_passes_a_turn_is_cut_off_and_does_not_delay_other_turns(
+    bench: Bench,
+) -> None:
     async def greet(greeting: Greeting) -> None:
         """Does nothing."""
 
@@ -132,6 +134,13 @@ async def test_a_worker_that_freezes_while_it_passes_a_turn_on_stops_the_others_
             await bench.queue.enqueue(bench.db, GREET, Greeting("you"), group_key="another")
             async with bench.consuming(greet):
                 await bench.until(bench.finished, [("done", 1), ("done", 1)])
+                await bench.until(idle, [(0,)])
+
+    async def idle() -> list[tuple]:
+        return await bench.rows(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND state LIKE 'idle in transaction%%'"
+        )
 
     with pytest.raises(Unavailable):  # the server has hung up
         await freeze_before_the_commit()
