@@ -503,7 +503,9 @@ class TestOutsideLocalAndTest:
         environ = {k: v for k, v in PRODUCTION.items() if k != name} | {"APP_ENV": environment}
         if value is not None:
             environ[name] = value
-        assert [(k, m) for k, _, m in folder.problems(environ)] == [(key, f"missing secret; set {name} or {name}_FILE")]
+        made = ", such as the output of `openssl rand -base64 32`" if key == "auth.master_secret" else ""
+        expected = f"missing secret; set {name} or {name}_FILE{made}"
+        assert [(k, m) for k, _, m in folder.problems(environ)] == [(key, expected)]
 
     def test_a_secret_that_stands_in_no_file_is_refused_once(self, folder: Folder, environment: str) -> None:
         text = (folder.path / "default.yaml").read_text()

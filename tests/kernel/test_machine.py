@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel import capacity
+from app.kernel import machine
 from app.modules.auth import settings
 from app.modules.auth.settings import hashes_that_fit
 
@@ -40,9 +40,9 @@ def test_the_lowest_limit_of_all_groups_counts(
     for name, text in {"proc/self/cgroup": groups, **given}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert capacity.memory_bytes(tmp_path) == expected
+    assert machine.memory_bytes(tmp_path) == expected
     (tmp_path / "proc/self/cgroup").unlink()
-    assert capacity.memory_bytes(tmp_path) == MACHINE
+    assert machine.memory_bytes(tmp_path) == MACHINE
 
 
 @pytest.mark.parametrize(
