@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import urlsplit
 
 Network = IPv4Network | IPv6Network
 _WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
@@ -68,6 +69,20 @@ def _endpoint(text: str, port: int) -> tuple[str, int]:
     if match is None or int(match["port"] or port) > 65535:
         raise ValueError("expected a host, or a host and a port such as db1:5433 or [::1]:5433")
     return match["host"].strip("[]"), int(match["port"] or port)
+
+
+def nats_servers(text: str) -> list[str]:
+    """Return the URLs of NATS servers, separated by commas. Raises ValueError, without the passwords in them."""
+    found = [url.strip() for url in text.split(",") if url.strip()]
+    for url in found:
+        try:
+            parts = urlsplit(url)
+            is_valid = parts.scheme in ("nats", "tls") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise ValueError("expected addresses such as nats://HOST:4222 or tls://HOST:4222, separated by commas")
+    return found
 
 
 @lru_cache(_REMEMBERED)

@@ -37,6 +37,7 @@ SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() i
 OPTIONAL = ["nats.url", "redis.url", "sentinel.notify_urls", "telemetry.otlp_headers", "auth.master_secret_previous"]
 REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
 REAL = {environment_name(key): sha256(key.encode()).hexdigest() for key in SECRETS}
+REAL["NATS_URL"] = f"tls://{REAL['NATS_URL']}@nats.example.com"
 REAL["REDIS_URL"] = f"redis://:{REAL['REDIS_URL']}@cache.example.com"
 HOSTS = {"POSTGRES_HOST": "db.example.com", "AUTH_ISSUER": "https://api.example.com"}
 PRODUCTION = {"APP_ENV": "production", **HOSTS, **REAL}
@@ -519,7 +520,7 @@ class TestOutsideLocalAndTest:
         self, folder: Folder, environment: str, key: str, origin: str
     ) -> None:
         known = "a-secret-that-everybody-knows-because-it-is-committed"
-        known = f"redis://:{known}@cache" if key == "redis.url" else known
+        known = {"redis.url": f"redis://:{known}@cache", "nats.url": f"nats://{known}@nats"}.get(key, known)
         section, _, name = key.partition(".")
         content = yaml.YAML(typ="safe").load((folder.path / origin).read_text())
         content.setdefault(section, {})[name] = known

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from app.kernel.addresses import endpoints, network
+from app.kernel.addresses import endpoints, nats_servers, network
 from app.kernel.redis.address import address as redis_address
 from app.kernel.text import misnamed
 
@@ -72,6 +72,12 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
             network(text)
         except ValueError:
             raise ValueError("expected addresses or CIDR such as 10.0.0.0/8, separated by commas") from None
+    return value
+
+
+def _nats_url(value: SecretStr) -> SecretStr:
+    if (text := value.get_secret_value()) != LATER:
+        nats_servers(text)
     return value
 
 
@@ -281,6 +287,7 @@ class NatsSettings:
     section: ClassVar[str] = "nats"
     url: Annotated[
         OptionalSecret,
+        AfterValidator(_nats_url),
         Field(description="servers, separated by commas: nats://HOST:4222, tls://USER:PASSWORD@HOST:4222"),
     ]
     credentials: Annotated[str, Field(description="file with the credentials of a user (.creds)")]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel.config import NatsSettings, load, load_valid
+from app.kernel.addresses import nats_servers
+from app.kernel.config import Misconfigured, NatsSettings, load, load_valid
 from app.kernel.doctor import Finding, NotChecked, broker
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import Unavailable
-from app.kernel.queue.transport.nats.connection import Misconfigured, servers
 from app.kernel.queue.transport.nats.stream import Stream, Subscription, consumer_name, differing
 from app.processes import sections
 from tests.kernel.queue.conftest import connected
@@ -34,10 +34,10 @@ def settings(**env: str) -> NatsSettings:
 
 
 def test_addresses_are_refused_without_the_passwords_in_them() -> None:
-    assert servers(settings(NATS_URL="nats://a:4222, tls://u:p@b")) == ["nats://a:4222", "tls://u:p@b"]
-    for wrong in ("http://a", "a:4222", "nats://", "nats://u:secret@a:port", "nats://a,b"):
-        with pytest.raises(Misconfigured) as caught:
-            servers(settings(NATS_URL=wrong))
+    assert nats_servers("nats://a:4222, tls://u:p@b") == ["nats://a:4222", "tls://u:p@b"]
+    for wrong in ("http://a", "a:4222", "nats://", "nats://u:secret@a:port", "nats://a:65536", "nats://a,b"):
+        with pytest.raises(Misconfigured, match=r"nats\.url \(NATS_URL\): expected addresses such as") as caught:
+            settings(NATS_URL=wrong)
         assert "secret" not in str(caught.value)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from loguru import logger
 
+from app.kernel.addresses import nats_servers
 from app.kernel.config import Misconfigured, NatsSettings
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process
@@ -50,8 +51,8 @@ class Nats:
     """A connection that is opened in the background, and again after an outage."""
 
     def __init__(self, settings: NatsSettings, name: str = NAME) -> None:
-        """Raise Misconfigured for addresses or files that cannot be used, and without the client library."""
-        given = servers(settings)
+        """Raise Misconfigured for files that cannot be used, and without the client library."""
+        given = nats_servers(settings.url.get_secret_value())
         self.servers = [f"{urlsplit(url).scheme}://{_place(url)}" for url in given]
         self._timeout_s = settings.timeout
         self._options: dict[str, Any] = {"name": name, **_login(given), **_security(settings, given)}
@@ -170,20 +171,6 @@ class Nats:
 
     async def _ended(self) -> None:
         self._closed.set()
-
-
-def servers(settings: NatsSettings) -> list[str]:
-    """Return the addresses of the settings. Raises Misconfigured, without the passwords in them."""
-    found = [url.strip() for url in settings.url.get_secret_value().split(",") if url.strip()]
-    for url in found:
-        try:
-            parts = urlsplit(url)
-            is_valid = parts.scheme in ("nats", "tls") and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:
-            is_valid = False
-        if not is_valid:
-            raise Misconfigured("nats.url: expected addresses such as nats://HOST:4222 or tls://HOST:4222")
-    return found
 
 
 def _place(url: str) -> str:
