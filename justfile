@@ -54,6 +54,10 @@ outages *options: install
 failover *options: install
     {{python}} -m tests.failover "$@"
 
+# kill each kind of process and server of a whole fleet in turn, under load, then count: just fleet --seconds 600
+fleet *options: install
+    {{python}} -m tests.fleet "$@"
+
 # load everything behind a PgBouncer with few connections, for ten minutes: just pgbouncer --seconds 600
 pgbouncer *options: install
     {{python}} -m tests.pgbouncer "$@"

@@ -29,6 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _LONG = {
+    "test_fleet.py",
     "test_image.py",
     "test_pgbouncer.py",
     "test_streams.py",

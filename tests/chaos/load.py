@@ -39,7 +39,7 @@ class Load:
     confirmed: dict[str, set[tuple[str, int]]] = field(default_factory=lambda: defaultdict(set))
     maybe: dict[str, set[tuple[str, int]]] = field(default_factory=lambda: defaultdict(set))
     refused: int = 0
-    _queue: Queue = field(default_factory=lambda: Queue(PostgresEvents()))
+    queue: Queue = field(default_factory=lambda: Queue(PostgresEvents()))
     _last: Counter[str] = field(default_factory=Counter)
 
     async def run(self, db: Database, stop: asyncio.Event) -> None:
@@ -55,9 +55,9 @@ class Load:
             async with db.begin() as tx:
                 for task, work, options in wanted:
                     if isinstance(work, Happened):
-                        await self._queue.publish(tx, work)
+                        await self.queue.publish(tx, work)
                     else:
-                        await self._queue.enqueue(tx, task, work, **options)
+                        await self.queue.enqueue(tx, task, work, **options)
                 committing = True
         except Unavailable:
             into = self.maybe if committing else None

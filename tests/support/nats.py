@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import program
+from tests.support.namespaces import Namespace
 
 
 def free_ports(count: int) -> list[int]:
@@ -27,28 +28,33 @@ def free_ports(count: int) -> list[int]:
 class NatsServer:
     """A nats-server with JetStream, which a test may kill and start again."""
 
-    def __init__(self, folder: Path, config: str = "", port: int = 0, name: str = "one") -> None:
+    def __init__(
+        self, folder: Path, config: str = "", port: int = 0, name: str = "one", place: Namespace | None = None
+    ) -> None:
         self.folder = folder
+        self.place = place
+        self.host = place.host if place else "127.0.0.1"
         self.port = port or free_ports(1)[0]
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         jetstream = {"store_dir": str(folder / "store"), "max_mem": 64 * 2**20, "max_file": 2**30}
-        base = {"server_name": name, "host": "127.0.0.1", "port": self.port, "jetstream": jetstream}
+        base = {"server_name": name, "host": self.host, "port": self.port, "jetstream": jetstream}
         self.config = folder / "nats.conf"
         self.config.write_text(json.dumps(base)[1:-1] + "\n" + config)
         self.start()
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     def start(self) -> None:
         with (self.folder / "nats.log").open("ab") as log:
-            self.process = subprocess.Popen([program("nats-server"), "-c", str(self.config)], stdout=log, stderr=log)
+            command = [*(self.place.command if self.place else ()), program("nats-server"), "-c", str(self.config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 15
         while True:
             try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as sock:
+                with socket.create_connection((self.host, self.port), timeout=1) as sock:
                     if sock.recv(4) == b"INFO":
                         return
             except OSError:
@@ -74,18 +80,21 @@ def nats_server(folder: Path, config: str = "") -> Iterator[NatsServer]:
 
 
 @contextmanager
-def nats_cluster(folder: Path, size: int = 3) -> Iterator[list[NatsServer]]:
+def nats_cluster(folder: Path, size: int = 3, places: Sequence[Namespace] = ()) -> Iterator[list[NatsServer]]:
+    """Run a cluster, on this machine or with each server in a network namespace."""
     ports = free_ports(2 * size)
-    clients, routes = ports[:size], ports[size:]
+    hosts = [place.host for place in places] or ["127.0.0.1"] * size
+    clients, routes = ports[:size], [f"{host}:{port}" for host, port in zip(hosts, ports[size:], strict=True)]
     servers: list[NatsServer] = []
     try:
         for number, (port, route) in enumerate(zip(clients, routes, strict=True)):
             cluster = {
                 "name": "test",
-                "listen": f"127.0.0.1:{route}",
-                "routes": [f"nats://127.0.0.1:{r}" for r in routes],
+                "listen": route,
+                "routes": [f"nats://{r}" for r in routes],
             }
-            servers.append(NatsServer(folder / str(number), f"cluster: {json.dumps(cluster)}\n", port, f"node{number}"))
+            config, place = f"cluster: {json.dumps(cluster)}\n", places[number] if places else None
+            servers.append(NatsServer(folder / str(number), config, port, f"node{number}", place))
         yield servers
     finally:
         for server in servers:

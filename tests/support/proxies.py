@@ -1,5 +1,6 @@
 """The proxies of `deploy/proxy/` with the shipped configurations, but for addresses and certificates."""
 
+import os
 import re
 import ssl
 import subprocess
@@ -20,15 +21,17 @@ FOLDER = ROOT / "deploy" / "proxy"
 API, SERVICE = "api.example.com", "service.example.com"
 REPLICAS = {"auth": (8101, 8102), "platform": (8201, 8202), "service": (3000,)}
 """The ports of upstreams in the configurations."""
+NGINX_FAILS = "max_fails=3 fail_timeout=2s"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Proxied:
     """A proxy that runs."""
 
     port: int
     plain_port: int
     context: ssl.SSLContext
+    process: subprocess.Popen[bytes] | None = None
 
     def client(self, host: str = API) -> httpx.Client:
         """Return a client of one of its hosts; to be closed."""
@@ -59,8 +62,9 @@ def nginx(folder: Path, values: Mapping[str, str], port: int, plain: int) -> lis
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
     main = f"pid {folder}/pid;\nerror_log {folder}/error.log;\ndaemon off;\nevents {{ worker_connections 4096; }}\n"
+    main += "user root;\n" if os.geteuid() == 0 else ""
     text = substituted("nginx.conf", {**values, **listen})
-    (folder / "nginx.conf").write_text(f"{main}master_process off;\nhttp {{\naccess_log off;\n{temporary}{text}\n}}\n")
+    (folder / "nginx.conf").write_text(f"{main}http {{\naccess_log off;\n{temporary}{text}\n}}\n")
     checked([program("nginx"), "-t", "-q", "-c", str(folder / "nginx.conf")], expected="")
     return [program("nginx"), "-c", str(folder / "nginx.conf")]
 
@@ -105,13 +109,17 @@ def proxied(name: str, folder: Path, ports: Mapping[str, tuple[int, ...]]) -> It
     nowhere = str(free_port())
     values = {"/etc/ssl/app/fullchain.pem": str(cert), "/etc/ssl/app/key.pem": str(key)}
     for role, places in REPLICAS.items():
-        given = map(str, ports.get(role, ()))
-        values |= {f"127.0.0.1:{place}": f"127.0.0.1:{next(given, nowhere)}" for place in places}
+        given = [f"127.0.0.1:{port}" for port in ports.get(role, ())]
+        first, further = given[: len(places)], given[len(places) :]
+        if further:  # nginx only
+            first[-1] = f" {NGINX_FAILS};\n    server ".join([first[-1], *further])
+        first += [f"127.0.0.1:{nowhere}"] * (len(places) - len(first))
+        values |= {f"127.0.0.1:{place}": address for place, address in zip(places, first, strict=True)}
     proxy = Proxied(free_port(), free_port(), ssl.create_default_context(cafile=str(authority.file)))
     command = PROXIES[name](folder, values, proxy.port, proxy.plain_port)
     log = folder / "proxy.log"
     with log.open("wb") as output:
-        running = subprocess.Popen(
+        proxy.process = running = subprocess.Popen(
             command, stdout=output, stderr=output, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}
         )
     paths = {"auth": (API, "/auth/v1/me"), "platform": (API, "/platform/v1/queues"), "service": (SERVICE, "/")}

@@ -95,6 +95,8 @@ class Load:
                         extensions={"sni_hostname": API},
                     )
                     outcome = str(answer.status_code)
+                    if outcome == "503" and "retry-after" not in answer.headers:
+                        outcome = "503 without Retry-After"
                 except httpx.HTTPError as error:
                     outcome = repr(error)
                 self.sent.append(Sent(name, method, path, begun, time.monotonic(), outcome))

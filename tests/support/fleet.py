@@ -1,0 +1,303 @@
+"""A fleet on one machine, with everything that docs/scaling.md names before step 5; each kind is killed under load."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nats
+
+from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport.nats.outbox import OutboxEvents
+from tests.chaos.deployment import CONSUMER, CRON, Deployment, Incident
+from tests.chaos.harness import recover
+from tests.chaos.load import Load, database_of
+from tests.chaos.module.jobs import PLAIN, TICK, TX
+from tests.chaos.verdict import Verdict, judge
+from tests.conftest import log_in, postgres_binaries
+from tests.kernel.http.test_rolling import LATE_S, Sent
+from tests.kernel.http.test_rolling import Load as Clients
+from tests.support.debian import free_port, with_standby
+from tests.support.failover import Pair
+from tests.support.namespaces import Namespace, namespaces
+from tests.support.nats import NatsServer, nats_cluster
+from tests.support.pgbouncer import PgBouncer, pgbouncer
+from tests.support.project import Project, Running, eventually
+from tests.support.proxies import Proxied, proxied
+from tests.support.valkey import Valkey, sentinel, servers
+
+STREAM = "fleet-events"
+DOWN_S = 1.0  # until what was killed is started again
+APIS = {"auth": 3, "platform": 2}
+
+
+@dataclass
+class PooledPair(Pair):
+    """A primary and its standby, each behind a PgBouncer."""
+
+    poolers: list[PgBouncer] = field(default_factory=list)
+
+    @property
+    def env(self) -> dict[str, str]:
+        pooled = ",".join(f"127.0.0.1:{pooler.port}" for pooler in self.poolers)
+        return {**super().env, "POSTGRES_HOST": pooled, "POSTGRES_DIRECT_HOST": super().env["POSTGRES_HOST"]}
+
+
+@dataclass
+class Done:
+    """What was done to the fleet, from when until everything that was killed was back; seconds of time.monotonic()."""
+
+    kind: str
+    began: float
+    at: float
+    """The same moment of time.time()."""
+    ended: float = float("inf")
+
+
+@dataclass
+class Fleet:
+    """All servers and processes; the first of `caches` is the primary."""
+
+    deployment: Deployment
+    pair: PooledPair
+    caches: list[Valkey]
+    nodes: list[NatsServer]
+    places: list[Namespace]
+    partition_s: float
+    token: str = ""
+    proxy: Proxied | None = None
+    apis: dict[tuple[str, int], Running] = field(default_factory=dict)
+    ports: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    done: list[Done] = field(default_factory=list)
+
+    def start_api(self, role: str, number: int) -> Running:
+        port = str(self.ports[role][number])
+        self.apis[role, number] = self.deployment.project.start(f"run-{role}-http", "--port", port)
+        return self.apis[role, number]
+
+    # what is done to it
+
+    def kill_api(self, role: str) -> None:
+        number = random.randrange(len(self.ports[role]))
+        self.apis[role, number].signal(signal.SIGKILL)
+        self.apis[role, number].wait()
+        self.start_api(role, number).ready(60)
+
+    def kill_worker(self, command: str) -> None:
+        found = self.deployment.workers() if command == CONSUMER else self.deployment.pids(command)
+        self.deployment.kill(random.choice(found))
+        for pid in self.deployment.pids(command):
+            self.deployment.alive[pid][1].ready(60)
+
+    def kill_cache(self) -> None:
+        """Kill the primary of Valkey; its replica takes over, and it comes back as the replica."""
+        self.caches[0].kill()
+        self.caches.reverse()
+        eventually(lambda: "master" in str(self.caches[0].ask("ROLE")))
+        self.caches[1].options = ["--replicaof", f"127.0.0.1 {self.caches[0].port}"]
+        self.caches[1].start()
+
+    def kill_node(self) -> None:
+        node = random.choice(self.nodes)
+        node.stop()
+        time.sleep(DOWN_S)
+        node.start()
+
+    def cut_off_leader(self) -> None:
+        """Cut the leader of the stream off from the other servers, but from no process."""
+        number = asyncio.run(self._leader())
+        if self.places:
+            with self.places[number].cut_off([place for place in self.places if place is not self.places[number]]):
+                time.sleep(self.partition_s)
+            return
+        process = self.nodes[number].process  # no namespaces here: it stands still instead
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.partition_s)
+        process.send_signal(signal.SIGCONT)
+
+    async def _leader(self) -> int:
+        client = await nats.connect([node.url for node in self.nodes])
+        try:
+            found = (await client.jetstream().stream_info(STREAM)).cluster
+        finally:
+            await client.close()
+        assert found is not None
+        return int(str(found.leader).removeprefix("node"))
+
+    def kill_pooler(self) -> None:
+        pooler = next(pooler for pooler in self.pair.poolers if pooler.server is self.pair.servers[0])
+        pooler.end(signal.SIGKILL)
+        time.sleep(DOWN_S)
+        pooler.start()
+
+    def reload_proxy(self) -> None:
+        assert self.proxy is not None
+        assert self.proxy.process is not None
+        self.proxy.process.send_signal(signal.SIGHUP)
+
+    def fail_over(self) -> None:
+        if self.pair.servers[1].process is None:  # one was lost before
+            self.pair.rejoin()
+            self.done[-1].began, self.done[-1].at = time.monotonic(), time.time()
+        self.pair.fail_over()
+
+
+KINDS: dict[str, Callable[[Fleet], None]] = {
+    "auth": lambda fleet: fleet.kill_api("auth"),
+    "platform": lambda fleet: fleet.kill_api("platform"),
+    "consumer": lambda fleet: fleet.kill_worker(CONSUMER),
+    "cron": lambda fleet: fleet.kill_worker(CRON),
+    "valkey": Fleet.kill_cache,
+    "nats": Fleet.kill_node,
+    "partition": Fleet.cut_off_leader,
+    "pgbouncer": Fleet.kill_pooler,
+    "nginx reload": Fleet.reload_proxy,
+    "primary": Fleet.fail_over,
+}
+OUTAGES = {"nats", "partition", "pgbouncer", "primary"}
+"""What may make a job run again that no killed worker had."""
+ALLOWED: dict[str, Callable[[Sent, Done], bool]] = {
+    # what the killed process was doing, and nothing else; nginx repeats a GET with another one
+    **dict.fromkeys(
+        ("auth", "platform"),
+        lambda sent, done: sent.outcome == "502" and sent.method == "POST" and sent.begun - LATE_S < done.began,
+    ),
+    # with Retry-After
+    **dict.fromkeys(("pgbouncer", "primary"), lambda sent, _: sent.outcome == "503"),
+}
+"""The answers besides 200 and 201 that documents allow, each from its beginning until the fleet has settled."""
+
+
+@contextmanager
+def fleet_of(project: Project, folder: Path, *, partition_s: float, consumers: int = 4) -> Iterator[Fleet]:
+    """Start everything but nginx, which needs APIs that serve."""
+    with ExitStack() as stack:
+        pair = PooledPair(list(stack.enter_context(with_standby(postgres_binaries()))))
+        pair.synchronise()
+        pair.poolers += [stack.enter_context(pgbouncer(server)) for server in pair.servers]
+        started = stack.enter_context(servers())
+        started.append(Valkey(folder / "valkey-0"))
+        started.append(Valkey(folder / "valkey-1", ["--replicaof", f"127.0.0.1 {started[0].port}"]))
+        started.append(sentinel(folder / "sentinel", started[0]))
+        places: list[Namespace] = []
+        with suppress(OSError, subprocess.CalledProcessError):
+            places = stack.enter_context(namespaces(3))
+        nodes = stack.enter_context(nats_cluster(folder / "nats", places=places))
+        settings = {
+            "REDIS_URL": f"redis+sentinel://127.0.0.1:{started[-1].port}/main",
+            "NATS_URL": ",".join(node.url for node in nodes),
+            "NATS_REPLICAS": len(nodes),
+            "NATS_STREAM": STREAM,
+            "QUEUE_EVENTS_TRANSPORT": "nats",
+            "POSTGRES_POOL_SIZE": 5,
+            "POSTGRES_POOL_TIMEOUT": "500ms",
+            "PROCESS_DRAIN_DELAY": "0s",
+            "AUTH_ACCESS_TOKEN_TTL": "2h",
+            "HTTP_SERVER_TRUSTED_PROXIES": "127.0.0.1",
+        }
+        deployment = Deployment.of(project, pair, folder, **settings)  # pyright: ignore[reportArgumentType] - as a database
+        fleet = Fleet(deployment, pair, started[:2], nodes, places, partition_s)
+        fleet.ports = {role: tuple(free_port() for _ in range(count)) for role, count in APIS.items()}
+        deployment.start(CONSUMER).ready(90)  # migrates
+        for role, count in APIS.items():
+            for number in range(count):
+                fleet.start_api(role, number)
+        for command in [CONSUMER] * (consumers - 1) + [CRON] * 2:
+            deployment.start(command)
+        for running in [*fleet.apis.values(), *(running for _, running in deployment.alive.values())]:
+            running.ready(90)
+        client = log_in(deployment.project, fleet.apis["auth", 0])
+        (folder / "proxy").mkdir()
+        with proxied("nginx", folder / "proxy", fleet.ports) as fleet.proxy:
+            fleet.token = client.headers["Authorization"].removeprefix("Bearer ")
+            yield fleet
+
+
+@dataclass
+class Outcome:
+    """The verdict, answers by method and status, and seconds from an incident to the first success of each kind."""
+
+    verdict: Verdict
+    answers: Counter[tuple[str, str]]
+    back_s: dict[str, list[dict[str, float]]]
+
+
+async def unleash(fleet: Fleet, kinds: Iterator[str], settle_s: float, say: Callable[[str], None] = print) -> Outcome:
+    """Do one after the other under load, then let everything recover, and count."""
+    deployment = fleet.deployment
+    assert fleet.proxy is not None
+    load = Load(random.Random(7), every_s=0.1, queue=Queue(OutboxEvents()))
+    async with database_of(deployment) as db:
+        stop = asyncio.Event()
+        with Clients(fleet.proxy, fleet.token) as clients:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load.run(db, stop))
+                await asyncio.sleep(settle_s)
+                for kind in kinds:
+                    fleet.done.append(done := Done(kind, time.monotonic(), time.time()))
+                    await asyncio.to_thread(KINDS[kind], fleet)
+                    back = time.monotonic() - done.began
+                    await asyncio.sleep(settle_s)
+                    done.ended = time.monotonic()
+                    if kind in OUTAGES:
+                        deployment.incidents.append(Incident("outage", done.began, done.ended, detail=kind))
+                    failed = Counter(s.outcome for s in clients.sent if s.failed and s.ended > done.began)
+                    say(f"{kind}: {back:.1f} s until all was back; {dict(failed) or 'no error'}")
+                stop.set()
+    began = time.monotonic()
+    await recover(deployment)
+    say(f"recovered after {time.monotonic() - began:.1f} s")
+    verdict = await asyncio.to_thread(judge, deployment, load)
+    await asyncio.to_thread(_requests, verdict, fleet, clients.sent)
+    ends = [(role, await asyncio.to_thread(api.stop)) for (role, _), api in fleet.apis.items()]
+    verdict.check("APIs that did not end with 0 after SIGTERM", [end for end in ends if end[1]], len(ends))
+    back_s: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for done in fleet.done:
+        back_s[done.kind].append(_back(fleet, clients.sent, done))
+    return Outcome(verdict, Counter((sent.method, sent.outcome) for sent in clients.sent), dict(back_s))
+
+
+def _requests(verdict: Verdict, fleet: Fleet, sent: list[Sent]) -> None:
+    """Count what was asked over HTTP: answers, and what they wrote."""
+    posts = {each.id: each for each in sent if each.method == "POST"}
+    answered = {name for name, each in posts.items() if not each.failed}
+    roles = Counter(name for (name,) in fleet.pair.all("SELECT name FROM auth.roles"))
+    audited = Counter(request for (request,) in fleet.pair.all("SELECT request_id FROM kernel.audit"))
+    wanted = {name for name in answered if posts[name].path.endswith("/roles")}
+    verdict.check("POST: acknowledged roles that are lost", sorted(wanted - roles.keys()), len(wanted))
+    verdict.check("POST: acknowledged without an audit record", sorted(answered - audited.keys()), len(answered))
+    verdict.check("POST: written twice", [name for name in posts if audited[name] > 1], len(posts))
+    strange = [
+        (each.method, each.path, each.outcome, [done.kind for done in fleet.done if _during(each, done)])
+        for each in sent
+        if each.failed
+        and not any(
+            done.kind in ALLOWED and _during(each, done) and ALLOWED[done.kind](each, done) for done in fleet.done
+        )
+    ]
+    verdict.check("answers that are not documented", strange, len(sent))
+
+
+def _during(sent: Sent, done: Done) -> bool:
+    return sent.ended > done.began and sent.begun < done.ended
+
+
+def _back(fleet: Fleet, sent: list[Sent], done: Done) -> dict[str, float]:
+    """Return the seconds to the first success of a kind that began later."""
+    found = {
+        what: min((s.ended for s in sent if s.method == method and not s.failed and s.begun > done.began), default=None)
+        for what, method in (("GET", "GET"), ("POST", "POST"))
+    }
+    seconds = {what: moment - done.began if moment else float("inf") for what, moment in found.items()}
+    sql = "SELECT extract(epoch FROM min(at))::float8 FROM chaos.effects WHERE kind = %s AND at > to_timestamp(%s)"
+    for what, kind in (("job", PLAIN.name), ("tx job", TX.name), ("event", "chaos.told"), ("tick", TICK.name)):
+        first: float | None = fleet.pair.all(sql, kind, done.at)[0][0]
+        seconds[what] = first - done.at if first else float("inf")
+    return {what: round(value, 2) for what, value in seconds.items()}
