@@ -15,6 +15,8 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from app.kernel.cache import Invalidations
 from app.kernel.product import NAME
 from app.kernel.redis.connections import Redis, RedisUnavailable
@@ -24,6 +26,7 @@ LEASE_S = 10.0
 """For as long as a value is being computed, no other process computes it, up to this time."""
 MOST_BYTES = 262_144
 _EVER = 2**53
+_CONTENT = TypeAdapter(tuple[list[str], str])  # tags and body
 _MOST_TAGS = 10_000
 _AGAIN_S = (0.01, 0.03)
 
@@ -31,7 +34,8 @@ _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local found = redis.call('GET', KEYS[1])
-if found and tonumber(string.match(found, '^%d+') or 0) > tonumber(ARGV[1]) then
+local begun = found and #found <= tonumber(ARGV[4]) and string.match(found, '^(%d+) ')
+if begun and #begun < 16 and tonumber(begun) > tonumber(ARGV[1]) then
     return {now, found, 0}
 end
 if redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
@@ -93,7 +97,7 @@ class SharedCache:
             heard = self._heard
             try:
                 now, text, is_leased = await self._redis.script(
-                    _TAKE, self._keys(key), floor, token, int(LEASE_S * 1000)
+                    _TAKE, self._keys(key), floor, token, int(LEASE_S * 1000), MOST_BYTES
                 )
             except RedisUnavailable:
                 break
@@ -102,7 +106,7 @@ class SharedCache:
                 self._counts.misses += 1
                 return Lease(token, now)
             if text is not None:
-                started, found = self._read(key, text.decode(), now)
+                started, found = self._read(key, text, now)
                 if found is not None:
                     self._counts.hits += 1
                     return found
@@ -121,9 +125,11 @@ class SharedCache:
         An empty body only ends the lease.
         """
         text = ""
-        if body and len(body) <= MOST_BYTES and seconds >= 0.001:
+        if body and seconds >= 0.001:
             content = json.dumps([list(tags), body])
             text = f"{lease.started} {self._mac(key, lease.started, content)} {content}"
+        if len(text) > MOST_BYTES:
+            text = ""
         if not self._redis.trouble:
             try:
                 await self._redis.script(_STORE, self._keys(key), lease.token, text, max(1, int(seconds * 1000)))
@@ -139,17 +145,19 @@ class SharedCache:
             return "-"
         return hmac.digest(self._mac_key, f"{self._topic} {key} {started} {content}".encode(), "sha256").hex()
 
-    def _read(self, key: str, text: str, now: int) -> tuple[int, Found | None]:
-        """Return when the loading of a value began, and the value if it is to be believed."""
-        begun, _, rest = text.partition(" ")
-        mac, _, content = rest.partition(" ")
-        started = int(begun)
-        if not hmac.compare_digest(mac.encode(), self._mac(key, started, content).encode()):
+    def _read(self, key: str, stored: bytes, now: int) -> tuple[int, Found | None]:
+        """Return when the loading of a value began, and the value if it is to be believed. Others may have stored it."""
+        try:
+            begun, mac, content = stored.decode().split(" ", 2)
+            started = int(begun)
+            if not hmac.compare_digest(mac.encode(), self._mac(key, started, content).encode()):
+                return started, None
+            found = _CONTENT.validate_json(content)
+        except ValueError:
+            return _EVER, None
+        if started > now or not self._is_believed(started, found[0]):
             return started, None
-        tags, body = json.loads(content)
-        if started > now or not self._is_believed(started, tags):
-            return started, None
-        return started, Found(body, tuple(tags), (now - started) / 1000)
+        return started, Found(found[1], tuple(found[0]), (now - started) / 1000)
 
     def _is_believed(self, started: int, tags: Collection[str]) -> bool:
         if None in self._unplaced or started <= self._floor:

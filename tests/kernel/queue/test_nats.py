@@ -131,6 +131,41 @@ async def test_a_message_of_somebody_else_is_ignored(broker: Bench) -> None:
     assert (await broker.dead())[0].startswith("the payload does not fit: ")
 
 
+ID = "00000000-0000-7000-8000-{:012}"
+HOSTILE = [
+    (b'"\\u0000"', {}),
+    (b'{"steps": NaN}', {}),
+    (b'{"steps": 1e999999}', {}),
+    (b'"\\ud800"', {}),
+    (b"[" * 100_000, {}),
+    (b"1" * 5000, {}),
+    (b"\xff", {}),
+    (b'{"steps": 99999999999999999999}', {}),
+    (b'{"steps": 7}', {"Event-Version": "99999999999"}),
+    (b'{"steps": 7}', {"Event-Version": "-1"}),
+    (b'{"steps": 7}', {"Event-Version": "x"}),
+    (b'{"steps": 7}', {"traceparent": "00-" + "0" * 400}),
+    (b'{"steps": 7}', {"traceparent": "\x00\ud7ff"}),
+    (b"", {}),
+]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_hostile_messages_stop_nobody(broker: Bench, in_order: bool) -> None:
+    assert broker.stream is not None
+    subscriber = replace(TX, in_order=in_order, max_attempts=1)
+    async with broker.consuming([subscriber]):
+        await broker.queue.publish(broker.db, Moved(-1))
+        await broker.until(lambda: counted(broker), [(1, 1)])
+        subject, publish = broker.stream.subject("test.moved"), broker.stream.nats.client.publish
+        for number, (payload, headers) in enumerate(HOSTILE):
+            await publish(subject, payload, headers={"Nats-Msg-Id": ID.format(number)} | headers)
+        await broker.queue.publish(broker.db, Moved(-2))
+        await broker.until(lambda: broker.rows("SELECT steps FROM heard ORDER BY 1"), [(-2,), (-1,), (7,), (7,)], 30)
+        await broker.until(lambda: broker.rows("SELECT count(*) FROM kernel.dead_letters"), [(8,)])
+    assert await broker.states() == []
+
+
 def test_without_nats_a_consumer_is_not_ready_and_an_api_is(project: Project) -> None:
     away = {"NATS_URL": "nats://127.0.0.1:1", "QUEUE_EVENTS_TRANSPORT": "nats"}
     consumer, everything = project.start("run-event-consumer", env=away), project.start("run-all-in-one", env=away)

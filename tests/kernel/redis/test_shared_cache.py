@@ -9,7 +9,7 @@ import pytest
 
 from app.kernel.cache import Invalidations
 from app.kernel.cache.computed import TOPIC, Cache
-from app.kernel.cache.shared import Found, Lease, SharedCache
+from app.kernel.cache.shared import MOST_BYTES, Found, Lease, SharedCache
 from app.kernel.redis.connections import Redis
 from tests.kernel.redis.conftest import Connect, waited
 from tests.support.proxy import proxy_to
@@ -125,6 +125,22 @@ async def test_a_forged_value_is_not_believed(nodes: Nodes, valkey: Valkey) -> N
     assert await body(two, "other") is None
     valkey.ask("SET", name, original)
     assert await body(two, "k") == "harmless"
+
+
+@pytest.mark.parametrize("rest", [
+    "", "-", "- ", "- {", "- 1", '- "ab"', "- [1, 2]", '- [[1], "v"]', '- [[["x"]], "v"]', '- [{}, "v"]',
+    '- [["x"], {}]', '- [["x"], "v", 1]', "- " + "[" * 100_000, f'- [["x"], "{"v" * MOST_BYTES}"]',
+    '- [["x"], "\\ud800"]', "\xe9 [[], 1]",
+])  # fmt: skip
+async def test_a_value_that_is_none_of_ours_is_computed_again(nodes: Nodes, valkey: Valkey, rest: str) -> None:
+    [node] = await nodes(1)
+    await body(node, "warm")
+    now = str(valkey.ask("TIME")[0])  # type: ignore[index]
+    for begun in ("", "x", now, f"{now}000", f"{now}000x", "9" * 15, "9" * 30, "9" * 5000, "-1", "1e9"):
+        valkey.ask("SET", f"app:cache:{TOPIC}:{{k}}", f"{begun} {rest}")
+        assert await body(node, "k") is None, begun[:20]
+    assert node.redis is not None
+    assert not node.redis.trouble
 
 
 async def test_many_callers_in_many_processes_compute_once(nodes: Nodes) -> None:

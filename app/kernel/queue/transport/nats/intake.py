@@ -5,6 +5,7 @@ the first time, its subscriber is not in order, and its queue has neither pause 
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _AGAIN_S = 1.0
 _WATCH_EVERY_S = 15.0
 _MOST_TAKEN = 500
+_TRACE = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 
 # every pause and limit, as there are few
 _CONTROLLED = "SELECT name FROM kernel.queues WHERE paused_at IS NOT NULL OR concurrency IS NOT NULL"
@@ -146,12 +148,17 @@ class Intake:
         """Return an event, and whether this is its first delivery. Raises ValueError."""
         headers = message.headers or {}
         tokens = message.reply.split(".")  # with nine tokens, or with domain and account before the stream
+        if len(tokens) < 9:
+            raise ValueError("not delivered by a consumer")
+        version, trace = int(headers.get("Event-Version", "1")), headers.get("traceparent", "")
+        if not 0 < version < 2**31:
+            raise ValueError("no version of an event")
         event = delivery(
             pull.subscriber,
             str(UUID(headers.get("Nats-Msg-Id", ""))),
-            int(headers.get("Event-Version", "1")),
+            version,
             message.data.decode() or None,
-            headers.get("traceparent"),
+            trace if _TRACE.fullmatch(trace) else None,
             partial(self._nats.client.publish, message.reply),
             partial(self._ended, pull),
         )

@@ -10,9 +10,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from app.kernel.db import Queries
+from app.kernel.errors import Invalid
 from app.kernel.identifiers import uuid7
 from app.kernel.queue import Subscriber
 from app.kernel.queue.enqueue import insert_jobs
@@ -58,13 +59,16 @@ _TAKE = insert_jobs(
 _BURY = (
     "WITH"  # noqa: S608 - literals
     + _GIVEN
-    + """
+    + """, buried AS (
     INSERT INTO kernel.dead_letters
         (id, queue, task, payload, reason, attempt, max_attempts, timeout_s, event_id, event_version, trace_context,
          errors, created_at)
     SELECT id, queue, subscriber, payload, %(reason)s, %(attempt)s, max_attempts, timeout_s, event_id, version,
         trace_context, %(error)s::jsonb, now()
     FROM given JOIN taken USING (event_id, subscriber)
+    RETURNING id
+    )
+    SELECT count(*) FROM buried
     """
 )
 _HANDLED = "INSERT INTO kernel.event_inbox (event_id, subscriber) VALUES (%s, %s) ON CONFLICT DO NOTHING"
@@ -124,7 +128,17 @@ def delivery(
 
 async def take(db: Queries, deliveries: Sequence[Delivery], **failure: Any) -> int:
     """Turn events into jobs, except those that became jobs before; return the number of jobs. Raises Unavailable."""
-    row = await db.one(_TAKE, _given(deliveries) | {"delay_s": 0.0, "attempt": 0, "error": None} | failure)
+    return await _stored(db, _TAKE, deliveries, {"delay_s": 0.0, "attempt": 0, "error": None} | failure)
+
+
+async def _stored(db: Queries, sql: LiteralString, deliveries: Sequence[Delivery], given: dict[str, Any]) -> int:
+    """Store events as jobs or dead letters; return their number."""
+    try:
+        row = await db.one(sql, _given(deliveries) | given)
+    except Invalid:  # one of them is not ours: the database cannot store its payload as JSON
+        if len(deliveries) > 1:
+            return sum([await _stored(db, sql, [one], given) for one in deliveries])
+        row = await db.one(sql, _given(deliveries, as_text=True) | given)
     return row[0] if row else 0
 
 
@@ -159,7 +173,7 @@ class DeliveryLeases(Leases):
             return await Leases.die(self, db, job, reason, error)
         failure = self._failure(job, error)
         given = {"reason": storable(reason[:2000]), "attempt": failure["counts"], "error": failure["error"]}
-        dead = await db.run(_BURY, _given([job]) | given)
+        dead = await _stored(db, _BURY, [job], given)
         await job.acknowledge()
         return dead == 1
 
@@ -171,18 +185,12 @@ class DeliveryLeases(Leases):
             await Leases.hand_back(self, db, leased)
 
 
-def _json(payload: str | None) -> str | None:
+def _json(payload: str | None, as_text: bool) -> str | None:
     """Return a payload for the database; of a message that is not ours, its text."""
-    if payload is None:
-        return None
-    try:
-        json.loads(payload)
-    except ValueError:
-        return json.dumps(storable(payload))
-    return payload
+    return json.dumps(storable(payload)) if payload is not None and as_text else payload
 
 
-def _given(deliveries: Sequence[Delivery]) -> dict[str, Any]:
+def _given(deliveries: Sequence[Delivery], *, as_text: bool = False) -> dict[str, Any]:
     known = [(job, job.subscriber) for job in deliveries if job.subscriber is not None]
     return {
         "ids": [job.id for job, _ in known],
@@ -190,7 +198,7 @@ def _given(deliveries: Sequence[Delivery]) -> dict[str, Any]:
         "tasks": [job.task for job, _ in known],
         "queues": [subscriber.queue for _, subscriber in known],
         "versions": [job.event_version for job, _ in known],
-        "payloads": [_json(job.payload) for job, _ in known],
+        "payloads": [_json(job.payload, as_text) for job, _ in known],
         "attempts": [job.max_attempts for job, _ in known],
         "timeouts": [job.timeout_s for job, _ in known],
         "orders": [subscriber.in_order for _, subscriber in known],
