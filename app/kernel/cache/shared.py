@@ -146,7 +146,7 @@ class SharedCache:
         return hmac.digest(self._mac_key, f"{self._topic} {key} {started} {content}".encode(), "sha256").hex()
 
     def _read(self, key: str, stored: bytes, now: int) -> tuple[int, Found | None]:
-        """Return when the loading of a value began, and the value if it is to be believed. Others may have stored it."""
+        """Return when the loading of a value began, and the value if it is ours and to be believed."""
         try:
             begun, mac, content = stored.decode().split(" ", 2)
             started = int(begun)
