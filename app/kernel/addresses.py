@@ -77,7 +77,10 @@ def nats_servers(text: str) -> list[str]:
     for url in found:
         try:
             parts = urlsplit(url)
-            is_valid = parts.scheme in ("nats", "tls") and parts.hostname and (parts.port is None or parts.port > 0)
+            # a password with / ? or # that is not percent-encoded would be taken for a host, a path or more
+            is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment
+            is_valid = parts.scheme in ("nats", "tls") and parts.hostname and is_bare
+            is_valid = is_valid and (parts.port is None or parts.port > 0)
         except ValueError:
             is_valid = False
         if not is_valid:

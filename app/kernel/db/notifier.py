@@ -7,9 +7,10 @@ this process, such as a call that wakes workers, is therefore notified after the
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
+import psycopg
 from loguru import logger
 
-from app.kernel.errors import Unavailable
+from app.kernel.errors import Refusal
 
 _FOLD_S = 0.002
 _LAST_S = 2.0
@@ -47,7 +48,7 @@ class Notifier:
                 channels, payloads = zip(*pending, strict=True)
                 try:
                     await self._send(list(channels), list(payloads))
-                except Unavailable as error:  # workers find the jobs when they poll
+                except (Refusal, psycopg.Error) as error:  # workers find the jobs when they poll
                     logger.debug("{} notifications are lost: {}", len(pending), error)
                 await asyncio.sleep(_FOLD_S)
         finally:

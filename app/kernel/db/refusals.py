@@ -11,7 +11,10 @@ from app.kernel.product import NAME
 
 READ_ONLY, DISK_FULL = "25006", "53100"
 _SIZE = "SELECT pg_size_pretty(pg_database_size(current_database()))"
+_NOTIFYING = "PreCommit_Notify"
+_LISTENERS = "SELECT pg_notification_queue_usage()"
 _HINTS = {
+    _NOTIFYING: f"{NAME} db shell -c '{_LISTENERS}'",
     READ_ONLY: f"{NAME} doctor --only replication --only postgresql-settings",
     DISK_FULL: f"{NAME} db shell -c '{_SIZE}'",
 }
@@ -86,6 +89,10 @@ def refusal_of(error: BaseException, constraints: Constraints = _NONE) -> Refusa
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return _noticed_by_the_client(error)
     state = error.sqlstate
+    if error.diag.source_function == _NOTIFYING:  # the queue of notifications is full: a listener does not read
+        return DatabaseUnavailable(
+            "the queue of notifications of the database is full", retry_after_s=2, hint=_HINTS[_NOTIFYING]
+        )
     if reason := _OUTAGES.get(state) or _OUTAGES.get(state[:2]):
         return DatabaseUnavailable(reason, 1 if reason in (_BUSY, _SLOW) else 2, hint=_HINTS.get(state, ""))
     if reason := _INVALID.get(state):

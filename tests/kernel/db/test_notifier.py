@@ -6,7 +6,7 @@ from app.kernel.config import load
 from app.kernel.db.listener import listening
 from app.kernel.db.notifier import Notifier
 from app.kernel.db.postgres import database as provider
-from app.kernel.errors import Unavailable
+from app.kernel.errors import Invalid
 from app.kernel.process import Process
 from app.processes import constraints, sections
 from tests.conftest import TestDatabase
@@ -20,7 +20,8 @@ async def test_one_statement_at_a_time_sends_what_has_come_meanwhile_and_equal_o
     async def send(_: list[str], payloads: list[str]) -> None:
         sent.append(payloads)
         if len(sent) == 2:
-            raise Unavailable("these are lost, the next ones are not")
+            notifier.add([("jobs", "4")])
+            raise Invalid("these are lost, the next ones are not")
         await gate.wait()
 
     notifier = Notifier(send)
@@ -33,7 +34,7 @@ async def test_one_statement_at_a_time_sends_what_has_come_meanwhile_and_equal_o
     await notifier.sent()
     notifier.add([("jobs", "1")])
     await notifier.sent()
-    assert sent == [["1"], ["2", "3"], ["1"]]
+    assert sent == [["1"], ["2", "3"], ["4"], ["1"]]
 
 
 async def test_a_transaction_notifies_when_it_has_committed_also_if_the_process_ends_then(

@@ -1,5 +1,6 @@
 """What every SQLSTATE means, as a real server raises it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -66,6 +67,17 @@ def test_what_a_client_can_send_and_postgresql_cannot_store_is_a_refusal(
     with pytest.raises((psycopg.Error, UnicodeEncodeError)) as refused:
         database.all(sql, *parameters)
     assert isinstance(refusal_of(refused.value), Invalid), refused.value
+
+
+def test_a_full_queue_of_notifications_is_an_outage() -> None:
+    class Full(psycopg.errors.ProgramLimitExceeded):  # the queue has 8 GB: too much to fill
+        @property
+        def diag(self) -> Any:
+            return SimpleNamespace(source_function="PreCommit_Notify")
+
+    refusal = refusal_of(Full("too many notifications in the NOTIFY queue"))
+    assert isinstance(refusal, Unavailable)
+    assert "pg_notification_queue_usage" in refusal.hint
 
 
 @pytest.mark.parametrize("sql", ["SELECT 1 / 0", "SELECT nothing", "SELEC", "SELECT * FROM nowhere"])

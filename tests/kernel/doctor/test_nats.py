@@ -35,7 +35,18 @@ def settings(**env: str) -> NatsSettings:
 
 def test_addresses_are_refused_without_the_passwords_in_them() -> None:
     assert nats_servers("nats://a:4222, tls://u:p@b") == ["nats://a:4222", "tls://u:p@b"]
-    for wrong in ("http://a", "a:4222", "nats://", "nats://u:secret@a:port", "nats://a:65536", "nats://a,b"):
+    for wrong in (
+        "http://a",
+        "a:4222",
+        "nats://",
+        "nats://u:secret@a:port",
+        "nats://a:65536",
+        "nats://a,b",
+        "nats://secret#x@a",
+        "nats://secret?x@a",
+        "nats://u:1/secret@a",
+        "nats://secret/x@a",
+    ):
         with pytest.raises(Misconfigured, match=r"nats\.url \(NATS_URL\): expected addresses such as") as caught:
             settings(NATS_URL=wrong)
         assert "secret" not in str(caught.value)
