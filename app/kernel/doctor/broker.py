@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from loguru import logger
+
 from app.kernel.config import Misconfigured, NatsSettings, QueueSettings
 from app.kernel.doctor import Check, Finding, NotChecked, fail, warn
 from app.kernel.doctor.deployment import Deployment
@@ -26,7 +28,7 @@ async def nats(d: Deployment) -> AsyncIterator[Finding]:
     try:
         connection = Nats(settings, f"{NAME} doctor")
     except Misconfigured as error:
-        yield fail(str(error), f"{NAME} config explain {str(error).split(':', 1)[0]}")
+        yield fail(str(error), error.hint)
         return
     async with _running(connection):
         if not connection.connected.is_set():
@@ -34,16 +36,26 @@ async def nats(d: Deployment) -> AsyncIterator[Finding]:
             yield fail(f"NATS at {connection.place} is unreachable: {why}", f"{NAME} config explain nats.url")
             return
         try:
+            account = await connection.call("INFO")
+        except (Refused, Unavailable) as error:
+            yield fail(f"JetStream is not enabled at {connection.place}: {error}", "nats-server --jetstream")
+            return
+        try:
+            for finding in _limits(account, settings):
+                yield finding
             async for finding in _stream(connection, settings, d[QueueSettings]):
                 yield finding
             async for finding in _consumers(d, connection, settings):
                 yield finding
-        except (Refused, Unavailable) as error:
+        except Refused as error:
             yield fail(f"NATS at {connection.place}: {error}", f"{NAME} config explain nats.url")
+        except Unavailable as error:  # names the address
+            yield fail(str(error), f"{NAME} config explain nats.url")
 
 
 @asynccontextmanager
 async def _running(connection: Nats) -> AsyncGenerator[None]:
+    logger.disable(Nats.__module__)  # the finding says it
     running = asyncio.ensure_future(connection.run())
     try:
         with suppress(TimeoutError):
@@ -53,16 +65,10 @@ async def _running(connection: Nats) -> AsyncGenerator[None]:
     finally:
         running.cancel()
         await asyncio.wait({running}, timeout=1)
+        logger.enable(Nats.__module__)
 
 
 async def _stream(connection: Nats, settings: NatsSettings, queue: QueueSettings) -> AsyncIterator[Finding]:
-    try:
-        account = await connection.call("INFO")
-    except (Refused, Unavailable) as error:
-        yield fail(f"JetStream is not enabled at {connection.place}: {error}", "nats-server --jetstream")
-        return
-    for finding in _limits(account, settings):
-        yield finding
     stream = Stream(connection, settings, queue.lease)
     found = await stream.info()
     if found is None:

@@ -11,6 +11,7 @@ from app.kernel.doctor import Finding, NotChecked, broker
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import Unavailable
 from app.kernel.queue.transport.nats.stream import Stream, Subscription, consumer_name, differing
+from app.kernel.telemetry.redact import redacted
 from app.processes import sections
 from tests.kernel.queue.conftest import connected
 from tests.support.certificates import Authority
@@ -114,4 +115,26 @@ async def test_tls_is_verified_against_the_authority_of_the_settings(tmp_path: P
         (refused,) = await problems(NATS_URL=url)
         assert "certificate verify failed" in refused
         (missing,) = await problems(NATS_URL=url, NATS_TLS_CA=str(tmp_path / "none"))
-        assert missing == f"nats.tls_ca: cannot use {tmp_path / 'none'}: No such file or directory"
+        assert missing == f"the file {tmp_path / 'none'} of nats.tls_ca cannot be used: No such file or directory"
+        (missing,) = await problems(NATS_URL=url, NATS_CREDENTIALS=str(tmp_path / "none"))
+        assert redacted(missing) == missing
+        assert missing.endswith("of nats.credentials cannot be read: No such file or directory")
+
+
+async def test_nobody_signs_in_to_a_tls_address_without_tls(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "plain", "debug: true\ntrace: true\n") as server:
+        url = f"tls://app:secret@127.0.0.1:{server.port}"
+        (refused,) = await problems(NATS_URL=url)
+        assert "does not offer TLS" in refused
+        seen = (tmp_path / "plain" / "nats.log").read_text()
+        assert "Client connection created" in seen
+        assert "CONNECT" not in seen
+
+
+async def test_jetstream_that_is_off_is_one_problem(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "off") as server:
+        server.stop()
+        server.config.write_text(f'host: "127.0.0.1"\nport: {server.port}\n')
+        server.start()
+        (off,) = await problems(NATS_URL=server.url)
+        assert off.startswith("JetStream is not enabled")

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from loguru import logger
@@ -56,13 +56,7 @@ class Nats:
         self.servers = [f"{urlsplit(url).scheme}://{_place(url)}" for url in given]
         self._timeout_s = settings.timeout
         self._options: dict[str, Any] = {"name": name, **_login(given), **_security(settings, given)}
-        try:
-            from nats.aio.client import Client
-        except ImportError:
-            raise Misconfigured(
-                "nats.url: NATS needs the package nats-py", hint=f"pip install '{NAME}[nats]'"
-            ) from None
-        self._new: Callable[[], Any] = Client  # which is partly annotated
+        self._new = _client()
         self._client: Any = None
         self._said = ""
         self._closed = asyncio.Event()
@@ -150,6 +144,8 @@ class Nats:
             raise Unavailable(f"NATS at {self.place}: {_reason(error)}", hint=_LOOK) from error
 
     async def _failed(self, error: Exception) -> None:
+        if self._said and isinstance(error, ConnectionResetError):
+            return  # what the server said before it hung up says more
         said = _reason(error)
         if said != self._said:
             self._said = said
@@ -171,6 +167,25 @@ class Nats:
 
     async def _ended(self) -> None:
         self._closed.set()
+
+
+def _client() -> Callable[[], Any]:
+    try:
+        from nats.aio.client import Client
+        from nats.errors import Error
+    except ImportError:
+        raise Misconfigured("nats.url: NATS needs the package nats-py", hint=f"pip install '{NAME}[nats]'") from None
+
+    class Encrypted(Client):
+        """Signs in to a tls: address over TLS only. The library does without when the server does not ask for it."""
+
+        def _connect_command(self) -> bytes:
+            server = cast("Any", self._current_server)
+            if server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+                raise Error("the server does not offer TLS, which the address asks for")
+            return super()._connect_command()
+
+    return Encrypted
 
 
 def _place(url: str) -> str:
@@ -195,19 +210,21 @@ def _security(settings: NatsSettings, urls: list[str]) -> dict[str, Any]:
         try:
             Path(settings.credentials).read_bytes()
         except OSError as error:
-            raise Misconfigured(f"nats.credentials: cannot read {settings.credentials}: {error.strerror}") from None
+            problem = f"the file {settings.credentials} of nats.credentials cannot be read: {error.strerror}"
+            raise Misconfigured(problem, hint=f"{NAME} config explain nats.credentials") from None
         options["user_credentials"] = settings.credentials
     if any(url.startswith("tls:") for url in urls):
         file = None if settings.tls_ca == "system" else settings.tls_ca
         try:
             options["tls"] = ssl.create_default_context(cafile=file)
         except (OSError, ssl.SSLError) as error:
-            raise Misconfigured(f"nats.tls_ca: cannot use {file}: {getattr(error, 'strerror', error)}") from None
+            problem = f"the file {file} of nats.tls_ca cannot be used: {error.strerror or error}"
+            raise Misconfigured(problem, hint=f"{NAME} config explain nats.tls_ca") from None
     return options
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).removeprefix("nats: ").split()) or type(error).__name__
+    return " ".join(str(error).removeprefix("nats: ").split()).strip("'") or type(error).__name__
 
 
 @asynccontextmanager
