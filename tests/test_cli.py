@@ -132,6 +132,15 @@ def test_the_installed_script_is_this_command_line() -> None:
     assert getattr(import_module(module), name) is main
 
 
+def test_hints_name_the_requirements_of_the_extras_not_the_distribution() -> None:
+    """`pip install 'app[redis]'` would install whoever has that name on the index."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = "\n".join(path.read_text() for path in (ROOT / "app").rglob("*.py"))
+    wanted = [requirement for requirements in extras.values() for requirement in requirements]
+    assert [requirement for requirement in wanted if requirement not in sources] == []
+    assert re.findall(r"pip install '(?:app|\{NAME\})", sources) == []
+
+
 # Mistakes
 
 

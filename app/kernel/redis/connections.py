@@ -176,6 +176,6 @@ def connected(where: Address, root_cert: str, timeout_s: float) -> Redis:
     try:
         from app.kernel.redis import client
     except ModuleNotFoundError as error:
-        raise Misconfigured("redis.url needs the package redis", hint=f"pip install '{NAME}[redis]'") from error
+        raise Misconfigured("redis.url needs the package redis", hint="pip install 'redis>=8'") from error
     made, reset = client.client(where, root_cert, timeout_s)
     return Redis(made, str(where), timeout_s, reset)

@@ -135,7 +135,7 @@ def _otlp(settings: TelemetrySettings) -> SpanExporter:
         except ImportError:
             raise Misconfigured(
                 "telemetry.otlp_protocol: grpc needs opentelemetry-exporter-otlp-proto-grpc",
-                hint=f"{NAME} config explain telemetry.otlp_protocol",
+                hint="pip install 'opentelemetry-exporter-otlp-proto-grpc>=1.40'",
             ) from None
         return Grpc(endpoint=endpoint, headers=headers, timeout=_SEND_S)  # pyright: ignore[reportUnknownVariableType]
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -187,4 +187,4 @@ def test_without_an_address_or_the_client_library_one_line_says_what_is_missing(
     env = {"NATS_URL": "nats://127.0.0.1:1", "PYTHONPATH": str(tmp_path / "none")}
     running = project.start("run-event-consumer", env=env)
     assert running.wait() == 78
-    assert "app: nats.url: NATS needs the package nats-py\nhint: pip install 'app[nats]'\n" in running.said()
+    assert "app: nats.url: NATS needs the package nats-py\nhint: pip install 'nats-py[nkeys]>=2.16'\n" in running.said()

@@ -14,8 +14,8 @@ LIMIT_S = 10.0
 """The longest time that a process waits for its secrets, in all."""
 _SCHEME = "secret://"
 _FORMS = "secret://vault/PATH#KEY or secret://aws/NAME#KEY"
-_STORES = {"vault": ("hvac", "vault"), "aws": ("boto3", "aws")}
-"""The library of each store, and the extra that installs it."""
+_STORES = {"vault": ("hvac", "hvac>=2.4"), "aws": ("boto3", "boto3>=1.43")}
+"""The library of each store, and the requirement that installs it."""
 
 Read = Callable[[str, Mapping[str, str], float], Mapping[str, object] | str]
 """Reads a secret: its path, the environment, seconds. Returns its fields, or its text. Raises CannotFetch."""
@@ -88,9 +88,9 @@ class Stores:
         return str(value)
 
     def _from_store(self, reference: Reference) -> Mapping[str, object] | str:
-        library, extra = _STORES[reference.store]
+        library, requirement = _STORES[reference.store]
         if find_spec(library) is None:
-            raise CannotFetch(f"{library} is not installed", f"install the extra: pip install '{NAME}[{extra}]'")
+            raise CannotFetch(f"{library} is not installed", f"pip install '{requirement}'")
         read: Read = import_module(f"{__name__}.{reference.store}").read
         return self._bounded(lambda left_s: read(reference.path, self._environ, left_s))
 

@@ -174,7 +174,9 @@ def _client() -> Callable[[], Any]:
         from nats.aio.client import Client
         from nats.errors import Error
     except ImportError:
-        raise Misconfigured("nats.url: NATS needs the package nats-py", hint=f"pip install '{NAME}[nats]'") from None
+        raise Misconfigured(
+            "nats.url: NATS needs the package nats-py", hint="pip install 'nats-py[nkeys]>=2.16'"
+        ) from None
 
     class Encrypted(Client):
         """Signs in to a tls: address over TLS only. The library does without when the server does not ask for it."""
