@@ -167,9 +167,13 @@ async def partitions(d: Deployment) -> AsyncIterator[Finding]:
             problem = f"kernel.{parent} has no partition of {' and '.join(missing)}"
             yield level(f"{problem}: do consumers run the maintenance jobs?", fix, repair)
         elif before := [row[0] for row in found if row[3]]:
-            yield fail(f"kernel.{parent} has no partition after {before[0]}, and takes no rows of then", fix, repair)
+            yield fail(f"kernel.{parent} has no partition after {before[0]}, and refuses later rows", fix, repair)
         if pending := [row[0] for row in found if row[4]]:
-            yield warn(f"the partition {pending[0]} is detached by half: it was read meanwhile", fix, repair)
+            yield warn(
+                f"the partition {pending[0]} is not completely detached, because a transaction was reading it",
+                fix,
+                repair,
+            )
         elif await d.one("SELECT kernel.index_step(%s) IS NOT NULL", (parent,)) == (True,):
             yield warn(f"an index of kernel.{parent} is not built for all partitions yet", fix, repair)
         key = {"events": "published_at", "finished_jobs": "finished_at"}[parent]
@@ -179,7 +183,7 @@ async def partitions(d: Deployment) -> AsyncIterator[Finding]:
         )
         connection = (await d.reached()).connection
         if connection is not None and await (await connection.execute(filled)).fetchone() == (True,):
-            problem = f"kernel.{parent}_other has rows of the future, which are kept until then: a clock was wrong"
+            problem = f"kernel.{parent}_other has rows of the future, which stay until then: a clock was wrong"
             remove = sql.SQL("DELETE FROM {} WHERE {} > now() + interval '2 days'").format(other, sql.Identifier(key))
             yield warn(problem, in_shell(remove.as_string()))
 
