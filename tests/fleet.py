@@ -18,7 +18,7 @@ def main() -> int:
     """Return 1 when anything does not add up."""
     parser = argparse.ArgumentParser(prog="python -m tests.fleet", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--partition", type=float, default=20.0, help="seconds that the leader of NATS is cut off")
+    parser.add_argument("--partition", type=float, default=20.0, help="least seconds that the leader is cut off")
     parser.add_argument("--consumers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))

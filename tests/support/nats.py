@@ -32,6 +32,7 @@ class NatsServer:
         self, folder: Path, config: str = "", port: int = 0, name: str = "one", place: Namespace | None = None
     ) -> None:
         self.folder = folder
+        self.name = name
         self.place = place
         self.host = place.host if place else "127.0.0.1"
         self.port = port or free_ports(1)[0]
