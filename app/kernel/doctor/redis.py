@@ -33,9 +33,7 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
         return
     try:
         if why := await redis.probe():
-            yield warn(
-                f"Redis at {where} is not used: {why}", f"{_cli(where)} ping  # then start it, or correct REDIS_URL"
-            )
+            yield warn(f"Redis at {where} is not used: {why}", _remedy(where, why))
             return
         for finding in await _findings(redis, where, settings):
             yield finding
@@ -90,9 +88,18 @@ def _configured(info: Mapping[str, Any], where: Address) -> list[Finding]:
     return found
 
 
+def _remedy(where: Address, why: str) -> str:
+    if "maxmemory" in why:
+        return f"{_cli(where)} config set maxmemory-policy allkeys-lru  # or a larger maxmemory"
+    if where.kind == "sentinel":
+        host, port = where.hosts[0]
+        return f"redis-cli -h {host} -p {port} sentinel masters  # then start them, or correct REDIS_URL"
+    return f"{_cli(where)} ping  # then start it, or correct REDIS_URL"
+
+
 def _cli(where: Address) -> str:
-    """Return how to ask the server; the password is for a person to add."""
-    host, port = where.hosts[0]
+    """Return how to ask the server; the password, and the address of a primary, are for a person to add."""
+    host, port = ("PRIMARY", 6379) if where.kind == "sentinel" else where.hosts[0]
     options = f"-h {host} -p {port}" + (" --tls" if where.tls else "") + (f" --user {where.user}" if where.user else "")
     return f"redis-cli {options}" + (" --askpass" if where.password else "")
 

@@ -151,7 +151,8 @@ def _hash_tag(key: str) -> str:
 
 
 def _text(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200].rstrip(".") or type(error).__name__
+    said = str(error).partition("\n")[0].partition(" : <")[0]  # what follows shows the client
+    return said[:200].rstrip(".") or type(error).__name__
 
 
 @asynccontextmanager

@@ -33,6 +33,14 @@ async def test_what_is_wrong_with_redis_is_found_and_gone_after_the_remedy(valke
         assert PASSWORD not in str(planted.findings)
         valkey.ask("CONFIG", "SET", setting, right)
     assert await planted.examine("redis") == {}
+    valkey.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    valkey.ask("CONFIG", "SET", "maxmemory", "1")
+    assert "used memory" in (await planted.examine("redis"))["redis"][1]
+    assert "config set maxmemory-policy allkeys-lru" in planted.findings[0].fix
+    valkey.ask("CONFIG", "SET", "maxmemory", "32mb")
+    planted.env["REDIS_URL"] = f"redis+sentinel://:{PASSWORD}@127.0.0.1:{valkey.port}/main"  # which is no Sentinel
+    assert (await planted.examine("redis"))["redis"][1].endswith("is not used: No master found for 'main'")
+    assert f"-p {valkey.port} sentinel masters" in planted.findings[0].fix
     planted.env["REDIS_URL"] = f"redis://:another@127.0.0.1:{valkey.port}"
     assert "is not used: invalid username-password pair" in (await planted.examine("redis"))["redis"][1]
     planted.env["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"

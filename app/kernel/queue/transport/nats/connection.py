@@ -226,6 +226,10 @@ def _security(settings: NatsSettings, urls: list[str]) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):  # the library's, too
+        return "no answer in time"
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
     return " ".join(str(error).removeprefix("nats: ").split()).strip("'") or type(error).__name__
 
 
