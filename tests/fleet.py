@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -36,10 +37,11 @@ def main() -> int:
         project.end()
     print(outcome.verdict.table())
     print(f"answers {dict(outcome.answers)}")
+    print("seconds to the first success, median and most")
     for kind, found in outcome.back_s.items():
-        for what in found[0]:
-            seconds = sorted(back[what] for back in found)
-            print(f"{kind:<12} seconds to the first {what:<7} median {seconds[len(seconds) // 2]}, most {seconds[-1]}")
+        seconds = {what: sorted(back[what] for back in found) for what in found[0]}
+        columns = (f"{what} {statistics.median_low(each):.2f} {each[-1]:.2f}" for what, each in seconds.items())
+        print(f"{kind:<12} {', '.join(columns)}")
     print("everything adds up" if outcome.verdict.holds else "something does not add up")
     return int(not outcome.verdict.holds)
 

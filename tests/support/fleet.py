@@ -266,6 +266,7 @@ async def unleash(fleet: Fleet, kinds: Iterator[str], settle_s: float, say: Call
     """Do one after the other under load, then let everything recover, and count."""
     deployment = fleet.deployment
     assert fleet.proxy is not None
+    say(f"NATS servers are parted by {'network namespaces' if fleet.nodes[0].place else 'SIGSTOP'}")
     load = Load(random.Random(7), every_s=0.1, queue=Queue(OutboxEvents()))
     async with database_of(deployment) as db:
         stop = asyncio.Event()
