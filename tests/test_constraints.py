@@ -167,6 +167,8 @@ CANNOT = {
     "kernel.schedules_pkey": "no client names one; cron managers upsert",
     "kernel.subscriptions_pkey": "no client names one; consumers upsert",
     "kernel.watch_pkey": "one row, made by a migration",
+    "kernel.event_outbox_pkey": "the database makes the number",
+    "kernel.event_inbox_pkey": "no client names one; consumers insert what is not there",
     **dict.fromkeys(
         [
             "auth.actor_permissions_actor_id_fkey", "auth.actor_roles_actor_id_fkey", "auth.api_keys_actor_id_fkey",

@@ -39,7 +39,7 @@ def test_after_an_outage_every_process_serves_within_two_seconds_and_nothing_ack
     assert {process: s for process, s in verdict.back_s.items() if s > BACK_S} == {}
     if name != "forgotten":  # new connections work
         assert set(verdict.ready_meanwhile.values()) == {503}, verdict.ready_meanwhile
-        assert verdict.answers["/auth/v1/me 503"] > 0
+        assert verdict.answers["/auth/v1/roles 503"] > 0  # /auth/v1/me is answered from memory for some seconds
     assert {answer.rpartition(" ")[2] for answer in verdict.answers} <= {"200", "201", "503"}, verdict.answers
     assert verdict.answers["/auth/v1/roles 201"] > 0
 
