@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import h11
 import httpx2
+import nats.aio.client
 import psycopg
 import pytest
 import requests
@@ -202,6 +203,27 @@ def test_httpx2_logs_urls_with_their_query(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO, "httpx2"), httpx2.Client(transport=transport) as client:
         client.get("http://example.com/?key=of-query")
     assert "of-query" in caplog.text
+
+
+async def test_nats_signs_in_to_a_tls_address_without_tls() -> None:
+    signed_in = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
+        signed_in.set_result(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = nats.aio.client.Client()
+    url = f"tls://user:pass@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    connecting = asyncio.ensure_future(client.connect(url, allow_reconnect=False, connect_timeout=5))
+    try:
+        assert b'"pass": "pass"' in await asyncio.wait_for(signed_in, 5)
+    finally:
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        server.close()
+        await client.close()
 
 
 def test_typer_completes_only_with_its_options() -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from app.kernel.actions.compose import Providers
-from app.kernel.cache import CHANNEL, QUIET_S, TRUSTED_S, Invalidations
+from app.kernel.cache import ASK_S, CHANNEL, TRUSTED_S, Invalidations
 from app.kernel.cache.computed import Cache
 from app.kernel.config import PostgresSettings, RedisSettings
 from app.kernel.db import Database, Replicas
@@ -54,7 +54,7 @@ async def invalidations(p: Process) -> AsyncGenerator[Invalidations]:
 
     made = Invalidations(is_live)
     db.invalidated = made.received
-    with listening.subscribed(CHANNEL, made.received, made.missed, QUIET_S):
+    with listening.subscribed(CHANNEL, made.received, made.missed, ASK_S):
         yield made
 
 

@@ -15,7 +15,7 @@ Forget = Callable[[frozenset[str] | None], None]
 
 CHANNEL = "kernel_cache"
 """The channel of PostgreSQL. `NOTIFY kernel_cache` by hand empties the caches of all processes."""
-QUIET_S = 2.0
+ASK_S = 2.0
 TRUSTED_S = 5.0
 """Without a sign of life from the server for this long, caches are bypassed: the network may silently drop packets."""
 

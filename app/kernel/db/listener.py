@@ -1,7 +1,7 @@
 """The listening connection of a process: LISTEN and NOTIFY of PostgreSQL, in a session of its own that avoids poolers.
 
 It is opened for the first subscription. A connection that no longer delivers notifications is detected within
-QUIET_S + ANSWER_S, even if the network drops packets silently: when no notification arrives, it notifies itself.
+PROVE_S + ANSWER_S, even if the network drops packets silently: every PROVE_S, it notifies itself.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from app.kernel.process import Process
 from app.kernel.telemetry import metrics
 from app.kernel.text import error_text
 
-QUIET_S = 10.0
+PROVE_S = 10.0
 ANSWER_S = 5.0
 _AGAIN_S = 1.0
 
@@ -36,7 +36,7 @@ class _Subscription:
     channel: str
     notified: Callable[[str], None]
     missed: Callable[[], None]
-    quiet_s: float
+    ask_s: float
     is_begun: bool = False
 
 
@@ -55,14 +55,14 @@ class Listener:
 
     @contextmanager
     def subscribed(
-        self, channel: str, notified: Callable[[str], None], missed: Callable[[], None], quiet_s: float = QUIET_S
+        self, channel: str, notified: Callable[[str], None], missed: Callable[[], None], ask_s: float = PROVE_S
     ) -> Generator[None]:
         """Inside, call `notified` with each payload of a channel, and `missed` when some may have been missed.
 
-        `missed` is called once the channel is listened to, and after each outage. Neither may block. When nothing
-        arrives for `quiet_s`, the server is asked for an answer, which advances `heard_at`.
+        `missed` is called once the channel is listened to, and after each outage. Neither may block. Every `ask_s`, the
+        server is asked for an answer, which advances `heard_at`.
         """
-        subscription = _Subscription(channel, notified, missed, quiet_s)
+        subscription = _Subscription(channel, notified, missed, ask_s)
         self._subscriptions.append(subscription)
         self.is_live = False
         self._wake.set()
@@ -111,16 +111,14 @@ class Listener:
         while True:
             await session.listen({subscription.channel for subscription in self._subscriptions})
             self._begin(session)
-            ask_at = self.heard_at + min((each.quiet_s for each in self._subscriptions), default=QUIET_S)
+            ask_at = self.heard_at + min((each.ask_s for each in self._subscriptions), default=PROVE_S)
             if not session.has_backlog:
                 with session.readable(self._wake.set):
-                    await self._woken(max(0.0, min(ask_at, proved_at + QUIET_S) - time.monotonic()))
+                    await self._woken(max(0.0, min(ask_at, proved_at + PROVE_S) - time.monotonic()))
             asked_at = time.monotonic()
-            if received := await session.received():
-                proved_at = self.heard_at = asked_at
-                for channel, payload in received:
-                    self._notify(channel, payload)
-            elif asked_at >= proved_at + QUIET_S:
+            for channel, payload in await session.received():  # which may have been delayed for long
+                self._notify(channel, payload)
+            if asked_at >= proved_at + PROVE_S:
                 await session.prove()
                 proved_at = self.heard_at = asked_at
             elif asked_at >= ask_at:
