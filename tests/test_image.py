@@ -20,7 +20,7 @@ from app.kernel.product import VERSION
 from app.processes import PROCESSES
 from tests.conftest import program, required
 from tests.support.container import Container, Image, Memory, first, status
-from tests.support.debian import DebianServer, installed
+from tests.support.debian import DebianServer, debian_server, installed
 from tests.support.project import Running, eventually
 
 MEMORY = 128 * 1024 * 1024
@@ -110,23 +110,13 @@ def image(tmp_path: Path) -> Iterator[Image]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[DebianServer]:
+def server() -> Iterator[DebianServer]:
     binaries = installed(15)
     if binaries is None:
         required("PostgreSQL 15")
     assert binaries is not None
-    folder = tmp_path / "server"
-    folder.mkdir()
-    if os.geteuid() == 0:
-        os.chown(folder, 65534, 65534)
-        for parent in tmp_path.parents:
-            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(0o711)
-        tmp_path.chmod(0o711)
-    made = DebianServer(binaries, folder)
-    made.create()
-    yield made
-    made.stop()
+    with debian_server(binaries) as made:
+        yield made
 
 
 @pytest.fixture

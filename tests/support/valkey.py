@@ -117,7 +117,7 @@ def sentinel(folder: Path, primary: Valkey, name: str = "main", down_ms: int = 5
 
 def cluster(folder: Path, found: list[Valkey]) -> list[Valkey]:
     """Start a cluster of three servers."""
-    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"]
     nodes = [Valkey(folder / f"node-{number}", options) for number in range(3)]
     found += nodes
     for number, node in enumerate(nodes):

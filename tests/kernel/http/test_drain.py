@@ -199,7 +199,7 @@ def slow(project: Project, tmp_path: Path) -> Project:
     copied = project.copy(tmp_path / "copy")
     operation = copied.root / "app/kernel/actions/operation.py"
     text = operation.read_text()
-    operation.write_text(text.replace("            return result\n", f"{_SLOW}            return result\n"))
+    operation.write_text(text.replace("\n            return result\n", f"{_SLOW}            return result\n"))
     assert operation.read_text() != text
     return copied
 

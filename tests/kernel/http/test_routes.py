@@ -238,6 +238,7 @@ async def test_inputs_come_from_body_query_and_path() -> None:
         assert answer.json() == {"text": f"{thing} yo"}
         assert (await http.patch(f"/things/{thing}", json={"name": "yo", "id": thing})).status_code == 422
         assert (await http.patch("/things/7", json={"name": "yo"})).status_code == 422
+        DENIED.clear()
         denied = await http.delete(f"/things/{thing}")
         assert (denied.status_code, denied.json()["code"]) == (403, "PERMISSION_DENIED")
         assert DENIED == ["/things/{id}"]
