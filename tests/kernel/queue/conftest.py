@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from app.kernel.config import NatsSettings, QueueSettings, load
-from app.kernel.db.listener import listening
+from app.kernel.db.listener import Listener, listening
 from app.kernel.db.postgres import PostgresDatabase
 from app.kernel.db.postgres import database as provider
 from app.kernel.db.server import server
@@ -64,7 +64,7 @@ class Bench:
             given = (handlers, settings, self.queue.events, worker)
             consumer = Consumer(self.db, lambda: self.conninfo, listener, *given, stream=self.stream)
             stop = asyncio.Event()
-            running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)))
+            running = Running(consumer, stop, asyncio.ensure_future(consumer.run(stop)), listener)
             tasks = {running.task}
             with ExitStack() as stack:
                 if self.stream is not None:
@@ -109,6 +109,10 @@ class Running:
     consumer: Consumer
     stop: asyncio.Event
     task: "asyncio.Task[None]"
+    listener: Listener
+
+    async def listens(self) -> bool:
+        return self.listener.is_live
 
 
 @pytest.fixture(scope="session")

@@ -333,9 +333,10 @@ async def test_a_running_job_is_cancelled(bench: Bench) -> None:
         started.set()
         await asyncio.sleep(60)
 
-    async with bench.consuming(greet):
+    async with bench.consuming(greet) as running:
         job = await bench.queue.enqueue(bench.db, GREET, Greeting("you"))
         await asyncio.wait_for(started.wait(), 10)
+        await bench.until(running.listens, True)
         await bench.db.run("SELECT pg_notify('kernel_jobs', 'c' || %s)", (str(job),))
         await bench.until(bench.finished, [("cancelled", 1)])
 
