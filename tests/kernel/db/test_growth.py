@@ -116,9 +116,6 @@ class Recording:
         self.seen.append((sql, parameters))
         return await self.db.run(sql, parameters)
 
-    async def begin(self) -> Any:
-        raise NotImplementedError
-
 
 @pytest.fixture(scope="module")
 def loaded(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:

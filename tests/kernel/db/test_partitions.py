@@ -2,8 +2,6 @@
 
 import asyncio
 import shutil
-import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +12,7 @@ from app.kernel.db import partitions
 from app.kernel.db.partitions import PostgresPartitions
 from app.kernel.db.retention import PARTITIONED
 from app.kernel.errors import Unavailable
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import TestDatabase
 from tests.kernel.db.test_migrations import Schema
 from tests.support.project import ROOT
 
@@ -32,22 +29,6 @@ OUTSIDE = """
 """
 PENDING = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-@pytest.fixture(scope="module")
-def template(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
-    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
-        yield created
-
-
-@pytest.fixture
-def migrated(postgres: PostgresServer, template: TestDatabase) -> Iterator[TestDatabase]:
-    """A database of its own whose schema is current."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = TestDatabase(postgres, "app")
-    admin.run(f"CREATE DATABASE {name} TEMPLATE {template.name}")
-    yield TestDatabase(postgres, name)
-    admin.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def keep(database: TestDatabase, **keep_s: float) -> tuple[int, int]:

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import re
 import shutil
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,8 +14,7 @@ import pytest
 from app.kernel.db.migrations.migrator import LOCK_KEY
 from app.kernel.doctor import schema
 from app.modules.auth.master_secret import Sealer
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import TestDatabase
 from tests.kernel.doctor.planted import Planted
 from tests.support.project import ROOT
 
@@ -29,22 +27,6 @@ PROCESS = """
     SELECT gen_random_uuid(), 'run-auth-http', '1', 'web-1', n, 'ready', '{http}', now(), now() - %s::interval
     FROM generate_series(1, %s) n
 """
-
-
-@pytest.fixture(scope="module")
-def template(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
-    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
-        yield created
-
-
-@pytest.fixture
-def migrated(postgres: PostgresServer, template: TestDatabase) -> Iterator[TestDatabase]:
-    """A database of its own whose schema is current."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = TestDatabase(postgres, "app")
-    admin.run(f"CREATE DATABASE {name} TEMPLATE {template.name}")
-    yield TestDatabase(postgres, name)
-    admin.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

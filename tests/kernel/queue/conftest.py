@@ -1,12 +1,11 @@
 """The queue on a real database, in this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psycopg
 import pytest
 
 from app.kernel.config import NatsSettings, QueueSettings, load
@@ -24,8 +23,7 @@ from app.kernel.queue.transport.nats.relay import Relay
 from app.kernel.queue.transport.nats.stream import Stream
 from app.kernel.queue.transport.postgres import PostgresEvents
 from app.processes import constraints, sections
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase, create_database
+from tests.conftest import TestDatabase
 from tests.support.project import ROOT
 
 
@@ -115,20 +113,9 @@ class Running:
         return self.listener.is_live
 
 
-@pytest.fixture(scope="session")
-def template(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
-    """A database with the current schema, to copy: that takes a tenth of the time of the migrations."""
-    with migrated_database(postgres, tmp_path_factory.mktemp("template")) as made:
-        yield made
-
-
 @pytest.fixture
-def database(postgres: PostgresServer, template: TestDatabase) -> Iterator[TestDatabase]:
-    """A database with the current schema on the shared server."""
-    created = create_database(postgres, template.name)
-    yield created
-    with psycopg.connect(postgres.conninfo(), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {created.name} WITH (FORCE)")
+def database(migrated: TestDatabase) -> TestDatabase:
+    return migrated
 
 
 @pytest.fixture

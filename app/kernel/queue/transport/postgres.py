@@ -45,13 +45,7 @@ class PostgresEvents:
     """Events in `kernel.events`, subscriptions in `kernel.subscriptions`."""
 
     async def publish(self, db: Queries, events: Sequence[PublishedEvent]) -> None:
-        given = {
-            "ids": [event.id for event in events],
-            "types": [event.type for event in events],
-            "versions": [event.version for event in events],
-            "payloads": [event.payload for event in events],
-        }
-        await db.run(_PUBLISH, {**given, "trace": current_context()})
+        await db.run(_PUBLISH, parameters(events))
 
     async def subscribe(self, db: Queries, subscribers: Sequence[Subscriber]) -> None:
         """Register subscriptions. One that no consumer registers for a week is deleted.
@@ -61,3 +55,14 @@ class PostgresEvents:
         for s in subscribers:
             given = (s.name, s.event.event_type, s.queue, s.max_attempts, s.timeout_s, s.in_order)
             await db.run(_SUBSCRIBE, given)
+
+
+def parameters(events: Sequence[PublishedEvent]) -> dict[str, object]:
+    """Return the parameters of a statement that appends events to `kernel.events`."""
+    return {
+        "ids": [event.id for event in events],
+        "types": [event.type for event in events],
+        "versions": [event.version for event in events],
+        "payloads": [event.payload for event in events],
+        "trace": current_context(),
+    }

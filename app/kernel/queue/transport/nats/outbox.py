@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from app.kernel.db import Queries
 from app.kernel.queue import Subscriber
 from app.kernel.queue.transport import PublishedEvent
-from app.kernel.queue.transport.postgres import PostgresEvents
-from app.kernel.telemetry.traces import current_context
+from app.kernel.queue.transport.postgres import PostgresEvents, parameters
 
 CHANNEL = "kernel_events"
 """Notified when events wait in the outbox."""
@@ -32,13 +31,7 @@ class OutboxEvents:
     """Events in `kernel.events`, and in `kernel.event_outbox` until they are in NATS."""
 
     async def publish(self, db: Queries, events: Sequence[PublishedEvent]) -> None:
-        given = {
-            "ids": [event.id for event in events],
-            "types": [event.type for event in events],
-            "versions": [event.version for event in events],
-            "payloads": [event.payload for event in events],
-        }
-        await db.run(_PUBLISH, {**given, "trace": current_context()})
+        await db.run(_PUBLISH, parameters(events))
 
     async def subscribe(self, db: Queries, subscribers: Sequence[Subscriber]) -> None:
         """Register subscriptions. The relay makes their consumers in NATS before it sends further events."""
