@@ -149,7 +149,7 @@ CANNOT = {
     **dict.fromkeys(
         [
             "auth.actors_pkey", "auth.roles_pkey", "auth.api_keys_pkey", "auth.sessions_pkey", "auth.signing_keys_pkey",
-            "kernel.audit_pkey", "kernel.errors_pkey", "kernel.jobs_id",
+            "kernel.audit_pkey", "kernel.errors_pkey", "kernel.jobs_id", "kernel.rollouts_pkey",
         ],
         MADE,
     ),
@@ -166,6 +166,10 @@ CANNOT = {
     "kernel.dead_letters_pkey": "written together with the removal of the job, by the holder of its lease",
     "kernel.schedules_pkey": "no client names one; cron managers upsert",
     "kernel.subscriptions_pkey": "no client names one; consumers upsert",
+    "kernel.counters_pkey": "a process upserts its own row only",
+    "kernel.counted_pkey": "written by whoever holds the advisory lock of the series",
+    "kernel.counted_process_id_fkey": "a row of kernel.counters is removed a day after its process",
+    "kernel.series_pkey": "written by whoever holds the advisory lock of the series",
     "kernel.watch_pkey": "one row, made by a migration",
     "kernel.event_outbox_pkey": "the database makes the number",
     "kernel.event_inbox_pkey": "no client names one; consumers insert what is not there",

@@ -51,6 +51,16 @@ _PRUNE_INBOX = """
 """
 _FORGET_PROCESSES = "DELETE FROM kernel.processes WHERE last_seen_at < now() - interval '1 day'"
 _FORGET_SUBSCRIPTIONS = "DELETE FROM kernel.subscriptions WHERE seen_at < now() - interval '7 days'"
+_FORGET_SERIES = """
+    DELETE FROM kernel.series WHERE at < now() - interval '90 days'
+        OR resolution = 'minute' AND at < now() - interval '2 days'
+"""
+# of processes that ended, once all that they counted is in the series
+_FORGET_COUNTERS = """
+    DELETE FROM kernel.counters c USING kernel.counted n
+    WHERE n.process_id = c.process_id AND n.counts = c.reported AND c.seen_at < now() - interval '1 day'
+"""
+_FORGET_ROLLOUTS = "DELETE FROM kernel.rollouts WHERE last_seen_at < now() - interval '400 days'"
 
 _FORGET_QUEUES = """
     DELETE FROM kernel.queues q WHERE seen_at < now() - interval '7 days'
@@ -96,6 +106,13 @@ class Retention:
         rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.keep.audit)
         rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.keep.errors)
         rows += await run_in_chunks(db, _PRUNE_INBOX)
-        for sql in (_FORGET_PROCESSES, _FORGET_SUBSCRIPTIONS, _FORGET_QUEUES):
+        for sql in (
+            _FORGET_PROCESSES,
+            _FORGET_SUBSCRIPTIONS,
+            _FORGET_QUEUES,
+            _FORGET_SERIES,
+            _FORGET_COUNTERS,
+            _FORGET_ROLLOUTS,
+        ):
             rows += await db.run(sql)
         return Pruned(*await self.partitions.keep({name: getattr(self.keep, name) for name in PARTITIONED}), rows)

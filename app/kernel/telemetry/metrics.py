@@ -71,6 +71,10 @@ class _Durations(Collector):
             found = self._durations[values] = _Duration(self._bounds)
         return found
 
+    def counted(self) -> list[tuple[tuple[str, ...], list[int]]]:
+        """Return the numbers of observations since the process started: by labels, and by bound."""
+        return [(values, [*found.counts]) for values, found in list(self._durations.items())]
+
     def describe(self) -> list[Metric]:
         found: list[Metric] = [HistogramMetricFamily(self.name, self._documentation, labels=self.labels)]
         if self.counter:
@@ -92,23 +96,24 @@ class _Durations(Collector):
 _REGISTRY = CollectorRegistry()
 ProcessCollector(registry=_REGISTRY)
 
-_REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Upper bounds of the durations of requests that are counted together."""
 _REQUEST_DURATION = _Durations(
     "http_server_request_duration_seconds",
     "Requests",
     ("method", "route", "status"),
-    _REQUEST_SECONDS,
+    REQUEST_SECONDS,
     "http_server_requests",
 )
 _CLIENT_DURATION = _Durations(
-    "http_client_request_duration_seconds", "Requests to other services", ("method", "host", "status"), _REQUEST_SECONDS
+    "http_client_request_duration_seconds", "Requests to other services", ("method", "host", "status"), REQUEST_SECONDS
 )
 _DB_DURATION = _Durations(
-    "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), _REQUEST_SECONDS
+    "db_client_operation_duration_seconds", "SQL statements", ("operation", "outcome"), REQUEST_SECONDS
 )
 _DB_CONNECTIONS = Gauge("db_client_connections", "Connections of the pool", ("state",), registry=_REGISTRY)
 _REDIS_DURATION = _Durations(
-    "redis_client_operation_duration_seconds", "Commands of Redis", ("operation", "outcome"), _REQUEST_SECONDS
+    "redis_client_operation_duration_seconds", "Commands of Redis", ("operation", "outcome"), REQUEST_SECONDS
 )
 _REDIS_AVAILABLE = Gauge(
     "redis_client_available", "1, or 0 while processes continue without Redis", ("server",), registry=_REGISTRY
@@ -231,6 +236,15 @@ def dropped(signal: str, count: int = 1) -> None:
 def error_captured(kind: str) -> None:
     """Count a captured error."""
     _of_error(kind).inc()
+
+
+def counted() -> tuple[list[tuple[tuple[str, ...], list[int]]], list[tuple[tuple[str, ...], list[int]]], int]:
+    """Return what the process has counted since it started: requests, attempts at jobs, and captured errors.
+
+    Requests are by method, route and status, attempts by task and outcome, and both by duration.
+    """
+    errors = sum(sample.value for metric in _CAPTURED.collect() for sample in metric.samples)
+    return _REQUEST_DURATION.counted(), _JOB_DURATION.counted(), int(errors)
 
 
 @functools.cache

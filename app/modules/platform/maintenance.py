@@ -1,16 +1,22 @@
-"""Maintenance jobs: a heartbeat, and retention."""
+"""Maintenance jobs: a heartbeat, time series, and retention."""
 
 from dataclasses import dataclass
 
 from loguru import logger
 
-from app.kernel.actions import Database, task
+from app.kernel.actions import Database, Transaction, task
 from app.kernel.db.retention import Pruned, Retention
 from app.kernel.queue import Schedule, Task
+from app.kernel.series import Series
 
 HEARTBEAT = Task[None]("platform.heartbeat")
+MEASURE = Task[None]("platform.measure", max_attempts=3, timeout_s=30)
 PRUNE = Task[None]("platform.prune")
-SCHEDULES = (Schedule(HEARTBEAT, cron="* * * * *"), Schedule(PRUNE, cron="17 * * * *", overlap="skip"))
+SCHEDULES = (
+    Schedule(HEARTBEAT, cron="* * * * *"),
+    Schedule(MEASURE, cron="* * * * *", overlap="skip"),
+    Schedule(PRUNE, cron="17 * * * *", overlap="skip"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +24,17 @@ class Maintenance:
     """Run the maintenance jobs of the platform."""
 
     retention: Retention
+    series: Series
 
     @task(HEARTBEAT)
     async def beat(self) -> None:
         """Log a message, which shows that cron manager, queue and consumer work."""
         logger.info("cron manager, queue and consumer work")
+
+    @task(MEASURE)
+    async def measure(self, tx: Transaction) -> None:
+        """Add what processes have counted since the last time, and what the queue holds, to the time series."""
+        await self.series.add(tx)
 
     @task(PRUNE)
     async def prune(self, db: Database) -> Pruned:

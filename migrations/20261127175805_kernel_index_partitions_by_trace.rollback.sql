@@ -1,0 +1,1 @@
+DROP INDEX kernel.events_trace, kernel.finished_jobs_trace;
