@@ -10,13 +10,14 @@ class Column:
     """A column.
 
     `of` is the name of a field (by default the heading), or a function of the row that returns one or more values. A
-    narrow terminal omits `extra` columns. A state is coloured.
+    narrow terminal omits `extra` columns. A state is coloured; a series of numbers is drawn.
     """
 
     heading: str
     of: str | Callable[[Any], object] = ""
     extra: bool = False
     is_state: bool = False
+    is_series: bool = False
 
     def value(self, row: object) -> object:
         """Return the value of the column in a row."""

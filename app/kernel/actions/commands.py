@@ -146,7 +146,8 @@ def _chosen(actions: list[_Declared], options: dict[str, Any]) -> _Declared:
         return actions[0]
     one, many = actions
     [argument] = [p for p in one.parameters if p.is_argument]
-    filters = [p for p in many.parameters if p.name not in ("all", "cursor")]
+    shared = {p.name for p in one.parameters}
+    filters = [p for p in many.parameters if p.name not in {"all", "cursor", *shared}]
     named, filtered = options[argument.name] is not None, any(options[p.name] is not None for p in filters)
     if [named, filtered, bool(options["all"])].count(True) != 1:
         *first, last = [f"--{p.option}" for p in filters]

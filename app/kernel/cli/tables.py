@@ -28,6 +28,7 @@ _READABLE = 24
 _GAP = 2
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _FAR = timedelta(days=100)
+_BARS, _PLAIN_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _COLOURS = {
     "green": ("done", "resolved", "applied", "accepted"),
@@ -104,11 +105,20 @@ def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
         return Text(str(value)[-length:] if length else str(value))
     if isinstance(value, datetime):
         return Text(relative(value, now))
+    if column.is_series:
+        return Text(_bars(cast("Sequence[int]", value)))
     if isinstance(value, tuple):
         parts = cast("tuple[object, ...]", value)
         return Text(" ").join(text for part in parts if (text := _short(column, part, now, length)))
     text = str(_whole(value))
     return Text(harmless(text), _COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """Return a bar per number, of up to eight eighths; only 0 has none."""
+    bars = _BARS if harmless(_BARS) == _BARS else _PLAIN_BARS
+    most = max(counts, default=0) or 1
+    return "".join(bars[-(-8 * count // most)] for count in counts)
 
 
 def _unique_length(ids: Sequence[UUID]) -> int:
@@ -223,6 +233,8 @@ def _value(value: object) -> object:
         return f"{shown(value)} ({relative(value, datetime.now(UTC))})" if sys.stdout.isatty() else shown(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[object]", value)):
         return "\n".join(cast("list[str]", value))
+    if isinstance(value, list) and all(isinstance(item, int) for item in cast("list[object]", value)):
+        return _whole(cast("list[int]", value))
     if isinstance(value, dict | list):
         return json.dumps(value, indent=2, ensure_ascii=False, default=str) if value else ""
     return value

@@ -87,7 +87,14 @@ RARE: dict[str, dict[str, list[Any]]] = {
     "platform.list_dead_letters": {"queue": ["rare"], "task": ["rare"]},
     "platform.list_events": {"type": ["rare"], "from_": [TODAY], "to": [TODAY + timedelta(seconds=1)]},
     "platform.list_audit": {"actor_id": [RARE_ID], "target": ["rare"], "action": ["rare"]},
-    "platform.list_errors": {"state": ["muted"], "kind": ["outage"]},
+    "platform.list_errors": {
+        "state": ["muted"],
+        "kind": ["outage"],
+        "q": [],  # groups are few: a part of a text and a release have no index
+        "release": [],
+        "seen_after": [datetime.now(UTC) + timedelta(hours=1)],
+        "seen_before": [datetime.now(UTC) - timedelta(days=90)],
+    },
     "auth.list_actors": {
         "type": ["admin"],
         "is_active": [False],

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ async def test_a_resolved_group_regresses_and_is_told_again_at_once(watch: Watch
         fail()
         await watch.told(1)  # within the cooldown
         ((error_id,),) = await bench.rows("SELECT id FROM kernel.errors")
-        await watch.errors.resolve(bench.db, error_id)
+        await watch.errors.resolve(bench.db, error_id, next_release=False)
         fail()
         _, message = await watch.told(2)
     assert message.title.startswith("[test] regressed: ")
@@ -230,7 +231,7 @@ async def test_of_a_muted_group_nobody_is_told_until_then(watch: Watch, bench: B
         fail()
         await watch.told(1)
         ((error_id,),) = await bench.rows("SELECT id FROM kernel.errors")
-        await watch.errors.mute(bench.db, error_id, 60)
+        await watch.errors.mute(bench.db, error_id, datetime.now(UTC) + timedelta(minutes=1))
         await bench.db.run("UPDATE kernel.errors SET notified_at = NULL")
         fail()
         await watch.told(1)
@@ -355,11 +356,11 @@ async def test_only_one_process_looks_out_at_a_time(watch: Watch, bench: Bench) 
 async def test_a_group_that_does_not_exist_is_not_found(watch: Watch, bench: Bench) -> None:
     from uuid import uuid4
 
-    for change in (watch.errors.get(bench.db, uuid4()), watch.errors.resolve(bench.db, uuid4())):
+    for change in (watch.errors.get(bench.db, uuid4()), watch.errors.resolve(bench.db, uuid4(), next_release=True)):
         with pytest.raises(ErrorNotFound):
             await change
     with pytest.raises(ErrorNotFound):
-        await watch.errors.mute(bench.db, uuid4(), 1)
+        await watch.errors.mute(bench.db, uuid4(), datetime.now(UTC))
 
 
 async def test_when_there_is_nobody_to_tell_nothing_is_enqueued(watch: Watch, bench: Bench) -> None:
