@@ -70,7 +70,7 @@ def http(routes: "Routes", title: str) -> "Make":
         settings = p.settings[HttpServerSettings]
         with _closed_on_error(p.launch.sockets.listen("http", settings.host, settings.port)) as sock:
             from app.kernel.http.index import OPERATIONS, PROBES, Index
-            from app.kernel.http.openapi import Documentation
+            from app.kernel.http.reference import Documentation
             from app.kernel.http.routes import api
 
             app = await api(p, await p.use(routes))
@@ -93,8 +93,8 @@ def api_operations(routes: "Routes", title: str) -> "Make":
         if settings.expose == "same":
             return None
         from app.kernel.http.index import OPERATIONS, Index
-        from app.kernel.http.openapi import Documentation
         from app.kernel.http.probes import Probes
+        from app.kernel.http.reference import Documentation
         from app.kernel.http.server import http_service
 
         sock = p.launch.sockets.listen("operations", settings.host, settings.port, settings.section)

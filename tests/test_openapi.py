@@ -5,9 +5,11 @@ It is imported here alone: it costs every other test half a second, which is als
 
 import base64
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,6 +17,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 
+from app.kernel.http.reference.page import curl
 from app.modules.auth.domain.second_factor import totp
 from tests.conftest import SUPERUSER, log_in
 from tests.support.leaks import WATCH
@@ -86,8 +89,31 @@ def samples(part: Any) -> Iterator[tuple[dict[str, Any], Any]]:
             yield part, part["default"]
         for example in part.get("examples", ()) if isinstance(part.get("examples"), list) else ():
             yield part, example
+        if "example" in part:
+            yield part["schema"], part["example"]
         for value in part.values():
             yield from samples(value)
+
+
+def test_every_command_of_the_reference_is_understood(root: httpx.Client, tmp_path: Path) -> None:
+    """Run each as it stands on the page: whatever it names does not exist, but no part of it is refused as input."""
+    token, body = root.headers["authorization"].removeprefix("Bearer "), tmp_path / "body"
+    for path, methods in root.get("/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            if path in {"/auth/v1/logout", "/auth/v1/me/password"}:  # it would end the session, or lock it out
+                continue
+            command = f"{curl(method.upper(), path, operation)} -s -o {body} -w '%{{http_code}}'"
+            env = {**os.environ, "URL": str(root.base_url), "TOKEN": token, "CLIENT_ID": "a", "CLIENT_SECRET": "b"}
+            done = subprocess.run(
+                ["bash", "-c", command], env=env, capture_output=True, text=True, check=True, timeout=20
+            )
+            status, answer = int(done.stdout), body.read_text() if body.exists() else ""
+            assert str(status) in operation["responses"], (command, status, answer)
+            assert status not in {405, 413, 415, 431}, (command, answer)
+            assert not any(code in answer for code in ('"MALFORMED"', '"INVALID_INPUT"', "invalid_request")), (
+                command,
+                answer,
+            )
 
 
 class Names:

@@ -34,13 +34,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """The description of a field, for OpenAPI and the command line."""
+    """The description of a field, for OpenAPI and the command line, and an example of its values."""
 
     text: str
+    example: str = ""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Schema]) -> Schema:
-        """Add the description to the JSON schema."""
-        return {**handler(core), "description": self.text}
+        """Add the description and the example to the JSON schema."""
+        found = {**handler(core), "description": self.text}
+        return {**found, "examples": [self.example]} if self.example else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,14 @@ T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 Limit = Annotated[int, Interval(ge=1, le=100), Doc("Maximum number of rows.")]
-Cursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("`next_cursor` of the previous page.")]
+_CURSOR = "AaIDBFG5cS21LP1A3wtD4w"
+Cursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("`next_cursor` of the previous page.", _CURSOR)]
 """An id: 16 bytes in base64url."""
-WorkCursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"), Doc("`next_cursor` of a response.")]
+WorkCursor = Annotated[
+    str,
+    Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"),
+    Doc("`next_cursor` of a response.", f"{_CURSOR}AGYNqKUYgAAAZg2opRiAA"),
+]
 """An id and two times: 32 bytes in base64url."""
 
 
@@ -27,7 +32,7 @@ class Page(Generic[T]):
     """A page of a list; `next_cursor` is null on the last page."""
 
     items: list[T]
-    next_cursor: str | None = None
+    next_cursor: Annotated[str | None, Doc("Cursor of the next page; null on the last one.", _CURSOR)] = None
 
 
 class HasId(Protocol):

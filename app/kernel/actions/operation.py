@@ -71,6 +71,7 @@ class ActionOperation:
         self._bind = binder(signature)
         self.description = inspect.getdoc(body) or action.id
         self.method = body.__name__
+        self.feature: type[Any] = type(getattr(body, "__self__", body))
         self._body = body
         self._db = db
         self._audit = audit

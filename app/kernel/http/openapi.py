@@ -1,9 +1,11 @@
-"""OpenAPI 3.1 of the declared actions, and a page that shows it."""
+"""OpenAPI 3.1 of the declared actions."""
 
-import html
+import inspect
 import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from pydantic import TypeAdapter
@@ -12,16 +14,19 @@ from pydantic.json_schema import JsonSchemaMode
 from app.kernel.actions.operation import ActionOperation
 from app.kernel.callers import BasicAuth, BearerToken
 from app.kernel.decoding import TIME, adapter
-from app.kernel.http.asgi import App, Receive, Scope, Send, respond
+from app.kernel.errors import Invalid, Refusal
 from app.kernel.http.authenticators import Bearer
-from app.kernel.http.codecs import Form
-from app.kernel.http.problems import check_reads, nothing, title_of
+from app.kernel.http.codecs import Codec, Form
+from app.kernel.http.examples import Examples
+from app.kernel.http.problems import HttpProblem, code_and_title
 from app.kernel.http.routes import has_body, input_type, path_parameters, refusals, sends_itself
 from app.kernel.product import VERSION
 
+Refused = Callable[[], Refusal | HttpProblem]
 _NO_NUL = "^[^\\u0000]*$"
 _SEGMENT = "^[^/\\u0000]*$"
-_REFERENCE = "#/components/schemas/{model}"
+_SCHEMA = "#/components/schemas/{model}"
+_IDS = {"request_id": "01a20304-51b9-712d-b52c-fd40df0b43e3", "trace_id": "0af7651916cd43dd8448eb211c80319c"}
 _BASIC = {"type": "http", "scheme": "basic"}
 _PROBLEM = {
     "type": "object",
@@ -44,50 +49,39 @@ _PROBLEM = {
 
 
 def openapi(operations: Sequence[ActionOperation], title: str) -> dict[str, Any]:
-    """Return the OpenAPI document of some actions."""
+    """Return the OpenAPI document of some actions. `x-permission` and `x-command` are of this product."""
     schemas = _Schemas(operations)
     schemes = {Bearer.name: Bearer.scheme, "basic": _BASIC}
     paths: dict[str, dict[str, Any]] = {}
+    problems: dict[str, Any] = {}
     for number, operation in enumerate(operations):
         action = operation.action
         schemes[action.authenticator.name] = action.authenticator.scheme
-        paths.setdefault(action.path, {})[action.method.lower()] = _described(operation, number, schemas)
+        paths.setdefault(action.path, {})[action.method.lower()] = _described(operation, number, schemas, problems)
+    about = {tag_of(operation): inspect.getdoc(operation.feature) or "" for operation in operations}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": VERSION},
         "servers": [{"url": "/", "description": "The server of this document"}],
+        "tags": [{"name": name, "description": text} for name, text in about.items()],
         "paths": paths,
         "components": {
             "schemas": {**schemas.definitions, "Problem": _PROBLEM},
             "securitySchemes": schemes,
+            "examples": dict(sorted(problems.items())),
         },
     }
 
 
-class Documentation:
-    """Answer /openapi.json and /docs, made at the first request; pass everything else to the application."""
+def tag_of(operation: ActionOperation) -> str:
+    """Return the module and the feature of an action, such as `platform: Dead letters`."""
+    first, *others = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", operation.feature.__name__).replace("Api ", "API ").split(" ")
+    return f"{operation.id.partition('.')[0]}: {' '.join([first, *map(str.lower, others)])}"
 
-    def __init__(self, operations: Sequence[ActionOperation], title: str, app: App = nothing) -> None:
-        self._app = app
-        self._routes = operations
-        self._title = title
-        self._made: dict[str, tuple[bytes, bytes]] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in ("/openapi.json", "/docs"):
-            await self._app(scope, receive, send)
-            return
-        scope["state"]["route"] = scope["path"]
-        check_reads(scope)
-        if not self._made:
-            document = openapi(self._routes, self._title)
-            self._made = {
-                "/openapi.json": (b"application/json", json.dumps(document).encode()),
-                "/docs": (b"text/html; charset=utf-8", page(document).encode()),
-            }
-        content_type, body = self._made[scope["path"]]
-        policy = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'")
-        await respond(send, 200, content_type, body, [policy])
+def needs(permission: str) -> str:
+    """Return the sentence about the permission that ends the description of an action."""
+    return f"Needs the permission `{permission}`."
 
 
 class _Schemas:
@@ -102,10 +96,12 @@ class _Schemas:
             returned = operation.signature.returns
             if returned is not type(None) and not sends_itself(returned):
                 wanted.append(((number, "output"), "serialization", TypeAdapter(returned)))
-        self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE)
+        self._found, document = TypeAdapter.json_schemas(wanted, ref_template=_SCHEMA)
         self.definitions = cast("dict[str, Any]", document.get("$defs", {}))
-        for found in [*self._found.values(), *self.definitions.values()]:
+        known = [*self._found.values(), *self.definitions.values()]
+        for found in known:
             _add_patterns(found)
+        self.examples = Examples(known, self.definitions)
 
     def get(self, number: int, what: str, mode: JsonSchemaMode) -> dict[str, Any] | None:
         """Return the schema of an operation's input or output."""
@@ -117,36 +113,38 @@ class _Schemas:
         return self.definitions[reference.rpartition("/")[2]] if reference else schema
 
 
-def _described(operation: ActionOperation, number: int, schemas: _Schemas) -> dict[str, Any]:
+def _described(operation: ActionOperation, number: int, schemas: _Schemas, problems: dict[str, Any]) -> dict[str, Any]:
+    """Return an operation; add the examples of its refusals to `problems`."""
     action, returned = operation.action, operation.signature.returns
     summary, _, description = operation.description.partition("\n")
     if action.permission:
-        description += f"\n\nNeeds the permission `{action.permission}`."
-    problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
-    if action.codec.error_schema is not None:
-        problem["application/json"] = {"schema": action.codec.error_schema}
+        description += f"\n\n{needs(action.permission)}"
     output = schemas.get(number, "output", "serialization")
     done: dict[str, Any] = {"description": "Success"}
     if sends_itself(returned):
         done["content"] = {returned.documented_as: {"schema": {"type": "string"}}}
     elif output is not None:
-        done["content"] = {"application/json": {"schema": output}}
+        done["content"] = {"application/json": {"schema": output, "example": schemas.examples.of(output)}}
     described: dict[str, Any] = {
         "operationId": operation.id,
+        "tags": [tag_of(operation)],
         "summary": summary,
         "description": description.strip(),
         "security": _security(operation),
+        **({"x-permission": action.permission} if action.permission else {}),
+        **({"x-command": action.command} if action.command else {}),
         "responses": {
             "204" if returned is type(None) else str(action.status): done,
-            **{status: {"description": why, "content": problem} for status, why in _refusals(operation).items()},
-            "default": {"description": "Error", "content": problem},
+            **_refusals(operation, problems),
+            "default": {"description": "Error", "content": _refused(action.codec)},
         },
     }
     if (schema := schemas.get(number, "input", "validation")) is not None:
         if schema.get("type") == "array":
-            described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+            body = {"schema": schema, "example": schemas.examples.of(schema)}
+            described["requestBody"] = {"required": True, "content": {"application/json": body}}
         else:
-            described |= _input(operation, schemas.resolved(schema))
+            described |= _input(operation, schemas.resolved(schema), schemas.examples)
     return described
 
 
@@ -159,34 +157,77 @@ def _security(operation: ActionOperation) -> list[dict[str, list[str]]]:
     return [{"basic": []}, {}] if takes(BasicAuth) else []
 
 
-def _refusals(operation: ActionOperation) -> dict[str, str]:
-    """Return the statuses of refusals and their reasons: those of HTTP, and those of the operation."""
-    edge = {400, 504}
+def _refusals(operation: ActionOperation, problems: dict[str, Any]) -> dict[str, Any]:
+    """Return the responses of refusals: those of HTTP, and those of the operation."""
+    codec, edge = operation.action.codec, {400, 504}
     if path_parameters(operation.action.path):
         edge.add(404)
     if has_body(operation):
         edge |= {408, 413, 415}
-    why: defaultdict[int, set[str]] = defaultdict(set)
+    found: defaultdict[int, dict[str, tuple[str, Refused]]] = defaultdict(dict)
     for status in edge:
-        why[status].add(title_of(status))
+        code, title = code_and_title(status)
+        found[status][code] = title, partial(HttpProblem, status)
     for kind in refusals(operation):
-        why[operation.action.codec.status_of(kind)].add(f"{kind.title}: `{kind.code}`")
-    return {str(status): "; ".join(sorted(reasons)) for status, reasons in sorted(why.items())}
+        found[codec.status_of(kind)][kind.code] = kind.title, kind
+    responses: dict[str, Any] = {}
+    for status, codes in sorted(found.items()):
+        schemas, content = _refused(codec), dict[str, Any]()
+        for code, (title, refused) in sorted(codes.items()):
+            response = codec.refuse(refused()) if codec.error_schema is not None else None
+            if response is None:
+                problems.setdefault(code, {"summary": title, "value": _problem(status, code, title)})
+                media_type, shown = "application/problem+json", {"$ref": f"#/components/examples/{code}"}
+            else:
+                media_type, shown = (
+                    response.content_type.decode(),
+                    {"summary": title, "value": json.loads(response.body)},
+                )
+            content.setdefault(media_type, {**schemas[media_type], "examples": {}})["examples"][code] = shown
+        why = sorted(f"{title}: `{code}`" for code, (title, _) in codes.items())
+        responses[str(status)] = {"description": "; ".join(why), "content": content}
+    return responses
 
 
-def _input(operation: ActionOperation, schema: dict[str, Any]) -> dict[str, Any]:
+def _refused(codec: Codec) -> dict[str, Any]:
+    """Return the content of refusals."""
+    content: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": _SCHEMA.format(model="Problem")}}}
+    return content if codec.error_schema is None else {**content, "application/json": {"schema": codec.error_schema}}
+
+
+def _problem(status: int, code: str, title: str) -> dict[str, Any]:
+    """Return an example of problem details."""
+    made = {"type": "about:blank", "title": title, "status": status, "detail": title, "code": code}
+    errors = [{"field": "limit", "message": "must be at most 100"}] if code == Invalid.code else []
+    return {**made, **_IDS, **({"errors": errors} if errors else {})}
+
+
+def _input(operation: ActionOperation, schema: dict[str, Any], examples: Examples) -> dict[str, Any]:
     """Return the parameters and the request body of an input."""
     action, properties, required = operation.action, schema["properties"], schema.get("required", [])
     in_path = [name for name in path_parameters(action.path) if name in properties]
     rest = {name: property_ for name, property_ in properties.items() if name not in in_path}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _as_segment(properties[name])} for name in in_path
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": _as_segment(properties[name]),
+            "example": examples.of(properties[name], name),
+        }
+        for name in in_path
     ]
     if not rest:
         return {"parameters": parameters}
     if action.method == "GET":
         parameters += [
-            {"name": name, "in": "query", "required": name in required, "schema": _as_text(property_)}
+            {
+                "name": name,
+                "in": "query",
+                "required": name in required,
+                "schema": _as_text(property_),
+                "example": examples.of(_as_text(property_), name),
+            }
             for name, property_ in rest.items()
         ]
         return {"parameters": parameters}
@@ -197,7 +238,7 @@ def _input(operation: ActionOperation, schema: dict[str, Any]) -> dict[str, Any]
         "required": [name for name in required if name in rest],
         "additionalProperties": other if action.codec.ignores_unknown else False,
     }
-    content = {action.codec.media_type: {"schema": body}}
+    content = {action.codec.media_type: {"schema": body, "example": examples.of(body)}}
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
@@ -232,29 +273,3 @@ def _add_patterns(schema: Any) -> None:
     for key, value in found.items():
         if key not in {"default", "enum", "const", "examples"}:
             _add_patterns(value)
-
-
-def page(document: dict[str, Any]) -> str:
-    """Return the document as a self-contained HTML page without scripts."""
-    rows: list[str] = []
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            shown = {key: operation[key] for key in ("parameters", "requestBody", "responses") if key in operation}
-            details = json.dumps(shown, indent=2)
-            rows.append(
-                f"<details><summary><b>{method.upper()}</b> <code>{html.escape(path)}</code>"
-                f" {html.escape(operation['summary'])}</summary>"
-                f"<p>{html.escape(operation['description'])}</p><pre>{html.escape(details)}</pre></details>"
-            )
-    title = html.escape(document["info"]["title"])
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;"
-        "background:#fff}summary{cursor:pointer;padding:.3rem 0}summary b{display:inline-block;width:4.5rem}"
-        "pre{background:#f4f4f4;padding:1rem;overflow:auto}p{white-space:pre-wrap}"
-        "@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}pre{background:#222}}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{style}</style><h1>{title}</h1>"
-        f'<p>The same as <a href="/openapi.json">OpenAPI 3.1</a>, for machines.</p>{"".join(rows)}</html>'
-    )

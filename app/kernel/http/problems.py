@@ -62,9 +62,9 @@ def status_of(kind: type[Refusal]) -> int:
     return next(status for base, status in _STATUS.items() if issubclass(kind, base))
 
 
-def title_of(status: int) -> str:
-    """Return the title of the problem with this status."""
-    return _TITLES[status][1]
+def code_and_title(status: int) -> tuple[str, str]:
+    """Return the code and the title of the problem of HTTP itself with this status."""
+    return _TITLES[status]
 
 
 async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -> None:

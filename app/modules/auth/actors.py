@@ -40,7 +40,7 @@ class ActorsWanted:
 
     type: Annotated[ActorType | None, Doc("Filter by type.")] = None
     is_active: Annotated[bool | None, Doc("Filter by active or disabled actors.")] = None
-    q: Annotated[Annotated[str, Len(1, 64)] | None, Doc("Filter by a part of the username.")] = None
+    q: Annotated[Annotated[str, Len(1, 64)] | None, Doc("Filter by a part of the username.", "ad")] = None
     limit: Limit = 20
     cursor: Cursor | None = None
 

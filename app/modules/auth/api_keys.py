@@ -26,7 +26,7 @@ class NewApiKey:
     """A new API key of a service account."""
 
     id: Annotated[UUID, Doc("Id of the service account.")]
-    name: Annotated[str, Len(1, 64), Doc("Name of the key, such as its purpose.")]
+    name: Annotated[str, Len(1, 64), Doc("Name of the key, such as its purpose.", "nightly import")]
     permissions: Permissions
     expires_in_days: Annotated[int, Interval(ge=1, le=3650), Doc("Days until the key expires.")] = 365
 

@@ -53,8 +53,8 @@ ClientSecret = Annotated[str, Len(0, 256), Doc("Client secret, unless the Author
 class TokenRequest:
     """Parameters of the token endpoint. Others are ignored (RFC 6749, section 3.2)."""
 
-    grant_type: Annotated[str, Len(0, 64), Doc("client_credentials or refresh_token.")] = ""
-    scope: Annotated[str, Len(0, 4096), Doc("Permissions, separated by spaces.")] = ""
+    grant_type: Annotated[str, Len(0, 64), Doc("client_credentials or refresh_token.", "client_credentials")] = ""
+    scope: Annotated[str, Len(0, 4096), Doc("Permissions, separated by spaces.", "platform:jobs:read")] = ""
     client_id: ClientId = ""
     client_secret: ClientSecret = field(default="", repr=False)
     refresh_token: Annotated[str, Len(0, 512), Doc("Refresh token to exchange.")] = field(default="", repr=False)

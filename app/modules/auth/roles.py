@@ -27,7 +27,7 @@ from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.roles import Roles
 from app.modules.auth.power import Power
 
-RoleName = Annotated[str, Len(1, 64), Doc("Name of the role.")]
+RoleName = Annotated[str, Len(1, 64), Doc("Name of the role.", "operators")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from app.modules.auth.settings import AuthSettings
 class Reauthentication:
     """The caller's password."""
 
-    current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
+    current_password: Annotated[str, Len(1, 1024), Doc("Current password.", "quiet-meadow-compass")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class PendingTotp:
 class FirstOtp:
     """The first one-time password of an authenticator app."""
 
-    otp: Annotated[str, Len(6, 64), Doc("One-time password of the authenticator app.")] = field(repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password of the authenticator app.", "492039")] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,10 @@ class RecoveryCodes:
 class FullReauthentication:
     """The caller's password, and a one-time password or a recovery code."""
 
-    current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
-    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.")] | None = field(default=None, repr=False)
+    current_password: Annotated[str, Len(1, 1024), Doc("Current password.", "quiet-meadow-compass")] = field(repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.", "492039")] | None = field(
+        default=None, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,11 @@ from app.modules.auth.tokens import Tokens
 class Credentials:
     """A username, its password, and a one-time password if the actor has a second factor."""
 
-    username: Annotated[str, Len(1, 256), Doc("Username, in any case.")]
-    password: Annotated[str, Len(1, 1024), Doc("Password.")] = field(repr=False)
-    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.")] | None = field(default=None, repr=False)
+    username: Annotated[str, Len(1, 256), Doc("Username, in any case.", "ada")]
+    password: Annotated[str, Len(1, 1024), Doc("Password.", "violet-harbour-lantern")] = field(repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.", "492039")] | None = field(
+        default=None, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +90,20 @@ class Me:
 class NewPassword:
     """The current and the new password, and a one-time password if the actor has a second factor."""
 
-    current_password: Annotated[str, Len(1, 1024), Doc("Current password.")] = field(repr=False)
+    current_password: Annotated[str, Len(1, 1024), Doc("Current password.", "quiet-meadow-compass")] = field(repr=False)
     new_password: Password = field(repr=False)
-    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.")] | None = field(default=None, repr=False)
+    otp: Annotated[str, Len(6, 64), Doc("One-time password or recovery code.", "492039")] | None = field(
+        default=None, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """The permission that the request needs. Without it, a live session is enough."""
 
-    permission: Annotated[str, Len(1, 128), Doc("Permission that the caller must hold.")] | None = None
+    permission: (
+        Annotated[str, Len(1, 128), Doc("Permission that the caller must hold.", "platform:jobs:read")] | None
+    ) = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ class EntriesWanted:
 
     actor_id: Annotated[UUID | None, Doc("Filter by the actor who acted.")] = None
     target: Annotated[Annotated[str, Len(1, 256)] | None, Doc("Filter by the target of the action.")] = None
-    action: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by action.")] = None
+    action: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by action.", "platform.pause_queue")] = None
     limit: Limit = 20
     cursor: Cursor | None = None
 

@@ -23,7 +23,7 @@ To = Annotated[datetime | None, Doc("End of the period, excluded.")]
 class EventsWanted:
     """Filters and page of a list of events."""
 
-    type: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by type.")] = None
+    type: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by type.", "auth.actor_disabled")] = None
     from_: Annotated[datetime | None, From] = None
     to: To = None
     limit: Limit = 20
@@ -34,7 +34,9 @@ class EventsWanted:
 class ReplayWanted:
     """A subscriber, and the period whose events it receives. The period ends now by default."""
 
-    subscriber: Annotated[str, Len(1, 128), Doc("Subscriber that receives the events.")]
+    subscriber: Annotated[
+        str, Len(1, 128), Doc("Subscriber that receives the events.", "platform.notify_of_disabled_actor")
+    ]
     from_: Annotated[datetime, From]
     to: To = None
     cursor: Annotated[WorkCursor | None, Doc("`next_cursor` of an earlier replay.")] = None

@@ -16,11 +16,11 @@ from app.kernel.queue.queues import QueueAdmin
 from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
 
 OfQueue = Annotated[
-    Annotated[str, Len(1, 128)] | None, Doc("Filter by queue."), NameOf("queue", QueueAdmin, "queues list")
+    Annotated[str, Len(1, 128)] | None, Doc("Filter by queue.", "default"), NameOf("queue", QueueAdmin, "queues list")
 ]
 OfTask = Annotated[
     Annotated[str, Len(1, 128)] | None,
-    Doc("Filter by task or subscriber."),
+    Doc("Filter by task or subscriber.", "platform.prune"),
     NameOf("task or subscriber", TaskNames),
 ]
 _TABLES = ("kernel.jobs", "kernel.finished_jobs", "kernel.dead_letters")

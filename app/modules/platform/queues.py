@@ -11,7 +11,7 @@ from app.kernel.paging import Page
 from app.kernel.product import NAME
 from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
 
-QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.")]
+QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.", "default")]
 
 
 @dataclass(frozen=True, slots=True)

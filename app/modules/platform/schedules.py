@@ -19,7 +19,7 @@ from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
 class ScheduleRef:
     """A schedule."""
 
-    name: Annotated[str, Len(1, 128), Doc("Name of the schedule.")]
+    name: Annotated[str, Len(1, 128), Doc("Name of the schedule.", "platform.prune")]
 
 
 @dataclass(frozen=True, slots=True)

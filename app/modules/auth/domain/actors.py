@@ -25,10 +25,12 @@ Username = Annotated[
     str,
     Len(1, 256),
     Rule(r"^[^\x00-*,/:-?\[-^`{-\x7f]*$", min_length=3, max_length=64),
-    Doc("Username, unique in any case."),
+    Doc("Username, unique in any case.", "ada"),
 ]
 """A new username; its ASCII characters are letters, digits and . _ - @ +."""
-Password = Annotated[str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc("New password.")]
+Password = Annotated[
+    str, Len(1, 1024), Rule(min_length=8, max_length=256), Doc("New password.", "violet-harbour-lantern")
+]
 
 
 RULES = "A password has 8 to 256 characters, is not among the most used, and does not contain the username."

@@ -15,7 +15,8 @@ from app.kernel.fields import Doc, Rule
 from app.modules.auth.domain.actors import SUPERUSER
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
-Permissions = Annotated[list[Annotated[str, Rule(f"^{_FORM.pattern}$")]], Len(0, 1000), Doc("Permissions.")]
+_Permission = Annotated[str, Rule(f"^{_FORM.pattern}$"), Doc("A permission.", "platform:jobs:read")]
+Permissions = Annotated[list[_Permission], Len(0, 1000), Doc("Permissions.")]
 
 
 class RoleNotFound(NotFound):
