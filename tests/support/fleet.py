@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import nats
 import nats.errors
 
@@ -20,7 +21,7 @@ from tests.chaos.deployment import CONSUMER, CRON, Deployment, Incident
 from tests.chaos.harness import recover
 from tests.chaos.load import Load, database_of
 from tests.chaos.module.jobs import PLAIN, TICK, TX
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Rows, Verdict, judge
 from tests.conftest import log_in, postgres_binaries
 from tests.kernel.http.test_rolling import LATE_S, Sent
 from tests.kernel.http.test_rolling import Load as Clients
@@ -36,6 +37,7 @@ from tests.support.valkey import Valkey, sentinel, servers
 STREAM = "fleet-events"
 DOWN_S = 1.0  # until what was killed is started again
 CLOSED_S = 0.5  # after a reload, until nginx has closed idle connections
+DELIVERED_S = 120.0  # an event of a killed worker is delivered again after its lease
 APIS = {"auth": 3, "platform": 2}
 
 
@@ -53,12 +55,13 @@ class PooledPair(Pair):
 
 @dataclass
 class Done:
-    """What was done to the fleet, from when until everything that was killed was back; seconds of time.monotonic()."""
+    """What was done to the fleet, from when, until all was back, and until it had settled; of time.monotonic()."""
 
     kind: str
     began: float
     at: float
     """The same moment of time.time()."""
+    back: float = float("inf")
     ended: float = float("inf")
 
 
@@ -149,6 +152,19 @@ class Fleet:
         assert self.proxy.process is not None
         self.proxy.process.send_signal(signal.SIGHUP)
 
+    def kill_proxy(self) -> None:
+        assert self.proxy is not None
+        self.proxy.kill()
+        time.sleep(DOWN_S)
+        self.proxy.start()
+        eventually(self._is_served)
+
+    def _is_served(self) -> bool:
+        assert self.proxy is not None
+        with suppress(httpx.HTTPError):
+            return self.proxy.get("/auth/v1/me").status_code == 401
+        return False
+
     def kill_standby(self) -> None:
         """Kill the standby that each commit waits for."""
         self._complete()
@@ -190,6 +206,7 @@ KINDS: dict[str, Callable[[Fleet], None]] = {
     "nats": Fleet.kill_node,
     "partition": Fleet.cut_off_leader,
     "pgbouncer": Fleet.kill_pooler,
+    "nginx": Fleet.kill_proxy,
     "nginx reload": Fleet.reload_proxy,
     "standby": Fleet.kill_standby,
     "primary": Fleet.fail_over,
@@ -204,6 +221,8 @@ ALLOWED: dict[str, Callable[[Sent, Done], bool]] = {
     ),
     # with Retry-After
     **dict.fromkeys(("pgbouncer", "standby", "primary"), lambda sent, _: sent.outcome == "503"),
+    # nobody listens, until it runs again
+    "nginx": lambda sent, done: not sent.outcome[0].isdigit() and sent.begun < done.back,
     # nginx closes idle connections, on which a request may be on its way
     "nginx reload": lambda sent, done: not sent.outcome[0].isdigit() and sent.begun < done.began + CLOSED_S,
 }
@@ -277,19 +296,20 @@ async def unleash(fleet: Fleet, kinds: Iterator[str], settle_s: float, say: Call
                 for kind in kinds:
                     fleet.done.append(done := Done(kind, time.monotonic(), time.time()))
                     await asyncio.to_thread(KINDS[kind], fleet)
-                    back = time.monotonic() - done.began
+                    done.back = time.monotonic()
                     await asyncio.sleep(settle_s)
                     done.ended = time.monotonic()
                     if kind in OUTAGES:
                         deployment.incidents.append(Incident("outage", done.began, done.ended, detail=kind))
                     failed = Counter(s.outcome for s in clients.sent if s.failed and s.ended > done.began)
-                    say(f"{kind}: {back:.1f} s until all was back; {dict(failed) or 'no error'}")
+                    say(f"{kind}: {done.back - done.began:.1f} s until all was back; {dict(failed) or 'no error'}")
                 stop.set()
     began = time.monotonic()
+    await _delivered(fleet)
     await recover(deployment)
     say(f"recovered after {time.monotonic() - began:.1f} s")
     verdict = await asyncio.to_thread(judge, deployment, load)
-    await asyncio.to_thread(_requests, verdict, fleet, clients.sent)
+    await asyncio.to_thread(requests, verdict, fleet.pair, fleet.done, clients.sent)
     ends = [(role, await asyncio.to_thread(api.stop)) for (role, _), api in fleet.apis.items()]
     verdict.check("APIs that did not end with 0 after SIGTERM", [end for end in ends if end[1]], len(ends))
     back_s: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -298,22 +318,35 @@ async def unleash(fleet: Fleet, kinds: Iterator[str], settle_s: float, say: Call
     return Outcome(verdict, Counter((sent.method, sent.outcome) for sent in clients.sent), dict(back_s))
 
 
-def _requests(verdict: Verdict, fleet: Fleet, sent: list[Sent]) -> None:
+async def _delivered(fleet: Fleet) -> None:
+    """Wait until the outbox and the stream are empty; what is not delivered then, the verdict finds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DELIVERED_S), await nats.connect([node.url for node in fleet.nodes]) as client:
+            while True:
+                waiting = fleet.pair.all("SELECT count(*) FROM kernel.event_outbox")[0][0]
+                with suppress(nats.errors.Error):
+                    if not waiting + (await client.jetstream().stream_info(STREAM)).state.messages:
+                        return
+                fleet.deployment.replace_ended()
+                await asyncio.sleep(0.2)
+
+
+def requests(verdict: Verdict, database: Rows, incidents: Sequence[Done], sent: Sequence[Sent]) -> None:
     """Count what was asked over HTTP: answers, and what they wrote."""
     posts = {each.id: each for each in sent if each.method == "POST"}
     answered = {name for name, each in posts.items() if not each.failed}
-    roles = Counter(name for (name,) in fleet.pair.all("SELECT name FROM auth.roles"))
-    audited = Counter(request for (request,) in fleet.pair.all("SELECT request_id FROM kernel.audit"))
+    roles = Counter(name for (name,) in database.all("SELECT name FROM auth.roles"))
+    audited = Counter(request for (request,) in database.all("SELECT request_id FROM kernel.audit"))
     wanted = {name for name in answered if posts[name].path.endswith("/roles")}
     verdict.check("POST: acknowledged roles that are lost", sorted(wanted - roles.keys()), len(wanted))
     verdict.check("POST: acknowledged without an audit record", sorted(answered - audited.keys()), len(answered))
     verdict.check("POST: written twice", [name for name in posts if audited[name] > 1], len(posts))
     strange = [
-        (each.method, each.path, each.outcome, [done.kind for done in fleet.done if _during(each, done)])
+        (each.method, each.path, each.outcome, [done.kind for done in incidents if _during(each, done)])
         for each in sent
         if each.failed
         and not any(
-            done.kind in ALLOWED and _during(each, done) and ALLOWED[done.kind](each, done) for done in fleet.done
+            done.kind in ALLOWED and _during(each, done) and ALLOWED[done.kind](each, done) for done in incidents
         )
     ]
     verdict.check("answers that are not documented", strange, len(sent))

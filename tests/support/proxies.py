@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.conftest import program
 from tests.support.certificates import Authority
@@ -31,7 +32,29 @@ class Proxied:
     port: int
     plain_port: int
     context: ssl.SSLContext
+    command: list[str]
+    folder: Path
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "proxy.log"
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command, stdout=output, stderr=output, env={"HOME": str(self.folder), "PATH": "/usr/bin:/bin"}
+            )
+
+    def kill(self) -> None:
+        """SIGKILL to it and its workers, which would serve on without it."""
+        assert self.process is not None
+        workers = psutil.Process(self.process.pid).children()
+        self.process.kill()
+        for worker in workers:
+            worker.kill()
+        self.process.wait()
+        psutil.wait_procs(workers, 10)
 
     def client(self, host: str = API) -> httpx.Client:
         """Return a client of one of its hosts; to be closed."""
@@ -115,18 +138,16 @@ def proxied(name: str, folder: Path, ports: Mapping[str, tuple[int, ...]]) -> It
             first[-1] = f" {NGINX_FAILS};\n    server ".join([first[-1], *further])
         first += [f"127.0.0.1:{nowhere}"] * (len(places) - len(first))
         values |= {f"127.0.0.1:{place}": address for place, address in zip(places, first, strict=True)}
-    proxy = Proxied(free_port(), free_port(), ssl.create_default_context(cafile=str(authority.file)))
-    command = PROXIES[name](folder, values, proxy.port, proxy.plain_port)
-    log = folder / "proxy.log"
-    with log.open("wb") as output:
-        proxy.process = running = subprocess.Popen(
-            command, stdout=output, stderr=output, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}
-        )
+    port, plain = free_port(), free_port()
+    command = PROXIES[name](folder, values, port, plain)
+    proxy = Proxied(port, plain, ssl.create_default_context(cafile=str(authority.file)), command, folder)
+    proxy.start()
     paths = {"auth": (API, "/auth/v1/me"), "platform": (API, "/platform/v1/queues"), "service": (SERVICE, "/")}
     try:
 
         def serving() -> bool:
-            assert running.poll() is None, log.read_text()
+            assert proxy.process is not None
+            assert proxy.process.poll() is None, proxy.log.read_text()
             try:
                 answers = [proxy.get(path, host) for host, path in (paths[role] for role in ports)]
             except httpx.HTTPError:
@@ -136,5 +157,6 @@ def proxied(name: str, folder: Path, ports: Mapping[str, tuple[int, ...]]) -> It
         eventually(serving, 40)
         yield proxy
     finally:
-        running.terminate()
-        running.wait(10)
+        if proxy.process is not None:
+            proxy.process.terminate()
+            proxy.process.wait(10)
