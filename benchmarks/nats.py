@@ -22,10 +22,12 @@ from app.kernel.process import Process
 from app.kernel.queue import Subscriber
 from app.kernel.queue.consumer import Consumer
 from app.kernel.queue.enqueue import Queue
+from app.kernel.queue.transport import EventTransport
 from app.kernel.queue.transport.nats.connection import nats
 from app.kernel.queue.transport.nats.outbox import CHANNEL, OutboxEvents
 from app.kernel.queue.transport.nats.relay import Relay
 from app.kernel.queue.transport.nats.stream import Stream, Subscription, consumer_name
+from app.kernel.queue.transport.postgres import PostgresEvents
 from app.kernel.telemetry import logs
 from app.processes import load_settings, new_process
 from benchmarks.measure import Table, postgres, scratch
@@ -37,6 +39,7 @@ ROUNDS = 3
 FETCH = 500
 CONCURRENCY = 200
 PER_S, TRICKLE_S = 100, 5
+IN_ORDER = 500
 PATIENCE_S = 60
 
 
@@ -153,6 +156,30 @@ async def late_ms(fleet: Fleet, subscriber: str, mode: Any = "at_least_once") ->
     return took[count // 20 :]
 
 
+async def in_order_per_s(fleet: Fleet, events: EventTransport, count: int) -> float:
+    """Return the rate of a subscriber in order, of events that wait when it starts."""
+    heard: list[float] = []
+    last = -1
+
+    async def hear(happened: Happened) -> None:
+        nonlocal last
+        assert happened.number == last + 1
+        last = happened.number
+        heard.append(time.monotonic())
+
+    subscriber = Subscriber("bench.in_order", Happened, hear, in_order=True)
+    await events.subscribe(fleet.db, [subscriber])
+    queue = Queue(events)
+    async with fleet.relaying(), fleet.consuming([subscriber]):
+        for number in range(count):
+            await queue.publish(fleet.db, Happened(number, 0.0))
+        async with asyncio.timeout(PATIENCE_S):
+            while len(heard) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    await fleet.db.run("DELETE FROM kernel.subscriptions")
+    return (count - 1) / (heard[-1] - heard[0])
+
+
 async def run(p: Process, count: int, table: Table) -> None:
     async with p.opened():
         db, connection = await p.use(database), await p.use(nats)
@@ -180,6 +207,10 @@ async def run(p: Process, count: int, table: Table) -> None:
             most = (4, 20) if mode == "at_least_once" else (None, None)
             table.add(f"from publish to handled at {PER_S}/s, {mode}, p50", percentile(took, 0.5), " ms", most=most[0])
             table.add("the same, p99", percentile(took, 0.99), " ms", most=most[1])
+        await db.run("DELETE FROM kernel.subscriptions")
+        for words, events in (("NATS", OutboxEvents()), ("PostgreSQL", PostgresEvents())):
+            per_s = await in_order_per_s(fleet, events, IN_ORDER)
+            table.add(f"in order over {words}, events a second", per_s, "")
 
 
 def main() -> None:

@@ -411,19 +411,36 @@ async def test_a_job_that_outranks_the_last_one_is_not_kept_waiting(bench: Bench
     assert sorted(late_s)[10] < 0.09  # a quarter of them: each waited a tenth of a second, on a machine at rest
 
 
-def test_a_worker_goes_on_from_the_last_rank_while_fetching_is_slow() -> None:
-    queue = QueueState("default")
-    for _ in range(2):
-        now = time.monotonic()
-        queue._full_at = 0.0
-        queue.fetched(Fetched([], "", False), queue.next_rank(now), 10, now - 1)  # took a second
+def _fetch(queue: QueueState, from_rank: int, took_s: float) -> float:
+    now = time.monotonic()
+    queue.fetched(Fetched([], "", False), from_rank, 10, now - took_s)
+    return now
+
+
+def test_a_worker_goes_on_from_the_last_rank_while_dead_rows_are_slow() -> None:
+    queue, now = QueueState("default"), 0.0
     queue._from = 5
+    for _ in range(2):
+        now = _fetch(queue, ANY_RANK, 1)
     assert not queue.due(now)
     queue.may_have_more = True
     assert queue.next_rank(now) == 5
     assert 8 < queue.wait_s(now) <= 10.1  # then from the start, for what was added before
     assert queue.next_rank(now + 11) == ANY_RANK
     assert queue.wait_s(now + 11) == math.inf
+
+
+def test_a_worker_does_not_pass_by_lower_ranks_because_its_machine_is_slow() -> None:
+    """The next job of a group has a lower rank than others that were fetched meanwhile."""
+    queue = QueueState("default")
+    queue._from = 5
+    for _ in range(2):
+        _fetch(queue, 5, 1)
+    for _ in range(5):
+        assert queue.next_rank(_fetch(queue, ANY_RANK, 0.6)) == ANY_RANK
+    for _ in range(2):  # and then there are dead rows
+        now = _fetch(queue, ANY_RANK, 3)
+    assert queue.next_rank(now) == 5
 
 
 async def test_metrics_tell_what_became_of_jobs_and_what_is_left(bench: Bench) -> None:

@@ -42,15 +42,29 @@ class Executor:
         self._completer = completer
         self._recorder = recorder
         self._deadlines: dict[float, Deadlines] = {}  # by timeout
+        self._is_starting = False
 
     def start(self) -> None:
-        """Start ready jobs up to the concurrency."""
+        """Start ready jobs up to the concurrency.
+
+        First one, and twice as many in each further round of the loop: a task whose job waits for nothing runs the next
+        one, which saves a task for each.
+        """
+        if not self._is_starting:
+            self._is_starting = True
+            self._start_some(1)
+
+    def _start_some(self, most: int) -> None:
         jobs = self._jobs
-        for _ in range(min(jobs.concurrency - len(jobs.running), len(jobs.ready))):
+        count = min(most, jobs.concurrency - len(jobs.running), len(jobs.ready))
+        for _ in range(count):
             job = jobs.ready.popleft()
             task = asyncio.ensure_future(self._work(job))
             jobs.running[task] = job
             task.add_done_callback(self._ended)
+        self._is_starting = count > 0 and bool(jobs.ready)
+        if self._is_starting:
+            asyncio.get_running_loop().call_soon(self._start_some, 2 * most)
 
     def cancel(self, job_id: str) -> None:
         """Cancel a running job."""

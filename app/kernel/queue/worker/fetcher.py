@@ -15,8 +15,7 @@ from app.kernel.queue.worker import InFlight
 from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.leases import ANY_RANK, Fetched, Leases
 
-_FULL_FETCH_EVERY_S = 0.1
-_SLOW_FETCH_S = 0.005
+_REST_S = 10  # for a second that dead rows took
 _PREFETCH_S = 0.1
 _PROMOTE_EVERY_S = 0.05
 _TURN_AGAIN_S = 0.002
@@ -26,8 +25,9 @@ _AGAIN_S = 1.0
 class QueueState:
     """The state of a queue in this worker.
 
-    Under load, or while fetches from the start are slow, it fetches from the last rank on: dead rows, which a long
-    snapshot keeps, do not slow it down then. At intervals it fetches from the start, for jobs of lower ranks.
+    While fetches from the start take longer than those from the last rank on, because of dead rows, which a long
+    snapshot keeps, it fetches from the last rank on. It then fetches from the start, for jobs of lower ranks, such as
+    the next one of a group, so rarely that dead rows take a tenth of the time.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,7 +36,8 @@ class QueueState:
         self._from = ANY_RANK
         self._full_at = 0.0
         self._full_owed = False
-        self._full_took_s = 0.0
+        self._full_took_s = (0.0, 0.0)
+        self._part_took_s = (0.0, 0.0)
         self._again_at = math.inf
         self._limited = False
 
@@ -56,10 +57,13 @@ class QueueState:
         now = time.monotonic()
         filled = len(found.jobs) == wanted
         if from_rank == ANY_RANK:
-            before_s, self._full_took_s = self._full_took_s, now - started
-            slow_s = min(before_s, self._full_took_s)  # a single slow fetch may have another cause
-            at_least_s = _FULL_FETCH_EVERY_S if filled else 0.0
-            self._full_at = now + max(at_least_s, 10 * slow_s if slow_s > _SLOW_FETCH_S else 0.0)
+            self._full_took_s = (self._full_took_s[1], now - started)
+            # of two each: a single slow one may have another cause
+            dead_rows_s = min(self._full_took_s) - max(self._part_took_s)
+            self._part_took_s = (0.9 * self._part_took_s[0], 0.9 * self._part_took_s[1])  # forgotten in time
+            self._full_at = now + max(0.0, _REST_S * dead_rows_s)
+        else:
+            self._part_took_s = (self._part_took_s[1], now - started)
         self._limited = found.limited
         if filled or found.again == "now":
             self.may_have_more = True

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _AGAIN_S = 1.0
 _WATCH_EVERY_S = 15.0
 _MOST_TAKEN = 500
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TRACE = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 
 # every pause and limit, as there are few
@@ -150,15 +151,16 @@ class Intake:
         tokens = message.reply.split(".")  # with nine tokens, or with domain and account before the stream
         if len(tokens) < 9:
             raise ValueError("not delivered by a consumer")
-        version, trace = int(headers.get("Event-Version", "1")), headers.get("traceparent", "")
+        event_id, trace = headers.get("Nats-Msg-Id", ""), headers.get("traceparent")
+        version = int(headers.get("Event-Version", "1"))
         if not 0 < version < 2**31:
             raise ValueError("no version of an event")
         event = delivery(
             pull.subscriber,
-            str(UUID(headers.get("Nats-Msg-Id", ""))),
+            event_id if _ID.fullmatch(event_id) else str(UUID(event_id)),
             version,
             message.data.decode() or None,
-            trace if _TRACE.fullmatch(trace) else None,
+            trace if trace and _TRACE.fullmatch(trace) else None,
             partial(self._nats.client.publish, message.reply),
             partial(self._ended, pull),
         )

@@ -14,7 +14,7 @@ from typing import Any, LiteralString
 
 from app.kernel.db import Queries
 from app.kernel.errors import Invalid
-from app.kernel.identifiers import uuid7
+from app.kernel.identifiers import uuid7_text
 from app.kernel.queue import Subscriber
 from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.queue.worker import Job
@@ -108,7 +108,7 @@ def delivery(
 ) -> Delivery:
     """Return an event that was delivered. `payload` is None if the log has it."""
     return Delivery(
-        id=str(uuid7()),
+        id=uuid7_text(),
         task=subscriber.name,
         payload=payload,
         attempt=0,
