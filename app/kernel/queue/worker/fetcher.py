@@ -15,7 +15,8 @@ from app.kernel.queue.worker import InFlight
 from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.leases import ANY_RANK, Fetched, Leases
 
-_REST_S = 10  # for a second that dead rows took
+_DEAD_ROWS_S = 0.002  # less is noise
+_REST_S = 10  # for each second that dead rows took
 _PREFETCH_S = 0.1
 _PROMOTE_EVERY_S = 0.05
 _TURN_AGAIN_S = 0.002
@@ -60,8 +61,8 @@ class QueueState:
             self._full_took_s = (self._full_took_s[1], now - started)
             # of two each: a single slow one may have another cause
             dead_rows_s = min(self._full_took_s) - max(self._part_took_s)
-            self._part_took_s = (0.9 * self._part_took_s[0], 0.9 * self._part_took_s[1])  # forgotten in time
-            self._full_at = now + max(0.0, _REST_S * dead_rows_s)
+            self._part_took_s = (0.99 * self._part_took_s[0], 0.99 * self._part_took_s[1])  # forgotten in time
+            self._full_at = now + (_REST_S * dead_rows_s if dead_rows_s > _DEAD_ROWS_S else 0.0)
         else:
             self._part_took_s = (self._part_took_s[1], now - started)
         self._limited = found.limited
