@@ -1,7 +1,7 @@
 """Cursor pagination: `?limit=` (1 to 100, default 20) and `&cursor=`, the `next_cursor` of the previous page."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Generic, Protocol, TypeVar
@@ -19,6 +19,14 @@ Limit = Annotated[int, Interval(ge=1, le=100), Doc("Maximum number of rows.")]
 _CURSOR = "AaIDBFG5cS21LP1A3wtD4w"
 Cursor = Annotated[str, Pattern("^[A-Za-z0-9_-]{21}[AQgw]$"), Doc("`next_cursor` of the previous page.", _CURSOR)]
 """An id: 16 bytes in base64url."""
+NameCursor = Annotated[
+    str, Pattern("^[A-Za-z0-9_-]{2,1024}$"), Doc("`next_cursor` of the previous page.", "ZGVmYXVsdA")
+]
+"""A name in base64url."""
+TimeCursor = Annotated[
+    str, Pattern("^[A-Za-z0-9_-]{32}$"), Doc("`next_cursor` of the previous page.", f"{_CURSOR}AGYNqKUYg")
+]
+"""An id and a time: 24 bytes in base64url."""
 WorkCursor = Annotated[
     str,
     Pattern("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"),
@@ -54,11 +62,22 @@ def next_cursor(items: Sequence[HasId], limit: int) -> str | None:
     return None if len(items) < limit else mark(items[-1].id)
 
 
+def page_of(rows: Iterable[T], name: Callable[[T], str], limit: int, cursor: str | None) -> Page[T]:
+    """Return a page of a list that is bounded by the code or the deployment, in the order of unique names.
+
+    Raises Invalid for a malformed cursor.
+    """
+    last = "" if cursor is None else _text(cursor)
+    left = sorted((row for row in rows if cursor is None or name(row) > last), key=name)
+    after_it = _encoded(name(left[limit - 1]).encode()) if len(left) > limit else None
+    return Page(left[:limit], after_it)
+
+
 def mark(last: UUID, *moments: datetime) -> str:
     """Return a cursor of an id and times to the microsecond."""
     numbers = [(moment - _EPOCH) // _MICROSECOND for moment in moments]
     position = last.bytes + b"".join(number.to_bytes(8, "big", signed=True) for number in numbers)
-    return base64.urlsafe_b64encode(position).rstrip(b"=").decode()
+    return _encoded(position)
 
 
 def marked(cursor: str, moments: int) -> tuple[UUID, list[datetime]]:
@@ -70,4 +89,15 @@ def marked(cursor: str, moments: int) -> tuple[UUID, list[datetime]]:
             raise ValueError
         return UUID(bytes=found[:16]), [_EPOCH + number * _MICROSECOND for number in numbers]
     except (ValueError, OverflowError):
+        raise Invalid("the cursor is invalid", (("cursor", "is invalid"),)) from None
+
+
+def _encoded(position: bytes) -> str:
+    return base64.urlsafe_b64encode(position).rstrip(b"=").decode()
+
+
+def _text(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except ValueError:
         raise Invalid("the cursor is invalid", (("cursor", "is invalid"),)) from None

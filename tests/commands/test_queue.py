@@ -86,6 +86,9 @@ def test_queues_are_listed_paused_limited_and_resumed(on_migrated: Project, migr
     paused = on_migrated.app("queues", "pause", "q2")
     assert (paused.returncode, paused.stderr) == (0, "")
     assert paused.stdout.startswith("q2 has been paused since 20")
+    for_hours = on_migrated.app("queues", "pause", "q2", "--for", "2h", "--reason", "mail is down", "--json")
+    assert printed_json(for_hours)["pause_reason"] == "mail is down"
+    assert "must be in the future" in refused(on_migrated.app("queues", "pause", "q2", "--until", "2026-01-01"), 65)
     assert on_migrated.app("queues", "limit", "q2", "4").stdout.endswith("; at most 4 of its jobs may run at once\n")
     lines = on_migrated.app("queues", "list").stdout.splitlines()
     [line] = [line for line in lines if line.startswith("q2 ")]
@@ -200,15 +203,14 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
     ended = eventually(lambda: database.all("SELECT outcome FROM kernel.finished_jobs WHERE id = %s", job_id), 5)
     assert ended == [("cancelled",)]
     heading, *lines = copied.app("schedules", "list").stdout.splitlines()
-    assert heading.split() == ["schedule", "rhythm", "next", "fired", "skipped", "last", "job"]
+    assert heading.split() == ["schedule", "rhythm", "next", "until", "late", "fired", "skipped", "last", "job"]
     [line] = [line for line in lines if line.startswith(heartbeat)]
     assert "* * * * * UTC" in line
     assert " paused 20" in line
     assert "cancelled 20" in line
     assert printed_json(copied.app("schedules", "resume", heartbeat, "--json")) == {
-        "name": heartbeat,
-        "paused_at": None,
-    }
+        "name": heartbeat, "paused_at": None, "paused_until": None, "pause_reason": None
+    }  # fmt: skip
 
 
 # What removed modules leave behind

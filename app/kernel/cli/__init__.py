@@ -52,7 +52,9 @@ class _Group(TyperGroup):
 
 def group(summary: str) -> typer.Typer:
     """Return a group of commands."""
-    return typer.Typer(cls=_Group, help=summary, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+    made = typer.Typer(cls=_Group, help=summary, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+    made.callback()(lambda: None)  # otherwise a single command would replace its group
+    return made
 
 
 def single(function: Callable[..., None]) -> Callable[[str], typer.Typer]:

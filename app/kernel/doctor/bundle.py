@@ -51,9 +51,10 @@ _QUERIES: dict[str, LiteralString] = {
         FROM pg_stat_user_tables WHERE schemaname = ANY(%(schemas)s) ORDER BY 2 DESC LIMIT 500
     """,
     "queues": """
-        SELECT q.name, q.paused_at, q.concurrency, q.seen_at, j.state, count(j.id), min(j.run_at) AS oldest
+        SELECT q.name, q.paused_at, q.paused_until, q.concurrency, q.seen_at, j.state, count(j.id),
+            min(j.run_at) AS oldest
         FROM kernel.queues q FULL JOIN kernel.jobs j ON j.queue = q.name
-        GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 5 LIMIT 500
+        GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 6 LIMIT 500
     """,
     "dead_letters": """
         SELECT queue, task, count(*), max(died_at) AS newest FROM kernel.dead_letters
@@ -61,11 +62,12 @@ _QUERIES: dict[str, LiteralString] = {
     """,
     "schedules": """
         SELECT name, task, queue, spec, misfire, overlap, next_fire_at, last_fire_at, fired_count, skipped_count,
-            paused_at, seen_at
+            paused_at, paused_until, seen_at
         FROM kernel.schedules ORDER BY name LIMIT 500
     """,
     "processes": """
-        SELECT name, version, host, pid, state, services, started_at, last_seen_at FROM kernel.processes
+        SELECT name, version, host, pid, state, services, started_at, last_seen_at, memory_bytes, worker, workers
+        FROM kernel.processes
         ORDER BY name LIMIT 500
     """,
     "captured_errors": """

@@ -14,11 +14,14 @@ _LATELY_S = 3600
 async def queues(d: Deployment) -> AsyncIterator[Finding]:
     """Report queues with jobs that are due for long: without consumer, paused, or too slow."""
     stuck = """
-        SELECT j.queue, count(*), extract(epoch FROM now() - min(j.run_at))::float8, q.paused_at IS NOT NULL,
-            coalesce(q.seen_at < now() - interval '3 minutes', true)
+        SELECT j.queue, count(*), extract(epoch FROM now() - min(j.run_at))::float8,
+            kernel.is_paused(q.paused_at, q.paused_until), coalesce(q.seen_at < now() - interval '3 minutes', true)
         FROM kernel.jobs j LEFT JOIN kernel.queues q ON q.name = j.queue
         WHERE j.state = 'ready'
-        GROUP BY j.queue, q.paused_at, q.seen_at HAVING min(j.run_at) < now() - %s * interval '1 second'
+        GROUP BY j.queue, q.paused_at, q.paused_until, q.seen_at
+        HAVING greatest(
+            min(j.run_at), CASE WHEN NOT kernel.is_paused(q.paused_at, q.paused_until) THEN q.paused_until END
+        ) < now() - %s * interval '1 second'
         ORDER BY 1 LIMIT 20
     """
     for queue, count, since_s, is_paused, is_unseen in await d.all(stuck, (d[SentinelSettings].stuck_queue,)):
@@ -36,8 +39,11 @@ async def queues(d: Deployment) -> AsyncIterator[Finding]:
 async def schedules(d: Deployment) -> AsyncIterator[Finding]:
     """Report schedules that are due and have not fired."""
     late = """
-        SELECT name, extract(epoch FROM now() - next_fire_at)::float8 FROM kernel.schedules
-        WHERE paused_at IS NULL AND next_fire_at < now() - %s * interval '1 second' ORDER BY next_fire_at LIMIT 20
+        SELECT name, extract(epoch FROM now() - next_fire_at)::float8
+        FROM kernel.schedules
+        WHERE NOT kernel.is_paused(paused_at, paused_until)
+          AND greatest(next_fire_at, paused_until) < now() - %s * interval '1 second'
+        ORDER BY next_fire_at LIMIT 20
     """
     found = await d.all(late, (d[SentinelSettings].late_schedule,))
     if found:

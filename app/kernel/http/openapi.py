@@ -19,7 +19,7 @@ from app.kernel.http.authenticators import Bearer
 from app.kernel.http.codecs import Codec, Form
 from app.kernel.http.examples import Examples
 from app.kernel.http.problems import HttpProblem, code_and_title
-from app.kernel.http.routes import has_body, input_type, path_parameters, refusals, sends_itself
+from app.kernel.http.routes import has_body, input_type, needs_body, path_parameters, refusals, sends_itself
 from app.kernel.product import VERSION
 
 Refused = Callable[[], Refusal | HttpProblem]
@@ -239,7 +239,7 @@ def _input(operation: ActionOperation, schema: dict[str, Any], examples: Example
         "additionalProperties": other if action.codec.ignores_unknown else False,
     }
     content = {action.codec.media_type: {"schema": body, "example": examples.of(body)}}
-    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+    return {"parameters": parameters, "requestBody": {"required": needs_body(operation), "content": content}}
 
 
 def _as_segment(schema: dict[str, Any]) -> dict[str, Any]:

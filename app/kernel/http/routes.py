@@ -1,7 +1,7 @@
 """From action to route: one generic endpoint authenticates, decodes, runs and encodes."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from loguru import logger
@@ -16,7 +16,7 @@ from app.kernel.callers import BasicAuth, BearerToken, Caller, Origin
 from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated, Unavailable
-from app.kernel.http.asgi import TIMEOUT, App, Receive, Scope, Send, respond
+from app.kernel.http.asgi import TIMEOUT, App, Receive, Scope, Send, header, respond
 from app.kernel.http.authenticators import Authenticator, basic_auth, bearer_token
 from app.kernel.http.codecs import Form, check_media_type, merged_text, read_body
 from app.kernel.http.problems import HttpProblem
@@ -100,6 +100,7 @@ class _Endpoint:
         self._input = None if kind is None else Decoder[Any](kind, ignore_unknown=action.codec.ignores_unknown)
         self._in_path = bool(input_names(kind) & set(path_parameters(action.path)))
         self._has_body = has_body(operation)
+        self._may_omit_body = self._has_body and not needs_body(operation)
         self._codes = {kind.code for kind in refusals(operation)}
         self._output = None if returned is type(None) or sends_itself(returned) else TypeAdapter[Any](returned)
 
@@ -153,8 +154,12 @@ class _Endpoint:
             raise HttpProblem(400, "NUL is not allowed in the path")
         if not self._has_body:
             return decoder.text(merged_text(scope["query_string"], path))
-        check_media_type(scope, self._action.codec.media_type)
+        if not self._may_omit_body or header(scope, b"content-type") is not None:
+            check_media_type(scope, self._action.codec.media_type)
         body = await read_body(scope, receive, self._limits.max_body_bytes, self._limits.body_timeout)
+        if self._may_omit_body and not body:
+            return decoder.text(path)
+        check_media_type(scope, self._action.codec.media_type)
         return self._action.codec.decode(decoder, body, path if self._in_path else {})
 
 
@@ -205,6 +210,17 @@ def has_body(operation: ActionOperation) -> bool:
     if kind is None or action.method == "GET":
         return False
     return not is_dataclass(kind) or not input_names(kind) <= set(path_parameters(action.path))
+
+
+def needs_body(operation: ActionOperation) -> bool:
+    """Return whether a request without a body is refused, because a field of the body is required."""
+    kind = operation.signature.input
+    in_path = set(path_parameters(operation.action.path))
+    return not is_dataclass(kind) or any(
+        item.default is MISSING and item.default_factory is MISSING
+        for item in fields(kind)
+        if name_outside(item.name) not in in_path
+    )
 
 
 def path_parameters(path: str) -> list[str]:

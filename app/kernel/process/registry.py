@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from typing import ClassVar
 from uuid import UUID
 
 from app.kernel import series
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.actions.compose import make
 from app.kernel.config import Settings
 from app.kernel.db import Database
@@ -45,7 +48,11 @@ _ROLL_OUT = """
 
 @dataclass(frozen=True, slots=True)
 class LiveProcess:
-    """A process that has reported itself lately."""
+    """A process that has reported itself lately.
+
+    `worker` of `workers` is its number under its supervisor; null without one. `memory_bytes` is its resident memory;
+    null where the system does not tell.
+    """
 
     id: UUID
     name: str
@@ -56,6 +63,21 @@ class LiveProcess:
     services: list[str]
     started_at: datetime
     last_seen_at: datetime
+    memory_bytes: int | None = None
+    worker: int | None = None
+    workers: int | None = None
+
+    columns: ClassVar[Columns] = (
+        Column("process", "name"),
+        Column("state", is_state=True),
+        Column("host", lambda p: f"{p.host}:{p.pid}"),
+        Column("worker", lambda p: f"{p.worker}/{p.workers}" if p.worker else "", extra=True),
+        Column("version", extra=True),
+        Column("memory", lambda p: f"{p.memory_bytes / 1e6:.0f} MB" if p.memory_bytes else ""),
+        Column("started", "started_at"),
+        Column("seen", "last_seen_at"),
+        Column("services", extra=True),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +89,8 @@ class Registry:
     async def alive(self) -> list[LiveProcess]:
         """Return the processes seen within the last seconds, by name."""
         sql = """
-            SELECT id, name, version, host, pid, state, services, started_at, last_seen_at
+            SELECT id, name, version, host, pid, state, services, started_at, last_seen_at,
+                memory_bytes, worker, workers
             FROM kernel.processes
             WHERE last_seen_at > now() - %s * interval '1 second'
             ORDER BY name, started_at
@@ -78,15 +101,16 @@ class Registry:
         """Store that the process is alive now, in this state."""
         sql = """
             INSERT INTO kernel.processes
-                (id, name, version, host, pid, state, services, started_at, last_seen_at, rollout_id)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), %s)
+                (id, name, version, host, pid, state, services, started_at, memory_bytes, worker, workers, last_seen_at,
+                 rollout_id)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now(), %s)
             ON CONFLICT (id) DO UPDATE
-            SET state = excluded.state, services = excluded.services, last_seen_at = now(),
-                rollout_id = excluded.rollout_id
+            SET state = excluded.state, services = excluded.services, memory_bytes = excluded.memory_bytes,
+                last_seen_at = now(), rollout_id = excluded.rollout_id
         """
         p = process
-        about = (p.id, p.name, p.version, p.host, p.pid, p.state, p.services, p.started_at, rollout_id)
-        await self.db.run(sql, about)
+        about = (p.id, p.name, p.version, p.host, p.pid, p.state, p.services, p.started_at)
+        await self.db.run(sql, (*about, p.memory_bytes, p.worker, p.workers, rollout_id))
 
     async def count(self, process_id: UUID, counts: Mapping[str, int], known: Mapping[str, int]) -> None:
         """Store what the process has counted since it started. `known` is what it has stored before. Safe to repeat."""
@@ -118,9 +142,12 @@ async def reporter(p: Process) -> Run:
     registry = Registry(await make(p, Database))
     identifier, host, pid = uuid7(), socket.gethostname(), os.getpid()
 
+    worker = p.launch.worker
+    numbers = (None, None) if worker is None else (worker.number, worker.count)
+
     def now() -> LiveProcess:
-        services = list(p.services)
-        return LiveProcess(identifier, p.name, VERSION, host, pid, p.state, services, p.started_at, p.started_at)
+        about = (identifier, p.name, VERSION, host, pid, p.state, list(p.services), p.started_at, p.started_at)
+        return LiveProcess(*about, _resident_bytes(), *numbers)
 
     async def run(stop: asyncio.Event) -> None:
         stopping, rollout_id, known = False, None, dict[str, int]()
@@ -142,3 +169,11 @@ async def reporter(p: Process) -> Run:
 def started_with(settings: Settings) -> dict[str, str]:
     """Return the effective settings by key: no secrets, and nothing in which processes of a machine differ."""
     return {value.key: value.text for value in settings.values() if not value.secret and value.key not in _OF_ONE}
+
+
+def _resident_bytes() -> int | None:
+    """Return the resident memory of this process; None where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None

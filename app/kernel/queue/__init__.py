@@ -137,9 +137,9 @@ class Subscriber:
 class Schedule:
     """Enqueues a job of a task at every tick: of a cron expression in a time zone, or of an interval in seconds.
 
-    `misfire` decides on ticks missed while no cron manager ran: `skip` enqueues no job, `one` a single job, `all` one
-    job each. `overlap` decides on a tick while an earlier job is unfinished: `allow` runs both, `skip` skips the tick,
-    `wait` runs the job afterwards. Raises InvalidDeclaration.
+    `misfire` decides on ticks missed while no cron manager ran, or during a pause that has expired: `skip` enqueues no
+    job, `one` a single job, `all` one job each. `overlap` decides on a tick while an earlier job is unfinished: `allow`
+    runs both, `skip` skips the tick, `wait` runs the job afterwards. Raises InvalidDeclaration.
     """
 
     task: Task[Any]

@@ -22,14 +22,13 @@ from app.kernel.db.postgres import database
 from app.kernel.errors import Unavailable
 from app.kernel.process import Process, pause
 from app.kernel.queue import Schedule
-from app.kernel.queue.crontab import Crontab
+from app.kernel.queue.crontab import EPOCH, Crontab
 from app.kernel.queue.enqueue import KEEP_UNFINISHED, insert_jobs
 from app.kernel.services import Run
 from app.kernel.telemetry import metrics
 
 _CATCH_UP = 1000  # maximum number of ticks of a schedule, and of jobs, in a transaction
 _FIRED_AT_ONCE = 100  # maximum number of schedules in a transaction
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SEEN_EVERY_S = 10.0
 _GONE_AFTER_S = 60.0
 
@@ -61,9 +60,9 @@ WHERE name IN (SELECT name FROM kernel.schedules WHERE name = ANY(%s) ORDER BY n
 _FORGET_GONE = "DELETE FROM kernel.schedules WHERE seen_at < now() - %s * interval '1 second' AND name <> ALL(%s)"
 
 _TAKE_DUE = """
-SELECT s.name, s.next_fire_at, now(), s.resumed_at
+SELECT s.name, s.next_fire_at, now(), s.resumed_at, s.paused_until
 FROM kernel.schedules s
-WHERE s.next_fire_at <= now() AND s.paused_at IS NULL
+WHERE s.next_fire_at <= now() AND NOT kernel.is_paused(s.paused_at, s.paused_until)
   AND (s.name, s.spec) IN (SELECT * FROM unnest(%(names)s::text[], %(specs)s::text[]))
 ORDER BY s.next_fire_at
 LIMIT %(most)s
@@ -92,15 +91,20 @@ _ENQUEUE = insert_jobs(
 _ADVANCE = """
 UPDATE kernel.schedules s
 SET next_fire_at = given.next, last_fire_at = coalesce(given.last, s.last_fire_at),
-    fired_count = fired_count + given.fired, skipped_count = skipped_count + given.skipped, resumed_at = NULL
+    fired_count = fired_count + given.fired, skipped_count = skipped_count + given.skipped,
+    resumed_at = given.resumed, paused_at = NULL, paused_until = NULL, pause_reason = NULL
 FROM unnest(%(names)s::text[], %(nexts)s::timestamptz[], %(lasts)s::timestamptz[], %(fired)s::integer[],
-    %(skipped)s::integer[]) AS given (name, next, last, fired, skipped)
+    %(skipped)s::integer[], %(resumed)s::timestamptz[]) AS given (name, next, last, fired, skipped, resumed)
 WHERE s.name = given.name
 """
 
 _NEXT = """
-SELECT extract(epoch FROM min(next_fire_at) - now())::float8 FROM kernel.schedules
-WHERE paused_at IS NULL AND (name, spec) IN (SELECT * FROM unnest(%(names)s::text[], %(specs)s::text[]))
+SELECT extract(epoch FROM min(
+    CASE WHEN kernel.is_paused(paused_at, paused_until) THEN greatest(next_fire_at, paused_until) ELSE next_fire_at END
+) - now())::float8
+FROM kernel.schedules
+WHERE (paused_at IS NULL OR paused_until IS NOT NULL)
+  AND (name, spec) IN (SELECT * FROM unnest(%(names)s::text[], %(specs)s::text[]))
 """
 
 
@@ -160,22 +164,32 @@ class CronManager:
                 return 0
             advanced = [await self._due(tx, _CATCH_UP // len(rows), *row) for row in rows]
             await self._enqueue(tx, [(self._schedules[a[0]], ticks) for a, ticks in advanced])
-            names, nexts, lasts, fired, skipped = zip(*(a for a, _ in advanced), strict=True)
-            columns = {"names": names, "nexts": nexts, "lasts": lasts, "fired": fired, "skipped": skipped}
-            await tx.run(_ADVANCE, {key: list(column) for key, column in columns.items()})
+            columns = ("names", "nexts", "lasts", "fired", "skipped", "resumed")
+            values = map(list, zip(*(a for a, _ in advanced), strict=True))
+            await tx.run(_ADVANCE, dict(zip(columns, values, strict=True)))
+        resumed = {name: until for name, _, _, _, until in rows if until is not None}
         for (name, *_), ticks in advanced:
             for tick in ticks[-1:]:
-                metrics.schedule_fired(name, (rows[0][2] - tick).total_seconds())
+                metrics.schedule_fired(name, (rows[0][2] - max(tick, resumed.get(name, tick))).total_seconds())
         return len(rows)
 
     async def _due(
-        self, tx: Transaction, most: int, name: str, due: datetime, now: datetime, resumed_at: datetime | None
-    ) -> tuple[tuple[str, datetime, datetime | None, int, int], list[datetime]]:
+        self,
+        tx: Transaction,
+        most: int,
+        name: str,
+        due: datetime,
+        now: datetime,
+        resumed_at: datetime | None,
+        paused_until: datetime | None,
+    ) -> tuple[tuple[str, datetime, datetime | None, int, int, datetime | None], list[datetime]]:
         """Return the new state of a schedule, and the ticks that become jobs."""
         schedule = self._schedules[name]
         later = itertools.takewhile(lambda tick: tick <= now, upcoming(schedule, due))
         missed = list(itertools.islice(itertools.chain([due], later), most if schedule.misfire == "all" else _CATCH_UP))
         following = next(upcoming(schedule, missed[-1]))
+        if schedule.misfire == "skip":  # else the ticks of a pause that has expired are missed ones
+            resumed_at = max((at for at in (resumed_at, paused_until) if at is not None), default=None)
         wanted = [tick for tick in missed if resumed_at is None or tick >= resumed_at]
         if schedule.misfire == "one":
             wanted = wanted[-1:]
@@ -187,7 +201,8 @@ class CronManager:
             row = await tx.one(_UNFINISHED, (name, schedule.task.name))
             wanted = [] if row and row[0] else wanted[-1:]
         skipped = len(missed) - len(wanted)
-        return (name, following, wanted[-1] if wanted else None, len(wanted), skipped), wanted
+        later_resumed = resumed_at if resumed_at is not None and following < resumed_at else None
+        return (name, following, wanted[-1] if wanted else None, len(wanted), skipped, later_resumed), wanted
 
     async def _enqueue(self, tx: Transaction, due: list[tuple[Schedule, list[datetime]]]) -> None:
         jobs = [(schedule, tick) for schedule, ticks in due for tick in ticks]
@@ -235,7 +250,7 @@ class CrontabTrigger(BaseTrigger):
 def _trigger(schedule: Schedule) -> Any:  # APScheduler is not annotated
     if schedule.cron:
         return CrontabTrigger(Crontab(schedule.cron, schedule.timezone))
-    return IntervalTrigger(seconds=schedule.every_s, start_date=_EPOCH, timezone=UTC)
+    return IntervalTrigger(seconds=schedule.every_s, start_date=EPOCH, timezone=UTC)
 
 
 async def cron_manager(p: Process, schedules: Sequence[Schedule]) -> Run:

@@ -20,8 +20,9 @@ _ALL = """
     ), d AS (
         SELECT queue AS name, count(*) AS dead FROM kernel.dead_letters GROUP BY queue
     )
-    SELECT name, q.paused_at, q.concurrency, coalesce(j.scheduled, 0), coalesce(j.ready, 0), coalesce(j.waiting, 0),
-        coalesce(j.leased, 0), coalesce(d.dead, 0), extract(epoch FROM now() - j.oldest)::float8
+    SELECT known.name, p.paused_at, p.paused_until, p.pause_reason, q.concurrency, coalesce(j.scheduled, 0),
+        coalesce(j.ready, 0), coalesce(j.waiting, 0), coalesce(j.leased, 0), coalesce(d.dead, 0),
+        extract(epoch FROM now() - j.oldest)::float8
     FROM (
         SELECT name FROM kernel.queues
         UNION SELECT queue FROM kernel.subscriptions
@@ -33,25 +34,32 @@ _ALL = """
     LEFT JOIN kernel.queues q USING (name)
     LEFT JOIN j USING (name)
     LEFT JOIN d USING (name)
-    ORDER BY name
+    LEFT JOIN kernel.queues p ON p.name = known.name AND kernel.is_paused(p.paused_at, p.paused_until)
 """
 
 _PAUSE = """
-    INSERT INTO kernel.queues (name, paused_at) VALUES (%s, now())
-    ON CONFLICT (name) DO UPDATE SET paused_at = coalesce(queues.paused_at, now())
-    RETURNING name, paused_at, concurrency
+    INSERT INTO kernel.queues AS q (name, paused_at, paused_until, pause_reason)
+    VALUES (%(name)s, now(), %(until)s, %(reason)s)
+    ON CONFLICT (name) DO UPDATE
+    SET paused_at = CASE WHEN kernel.is_paused(q.paused_at, q.paused_until) THEN q.paused_at ELSE now() END,
+        paused_until = excluded.paused_until, pause_reason = excluded.pause_reason
 """
 
 _RESUME = """
     INSERT INTO kernel.queues (name) VALUES (%s)
-    ON CONFLICT (name) DO UPDATE SET paused_at = NULL
-    RETURNING name, paused_at, concurrency
+    ON CONFLICT (name) DO UPDATE SET paused_at = NULL, paused_until = NULL, pause_reason = NULL
 """
 
 _LIMIT = """
     INSERT INTO kernel.queues (name, concurrency) VALUES (%s, %s)
     ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency
-    RETURNING name, paused_at, concurrency
+"""
+
+_STATUS = """
+    SELECT q.name, p.paused_at, p.paused_until, p.pause_reason, q.concurrency
+    FROM kernel.queues q
+    LEFT JOIN kernel.queues p ON p.name = q.name AND kernel.is_paused(p.paused_at, p.paused_until)
+    WHERE q.name = %s
 """
 
 _NOTIFY = "SELECT pg_notify('kernel_jobs', 'q' || %s::text)"
@@ -98,10 +106,16 @@ async def register_queues(db: Queries, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ListedQueue:
-    """A queue with its job counts by state and the age of its oldest ready job in seconds."""
+    """A queue with its job counts by state and the age of its oldest ready job in seconds.
+
+    `paused_until` and `pause_reason` belong to its pause; `paused_by` is who paused it: the id of an actor, or the user
+    of the operating system.
+    """
 
     name: str
     paused_at: datetime | None
+    paused_until: datetime | None
+    pause_reason: str | None
     concurrency: int | None
     scheduled: int
     ready: int
@@ -109,6 +123,7 @@ class ListedQueue:
     leased: int
     dead: int
     oldest_ready_s: float | None
+    paused_by: str | None = None
 
     columns: ClassVar[Columns] = (
         Column("queue", "name"),
@@ -121,7 +136,10 @@ class ListedQueue:
         Column("leased"),
         Column("dead"),
         Column("limit", "concurrency", extra=True),
-        Column("paused at"),
+        Column("paused", lambda queue: ("paused", queue.paused_at) if queue.paused_at else "", is_state=True),
+        Column("until", "paused_until"),
+        Column("reason", "pause_reason", extra=True),
+        Column("by", "paused_by", extra=True),
     )
 
 
@@ -131,13 +149,22 @@ class QueueStatus:
 
     name: str
     paused_at: datetime | None
+    paused_until: datetime | None
+    pause_reason: str | None
     concurrency: int | None
     is_used: bool
 
     def __str__(self) -> str:
-        state = f"has been paused since {self.paused_at:%Y-%m-%d %H:%M:%S}Z" if self.paused_at else "is not paused"
         at_once = "any number of its jobs" if self.concurrency is None else f"at most {self.concurrency} of its jobs"
-        return f"{self.name} {state}; {at_once} may run at once"
+        return f"{self.name} {pause_text(self.paused_at, self.paused_until)}; {at_once} may run at once"
+
+
+def pause_text(paused_at: datetime | None, paused_until: datetime | None) -> str:
+    """Return a pause as the predicate of a sentence."""
+    if paused_at is None:
+        return "is not paused"
+    until = f" until {paused_until:%Y-%m-%d %H:%M:%S}Z" if paused_until else ""
+    return f"has been paused since {paused_at:%Y-%m-%d %H:%M:%S}Z{until}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,31 +174,43 @@ class QueueAdmin:
     known: Sequence[str]
 
     async def all(self, db: Queries) -> list[ListedQueue]:
-        """Return all queues by name."""
+        """Return all queues, without `paused_by`."""
         return [ListedQueue(*row) for row in await db.all(_ALL, (list(self.known),))]
 
     async def names(self, db: Queries) -> list[str]:
         """Return the names of all known queues."""
         return [known for (known,) in await db.all(_NAMES, (list(self.known),))]
 
-    async def pause(self, tx: Transaction, name: str) -> QueueStatus:
-        """Stop starting jobs of a queue. Running jobs continue. Raises QueueNotFound."""
+    async def pause(
+        self, tx: Transaction, name: str, until: datetime | None = None, reason: str | None = None
+    ) -> QueueStatus:
+        """Stop starting jobs of a queue until a time, or until it is resumed. Raises QueueNotFound.
+
+        Running jobs continue. Pausing a paused queue replaces the expiry and the reason. Workers are notified, because
+        they fetch again when the pause expires.
+        """
         used = await self._is_used(tx, name)
-        return _control(await tx.one(_PAUSE, (name,)), used)
+        await tx.run(_PAUSE, {"name": name, "until": until, "reason": reason})
+        return await self._changed(tx, name, used)
 
     async def resume(self, tx: Transaction, name: str) -> QueueStatus:
         """Resume a queue and notify the workers. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
-        resumed = _control(await tx.one(_RESUME, (name,)), used)
-        await tx.run(_NOTIFY, (name,))
-        return resumed
+        await tx.run(_RESUME, (name,))
+        return await self._changed(tx, name, used)
 
     async def limit(self, tx: Transaction, name: str, concurrency: int | None) -> QueueStatus:
         """Set or remove the concurrency limit of a queue, and notify the workers. Raises QueueNotFound."""
         used = await self._is_used(tx, name)
-        limited = _control(await tx.one(_LIMIT, (name, concurrency)), used)
+        await tx.run(_LIMIT, (name, concurrency))
+        return await self._changed(tx, name, used)
+
+    async def _changed(self, tx: Transaction, name: str, used: bool) -> QueueStatus:
+        """Notify the workers; return the new status."""
         await tx.run(_NOTIFY, (name,))
-        return limited
+        row = await tx.one(_STATUS, (name,))
+        assert row is not None
+        return QueueStatus(*row, is_used=used)
 
     async def _is_used(self, tx: Transaction, name: str) -> bool:
         """Return whether a queue is in use. Raises QueueNotFound if it was never used."""
@@ -180,8 +219,3 @@ class QueueAdmin:
         if not used and not stored:
             raise QueueNotFound(f"there is no queue {name}{suggestion(name, await self.names(tx))}")
         return bool(used)
-
-
-def _control(row: tuple[str, datetime | None, int | None] | None, used: bool) -> QueueStatus:
-    assert row is not None
-    return QueueStatus(*row, is_used=used)

@@ -38,14 +38,16 @@ _GONE = """
 """
 _LATE = """
     SELECT name, name || ' was due at ' || next_fire_at || ' and has not fired: does a cron manager run?'
-    FROM kernel.schedules WHERE paused_at IS NULL AND next_fire_at < now() - %s * interval '1 second'
+    FROM kernel.schedules
+    WHERE NOT kernel.is_paused(paused_at, paused_until)
+      AND greatest(next_fire_at, paused_until) < now() - %s * interval '1 second'
 """
 _STUCK = """
     SELECT j.queue, 'the oldest job of the queue ' || j.queue || ' has been due for '
         || extract(epoch FROM now() - min(j.run_at))::int || ' s: does a consumer work on it?'
     FROM kernel.jobs j LEFT JOIN kernel.queues q ON q.name = j.queue
-    WHERE j.state = 'ready' AND q.paused_at IS NULL
-    GROUP BY j.queue HAVING min(j.run_at) < now() - %s * interval '1 second'
+    WHERE j.state = 'ready' AND NOT kernel.is_paused(q.paused_at, q.paused_until)
+    GROUP BY j.queue, q.paused_until HAVING greatest(min(j.run_at), q.paused_until) < now() - %s * interval '1 second'
 """
 _HELD = """
     SELECT coalesce(nullif(application_name, ''), usename, 'unknown'), 'pid ' || pid || ' has held a snapshot for '

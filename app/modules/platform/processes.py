@@ -3,8 +3,17 @@
 from dataclasses import dataclass
 
 from app.kernel.actions import read
-from app.kernel.paging import Page
+from app.kernel.paging import Limit, NameCursor, Page, page_of
 from app.kernel.process.registry import LiveProcess, Registry
+from app.kernel.product import NAME
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesWanted:
+    """A page of the live processes."""
+
+    limit: Limit = 20
+    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +22,14 @@ class Processes:
 
     registry: Registry
 
-    @read("platform.list_processes", GET="/platform/v1/processes", permission="platform:processes:read")
-    async def list(self) -> Page[LiveProcess]:
-        """List live processes by name."""
-        return Page(await self.registry.alive())
+    @read(
+        "platform.list_processes",
+        GET="/platform/v1/processes",
+        permission="platform:processes:read",
+        command="processes list",
+        empty=f"processes report themselves every few seconds: {NAME} run-all-in-one",
+        examples=("", "--json"),
+    )
+    async def list(self, wanted: ProcessesWanted) -> Page[LiveProcess]:
+        """List live processes with their hosts, versions, memory and workers, by name."""
+        return page_of(await self.registry.alive(), lambda p: f"{p.name} {p.id}", wanted.limit, wanted.cursor)

@@ -1,15 +1,17 @@
 """Queues."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Interval, Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
+from app.kernel.audit import Audit, EntryFilters
 from app.kernel.fields import Option
-from app.kernel.paging import Page
+from app.kernel.paging import Limit, NameCursor, Page, page_of
 from app.kernel.product import NAME
 from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
+from app.modules.platform.domain.pauses import Reason, Seconds, Until, pause_of
 
 QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.", "default")]
 
@@ -19,6 +21,24 @@ class QueueRef:
     """A queue."""
 
     name: QueueName
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePause:
+    """A queue, and for how long and why it is paused."""
+
+    name: QueueName
+    reason: Reason = None
+    seconds: Seconds = None
+    until: Until = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuesWanted:
+    """A page of the queues."""
+
+    limit: Limit = 20
+    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +58,7 @@ class Queues:
     """List, pause, resume and limit queues."""
 
     admin: QueueAdmin
+    audit: Audit
 
     @read(
         "platform.list_queues",
@@ -46,9 +67,16 @@ class Queues:
         command="queues list",
         empty=f"consumers register their queues when they start: {NAME} run-event-consumer",
     )
-    async def list(self, db: Database) -> Page[ListedQueue]:
-        """List queues with their job counts by state and the age of the oldest ready job."""
-        return Page(await self.admin.all(db))
+    async def list(self, db: Database, wanted: QueuesWanted) -> Page[ListedQueue]:
+        """List queues with their job counts by state, the age of the oldest ready job, and their pauses."""
+        page = page_of(await self.admin.all(db), lambda queue: queue.name, wanted.limit, wanted.cursor)
+        return replace(page, items=[await self._with_operator(db, queue) for queue in page.items])
+
+    async def _with_operator(self, db: Database, queue: ListedQueue) -> ListedQueue:
+        if queue.paused_at is None:
+            return queue
+        found = await self.audit.page(db, EntryFilters(target=queue.name, action="platform.pause_queue"), 1, None)
+        return replace(queue, paused_by=str(found[0].actor_id or found[0].address)) if found else queue
 
     @change(
         "platform.pause_queue",
@@ -56,11 +84,16 @@ class Queues:
         permission="platform:queues:write",
         raises=(QueueNotFound,),
         command="queues pause",
-        examples=("default",),
+        examples=("default", 'reports --for 2h --reason "the mail server is down"'),
     )
-    async def pause(self, tx: Transaction, queue: QueueRef) -> QueueStatus:
-        """Stop starting jobs of a queue. Running jobs finish; enqueueing continues. Safe to repeat."""
-        return await self.admin.pause(tx, queue.name)
+    async def pause(self, tx: Transaction, queue: QueuePause, note: Note) -> QueueStatus:
+        """Stop starting jobs of a queue, until it is resumed or the pause expires.
+
+        Running jobs finish; enqueueing continues. Pausing again replaces the reason and the expiry. Safe to repeat.
+        """
+        pause = await pause_of(tx, queue.seconds, queue.until, queue.reason)
+        note.details |= pause.details()
+        return await self.admin.pause(tx, queue.name, pause.until, pause.reason)
 
     @change(
         "platform.resume_queue",
@@ -71,7 +104,7 @@ class Queues:
         examples=("default",),
     )
     async def resume(self, tx: Transaction, queue: QueueRef) -> QueueStatus:
-        """Start the jobs of a paused queue again. Safe to repeat."""
+        """Start the jobs of a paused queue again, before its pause expires. Safe to repeat."""
         return await self.admin.resume(tx, queue.name)
 
     @change(

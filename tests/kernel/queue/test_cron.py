@@ -263,6 +263,62 @@ async def test_a_paused_schedule_rests_and_what_it_missed_is_not_made_up_for(ben
     assert 3 <= len(await keys(bench)) <= 4
 
 
+async def expired(bench: Bench, paused_s: float, ago_s: float) -> None:
+    """Let a pause have lasted for so long, and have expired so long ago, while its ticks were due."""
+    await bench.db.run("UPDATE kernel.schedules SET paused_at = now() - interval '1 day', paused_until = NULL")
+    await bench.db.run(
+        "UPDATE kernel.schedules SET paused_until = now() - %s * interval '1 second',"
+        " next_fire_at = next_fire_at - %s * interval '1 second'",
+        (ago_s, paused_s),
+    )
+
+
+@pytest.mark.parametrize(("misfire", "least", "most"), [("skip", 0, 0), ("one", 1, 1), ("all", 3600, 3602)])
+async def test_a_pause_that_expires_leaves_its_ticks_to_the_misfire_policy(
+    bench: Bench, misfire: Any, least: int, most: int
+) -> None:
+    every_s = 1 if misfire == "all" else 1800
+    cron = manager(bench, Schedule(TICK, every_s=every_s, misfire=misfire))
+    await cron.register()
+    await expired(bench, 3600, -60)
+    await fire(cron)
+    assert await keys(bench) == []  # not yet
+    await expired(bench, 0, 0)
+    await fire(cron)
+    assert least <= len(await keys(bench)) <= most
+    assert await bench.rows("SELECT paused_at, paused_until FROM kernel.schedules") == [(None, None)]
+
+
+@pytest.mark.parametrize(("ago_s", "jobs"), [(0.1, 0), (0.9, 1)])
+async def test_a_schedule_that_skips_what_it_misses_fires_a_tick_after_a_pause_and_none_within(
+    bench: Bench, ago_s: float, jobs: int
+) -> None:
+    cron = CronManager(bench.db, [Schedule(TICK, every_s=7200, misfire="skip")], 30)
+    await cron.register()
+    await expired(bench, 60, ago_s)
+    await bench.db.run("UPDATE kernel.schedules SET next_fire_at = now() - interval '0.5 seconds'")
+    assert await cron.fire_due() == 1
+    assert len(await keys(bench)) == jobs
+
+
+async def test_of_more_ticks_than_a_transaction_takes_none_within_a_pause_is_made_up_for(bench: Bench) -> None:
+    cron = manager(bench, Schedule(TICK, every_s=1, misfire="all"))
+    await cron.register()
+    await due_since(bench, timedelta(seconds=2500))
+    await bench.db.run("UPDATE kernel.schedules SET resumed_at = now() - interval '10 seconds'")
+    await fire(cron)
+    assert 9 <= len(await keys(bench)) <= 20
+
+
+async def test_a_pause_expires_while_the_manager_sleeps_until_its_next_poll(bench: Bench) -> None:
+    cron = CronManager(bench.db, [Schedule(TICK, every_s=1)], 60)
+    await cron.register()
+    ((until,),) = await bench.rows("SELECT now() + interval '1.5 seconds'")
+    await bench.db.run("UPDATE kernel.schedules SET paused_at = now(), paused_until = %s", (until,))
+    async with managing(cron):
+        await bench.until(lambda: bench.rows("SELECT min(created_at) >= %s FROM kernel.jobs", until), [(True,)], 10)
+
+
 @asynccontextmanager
 async def managing(cron: CronManager) -> AsyncIterator[None]:
     stop = asyncio.Event()
@@ -278,6 +334,7 @@ async def test_a_schedule_that_no_release_knows_any_more_disappears(
     monkeypatch.setattr("app.kernel.queue.cron._SEEN_EVERY_S", 0.1)
     monkeypatch.setattr("app.kernel.queue.cron._GONE_AFTER_S", 1.0)
     await manager(bench, Schedule(TICK, every_s=3600, name="old")).register()
+    await bench.db.run("UPDATE kernel.schedules SET paused_at = now(), paused_until = now() + interval '1 day'")
     cron = manager(bench, Schedule(TICK, every_s=3600, name="new"))
     await cron.register()
     async with managing(cron):

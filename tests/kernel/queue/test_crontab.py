@@ -4,12 +4,16 @@
 """
 
 import os
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from app.kernel.queue.crontab import Crontab
+from app.kernel.queue import Schedule, Task
+from app.kernel.queue.cron import upcoming
+from app.kernel.queue.crontab import EPOCH, Crontab, ticks
 from tests.kernel.queue.wall_clock import DAY, ZONES, Clock, changes, patterns
 
 EVERYTHING = os.environ.get("CRON_ORACLE") == "all"
@@ -56,6 +60,32 @@ def test_ticks_around_the_changes_of_all_zones_are_those_of_the_reference(part: 
         clock = around(zone, day)
         for pattern in [each[(number * 7 + n) % 400] for n in range(20)]:
             clock.check(pattern)
+
+
+def test_ticks_are_shown_as_the_cron_manager_fires_them_with_the_clock_changes_that_they_meet() -> None:
+    each, seen = patterns(200, seed=3), Counter[str | None]()
+    for number, (zone, day) in enumerate(changes(2026, 2026)):
+        clock = Clock(zone, day - timedelta(days=1), 2 * DAY + 720)
+        for pattern in [each[(number * 7 + n) % 200] for n in range(4)]:
+            expected = clock.marks(pattern)[:60]
+            begin = day - timedelta(days=1) + timedelta(minutes=1)
+            schedule = Schedule(Task("tick"), cron=pattern.text, timezone=zone)
+            found = list(islice(ticks(schedule.spec, begin), len(expected)))
+            assert [(tick.at, tick.clock_change) for tick in found] == expected, (pattern.text, zone, day)
+            fired = islice(upcoming(schedule, begin - timedelta.resolution), len(expected))
+            assert [tick.at for tick in found] == list(fired)
+            assert all(datetime.fromisoformat(tick.local) == tick.at for tick in found)
+            assert all(tick.local == tick.at.astimezone(ZoneInfo(zone)).isoformat() for tick in found)
+            seen.update(tick.clock_change for tick in found)
+    assert seen.keys() == {None, "first", "second", "skipped"}
+    for seconds in (1, 7, 86_400, 366 * 86_400):
+        schedule = Schedule(Task("tick"), every_s=seconds)
+        for begin in (datetime(1999, 5, 1, tzinfo=UTC), datetime(2026, 3, 29, 0, 59, 59, 1, tzinfo=UTC)):
+            found = [tick.at for tick in islice(ticks(schedule.spec, begin), 10)]
+            if begin > EPOCH:
+                assert found == list(islice(upcoming(schedule, begin - timedelta.resolution), 10))
+            assert begin <= found[0] < begin + timedelta(seconds=seconds)
+            assert next(ticks(schedule.spec, found[0])).at == found[0]  # from a tick on: that one too
 
 
 def test_the_ticks_of_a_whole_year_are_those_of_the_reference() -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from app.kernel.db import Transaction
+from app.kernel.db import Transaction, now
 from app.kernel.queue import NeverRetry, RetryAfter, Subscriber
 from app.kernel.queue.dead_letters import DeadLetterAdmin
 from app.kernel.queue.events import EventLog, Period
@@ -177,6 +177,33 @@ async def test_a_paused_queue_starts_no_event_until_it_is_resumed(transport: Ben
         async with transport.db.begin() as tx:
             await queues.resume(tx, "default")
         await transport.until(ear.steps, [1, 2])
+
+
+async def test_a_pause_of_a_queue_expires_in_every_consumer_while_it_is_idle(transport: Bench) -> None:
+    ear, queues = Ear(), QueueAdmin(["default"])
+
+    async def pause(seconds: float) -> datetime:
+        async with transport.db.begin() as tx:
+            until = await now(tx) + timedelta(seconds=seconds)
+            await queues.pause(tx, "default", until, "the mail server is down")
+        return until
+
+    subscriber = Subscriber("a", Moved, ear)
+    # their next poll is far away, and they first hear of a pause until tomorrow
+    async with (
+        transport.consuming([subscriber], "x", poll_interval=60),
+        transport.consuming([subscriber], "y", poll_interval=60),
+    ):
+        await pause(86_400)
+        await transport.queue.publish(transport.db, *(Moved(n) for n in range(20)))
+        await transport.until(transport.states, [("ready", 0)] * 20)
+        until = await pause(1.5)
+        await transport.until(ear.steps, list(range(20)), seconds=8)
+        ((first, last),) = await transport.rows("SELECT min(finished_at), max(finished_at) FROM kernel.finished_jobs")
+        assert until <= first
+        assert last < until + timedelta(seconds=5)  # within a moment, but the machine may be busy
+        await transport.queue.publish(transport.db, Moved(20))  # the pause that has expired is no pause
+        await transport.until(ear.steps, list(range(21)), seconds=8)
 
 
 async def test_a_queue_with_a_limit_runs_no_more_events_at_once_in_all_consumers(transport: Bench) -> None:

@@ -1,6 +1,7 @@
 """A reference for cron expressions: it watches the clock on the wall, minute by minute."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -121,6 +122,20 @@ class Clock:
         else:
             found = [look for look, shown in self.shows.items() if shown in wanted]
         return [tick for tick in found if self.first < tick < self.last]
+
+    def marks(self, pattern: Pattern) -> list[tuple[datetime, str | None]]:
+        """Return the ticks of an expression, with the change of the clock that each of them meets."""
+        times = Counter(self.shows.values())
+        wanted = pattern.minutes(min(times), max(times)) if pattern.fixed else set[int]()
+        skipped = {self.reached[time] for time in wanted if time in self.reached and not times[time]}
+        found: list[tuple[datetime, str | None]] = []
+        for tick in self.ticks(pattern):
+            twice = [look for look, shown in self.shows.items() if shown == self.shows[tick]]
+            if len(twice) == 2:
+                found.append((_moment(tick), "first" if tick == twice[0] else "second"))
+            else:
+                found.append((_moment(tick), "skipped" if tick in skipped else None))
+        return found
 
     def check(self, pattern: Pattern) -> None:
         """Compare an expression with the reference, asked from every preceding tick, and from between them."""

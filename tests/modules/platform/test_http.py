@@ -113,12 +113,21 @@ def test_queues(client: httpx.Client, database: TestDatabase) -> None:
     job(database)
     [default] = [q for q in client.get(f"{API}/queues").json()["items"] if q["name"] == "default"]
     assert default == {
-        "name": "default", "paused_at": None, "concurrency": None, "scheduled": 1, "ready": 0, "waiting": 0,
-        "leased": 0, "dead": 0, "oldest_ready_s": None,
+        "name": "default", "paused_at": None, "paused_until": None, "pause_reason": None, "paused_by": None,
+        "concurrency": None, "scheduled": 1, "ready": 0, "waiting": 0, "leased": 0, "dead": 0, "oldest_ready_s": None,
     }  # fmt: skip
     paused = client.post(f"{API}/queues/default/pause").json()
-    assert paused.keys() == {"name", "paused_at", "concurrency", "is_used"}
+    assert paused.keys() == {"name", "paused_at", "paused_until", "pause_reason", "concurrency", "is_used"}
     assert paused["paused_at"]
+    for body, status in (
+        ({"seconds": 7200, "reason": "mail is down"}, 200), ({}, 200), ({"seconds": 0.5}, 422), ({"reason": ""}, 422),
+        ({"seconds": 366 * 86400 + 1}, 422), ({"until": "2026-11-22T10:00:00Z"}, 422), ({"until": "2026-11-22"}, 422),
+    ):  # fmt: skip
+        assert client.post(f"{API}/queues/default/pause", json=body).status_code == status, body
+    assert client.post(f"{API}/queues/default/pause", content=b"seconds=1").status_code == 415
+    json = {"Content-Type": "application/json"}
+    assert client.post(f"{API}/queues/default/pause", headers=json).status_code == 200
+    assert client.put(f"{API}/queues/default/concurrency", headers=json).status_code == 400  # it needs a body
     assert client.post(f"{API}/queues/default/resume").json()["paused_at"] is None
     limited = client.put(f"{API}/queues/default/concurrency", json={"concurrency": 5})
     assert limited.json()["concurrency"] == 5
@@ -165,14 +174,16 @@ def test_schedules(client: httpx.Client, database: TestDatabase) -> None:
     [heartbeat] = [schedule for schedule in items if schedule["name"] == "platform.heartbeat"]
     assert heartbeat.keys() == {
         "name", "task", "queue", "spec", "misfire", "overlap", "next_fire_at", "last_fire_at", "fired_count",
-        "skipped_count", "paused_at", "last_outcome", "last_finished_at",
+        "skipped_count", "paused_at", "paused_until", "pause_reason", "last_outcome", "last_finished_at", "late_s",
     }  # fmt: skip
     assert (heartbeat["name"], heartbeat["spec"]) == ("platform.heartbeat", "* * * * * UTC")
     triggered = client.post(f"{path}/trigger").json()
     assert triggered["name"] == "platform.heartbeat"
     assert client.get(f"{API}/jobs/{triggered['job_id']}").json()["schedule"] == "platform.heartbeat"
     assert client.post(f"{path}/pause").json()["paused_at"]
-    assert client.post(f"{path}/resume").json() == {"name": "platform.heartbeat", "paused_at": None}
+    assert client.post(f"{path}/resume").json() == {
+        "name": "platform.heartbeat", "paused_at": None, "paused_until": None, "pause_reason": None
+    }  # fmt: skip
     for act in ("trigger", "pause", "resume"):
         assert code(client.post(f"{API}/schedules/nothing/{act}")) == (404, "SCHEDULE_NOT_FOUND")
 

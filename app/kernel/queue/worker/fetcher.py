@@ -19,7 +19,6 @@ _DEAD_ROWS_S = 0.002  # less is noise
 _REST_S = 10  # for each second that dead rows took
 _PREFETCH_S = 0.1
 _PROMOTE_EVERY_S = 0.05
-_TURN_AGAIN_S = 0.002
 _AGAIN_S = 1.0
 
 
@@ -66,10 +65,10 @@ class QueueState:
         else:
             self._part_took_s = (self._part_took_s[1], now - started)
         self._limited = found.limited
-        if filled or found.again == "now":
+        if filled or found.again_s == 0:
             self.may_have_more = True
-        elif found.again == "soon":
-            self._again_at = now + _TURN_AGAIN_S
+        elif found.again_s is not None:
+            self._again_at = now + found.again_s
         if found.jobs:
             self._from = found.jobs[-1].rank
 

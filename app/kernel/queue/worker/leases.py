@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from app.kernel.db import Queries
 from app.kernel.identifiers import uuid7
@@ -19,6 +19,7 @@ ANY_RANK = -(2**63)
 _MOST_RESCUES = 10  # such a job probably kills its worker
 KILLED = f"its worker died {_MOST_RESCUES} times while it had the job"
 _ERRORS_KEPT = 20
+_TURN_AGAIN_S = 0.002
 _LONGEST_ERROR = 2000
 
 _FETCH = """
@@ -142,9 +143,10 @@ _WAKE_FORGOTTEN = """
 # a paused queue is not late
 _DEPTH = """
     SELECT j.queue, j.state, count(*),
-        CASE WHEN q.paused_at IS NULL THEN greatest(0, extract(epoch FROM now() - min(j.run_at)))::float8 ELSE 0 END
+        CASE WHEN kernel.is_paused(q.paused_at, q.paused_until) THEN 0
+        ELSE greatest(0, extract(epoch FROM now() - greatest(min(j.run_at), q.paused_until)))::float8 END
     FROM kernel.jobs j LEFT JOIN kernel.queues q ON q.name = j.queue
-    GROUP BY j.queue, j.state, q.paused_at
+    GROUP BY j.queue, j.state, q.paused_at, q.paused_until
 """
 
 _HAND_BACK = """
@@ -162,13 +164,21 @@ _HAND_BACK = """
 class Fetched:
     """The result of a fetch, in the order of rank.
 
-    `again`: more jobs may be behind jobs that now wait for their turns (`now`), or the turn of a job was being passed
-    on (`soon`). `limited`: the queue has a concurrency limit, so that more jobs may be fetched when some have ended.
+    `again_s`: time until the next fetch without a notification, because more jobs may be behind jobs that now wait for
+    their turns, the turn of a job was being passed on, or the pause of the queue expires; None otherwise. `limited`:
+    the queue has a concurrency limit, so that more jobs may be fetched when some have ended.
     """
 
     jobs: list[Job]
-    again: Literal["", "now", "soon"]
+    again_s: float | None
     limited: bool
+
+
+def _again_s(given: str) -> float:
+    """Return the time that `kernel.fetch_jobs` asks to wait: `now`, `soon`, or seconds until a pause expires."""
+    if given == "now":
+        return 0.0
+    return _TURN_AGAIN_S if given == "soon" else float(given)
 
 
 def lease_of(jobs: Sequence[Job]) -> dict[str, Any]:
@@ -188,9 +198,9 @@ class Leases:
         token = str(uuid7())
         wanted = {"queue": queue, "token": token, "worker": self.worker, "lease_s": self.lease_s}
         rows = await db.all(_FETCH, {**wanted, "most": most, "from_rank": from_rank})
-        again, limited = rows[0][0] or "", bool(rows[0][1])
+        again, limited = rows[0][0], bool(rows[0][1])
         jobs = [Job(*row[2:], token=token, renewed_at=now) for row in rows if row[2] is not None]
-        return Fetched(jobs, again, limited)
+        return Fetched(jobs, _again_s(again) if again else None, limited)
 
     async def promote(self, db: Queries) -> tuple[int, float | None]:
         """Make due jobs ready; return their number and the seconds until the next one is due."""

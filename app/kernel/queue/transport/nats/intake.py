@@ -37,7 +37,9 @@ _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TRACE = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 
 # every pause and limit, as there are few
-_CONTROLLED = "SELECT name FROM kernel.queues WHERE paused_at IS NOT NULL OR concurrency IS NOT NULL"
+_CONTROLLED = """
+    SELECT name FROM kernel.queues WHERE kernel.is_paused(paused_at, paused_until) OR concurrency IS NOT NULL
+"""
 
 
 class Intake:
