@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import SUPERUSER, PostgresServer, create_database, log_in
+from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import ROOT, Project
 from tests.support.proxies import API, PROXIES, SERVICE, Proxied, proxied
 
@@ -326,9 +326,9 @@ def test_a_proxy_has_our_limits_and_does_not_upgrade(tmp_path: Path, name: str) 
 
 
 @pytest.fixture(scope="module")
-def auth(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def auth(template: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A real auth process, and who signs in there."""
-    database = create_database(postgres)
+    database = template.copy()
     project = Project(ROOT, tmp_path_factory.mktemp("auth"), dict(database.env))
     try:
         yield log_in(project, project.start("run-auth-http"))

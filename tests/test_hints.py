@@ -11,8 +11,7 @@ from app.cli import _translated  # pyright: ignore[reportPrivateUsage]
 from app.kernel.config import Misconfigured, Problem
 from app.kernel.db.refusals import away, read_only
 from app.kernel.errors import Invalid, NotFound, RateLimited, Refusal, Unavailable
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import TestDatabase
 from tests.support.debian import free_port
 from tests.support.project import ROOT, Project
 from tests.test_cli import parse
@@ -21,9 +20,10 @@ UNKNOWN = "01900000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-def migrated(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
-    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
-        yield created
+def migrated(template: TestDatabase) -> Iterator[TestDatabase]:
+    created = template.copy()
+    yield created
+    created.drop()
 
 
 def text(node: ast.AST) -> Iterator[str]:

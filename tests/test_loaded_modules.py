@@ -10,8 +10,7 @@ import pytest
 
 from app.modules import MODULES, modules
 from app.processes import PROCESSES
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import TestDatabase
 from tests.support.project import Project, Running
 
 # runs the command as `python -m app` does, and leaves the names of what was loaded in a file
@@ -55,10 +54,11 @@ def _command(project: Project, result: Path, *args: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def migrated(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
+def migrated(template: TestDatabase) -> Iterator[TestDatabase]:
     """A database whose schema is current, for all tests of this file."""
-    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
-        yield created
+    created = template.copy()
+    yield created
+    created.drop()
 
 
 @pytest.fixture

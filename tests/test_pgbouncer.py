@@ -20,7 +20,7 @@ from tests.support.project import ROOT, Project
 from tests.support.proxy import proxy_to
 
 POOLED = 6  # sessions of the server, for seven pools of four
-LOAD_S = 120.0
+LOAD_S = 45.0  # `just pgbouncer` takes ten minutes
 BACK_S = 4.0  # two on a machine that does nothing else
 _OF_APP = "FROM pg_stat_activity WHERE datname = 'app' AND usename = 'app'"
 
@@ -72,7 +72,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield found
 
 
-def test_two_minutes_of_mixed_load_through_a_small_pool_without_an_error(deployment: Deployment) -> None:
+def test_mixed_load_through_a_small_pool_has_no_error(deployment: Deployment) -> None:
     load = deployment.mixed().run(LOAD_S)
     assert load.wrong == []
     rare = {what: count for what, count in load.done.items() if count < 10 and not what.startswith("app ")}

@@ -32,7 +32,6 @@ def ready(url: str) -> tuple[int, str]:
 def test_processes_start_on_a_read_only_database_are_not_ready_and_serve_when_it_takes_changes(
     project: Project, database: TestDatabase
 ) -> None:
-    assert project.app("migrate", "up").returncode == 0
     with read_only(database):
         running = {name: project.start(name) for name in PROCESSES}
         urls = {name: process.url(40) for name, process in running.items()}
@@ -50,18 +49,18 @@ def test_processes_start_on_a_read_only_database_are_not_ready_and_serve_when_it
 
 
 def test_a_start_with_pending_migrations_on_a_read_only_database_waits_and_is_then_unavailable(
-    project: Project, database: TestDatabase
+    unmigrated: Project, empty_database: TestDatabase
 ) -> None:
-    project.env["POSTGRES_STARTUP_TIMEOUT"] = "2s"
-    with read_only(database):
+    unmigrated.env["POSTGRES_STARTUP_TIMEOUT"] = "2s"
+    with read_only(empty_database):
         started = time.monotonic()
-        done = project.app("run-event-consumer", "--port", "0")
+        done = unmigrated.app("run-event-consumer", "--port", "0")
         assert time.monotonic() - started > 2
         assert done.returncode == 69, done.stderr
         assert last_line(done.stderr).startswith("app: migrations are pending, and the database is read-only")
-        assert project.app("migrate", "up").returncode == 69
-        project.env["POSTGRES_STARTUP_TIMEOUT"] = "60s"
-        process = project.start("run-event-consumer")
+        assert unmigrated.app("migrate", "up").returncode == 69
+        unmigrated.env["POSTGRES_STARTUP_TIMEOUT"] = "60s"
+        process = unmigrated.start("run-event-consumer")
         eventually(lambda: any("waiting to migrate" in message for message in process.messages()))
     process.ready()
     assert process.stop() == 0
@@ -80,7 +79,6 @@ def test_a_start_with_pending_migrations_on_a_read_only_database_waits_and_is_th
 def test_commands_on_a_read_only_database_are_unavailable(
     project: Project, database: TestDatabase, command: tuple[str, ...]
 ) -> None:
-    assert project.app("migrate", "up").returncode == 0
     with read_only(database):
         done = project.app(*command, stdin="correct horse battery staple")
         assert project.app("migrate", "status").returncode == 0

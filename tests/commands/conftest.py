@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import TestDatabase
 from tests.support.project import Project
 
 
 @pytest.fixture(scope="module")
-def migrated(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
+def migrated(template: TestDatabase) -> Iterator[TestDatabase]:
     """A database whose schema is current, shared by the tests of one file."""
-    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
-        yield created
+    created = template.copy()
+    yield created
+    created.drop()
 
 
 @pytest.fixture

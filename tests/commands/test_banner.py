@@ -23,8 +23,8 @@ def stopped(shown: Terminal) -> None:
     assert shown.wait() == 0, shown.seen
 
 
-def test_it_says_what_runs_where_and_what_to_do_first(project: Project, database: TestDatabase) -> None:
-    with terminal(project, *RUN, env={**CONSOLE, "NO_COLOR": "1"}) as shown:
+def test_it_says_what_runs_where_and_what_to_do_first(unmigrated: Project, empty_database: TestDatabase) -> None:
+    with terminal(unmigrated, *RUN, env={**CONSOLE, "NO_COLOR": "1"}) as shown:
         shown.expect("serving http://")
         stopped(shown)
     found = banner(shown)
@@ -34,10 +34,10 @@ def test_it_says_what_runs_where_and_what_to_do_first(project: Project, database
     texts = {line[2:14].strip(): line[14:] for line in found[2:] if line[2:14].strip()}
     assert texts["Runs"] == "auth and platform API, cron manager, event consumer"
     assert (texts["API"], texts["Reference"]) == (url, f"{url}/docs")
-    assert database.server.host in texts["Data"] or texts["Data"].startswith("\N{HORIZONTAL ELLIPSIS}")
-    assert texts["Data"].endswith(f"database {database.name}")
+    assert empty_database.server.host in texts["Data"] or texts["Data"].startswith("\N{HORIZONTAL ELLIPSIS}")
+    assert texts["Data"].endswith(f"database {empty_database.name}")
     assert texts["Account"] == "none yet; in a second terminal:"
-    assert f"    {project.python} -m app auth create-superuser" in "\n".join(found)
+    assert f"    {unmigrated.python} -m app auth create-superuser" in "\n".join(found)
     assert "Ctrl-C" in texts["Stop"]
     assert "\x1b" not in shown.seen
     # in place of a line for each migration
@@ -45,9 +45,9 @@ def test_it_says_what_runs_where_and_what_to_do_first(project: Project, database
     assert "applied 2" not in shown.seen
 
     username, password = SUPERUSER
-    made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
+    made = unmigrated.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
     assert made.returncode == 0, made.stderr
-    with terminal(project, *RUN, env=CONSOLE) as again:
+    with terminal(unmigrated, *RUN, env=CONSOLE) as again:
         again.expect("serving http://")
         stopped(again)
     assert "\x1b[1m  Runs" in again.seen
@@ -55,16 +55,16 @@ def test_it_says_what_runs_where_and_what_to_do_first(project: Project, database
     assert "schema:" not in again.seen
 
 
-def test_logs_for_programs_have_none(project: Project) -> None:
-    with terminal(project, *RUN, env={"LOGGER_FORMAT": "json"}) as shown:
+def test_logs_for_programs_have_none(unmigrated: Project) -> None:
+    with terminal(unmigrated, *RUN, env={"LOGGER_FORMAT": "json"}) as shown:
         shown.expect("serving http://")
         stopped(shown)
     assert "Reference" not in shown.seen
     assert shown.seen.count('"message":"applied ') == MIGRATIONS
 
 
-def test_without_a_terminal_there_is_none(project: Project) -> None:
-    process = project.start(*RUN, env=CONSOLE)
+def test_without_a_terminal_there_is_none(unmigrated: Project) -> None:
+    process = unmigrated.start(*RUN, env=CONSOLE)
     try:
         eventually(lambda: "serving http://" in process.output.read_text())
     finally:
@@ -74,8 +74,8 @@ def test_without_a_terminal_there_is_none(project: Project) -> None:
     assert said.count(" applied ") == MIGRATIONS
 
 
-def test_other_processes_have_none(project: Project) -> None:
-    with terminal(project, "run-event-consumer", "--port", "0", env=CONSOLE) as shown:
+def test_other_processes_have_none(unmigrated: Project) -> None:
+    with terminal(unmigrated, "run-event-consumer", "--port", "0", env=CONSOLE) as shown:
         shown.expect("health and metrics on http://")
         stopped(shown)
     assert "Reference" not in shown.seen

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from app.kernel.db.migrations.files import read
-from app.kernel.db.migrations.migrator import Migrator
-from app.kernel.db.server import Server
 from app.modules import MODULES
 from app.processes import PROCESSES
 from tests.commands.outcome import one_line
@@ -21,13 +19,9 @@ LATER = "20270101000000_auth_later"
 
 
 @pytest.fixture
-def copy(project: Project, database: TestDatabase, tmp_path: Path) -> Project:
+def copy(project: Project, tmp_path: Path) -> Project:
     """A copy of the project whose migrations are applied."""
-    copied = project.copy(tmp_path / "copy")
-    server = database.server
-    where = {"host": server.host, "port": server.port, "user": server.user, "dbname": database.name}
-    Migrator(Server("test", {**where, "application_name": "test"}), copied.root / "migrations").up(lambda _: None)
-    return copied
+    return project.copy(tmp_path / "copy")
 
 
 def ids(project: Project) -> list[str]:
@@ -48,8 +42,8 @@ def printed(project: Project, *command: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_up_status_plan_and_down_tell_programs_what_happened(project: Project, tmp_path: Path) -> None:
-    copied = project.copy(tmp_path / "copy")
+def test_up_status_plan_and_down_tell_programs_what_happened(unmigrated: Project, tmp_path: Path) -> None:
+    copied = unmigrated.copy(tmp_path / "copy")
     names = ids(copied)
     add(copied, "CREATE TABLE later (n int);\nSELECT 1;\n", "DROP TABLE later;\n")
     assert printed(copied, "up") == {"applied": [*names, LATER]}
@@ -138,17 +132,17 @@ BEFORE_THE_SQUASH = """
     ids=" ".join,
 )
 def test_a_database_of_before_the_squash_is_refused_with_what_to_do(
-    project: Project, database: TestDatabase, command: tuple[str, ...]
+    unmigrated: Project, empty_database: TestDatabase, command: tuple[str, ...]
 ) -> None:
-    database.run(BEFORE_THE_SQUASH)
-    done = project.app(*command)
+    empty_database.run(BEFORE_THE_SQUASH)
+    done = unmigrated.app(*command)
     assert (done.returncode, done.stdout) == (78, "")
     refusal, hint = done.stderr.splitlines()
     assert refusal.startswith("app: this database was made before the migrations were squashed")
     assert "name an empty database in POSTGRES_DB" in refusal
     assert hint == "hint: app migrate up"
     tables = "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind = 'r'"
-    assert database.all(tables + " AND nspname !~ '^pg_|^information_schema$'") == [("_migrations",)]
+    assert empty_database.all(tables + " AND nspname !~ '^pg_|^information_schema$'") == [("_migrations",)]
 
 
 def test_create_makes_a_file_and_its_rollback_in_ascending_order(cli: Project, tmp_path: Path) -> None:
@@ -250,15 +244,15 @@ def test_a_command_says_what_is_pending_migrates_nothing_and_goes_on_when_it_can
 
 @pytest.mark.parametrize("command", [("jobs", "list"), ("auth", "keys", "list")], ids=" ".join)
 def test_a_command_that_needs_what_is_pending_says_so(
-    project: Project, database: TestDatabase, command: tuple[str, ...]
+    unmigrated: Project, empty_database: TestDatabase, command: tuple[str, ...]
 ) -> None:
-    done = project.app(*command)
+    done = unmigrated.app(*command)
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr.splitlines()[-2:] == [
         "app: the schema of the database is older than this command",
         "hint: app migrate up",
     ]
-    assert database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]
+    assert empty_database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]
 
 
 def test_a_process_starts_on_the_schema_of_a_newer_release_which_status_calls_unknown(copy: Project) -> None:

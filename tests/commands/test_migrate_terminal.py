@@ -58,7 +58,6 @@ def test_rolling_back_does_not_ask_when_told_never_to(on_migrated: Project, migr
 
 
 def test_rolling_back_happens_when_the_answer_is_yes(project: Project, database: TestDatabase) -> None:
-    assert project.app("migrate", "up").returncode == 0
     with terminal(project, "migrate", "down") as asked:
         asked.expect("[y/N]: ")
         asked.type("yes\n")

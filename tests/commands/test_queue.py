@@ -219,7 +219,6 @@ def test_an_operator_pauses_triggers_cancels_and_resumes_what_a_worker_does(
 def test_removing_orphans_is_recorded_with_what_was_removed_and_only_if_something_was(
     project: Project, database: TestDatabase
 ) -> None:
-    assert project.app("migrate", "up").returncode == 0
     database.run("INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('gone.greet', 'gone.moved')")
     dead_letters(database, "default", 2)
     for expected in ("removed 0 schedules, 1 subscriptions, 0 jobs and 2 dead letters\n", None):
@@ -234,7 +233,6 @@ def test_removing_orphans_is_recorded_with_what_was_removed_and_only_if_somethin
 def test_many_orphans_are_removed_in_transactions_of_which_each_is_recorded(
     project: Project, database: TestDatabase
 ) -> None:
-    assert project.app("migrate", "up").returncode == 0
     dead_letters(database, "default", 5001)
     done = project.app("orphans", "remove", "--yes", "--json")
     assert printed_json(done) == {"schedules": 0, "subscriptions": 0, "jobs": 0, "dead_letters": 5001}

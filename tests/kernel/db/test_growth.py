@@ -25,8 +25,7 @@ from app.modules import modules
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.sessions import Sessions
 from app.processes import new_process, sections
-from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import TestDatabase
 from tests.support.project import ROOT
 
 ROWS = 100_000
@@ -125,14 +124,15 @@ class Recording:
 
 
 @pytest.fixture(scope="module")
-def loaded(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
-    with migrated_database(postgres, tmp_path_factory.mktemp("migrated")) as created:
-        with psycopg.connect(created.conninfo, autocommit=True) as session:
-            session.execute("SET session_replication_role = replica")  # no triggers
-            session.execute("SET timezone = 'UTC'; SET synchronous_commit = off")
-            session.execute(LOAD)
-            session.execute("VACUUM ANALYZE")  # as autovacuum does
-        yield created
+def loaded(template: TestDatabase) -> Iterator[TestDatabase]:
+    created = template.copy()
+    with psycopg.connect(created.conninfo, autocommit=True) as session:
+        session.execute("SET session_replication_role = replica")  # no triggers
+        session.execute("SET timezone = 'UTC'; SET synchronous_commit = off")
+        session.execute(LOAD)
+        session.execute("VACUUM ANALYZE")  # as autovacuum does
+    yield created
+    created.drop()
 
 
 @asynccontextmanager

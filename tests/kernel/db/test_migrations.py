@@ -88,10 +88,10 @@ class Schema:
 
 
 @pytest.fixture
-def schema(tmp_path: Path, database: TestDatabase) -> Schema:
+def schema(tmp_path: Path, empty_database: TestDatabase) -> Schema:
     folder = tmp_path / "migrations"
     folder.mkdir()
-    return Schema(folder, database)
+    return Schema(folder, empty_database)
 
 
 def applied_once(database: TestDatabase, ids: list[str]) -> None:
@@ -162,22 +162,24 @@ def test_every_schema_table_column_function_and_type_has_a_comment(database: Tes
     assert {name for (name,) in database.all(UNDOCUMENTED)} == {"kernel.bare", "kernel.bare.n", "kernel.kind"}
 
 
-def test_rolling_back_all_of_the_migrations_of_this_repository_leaves_nothing_behind(database: TestDatabase) -> None:
-    schema = Schema(ROOT / "migrations", database)
-    before = objects(database)
+def test_rolling_back_all_of_the_migrations_of_this_repository_leaves_nothing_behind(
+    empty_database: TestDatabase,
+) -> None:
+    schema = Schema(ROOT / "migrations", empty_database)
+    before = objects(empty_database)
     ids = schema.up()
     assert ids == [migration.id for migration in read(schema.folder)]
-    full = objects(database)
+    full = objects(empty_database)
     told: list[str] = []
     undone = [name for _ in ids for name in schema.migrator().down(told.append)]
     assert undone == ids[::-1]
     assert told == [f"rolled back {name}" for name in undone]
     assert schema.migrator().down(told.append) == []
-    left = {row for row in objects(database) - before if not row[2].startswith(BOOKKEEPING)}
+    left = {row for row in objects(empty_database) - before if not row[2].startswith(BOOKKEEPING)}
     assert left == set()
     assert set(schema.states().values()) == {"pending"}
     assert schema.up() == ids
-    assert objects(database) == full
+    assert objects(empty_database) == full
 
 
 # Files
@@ -502,13 +504,13 @@ def all_messages(processes: list[Running]) -> list[str]:
 
 
 def test_eight_processes_started_at_once_on_an_empty_database_apply_each_migration_once(
-    project: Project, database: TestDatabase
+    unmigrated: Project, empty_database: TestDatabase
 ) -> None:
     kinds = [*PROCESSES, *list(PROCESSES)[1:]][:8]
-    processes = [project.start(kind) for kind in kinds]
+    processes = [unmigrated.start(kind) for kind in kinds]
     for process in processes:
         process.ready(120)
-    applied_once(database, ids(project))
+    applied_once(empty_database, ids(unmigrated))
     for process in processes:
         process.signal(signal.SIGTERM)
     assert [process.wait() for process in processes] == [0] * 8
@@ -563,20 +565,20 @@ def test_an_index_whose_builder_was_killed_is_built_by_another_process_and_valid
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become a user without a name")
-def test_a_user_without_a_name_can_migrate(project: Project, database: TestDatabase) -> None:
+def test_a_user_without_a_name_can_migrate(unmigrated: Project, empty_database: TestDatabase) -> None:
     become = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--securebits=+no_setuid_fixup"]
     reach = ["--bounding-set=-all,+dac_read_search", "--inh-caps=-all,+dac_read_search"]  # Python may be in a home
     done = subprocess.run(
-        [*become, *reach, "--ambient-caps=-all,+dac_read_search", project.python, "-m", "app", "migrate", "up"],
-        cwd=project.root,
-        env=project.environment({"HOME": "/nowhere"}),
+        [*become, *reach, "--ambient-caps=-all,+dac_read_search", unmigrated.python, "-m", "app", "migrate", "up"],
+        cwd=unmigrated.root,
+        env=unmigrated.environment({"HOME": "/nowhere"}),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    applied_once(database, ids(project))
+    applied_once(empty_database, ids(unmigrated))
 
 
 def promptly(process: Running, number: signal.Signals = signal.SIGTERM) -> int:
@@ -588,13 +590,13 @@ def promptly(process: Running, number: signal.Signals = signal.SIGTERM) -> int:
 
 
 def test_a_process_told_to_stop_while_another_one_migrates_stops_at_once_and_leaves_no_trace(
-    project: Project, database: TestDatabase
+    unmigrated: Project, empty_database: TestDatabase
 ) -> None:
-    with holding_lock(database):
-        process = project.start("run-event-consumer")
+    with holding_lock(empty_database):
+        process = unmigrated.start("run-event-consumer")
         eventually(lambda: "waiting for somebody@else:7 to finish migrating" in process.messages())
         assert promptly(process) == 0
-        assert database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]
+        assert empty_database.all("SELECT to_regclass('_migrations') IS NULL") == [(True,)]
         assert "Traceback" not in process.said()
         assert "never retrieved" not in process.said()
 

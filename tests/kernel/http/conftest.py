@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import PostgresServer, create_database
+from tests.conftest import TestDatabase
 from tests.support.project import ROOT, Project
 from tests.support.raw import Served
 
 
 @pytest.fixture(scope="module")
-def plain_project(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Iterator[Project]:
-    made = Project(ROOT, tmp_path_factory.mktemp("protocol"), create_database(postgres).env)
+def plain_project(tmp_path_factory: pytest.TempPathFactory, template: TestDatabase) -> Iterator[Project]:
+    made = Project(ROOT, tmp_path_factory.mktemp("protocol"), template.copy().env)
     yield made
     made.end()
 

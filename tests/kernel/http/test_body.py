@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from app.kernel.http.codecs import parse_json
 from app.kernel.http.problems import HttpProblem
-from tests.support.project import Project
+from tests.conftest import TestDatabase
+from tests.support.project import ROOT, Project
 
 LOGIN = "/auth/v1/login"
 
@@ -178,9 +179,7 @@ def test_other_spellings_of_a_path_are_decided_like_the_plain_one(project_url: s
 
 
 @pytest.fixture(scope="module")
-def project_url(tmp_path_factory: pytest.TempPathFactory, postgres) -> AsyncIterator[str]:
-    from tests.conftest import ROOT, create_database
-
-    project = Project(ROOT, tmp_path_factory.mktemp("shared"), create_database(postgres).env)
+def project_url(tmp_path_factory: pytest.TempPathFactory, template: TestDatabase) -> Iterator[str]:
+    project = Project(ROOT, tmp_path_factory.mktemp("shared"), template.copy().env)
     yield project.start("run-auth-http").ready()
     project.end()

@@ -21,7 +21,7 @@ from app.kernel.http.asgi import Receive, Scope, Send, respond
 from app.kernel.http.tls import Tls, tls
 from app.processes import sections
 from tests.commands.outcome import one_line
-from tests.conftest import PostgresServer, create_database, program
+from tests.conftest import TestDatabase, program
 from tests.support.certificates import Authority
 from tests.support.project import ROOT, Project, Running, eventually
 from tests.support.raw import read
@@ -72,7 +72,7 @@ class Encrypted:
 
 
 @pytest.fixture(scope="module")
-def encrypted(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
+def encrypted(template: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     folder = tmp_path_factory.mktemp("tls")
     authority = Authority.made_in(folder / "certificates")
     cert, key = authority.sign("first.example.com")
@@ -84,7 +84,7 @@ def encrypted(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
         "OPERATIONS_EXPOSE": "separate",
         "OPERATIONS_PORT": "0",
     }
-    project = Project(ROOT, folder, create_database(postgres).env)
+    project = Project(ROOT, folder, template.copy().env)
     process = project.start("run-auth-http", env=env)
     url = process.url(listener="http")
     assert url.startswith("https://")

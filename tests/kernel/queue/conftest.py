@@ -114,11 +114,6 @@ class Running:
 
 
 @pytest.fixture
-def database(migrated: TestDatabase) -> TestDatabase:
-    return migrated
-
-
-@pytest.fixture
 async def bench(database: TestDatabase) -> AsyncIterator[Bench]:
     settings = load(ROOT, sections(), {"APP_ENV": "test", **database.env})
     async with Process("test", settings, ROOT, constraints=constraints()).opened() as p:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.conftest import SUPERUSER, PostgresServer, TestDatabase, create_database, log_in
+from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import ROOT, Project, Running, eventually
 
 V4 = ["198.51.100.7", "198.51.100.7:40000", "::ffff:198.51.100.7", "[::FFFF:c633:6407]:1", "203.0.113.9, 198.51.100.7"]
@@ -16,8 +16,8 @@ NEIGHBOUR = "2001:db8:7:0:ffff::2"
 
 
 @pytest.fixture(scope="module")
-def database(postgres: PostgresServer) -> TestDatabase:
-    return create_database(postgres)
+def database(template: TestDatabase) -> TestDatabase:
+    return template.copy()
 
 
 @pytest.fixture(scope="module")

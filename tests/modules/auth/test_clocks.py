@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.modules.auth.domain.second_factor import totp
-from tests.conftest import SUPERUSER, PostgresServer, TestDatabase, create_database, log_in, required
+from tests.conftest import SUPERUSER, TestDatabase, log_in, required
 from tests.support.project import ROOT, Project
 
 OFF = {"right": "+0", "fast": "+5m", "slow": "-5m"}
@@ -21,8 +21,8 @@ WITHIN = timedelta(seconds=45)
 
 
 @pytest.fixture(scope="module")
-def database(postgres: PostgresServer) -> TestDatabase:
-    return create_database(postgres)
+def database(template: TestDatabase) -> TestDatabase:
+    return template.copy()
 
 
 @pytest.fixture(scope="module")

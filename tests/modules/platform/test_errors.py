@@ -54,13 +54,6 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture
-def on_migrated(project: Project) -> Project:
-    """The project on a database whose schema is current."""
-    assert project.app("migrate", "up").returncode == 0
-    return project
-
-
-@pytest.fixture
 def broken(project: Project, database: TestDatabase, webhook: Webhook) -> httpx.Client:
     """A client of a process in which one table is gone, so that one route fails; everything else works."""
     project.env |= {"SENTINEL_NOTIFY_URLS": webhook.url, "PROCESS_DRAIN_DELAY": "0"}
@@ -166,31 +159,29 @@ def test_a_dead_webhook_changes_nothing_and_the_message_is_tried_again(
     eventually(lambda: len(webhook.messages) > before)
 
 
-def test_the_way_to_people_can_be_tried(on_migrated: Project, webhook: Webhook) -> None:
-    nobody = on_migrated.app("errors", "notify-test")
+def test_the_way_to_people_can_be_tried(project: Project, webhook: Webhook) -> None:
+    nobody = project.app("errors", "notify-test")
     message = "app: there are no recipients of error notifications; set sentinel.notify_urls"
     assert (nobody.returncode, nobody.stderr.splitlines()[0]) == (78, message)
-    accepted = on_migrated.app("errors", "notify-test", "--json", env={"SENTINEL_NOTIFY_URLS": webhook.url})
+    accepted = project.app("errors", "notify-test", "--json", env={"SENTINEL_NOTIFY_URLS": webhook.url})
     assert accepted.returncode == 0, accepted.stderr
     assert [item["problem"] for item in json.loads(accepted.stdout)["items"]] == [""]
     assert webhook.messages[0]["title"] == "[test] a test"
     webhook.status = 403
-    refused = on_migrated.app(
-        "errors", "notify-test", env={"SENTINEL_NOTIFY_URLS": f"{webhook.url} json://127.0.0.1:1/"}
-    )
+    refused = project.app("errors", "notify-test", env={"SENTINEL_NOTIFY_URLS": f"{webhook.url} json://127.0.0.1:1/"})
     assert refused.returncode == 1
     assert refused.stdout.count("did not accept the message") == 2
     assert str(webhook.url) not in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "resolve", "mute"])
-def test_a_group_that_does_not_exist_is_no_such_thing(on_migrated: Project, command: str) -> None:
-    done = on_migrated.app("errors", command, "01a2039b-de33-78fd-8822-2efa2277fa9a")
+def test_a_group_that_does_not_exist_is_no_such_thing(project: Project, command: str) -> None:
+    done = project.app("errors", command, "01a2039b-de33-78fd-8822-2efa2277fa9a")
     assert (done.returncode, done.stdout) == (67, "")
 
 
-def test_a_wrong_filter_is_usage(on_migrated: Project) -> None:
-    done = on_migrated.app("errors", "list", "--state", "lost")
+def test_a_wrong_filter_is_usage(project: Project) -> None:
+    done = project.app("errors", "list", "--state", "lost")
     assert done.returncode == 2
     assert "'open', 'resolved', 'muted' or 'regressed'" in done.stderr
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import PostgresServer, TestDatabase, create_database, log_in
+from tests.conftest import TestDatabase, log_in
 from tests.support.project import ROOT, Project, eventually
 
 API = "/platform/v1"
@@ -16,10 +16,10 @@ FAILED = """[{"attempt": 1, "at": "2026-11-22T10:00:00+00:00", "error": "Runtime
 
 @pytest.fixture(scope="module")
 def served(
-    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+    template: TestDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[httpx.Client, TestDatabase]]:
     """A client signed in as the superuser, for all tests of this file."""
-    database = create_database(postgres)
+    database = template.copy()
     project = Project(ROOT, tmp_path_factory.mktemp("served"), {**database.env, "QUEUE_NAMES": "worked-on"})
     yield log_in(project, project.start("run-all-in-one")), database
     project.end()
