@@ -23,6 +23,8 @@ from app.kernel.services import Service
 from app.modules import modules
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.kernel.actions.operation import ActionOperation
     from app.kernel.config import Section, Settings
     from app.kernel.doctor import Check
@@ -50,6 +52,21 @@ def _routes(*served: "Module") -> "Routes":
     return provider
 
 
+@asynccontextmanager
+async def _everything(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
+    """Provide the actions of all modules, for the console."""
+    from app.kernel.actions.compose import operations
+
+    yield await operations(p, _features(modules()))
+
+
+def _templates() -> "dict[str, Path]":
+    """Return the folders of the templates with which modules replace those of the console."""
+    from pathlib import Path
+
+    return {module.name: Path(import_module(module.package).__path__[0], "console") for module in modules()}
+
+
 def _features(served: "Iterable[Module]") -> "list[type[Any]]":
     return [kind for module in served for kind in module.feature_classes()]
 
@@ -59,8 +76,8 @@ async def demand(p: "Process") -> None:
     await p.demand(needed(p.name, p.settings))
 
 
-def http(routes: "Routes", title: str) -> "Make":
-    """Return the service of an HTTP API, with the operations endpoint unless that is separate."""
+def http(routes: "Routes", title: str, *, has_console: bool = False) -> "Make":
+    """Return the service of an HTTP API, with the operations endpoint unless that is separate, and the console."""
 
     async def make(p: "Process") -> "Run":
         from app.kernel.config import HttpServerSettings, OperationsSettings
@@ -74,10 +91,16 @@ def http(routes: "Routes", title: str) -> "Make":
             from app.kernel.http.routes import api
 
             app = await api(p, await p.use(routes))
+            links: dict[str, str] = {}
+            if has_console:
+                from app.kernel.console.site import console
+
+                app = await console(p, await p.use(_everything), _templates(), app)
+                links = {"/console": "the console of operators"}
             is_separate = p.settings[OperationsSettings].expose == "separate"
             if not is_separate:
                 app = Documentation(await p.use(routes), title, app)
-            app = Index(title, PROBES if is_separate else OPERATIONS, app)
+            app = Index(title, {**links, **(PROBES if is_separate else OPERATIONS)}, app)
             return http_service(p, Probes(p, app, internal=not is_separate), sock, "http")
 
     return make
@@ -172,7 +195,15 @@ def _routes_need(*served: "Module") -> "list[type[Any]]":
     from app.kernel.http.routes import authenticators
 
     features = _features(served)
-    return [*features, *authenticators(features)]
+    if not _has_console(served):
+        return [*features, *authenticators(features)]
+    from app.kernel.console.browser import BrowserSessions
+
+    return [*_features(modules()), *authenticators(features), BrowserSessions]
+
+
+def _has_console(served: "Iterable[Module]") -> bool:
+    return any(module.console for module in served)
 
 
 def _handlers_need() -> "list[type[Any]]":
@@ -242,7 +273,12 @@ def _processes() -> dict[str, Spec]:
 def _api(*served: "Module") -> tuple[Service, ...]:
     routes, title = _routes(*served), f"{' and '.join(module.name for module in served)} API"
     return (
-        Service("http", http(routes, title), (*_AFTER, "operations"), partial(_routes_need, *served)),
+        Service(
+            "http",
+            http(routes, title, has_console=_has_console(served)),
+            (*_AFTER, "operations"),
+            partial(_routes_need, *served),
+        ),
         Service("operations", api_operations(routes, title)),
     )
 

@@ -6,6 +6,7 @@ import getpass
 import logging
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -189,6 +190,11 @@ def test_dynaconf_joins_lists_obeys_keys_and_misses_no_file(tmp_path: Path) -> N
     files = [str(first), str(second), str(tmp_path / "missing.yaml")]
     read: Any = Dynaconf(settings_files=files, merge_enabled=True, envvar_prefix=False, loaders=[])
     assert read.as_dict()["QUEUE"] == {"names": ["a", "b"], "size": 2}
+
+
+def test_dynaconf_loads_jinja2() -> None:
+    loaded = "import sys, dynaconf; print('jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_apscheduler_takes_weekday_0_for_monday() -> None:

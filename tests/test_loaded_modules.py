@@ -42,6 +42,7 @@ HEAVY = {
     "uvloop",
     "httpx2",
     "requests",
+    "jinja2",
 }
 WEB = {"starlette", "hypercorn"}
 PASSWORD = "correct horse battery staple"
@@ -179,10 +180,12 @@ NEEDED = {
     "run-cron-manager": ALWAYS | {"apscheduler"},
     "run-event-consumer": ALWAYS,
 }
-NEVER = {"yoyo", "rich", "httpx2", "requests", "nats", "redis"}  # yoyo: only when something is pending
+# yoyo: only when something is pending; jinja2: only with the first page of the console
+NEVER = {"yoyo", "rich", "httpx2", "requests", "nats", "redis", "jinja2"}
 REFUSED = {
     **dict.fromkeys(APIS, NEVER | {"apscheduler", "argon2"}),
     "run-all-in-one": NEVER,
+    "run-platform-http": NEVER | {"apscheduler"},  # argon2 for the console's sign-in
     "run-auth-http": NEVER | {"apscheduler"},
     "run-cron-manager": NEVER | {"starlette", "argon2", "joserfc"},
     "run-event-consumer": NEVER | {"starlette", "argon2", "joserfc", "apscheduler"},

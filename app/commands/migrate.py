@@ -121,9 +121,10 @@ def status(as_json: Json = False) -> None:
     if as_json:
         print_json({"items": [{"id": s.id, "state": s.state, "applied_at": s.applied_at} for s in found]})
     else:
-        from app.kernel.cli.tables import print_table, shown
+        from app.kernel.cli.tables import print_table
+        from app.kernel.text import exact
 
-        print_table(("migration", "state", "applied at"), [(s.id, s.state, shown(s.applied_at)) for s in found])
+        print_table(("migration", "state", "applied at"), [(s.id, s.state, exact(s.applied_at)) for s in found])
 
 
 @_app.command()

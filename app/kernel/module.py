@@ -52,6 +52,8 @@ class Module(NamedTuple):
     """`schema.constraint` to the refusal of its violation, as `file:Class`."""
     serves: bool = True
     """Whether the module has routes, and so a process run-NAME-http."""
+    console: bool = False
+    """Whether its process has the console, which shows the actions of all modules."""
 
     @property
     def name(self) -> str:

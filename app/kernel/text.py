@@ -1,8 +1,9 @@
-"""Makes text from outside safe to log, encode and store."""
+"""Text: what comes from outside is made safe to log, encode and store; times and states as people read them."""
 
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -10,6 +11,17 @@ _LONGEST = 8000
 _DEEPEST = 20
 _LONGEST_NAME = 128
 _FEW = 8
+_FAR = timedelta(days=100)
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_COLOURS = {
+    "green": ("done", "resolved", "applied", "accepted"),
+    "yellow": ("leased", "waiting", "pending", "paused", "muted"),
+    "red": ("dead", "failed", "open", "regressed", "edited"),
+    "cyan": ("ready",),
+    "bright_black": ("cancelled", "unknown"),
+}
+COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
+"""The colours of states."""
 
 
 def allows_colour(is_terminal: bool) -> bool:
@@ -67,3 +79,20 @@ def suggestion(name: str, known: Collection[str]) -> str:
     if near := get_close_matches(name, known, 1):
         return f"; did you mean {near[0]}?"
     return f", but {', '.join(sorted(known))}" if 0 < len(known) <= _FEW else ""
+
+
+def relative(moment: datetime, now: datetime) -> str:
+    """Return a relative time: `3 min ago`, `in 2 h`; the date if it is far away."""
+    distance = abs(moment - now)
+    if distance > _FAR:
+        return f"{moment:%Y-%m-%d}"
+    seconds = int(distance.total_seconds())
+    if seconds < 1:
+        return "now"
+    unit, size = next((unit, size) for unit, size in _UNITS if seconds >= size)
+    return f"in {seconds // size} {unit}" if moment > now else f"{seconds // size} {unit} ago"
+
+
+def exact(moment: datetime | None) -> str:
+    """Return a time in UTC; an empty text for None."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from app.kernel.cli.tables import relative
+from app.kernel.text import relative
 from tests.commands.outcome import misused, printed_json, refused
 from tests.commands.terminal import terminal
 from tests.commands.test_queue import dead_letters, job

@@ -1,4 +1,4 @@
-"""Columns of lists, declared on the row type, for tables on a terminal."""
+"""Columns of lists, declared on the row type, for tables on a terminal and in the console."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -10,13 +10,15 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from app.kernel.text import COLOUR_OF, exact, relative
 
 if TYPE_CHECKING:
     from app.kernel.actions.columns import Column, Columns
@@ -27,17 +29,7 @@ _SHORTEST_TEXT = 8
 _READABLE = 24
 _GAP = 2
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-_FAR = timedelta(days=100)
 _BARS, _PLAIN_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-_COLOURS = {
-    "green": ("done", "resolved", "applied", "accepted"),
-    "yellow": ("leased", "waiting", "pending", "paused", "muted"),
-    "red": ("dead", "failed", "open", "regressed", "edited"),
-    "cyan": ("ready",),
-    "bright_black": ("cancelled", "unknown"),
-}
-_COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
 
 
 def print_page(page: "Page[Any]", columns: "Columns") -> None:
@@ -111,7 +103,7 @@ def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
         parts = cast("tuple[object, ...]", value)
         return Text(" ").join(text for part in parts if (text := _short(column, part, now, length)))
     text = str(_whole(value))
-    return Text(harmless(text), _COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
+    return Text(harmless(text), COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -125,18 +117,6 @@ def _unique_length(ids: Sequence[UUID]) -> int:
     """Return the number of last characters that make ids unique."""
     texts = {str(each) for each in ids}
     return next((n for n in range(_SHORTEST_ID, 36) if len({text[-n:] for text in texts}) == len(texts)), 36)
-
-
-def relative(moment: datetime, now: datetime) -> str:
-    """Return a relative time: `3 min ago`, `in 2 h`; the date if it is far away."""
-    distance = abs(moment - now)
-    if distance > _FAR:
-        return f"{moment:%Y-%m-%d}"
-    seconds = int(distance.total_seconds())
-    if seconds < 1:
-        return "now"
-    unit, size = next((unit, size) for unit, size in _UNITS if seconds >= size)
-    return f"in {seconds // size} {unit}" if moment > now else f"{seconds // size} {unit} ago"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -184,15 +164,10 @@ def _whole(value: object) -> object:
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return shown(value)
+        return exact(value)
     if isinstance(value, tuple | list):
         return " ".join(str(_whole(part)) for part in cast("Sequence[object]", value)).strip()
     return " ".join(value.split()) if isinstance(value, str) else value
-
-
-def shown(moment: datetime | None) -> str:
-    """Return a time in UTC; an empty text for None."""
-    return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""
 
 
 def print_details(found: Any) -> None:
@@ -230,7 +205,7 @@ def _described(rows: dict[str, object]) -> list[tuple[str, object]]:
 def _value(value: object) -> object:
     """Return a value for a record; a list of texts has one per line."""
     if isinstance(value, datetime):
-        return f"{shown(value)} ({relative(value, datetime.now(UTC))})" if sys.stdout.isatty() else shown(value)
+        return f"{exact(value)} ({relative(value, datetime.now(UTC))})" if sys.stdout.isatty() else exact(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[object]", value)):
         return "\n".join(cast("list[str]", value))
     if isinstance(value, list) and all(isinstance(item, int) for item in cast("list[object]", value)):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def read_value(path: str) -> str:
 
 def _yaml(file: Path) -> dict[str, object]:
     """Return the content of a file, with scalars as text."""
-    from dynaconf.vendor.ruamel import yaml  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+    with _without_jinja():
+        from dynaconf.vendor.ruamel import yaml  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     text = file.read_text(encoding="utf-8-sig")  # Dynaconf only warns of an unreadable file
     content: object = cast("Any", yaml).load(text, Loader=cast("Any", yaml).BaseLoader)
@@ -99,6 +101,19 @@ def _content(file: Path) -> dict[str, object]:
     # Dynaconf also loads default.local.yaml, which is not one of our layers
     found = [entry["value"] for entry in history if Path(entry["identifier"]).name == file.name]
     return {str(key).lower(): value for content in found for key, value in content.items()}
+
+
+@contextmanager
+def _without_jinja() -> Generator[None]:
+    """Import Dynaconf without Jinja2, which it loads where it is installed: 70 ms for a directive that is refused."""
+    if "dynaconf" in sys.modules or "jinja2" in sys.modules:
+        yield
+        return
+    sys.modules["jinja2"] = cast("Any", None)
+    try:
+        yield
+    finally:
+        del sys.modules["jinja2"]
 
 
 @contextmanager

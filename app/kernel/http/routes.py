@@ -78,8 +78,36 @@ class _Paths:
             await methods(scope, receive, send)
 
 
+Prepare = Callable[[], Awaitable[tuple[Call, Any]]]
+"""Returns the caller with its credentials, and the input. Raises Refusal, HttpProblem."""
+
+
+class Guarded:
+    """Runs an action for a caller of a request: checks the permission before anything else, and records denials."""
+
+    def __init__(self, operation: ActionOperation, denied: NoteDenied) -> None:
+        self.operation = operation
+        self._denied = denied
+        self._codes = {kind.code for kind in refusals(operation)}
+
+    async def __call__(self, caller: Caller, prepare: Prepare) -> Any:
+        """Return the result of the action. Raises Refusal; HttpProblem of `prepare`."""
+        action = self.operation.action
+        try:
+            if action.permission and not caller.may(action.permission):
+                raise Denied(f"this needs the permission {action.permission}")
+            call, given = await prepare()
+            return await self.operation(call, given)
+        except Refusal as refusal:
+            if isinstance(refusal, Denied):
+                await self._denied(caller, action.id)
+            if refusal.code not in self._codes:
+                logger.warning("{} raised {}, which it does not declare", action.id, refusal.code)
+            raise
+
+
 class _Endpoint:
-    """Runs one action."""
+    """Runs one action over HTTP."""
 
     def __init__(
         self,
@@ -90,10 +118,9 @@ class _Endpoint:
     ) -> None:
         action, signature = operation.action, operation.signature
         kind, returned = input_type(operation), signature.returns
-        self._operation = operation
+        self._run_action = Guarded(operation, denied)
         self._action = action
         self._authenticator = None if action.public else authenticators[action.authenticator]
-        self._denied = denied
         self._limits = limits
         self._cache = f"public, max-age={action.cache_s}".encode() if action.cache_s else b"no-store"
         self._takes_token, self._takes_basic = signature.takes(BearerToken), signature.takes(BasicAuth)
@@ -101,7 +128,6 @@ class _Endpoint:
         self._in_path = bool(input_names(kind) & set(path_parameters(action.path)))
         self._has_body = has_body(operation)
         self._may_omit_body = self._has_body and not needs_body(operation)
-        self._codes = {kind.code for kind in refusals(operation)}
         self._output = None if returned is type(None) or sends_itself(returned) else TypeAdapter[Any](returned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,19 +149,14 @@ class _Endpoint:
         if self._authenticator is not None:
             caller = await self._authenticator(scope, came_from)
             logs.context(actor_id=caller.actor_id)
-        try:
-            if action.permission and not caller.may(action.permission):
-                raise Denied(f"this needs the permission {action.permission}")
+
+        async def prepare() -> tuple[Call, Any]:
             token = bearer_token(scope) if self._takes_token else BearerToken("")
             basic = basic_auth(scope) if self._takes_basic else BasicAuth()
             given = None if self._input is None else await self._decode(self._input, scope, receive)
-            result = await self._operation(Call(caller, token, basic), given)
-        except Refusal as refusal:
-            if isinstance(refusal, Denied):
-                await self._denied(caller, action.id)
-            if refusal.code not in self._codes:
-                logger.warning("{} raised {}, which it does not declare", action.id, refusal.code)
-            raise
+            return Call(caller, token, basic), given
+
+        result = await self._run_action(caller, prepare)
         headers = [(b"cache-control", self._cache)]
         if action.headers is not None:
             headers += [(name.encode(), value.encode()) for name, value in action.headers(result).items()]

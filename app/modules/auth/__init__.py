@@ -15,6 +15,7 @@ MODULE = Module(
     },
     features=(
         Feature("sign_in:SignIn"),
+        Feature("browser:BrowserSignIn"),
         Feature("second_factor:SecondFactor"),
         Feature("oauth:OAuth"),
         Feature("sessions:SessionAdministration"),

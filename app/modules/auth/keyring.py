@@ -72,12 +72,18 @@ class Keyring:
         if len(master_secrets) > 1:
             self._names = "neither AUTH_MASTER_SECRET nor AUTH_MASTER_SECRET_PREVIOUS decrypts"
         self.refresh_macs = [derive(secret, "refresh tokens") for secret in master_secrets]
+        self.second_step_macs = [derive(secret, "second steps") for secret in master_secrets]
         self._marking_keys = [derive(secret, "failed passwords") for secret in master_secrets]
 
     @property
     def refresh_mac(self) -> bytes:
         """The key of new refresh tokens. All `refresh_macs` verify."""
         return self.refresh_macs[self._current]
+
+    @property
+    def second_step_mac(self) -> bytes:
+        """The key that states that a password was right. All `second_step_macs` verify."""
+        return self.second_step_macs[self._current]
 
     @property
     def marking_key(self) -> bytes:

@@ -9,12 +9,14 @@ from app.kernel.actions.compose import Providers, make
 from app.kernel.cache import Invalidations
 from app.kernel.config import RedisSettings
 from app.kernel.config.settings import BUILT_IN
+from app.kernel.console.browser import BrowserSessions
 from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http.authenticators import Authenticate
 from app.kernel.machine import memory_bytes
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
+from app.modules.auth.browser import BrowserSignIn
 from app.modules.auth.callers import TOPIC, Callers
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.master_secret import Sealer, derive
@@ -99,6 +101,13 @@ async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
 
 
 @asynccontextmanager
+@uses(BrowserSignIn)
+async def browser_sessions(p: Process) -> AsyncGenerator[BrowserSessions]:
+    """Provide the sessions of browsers."""
+    yield await make(p, BrowserSignIn)
+
+
+@asynccontextmanager
 @uses(RedisSettings)
 async def limits(p: Process) -> AsyncGenerator[Limits]:
     """Provide the limits: in Redis if there is one, otherwise in PostgreSQL."""
@@ -120,4 +129,5 @@ PROVIDERS: Providers = {
     Callers: callers,
     Portal: portal,
     Authenticate: authenticate,
+    BrowserSessions: browser_sessions,
 }

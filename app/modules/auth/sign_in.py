@@ -174,9 +174,9 @@ class SignIn:
             verified = None if second == "bad" else replace(verified, has_second_factor=second == "good")
         if verified:
             async with self.limits.undone_unless_decided(db, tried):
-                if started := await self._start(db, caller, verified, new_hash, tried):
+                if started := await self.start(db, caller, verified, new_hash, tried):
                     return started
-        await self._failed(db, caller, account, tried)
+        await self.failed(db, caller, account, tried)
         raise InvalidCredentials
 
     async def _find(
@@ -198,7 +198,8 @@ class SignIn:
         check(limits, tallies)
         return account, limits, tallies
 
-    async def _failed(self, db: Database, caller: Caller, account: Account | None, tried: Try) -> None:
+    async def failed(self, db: Database, caller: Caller, account: Account | None, tried: Try) -> None:
+        """Count and record a failed attempt."""
         await self.limits.fail(db, tried)
         asked = replace(caller, actor_id=account.actor.id if account else None)
         await self.audit.refused(db, asked, "auth.login", InvalidCredentials.code)
@@ -207,7 +208,7 @@ class SignIn:
             logger.error("password spraying: one password failed for {} usernames within an hour", SPRAYED_FROM)
             await self.audit.refused(db, caller, "auth.password_spraying", RateLimited.code)
 
-    async def _start(
+    async def start(
         self, db: Database, caller: Caller, verified: Account, new_hash: str | None, tried: Try
     ) -> LoggedIn | None:
         """Return the session; None if the account has changed since its verification."""

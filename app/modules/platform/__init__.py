@@ -37,4 +37,5 @@ MODULE = Module(
     providers="providers:PROVIDERS",
     schedules="maintenance:SCHEDULES",
     checks="checks:CHECKS",
+    console=True,
 )

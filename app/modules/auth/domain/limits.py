@@ -71,6 +71,11 @@ def limits_of_sign_in(username: str, actor_id: UUID | None, address: str, passwo
     ]
 
 
+def limits_of_second_step(actor_id: UUID, address: str) -> list[Limit]:
+    """Return the limits of the second step of a sign-in: those of a sign-in without that of the password."""
+    return limits_of_sign_in("", actor_id, address, "")[:2]
+
+
 def limits_of_proof(actor_id: UUID) -> list[Limit]:
     """Return the limits of checks of a signed-in actor's password or second factor."""
     return [Limit(limit_of_name("", actor_id), LOCKED_FROM)]

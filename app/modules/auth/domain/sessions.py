@@ -107,6 +107,16 @@ class LiveSession:
 
 
 @dataclass(frozen=True, slots=True)
+class BrowserSession:
+    """A live session of a browser, and how long ago its actor has proven who it is."""
+
+    id: UUID
+    actor_id: UUID
+    confirmed_s: float
+    has_second_factor: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AuthenticatedCaller(Caller):
     """An authenticated caller, with its current actor."""
 

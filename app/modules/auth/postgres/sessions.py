@@ -8,6 +8,7 @@ from app.kernel.db import Queries, Transaction, run_in_chunks
 from app.modules.auth.domain.actors import Actor
 from app.modules.auth.domain.sessions import (
     AuthenticatedCaller,
+    BrowserSession,
     Claims,
     LiveSession,
     LoadedCaller,
@@ -147,6 +148,40 @@ class Sessions:
             WHERE actor_id = %s AND id IS DISTINCT FROM %s AND ended_at IS NULL
         """
         return await db.run(sql, (actor_id, but))
+
+    async def in_browser(self, db: Queries, digest: bytes) -> BrowserSession | None:
+        """Return the live session of the browser whose token has this hash."""
+        sql = """
+            SELECT s.id, s.actor_id, extract(epoch FROM now() - s.confirmed_at)::float8,
+                   EXISTS (SELECT FROM auth.totp t WHERE t.actor_id = a.id AND t.confirmed_at IS NOT NULL)
+            FROM auth.sessions s
+            JOIN auth.actors a ON a.id = s.actor_id
+            WHERE s.browser_token = %s AND a.is_active
+              AND s.ended_at IS NULL AND s.idle_expires_at > now() AND s.expires_at > now()
+        """
+        row = await db.one(sql, (digest,))
+        return None if row is None else BrowserSession(*row)
+
+    async def confirm_in_browser(self, db: Queries, session_id: UUID, digest: bytes, before: bytes | None) -> bool:
+        """Store the hash of a new token, and that the actor has just proven who it is.
+
+        Returns False if the session has ended, or has another token than the one with the hash `before`.
+        """
+        sql = """
+            UPDATE auth.sessions SET browser_token = %s, confirmed_at = now()
+            WHERE id = %s AND browser_token IS NOT DISTINCT FROM %s AND ended_at IS NULL
+        """
+        return await db.run(sql, (digest, session_id, before)) == 1
+
+    async def keep(self, db: Queries, session_id: UUID, idle_s: float) -> None:
+        """Store the activity of a session without refresh tokens: move its idle limit, at most once a minute."""
+        sql = """
+            UPDATE auth.sessions
+            SET rotated_at = now(), idle_expires_at = least(now() + %(idle_s)s * interval '1 second', expires_at)
+            WHERE id = %(id)s AND ended_at IS NULL AND idle_expires_at > now()
+              AND rotated_at <= now() - least(%(idle_s)s / 4, 60) * interval '1 second'
+        """
+        await db.run(sql, {"id": session_id, "idle_s": idle_s})
 
     async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
         """Return up to 100 live sessions of an actor, newest first."""

@@ -1,0 +1,1 @@
+"""The operator's console: pages and buttons in the browser, derived from actions (ADR 45)."""

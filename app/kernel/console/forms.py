@@ -1,0 +1,227 @@
+"""Forms of the console, derived from the inputs of actions as options of commands are."""
+
+import json
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import Field as DataclassField
+from datetime import datetime
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import typer
+from annotated_types import Interval, Len
+
+from app.kernel.actions.operation import ActionOperation
+from app.kernel.actions.parameters import Parameter
+from app.kernel.decoding import Decoder, name_outside
+from app.kernel.errors import Invalid
+from app.kernel.fields import Doc
+from app.kernel.http.routes import path_parameters
+
+Kind = Literal["text", "number", "checkbox", "select", "lines", "json", "password", "hidden"]
+_PAGING = ("limit", "cursor")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a form. `name` is its external name; `parameter` is the same field on the command line."""
+
+    name: str
+    label: str
+    kind: Kind
+    parameter: Parameter
+    options: tuple[str, ...] = ()
+    required: bool = False
+    is_nullable: bool = False
+    in_path: bool = False
+    most: int | None = None
+    least: float | None = None
+    greatest: float | None = None
+    hint: str = ""
+
+    @property
+    def is_paging(self) -> bool:
+        """Whether it selects a page of a list."""
+        return self.name in _PAGING
+
+
+class Form:
+    """The form of an action's input."""
+
+    def __init__(self, operation: ActionOperation) -> None:
+        kind = operation.signature.input
+        self._kind = kind
+        self.fields: tuple[Field, ...] = ()
+        self._decoder: Decoder[Any] | None = None
+        if kind is None:
+            return
+        if is_dataclass(kind):
+            hints, in_path = get_type_hints(kind, include_extras=True), path_parameters(operation.action.path)
+            self.fields = tuple(_field(item, hints[item.name], in_path) for item in fields(kind))
+        self._decoder = Decoder[Any](kind)
+
+    @property
+    def asked(self) -> tuple[Field, ...]:
+        """The fields that a person fills in."""
+        return tuple(field for field in self.fields if not field.in_path and not field.is_paging)
+
+    @property
+    def can_be_shown(self) -> bool:
+        """Whether the input is a record of fields, or there is none."""
+        return self._kind is None or is_dataclass(self._kind)
+
+    def decode(self, texts: Mapping[str, str]) -> Any:
+        """Return the input from the texts of a form or an address; unknown ones are ignored. Raises Invalid."""
+        if self._decoder is None:
+            return None
+        values: dict[str, Any] = {}
+        none: dict[str, None] = {}
+        problems: list[tuple[str, str]] = []
+        for field in self.fields:
+            text = texts.get(field.name, "")
+            if field.kind == "checkbox":
+                text = "true" if text else "false"
+            try:
+                if text:
+                    values[field.name] = _value(field, text)
+                elif field.required and field.is_nullable:
+                    values[field.name], none[field.parameter.name] = "1", None
+                elif field.kind == "lines" and field.required:
+                    values[field.name] = []
+            except typer.BadParameter as error:
+                problems.append((field.name, str(error)))
+        if problems:
+            raise Invalid("the input is invalid; see errors", tuple(problems))
+        if any(field.kind == "json" for field in self.fields):
+            given = self._decoder.json({name: _as_json(self._named(name), value) for name, value in values.items()})
+        else:
+            given = self._decoder.text(values)
+        return replace(given, **none) if none else given
+
+    def _named(self, name: str) -> Field:
+        return next(field for field in self.fields if field.name == name)
+
+    def texts(self, record: object) -> dict[str, str]:
+        """Return the texts of a record's fields that have the names of the form's fields, to begin with."""
+        found = {name_outside(item.name): getattr(record, item.name) for item in _fields(record)}
+        return {field.name: text_of(found[field.name]) for field in self.asked if field.name in found}
+
+
+def _fields(record: object) -> tuple["DataclassField[Any]", ...]:
+    return fields(cast("Any", record)) if is_dataclass(record) else ()
+
+
+def text_of(value: object) -> str:
+    """Return a value as the text of a field."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, list | tuple | set | frozenset):
+        return "\n".join(map(str, cast("list[object]", value)))
+    if isinstance(value, dict):
+        return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _value(field: Field, text: str) -> Any:
+    if field.kind == "lines":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    if field.kind == "json":
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise typer.BadParameter("must be JSON") from None
+    return field.parameter.parser(text.strip()) if field.parameter.parser else text
+
+
+def _as_json(field: Field, value: Any) -> Any:
+    if field.kind == "checkbox" or (field.kind == "select" and field.options == ("true", "false")):
+        return value == "true"
+    if field.kind == "number":
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
+    parameter, annotations = Parameter.of(item, hint, item.name in path), list(_annotations(hint))
+    plain, is_nullable = _plain(hint)
+    doc = next((a.text for a in annotations if isinstance(a, Doc)), "")
+    length = next((a for a in annotations if isinstance(a, Len)), None)
+    bounds = next((a for a in annotations if isinstance(a, Interval)), None)
+    kind, options = _kind(item, plain, is_nullable=is_nullable, default=parameter.default)
+    is_plain_text = kind in ("text", "password")
+    return Field(
+        name=name_outside(item.name),
+        label=item.name.removesuffix("_").replace("_", " ").capitalize(),
+        kind=kind,
+        parameter=parameter,
+        options=options,
+        required=item.default is MISSING and item.default_factory is MISSING,
+        is_nullable=is_nullable,
+        in_path=item.name in path,
+        most=length.max_length if length and is_plain_text and not parameter.parser else None,
+        least=cast("Any", bounds).ge if bounds and kind == "number" else None,
+        greatest=cast("Any", bounds).le if bounds and kind == "number" else None,
+        hint=_hint(doc, kind, parameter),
+    )
+
+
+def _hint(doc: str, kind: Kind, parameter: Parameter) -> str:
+    more = ""
+    if parameter.about.form:
+        more = "A duration such as 12h or 7d."
+    elif parameter.parser:
+        more = "A time such as 2026-11-22T10:00:00Z, or a day."
+    elif kind == "lines":
+        more = "One per line."
+    return f"{doc} {more}".strip()
+
+
+def _kind(
+    item: "DataclassField[Any]", plain: Any, *, is_nullable: bool, default: object
+) -> tuple[Kind, tuple[str, ...]]:
+    if get_origin(plain) is Literal:
+        return "select", tuple(map(str, get_args(plain)))
+    if plain is bool:
+        is_three = is_nullable or default is not False
+        return ("select", ("true", "false")) if is_three else ("checkbox", ())
+    if plain in (int, float):
+        return "number", ()
+    if get_origin(plain) in (list, tuple, set, frozenset) and _is_text(get_args(plain)[0]):
+        return "lines", ()
+    if get_origin(plain) is not None or plain is Any or is_dataclass(plain) or plain in (dict, list):
+        return "json", ()
+    return ("text" if item.repr else "password"), ()
+
+
+def _is_text(hint: Any) -> bool:
+    plain, _ = _plain(hint)
+    return isinstance(plain, type) and not is_dataclass(plain) and plain not in (dict, list, object)
+
+
+def _plain(hint: Any) -> tuple[Any, bool]:
+    """Return a type without annotations and None, and whether None was there."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        others = [part for part in get_args(hint) if part is not types.NoneType]
+        if len(others) == 1:
+            return _plain(others[0])[0], True
+        return Any, types.NoneType in get_args(hint)
+    return hint, False
+
+
+def _annotations(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) is Annotated:
+        inner, *found = get_args(hint)
+        yield from found
+        yield from _annotations(inner)
+    elif get_origin(hint) in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from _annotations(part)
