@@ -22,7 +22,7 @@ from app.kernel.console.sign_in import SignIn
 from app.kernel.errors import Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.codecs import Response, check_media_type, read_body
-from app.kernel.http.problems import HttpProblem, check_reads, status_of, title_of
+from app.kernel.http.problems import HttpProblem, check_reads, code_and_title, status_of
 from app.kernel.http.results import EventStream
 from app.kernel.process import Process
 from app.kernel.telemetry import logs
@@ -279,7 +279,7 @@ class Console:
         headers: list[tuple[bytes, bytes]] = []
         if isinstance(refusal, HttpProblem):
             status, headers = refusal.status, [*refusal.headers]
-            title = title_of(status)
+            _, title = code_and_title(status)
         else:
             status, title = status_of(type(refusal)), refusal.title
             if isinstance(refusal, Unavailable):
