@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.kernel.actions.operation import ActionOperation
+    from app.kernel.actions.usecases import UseCase
     from app.kernel.config import Section, Settings
-    from app.kernel.doctor import Check
+    from app.kernel.doctor import Attention, Check
     from app.kernel.doctor.deployment import Deployment
     from app.kernel.errors import Constraints
     from app.kernel.module import Module
@@ -309,6 +310,8 @@ def new_process(name: str, settings: "Settings", launch: "Launch | None" = None)
 def providers() -> "dict[type[Any], Provider[Any]]":
     """Return the providers of the kernel and of all modules."""
     from app.kernel.actions.compose import value
+    from app.kernel.actions.usecases import UseCases
+    from app.kernel.doctor import Attention
     from app.kernel.module import Catalogue
     from app.kernel.providers import PROVIDERS
     from app.kernel.queue.jobs import DeclaredTasks
@@ -316,8 +319,20 @@ def providers() -> "dict[type[Any], Provider[Any]]":
     found = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
     permissions = {name: text for module in modules() for name, text in module.permissions.items()}
     found[Catalogue] = lambda _: value(Catalogue(permissions))
+    found[UseCases] = lambda _: value(UseCases(tuple(_actions())))
+    found[Attention] = _attention
     found[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names()), frozenset(_schedule_names())))
     return found
+
+
+@asynccontextmanager
+async def _attention(p: "Process") -> "AsyncGenerator[Attention]":
+    """Provide what needs attention, by the quick checks of the kernel and of all modules."""
+    from app.kernel.actions.compose import make
+    from app.kernel.db import Database
+    from app.kernel.doctor.attention import QuickChecks
+
+    yield QuickChecks(await make(p, Database), p, [module.name for module in modules()], checks)
 
 
 def needed(name: str, settings: "Settings") -> "list[type[Section]]":
@@ -331,6 +346,15 @@ def needed(name: str, settings: "Settings") -> "list[type[Section]]":
 def constraints() -> "Constraints":
     """Return the refusals of violated constraints, by constraint. They are imported on use."""
     return {name: partial(module.load, kind) for module in modules() for name, kind in module.constraints.items()}
+
+
+def _actions() -> "Iterator[UseCase]":
+    """Yield the actions of all features, which it imports."""
+    from app.kernel.actions.usecases import use_cases
+
+    for module in modules():
+        for kind in module.feature_classes():
+            yield from use_cases(module.name, kind)
 
 
 def _task_names() -> "Iterator[str]":

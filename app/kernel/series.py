@@ -123,10 +123,12 @@ class Point:
     at: datetime
     seconds: float
     requests: int
+    requests_per_s: float
     requests_refused: int
     requests_failed: int
     p99_s: float | None
     jobs_done: int
+    jobs_per_s: float
     jobs_failed: int
     errors: int
     scheduled: int
@@ -135,16 +137,6 @@ class Point:
     leased: int
     dead: int
     oldest_ready_s: float
-
-    @property
-    def requests_per_s(self) -> float:
-        """Requests a second."""
-        return self.requests / self.seconds
-
-    @property
-    def jobs_per_s(self) -> float:
-        """Jobs a second that were done."""
-        return self.jobs_done / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +159,13 @@ class Series:
         await tx.run(_ADD)
         await tx.run(_SEEN)
 
-    async def points(self, db: Queries, resolution: Resolution, since_s: float) -> list[Point]:
-        """Return the buckets that began within the last seconds, oldest first."""
-        rows = await db.all(_BETWEEN, {"resolution": resolution, "since_s": since_s})
-        return [_point(*row) for row in rows]
-
-    async def total(self, db: Queries, resolution: Resolution, since_s: float) -> Point | None:
-        """Return the sum of the buckets that began within the last seconds; None if there are none."""
+    async def period(self, db: Queries, resolution: Resolution, since_s: float) -> tuple[list[Point], Point | None]:
+        """Return the buckets that began within the last seconds, oldest first, and their sum; None without any."""
         rows = await db.all(_BETWEEN, {"resolution": resolution, "since_s": since_s})
         if not rows:
-            return None
-        return _point(rows[0][0], sum(row[1] for row in rows), _merged(row[2] for row in rows), rows[-1][3])
+            return [], None
+        total = _point(rows[0][0], sum(row[1] for row in rows), _merged(row[2] for row in rows), rows[-1][3])
+        return [_point(*row) for row in rows], total
 
     async def spikes(self, db: Queries, limit: int) -> list[Spike]:
         """Return the latest spikes of errors: by minute as long as minutes are kept, by hour before."""
@@ -201,7 +189,8 @@ def _point(at: datetime, seconds: float, counted: Counts, gauges: Counts) -> Poi
     number = {name: int(counted.get(name, 0)) for name in _COUNTED}
     depth = {name: int(gauges.get(name, 0)) for name in _GAUGES}
     oldest = float(gauges.get("oldest_ready_s", 0))
-    known: dict[str, Any] = {**number, **depth}
+    rates = {"requests_per_s": number["requests"] / seconds, "jobs_per_s": number["jobs_done"] / seconds}
+    known: dict[str, Any] = {**number, **depth, **rates}
     return Point(at, seconds, p99_s=quantile(counted, 0.99), oldest_ready_s=oldest, **known)
 
 

@@ -17,7 +17,8 @@ from app.kernel.db import Database
 from app.kernel.db.retention import Retention
 from app.kernel.identifiers import uuid7
 from app.kernel.process import Process
-from app.kernel.process.registry import LiveProcess, Registry, started_with
+from app.kernel.process.registry import LiveProcess, Registry
+from app.kernel.process.rollouts import Rollouts, started_with
 from app.kernel.series import Series, quantile
 from app.kernel.telemetry import metrics
 from app.processes import new_process, sections
@@ -151,7 +152,7 @@ async def test_a_bucket_says_for_how_long_it_was_counted_and_what_the_queue_held
         " SELECT gen_random_uuid(), 'q', 't', 1, 1, 1, now() - interval '90 s' FROM generate_series(1, 3)"
     )
     await run_job(db)
-    first, second = await Series().points(db, "minute", 3600)
+    [first, second], total = await Series().period(db, "minute", 3600)
     assert (first.requests, first.jobs_done, first.ready, second.jobs_done) == (60, 6, 0, 0)
     assert 0.05 < (first.p99_s or 0) <= 0.1
     assert second.requests == 600
@@ -159,7 +160,6 @@ async def test_a_bucket_says_for_how_long_it_was_counted_and_what_the_queue_held
     assert 0.9 < second.requests_per_s < 1.1
     assert (second.p99_s, second.ready, second.leased, second.dead) == (30, 3, 0, 0)
     assert 90 <= second.oldest_ready_s < 100
-    total = await Series().total(db, "minute", 3600)
     assert total is not None
     assert (total.requests, total.jobs_done, total.ready) == (660, 6, 3)
 
@@ -223,17 +223,17 @@ def test_a_process_counts_requests_jobs_and_errors_but_no_probes() -> None:
 
 async def test_a_rollout_is_stored_once_for_all_who_run_it_and_again_when_it_returns(process: Process) -> None:
     db = await make(process, Database)
-    registry, old, new = Registry(db), {"queue.concurrency": "10"}, {"queue.concurrency": "20"}
-    first = await registry.roll_out("run-a", "1", old)
-    assert await registry.roll_out("run-a", "1", old) == first
-    assert await registry.roll_out("run-b", "1", old) != first
-    second, *others = await asyncio.gather(*(registry.roll_out("run-a", "2", old) for _ in range(4)))
+    rollouts, old, new = Rollouts(), {"queue.concurrency": "10"}, {"queue.concurrency": "20"}
+    first = await rollouts.roll_out(db, "run-a", "1", old)
+    assert await rollouts.roll_out(db, "run-a", "1", old) == first
+    assert await rollouts.roll_out(db, "run-b", "1", old) != first
+    second, *others = await asyncio.gather(*(rollouts.roll_out(db, "run-a", "2", old) for _ in range(4)))
     assert others == [second] * 3
-    changed = await registry.roll_out("run-a", "2", new)
-    assert await registry.roll_out("run-a", "2", old) == second  # another instance, which has always had it
+    changed = await rollouts.roll_out(db, "run-a", "2", new)
+    assert await rollouts.roll_out(db, "run-a", "2", old) == second  # another instance, which has always had it
     await db.run("UPDATE kernel.rollouts SET last_seen_at = now() - interval '1 hour' WHERE id <> %s", (changed,))
-    assert await registry.roll_out("run-a", "2", old) not in (first, second)
-    await registry.report(LiveProcess(uuid7(), "run-a", "2", "h", 1, "ready", [], NOW, NOW), changed)
+    assert await rollouts.roll_out(db, "run-a", "2", old) not in (first, second)
+    await Registry(db).report(LiveProcess(uuid7(), "run-a", "2", "h", 1, "ready", [], NOW, NOW), changed)
     assert await db.all("SELECT rollout_id FROM kernel.processes") == [(changed,)]
 
 

@@ -47,6 +47,8 @@ class Action:
     fields of a result, `cache_s` is the maximum age of a cached result, and `timeout_s` replaces
     `http_server.handle_timeout`.
 
+    A `notable` change is listed by the timeline, because the behaviour of the deployment may change with it.
+
     A read over HTTP with `replica` may be made on a replica, which lags a little; never behind the caller's changes.
     """
 
@@ -70,6 +72,7 @@ class Action:
     cache_s: int = 0
     timeout_s: float = 0
     replica: bool = False
+    notable: bool = False
 
 
 class Declared(TypedDict, total=False):
@@ -91,6 +94,7 @@ class Declared(TypedDict, total=False):
     cache_s: int
     timeout_s: float
     replica: bool
+    notable: bool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shlex
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from app.kernel.product import NAME
 
@@ -53,13 +53,39 @@ def in_shell(statement: str) -> str:
 
 
 class Check(NamedTuple):
-    """A check under its name. Names are unique, lower case, with hyphens."""
+    """A check under its name. Names are unique, lower case, with hyphens.
+
+    A `quick` check asks only the database, with `all` and `one`: the overview runs it. `runbook` is the section of
+    docs/runbooks.md about what it finds.
+    """
 
     name: str
     group: str
     summary: str
     run: "Callable[[Deployment], AsyncIterator[Finding]]"
     timeout_s: float = 8.0
+    quick: bool = False
+    runbook: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What needs attention: the finding of a check, and the section of the runbooks with its first paragraph."""
+
+    check: str
+    level: Level
+    problem: str
+    fix: str
+    runbook: str = ""
+    paragraph: str = ""
+
+
+class Attention(Protocol):
+    """Runs the quick checks in a process."""
+
+    async def needs(self) -> list[Need]:
+        """Return what needs attention, what fails first. The result is a few seconds old at most."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

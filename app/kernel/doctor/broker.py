@@ -144,5 +144,5 @@ async def outbox(d: Deployment) -> AsyncIterator[Finding]:
 
 CHECKS = (
     Check("nats", "nats", "NATS answers, and its stream is as it should be.", nats),
-    Check("outbox", "nats", "Events are sent to NATS in time.", outbox),
+    Check("outbox", "nats", "Events are sent to NATS in time.", outbox, quick=True, runbook="EventsDelayed"),
 )

@@ -1,4 +1,4 @@
-"""Checks of the work: queues, schedules, dead letters, processes."""
+"""Checks of the work: queues, schedules, dead letters, errors, processes."""
 
 from collections.abc import AsyncIterator
 
@@ -9,6 +9,7 @@ from app.kernel.product import NAME
 
 _UNREPORTED_S = 10
 _LATELY_S = 3600
+_TITLE = 120
 
 
 async def queues(d: Deployment) -> AsyncIterator[Finding]:
@@ -74,9 +75,25 @@ async def processes(d: Deployment) -> AsyncIterator[Finding]:
         yield warn(problem, f"{NAME} {name}")
 
 
+async def errors(d: Deployment) -> AsyncIterator[Finding]:
+    """Report groups of errors that are open and were seen lately."""
+    lately = """
+        SELECT count(*), (array_agg(id ORDER BY last_seen_at DESC))[1], (array_agg(title ORDER BY last_seen_at DESC))[1]
+        FROM kernel.errors
+        WHERE last_seen_at > now() - %s * interval '1 second'
+          AND (state IN ('open', 'regressed') OR state = 'muted' AND muted_until < now())
+    """
+    count, latest, title = await d.one(lately, (_LATELY_S,))
+    if count:
+        groups = "1 group of errors was" if count == 1 else f"{count} groups of errors were"
+        short = title if len(title) <= _TITLE else f"{title[:_TITLE]}..."
+        yield warn(f"{groups} seen within the last hour, the latest: {short}", f"{NAME} errors show {latest}")
+
+
 CHECKS = (
-    Check("queues", "work", "Consumers keep up with every queue.", queues),
-    Check("schedules", "work", "Schedules fire in time.", schedules),
-    Check("dead-letters", "work", "No job was given up lately.", dead_letters),
-    Check("processes", "work", "All processes report.", processes),
+    Check("queues", "work", "Consumers keep up with every queue.", queues, quick=True, runbook="QueueDelayed"),
+    Check("schedules", "work", "Schedules fire in time.", schedules, quick=True, runbook="ScheduleLate"),
+    Check("dead-letters", "work", "No job was given up lately.", dead_letters, quick=True, runbook="DeadLetters"),
+    Check("errors", "work", "No errors are open that were seen lately.", errors, quick=True, runbook="ErrorsCaptured"),
+    Check("processes", "work", "All processes report.", processes, quick=True, runbook="ProcessDown"),
 )

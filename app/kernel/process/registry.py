@@ -15,35 +15,16 @@ from uuid import UUID
 from app.kernel import series
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.actions.compose import make
-from app.kernel.config import Settings
 from app.kernel.db import Database
 from app.kernel.errors import Unavailable
 from app.kernel.identifiers import uuid7
 from app.kernel.process import Process, pause
+from app.kernel.process.rollouts import Rollouts, started_with
 from app.kernel.product import VERSION
 from app.kernel.services import Run
 
 _REPORT_EVERY_S = 3.0
 _ALIVE_S = 3 * _REPORT_EVERY_S
-_LOCK = (1802661741, 3)
-_OF_ONE = frozenset({"http_server.host", "http_server.port", "operations.host", "operations.port", "logger.output"})
-"""Settings in which processes of a machine differ."""
-
-_SAME = """
-    UPDATE kernel.rollouts SET last_seen_at = now() WHERE id = (
-        SELECT id FROM kernel.rollouts
-        WHERE name = %(name)s AND version = %(version)s AND settings = %(settings)s AND (
-            last_seen_at > now() - interval '10 minutes'
-            OR id = (SELECT id FROM kernel.rollouts WHERE name = %(name)s ORDER BY id DESC LIMIT 1)
-        )
-        ORDER BY id DESC LIMIT 1
-    )
-    RETURNING id
-"""
-_ROLL_OUT = """
-    INSERT INTO kernel.rollouts (id, name, version, settings) VALUES (%(id)s, %(name)s, %(version)s, %(settings)s)
-    RETURNING id
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +101,6 @@ class Registry:
         """
         await self.db.run(sql, (process_id, json.dumps(known), json.dumps(counts)))
 
-    async def roll_out(self, name: str, version: str, settings: Mapping[str, str]) -> UUID:
-        """Store what a process was started with unless others run it, or did minutes ago; return the id of the row."""
-        about = {"id": uuid7(), "name": name, "version": version, "settings": json.dumps(settings)}
-        async with self.db.begin() as tx:
-            await tx.run("SELECT pg_advisory_xact_lock(%s, %s)", _LOCK)
-            row = await tx.one(_SAME, about)
-            if row is None:
-                row = await tx.one(_ROLL_OUT, about)
-        assert row is not None
-        return row[0]
-
     async def forget(self, process_id: UUID) -> None:
         """Remove a process, and those that were killed long ago. Safe to repeat."""
         sql = "DELETE FROM kernel.processes WHERE id = %s OR last_seen_at < now() - interval '1 day'"
@@ -139,7 +109,8 @@ class Registry:
 
 async def reporter(p: Process) -> Run:
     """Return what reports the process until the end of its drain. An outage is what /ready and requests tell."""
-    registry = Registry(await make(p, Database))
+    db = await make(p, Database)
+    registry, rollouts = Registry(db), Rollouts()
     identifier, host, pid = uuid7(), socket.gethostname(), os.getpid()
 
     worker = p.launch.worker
@@ -154,7 +125,8 @@ async def reporter(p: Process) -> Run:
         while not stopping:
             with suppress(Unavailable):
                 await registry.report(now(), rollout_id)
-                rollout_id = rollout_id or await registry.roll_out(p.name, VERSION, started_with(p.settings))
+                if rollout_id is None:
+                    rollout_id = await rollouts.roll_out(db, p.name, VERSION, started_with(p.settings))
                 counts = series.counts()
                 await registry.count(identifier, counts, known)
                 known = counts
@@ -164,11 +136,6 @@ async def reporter(p: Process) -> Run:
             await registry.forget(identifier)
 
     return run
-
-
-def started_with(settings: Settings) -> dict[str, str]:
-    """Return the effective settings by key: no secrets, and nothing in which processes of a machine differ."""
-    return {value.key: value.text for value in settings.values() if not value.secret and value.key not in _OF_ONE}
 
 
 def _resident_bytes() -> int | None:

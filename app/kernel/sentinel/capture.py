@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import trace
+
 from app.kernel.product import NAME
 from app.kernel.sentinel import Group, Kind
 from app.kernel.telemetry import metrics
@@ -92,6 +94,8 @@ class Capture:
             "message": message[:_LONGEST],
             "lines": self._lines_of(belongs),
         }
+        if (current := trace.get_current_span().get_span_context()).trace_id:
+            context["trace_id"] = trace.format_trace_id(current.trace_id)
         if error is not None:
             stack = traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)
             context["stack"] = redacted("".join(stack))[-_LONGEST:]

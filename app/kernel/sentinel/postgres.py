@@ -167,6 +167,12 @@ class Errors:
         rows = await db.all(sql, {**_given(filters), "limit": limit, "after": after})
         return [StoredError(*row) for row in rows]
 
+    async def latest(self, db: Queries, limit: int) -> list[StoredError]:
+        """Return the groups that need attention and were seen last."""
+        needy = "WHERE (" + _IN_STATE["open"] + " OR " + _IN_STATE["regressed"] + ") "
+        rows = await db.all(_COLUMNS + needy + "ORDER BY last_seen_at DESC LIMIT %s", (limit,))
+        return [StoredError(*row) for row in rows]
+
     async def count_unresolved(self, db: Queries, filters: ErrorFilters) -> int:
         """Return the number of groups that are not resolved."""
         row = await db.one(_COUNT + _matching(filters, _UNRESOLVED), _given(filters))

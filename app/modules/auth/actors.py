@@ -175,6 +175,7 @@ class ActorAdministration:
         POST="/auth/v1/actors/{id}/disable",
         permission="auth:actors:write",
         raises=(ActorNotFound, ActorAlreadyDisabled, LastSuperuser),
+        notable=True,
     )
     async def disable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Disabled:
         """Disable an actor: end its sessions and refuse its password and API keys, at once in every process."""
@@ -186,7 +187,11 @@ class ActorAdministration:
         return Disabled(actor.id, ended)
 
     @change(
-        "auth.enable_actor", POST="/auth/v1/actors/{id}/enable", permission="auth:actors:write", raises=(ActorNotFound,)
+        "auth.enable_actor",
+        POST="/auth/v1/actors/{id}/enable",
+        permission="auth:actors:write",
+        raises=(ActorNotFound,),
+        notable=True,
     )
     async def enable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Actor:
         """Enable an actor: accept its password and API keys again. Safe to repeat."""

@@ -73,7 +73,7 @@ class KeyAdministration:
         """List the signing keys, newest first. The newest key signs; the others verify tokens until they expire."""
         return Page(await self.keyring.listed())
 
-    @change("auth.rotate_keys", command="auth keys rotate")
+    @change("auth.rotate_keys", command="auth keys rotate", notable=True)
     async def rotate(self, tx: Transaction, note: Note) -> Rotated:
         """Create a new signing key. Running processes use it within 30 seconds. Tokens of former keys stay valid.
 
@@ -84,7 +84,7 @@ class KeyAdministration:
         note.target, note.details["forgotten"] = kid, forgotten
         return Rotated(kid, forgotten)
 
-    @change("auth.rewrap_keys", command="auth keys rewrap")
+    @change("auth.rewrap_keys", command="auth keys rewrap", notable=True)
     async def rewrap(self, db: Database, caller: Caller) -> Rewrapped:
         """Encrypt everything under the new master secret. Safe to repeat, also after an interruption.
 

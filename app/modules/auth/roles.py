@@ -116,7 +116,12 @@ class RoleAdministration:
         return Page(found, next_cursor(found, wanted.limit))
 
     @change(
-        "auth.create_role", POST="/auth/v1/roles", permission="auth:roles:write", raises=(RoleNameExists,), status=201
+        "auth.create_role",
+        POST="/auth/v1/roles",
+        permission="auth:roles:write",
+        raises=(RoleNameExists,),
+        status=201,
+        notable=True,
     )
     async def create(self, tx: Transaction, new: NewRole, note: Note) -> Role:
         """Create a role without permissions. Not safe to repeat."""
@@ -136,6 +141,7 @@ class RoleAdministration:
         PATCH="/auth/v1/roles/{id}",
         permission="auth:roles:write",
         raises=(RoleNotFound, RoleNameExists),
+        notable=True,
     )
     async def rename(self, tx: Transaction, caller: Caller, wanted: RoleChange, note: Note) -> Role:
         """Rename a role. The caller must hold the permissions of the role. Safe to repeat."""
@@ -146,7 +152,13 @@ class RoleAdministration:
         note.details["name"] = role.name
         return role
 
-    @change("auth.delete_role", DELETE="/auth/v1/roles/{id}", permission="auth:roles:write", raises=(RoleNotFound,))
+    @change(
+        "auth.delete_role",
+        DELETE="/auth/v1/roles/{id}",
+        permission="auth:roles:write",
+        raises=(RoleNotFound,),
+        notable=True,
+    )
     async def delete(self, tx: Transaction, caller: Caller, wanted: RoleRef, note: Note) -> None:
         """Delete a role and revoke it from its actors, effective on their next request.
 
@@ -172,6 +184,7 @@ class RoleAdministration:
         PUT="/auth/v1/roles/{id}/permissions",
         permission="auth:roles:write",
         raises=(RoleNotFound, InvalidPermission),
+        notable=True,
     )
     async def set_permissions_of_role(
         self, tx: Transaction, caller: Caller, wanted: PermissionsWanted, note: Note
@@ -208,6 +221,7 @@ class RoleAdministration:
         PUT="/auth/v1/actors/{id}/roles",
         permission="auth:roles:write",
         raises=(ActorNotFound, RoleNotFound),
+        notable=True,
     )
     async def set_of_actor(self, tx: Transaction, caller: Caller, wanted: ActorRolesWanted, note: Note) -> Page[Role]:
         """Replace the roles of an actor, effective on its next request. Safe to repeat.
@@ -240,6 +254,7 @@ class RoleAdministration:
         PUT="/auth/v1/actors/{id}/permissions",
         permission="auth:roles:write",
         raises=(ActorNotFound, InvalidPermission),
+        notable=True,
     )
     async def set_permissions_of_actor(
         self, tx: Transaction, caller: Caller, wanted: PermissionsWanted, note: Note

@@ -6,6 +6,10 @@ MODULE = Module(
     package=__name__,
     summary="Administer processes, queues, jobs, schedules, events and errors.",
     permissions={
+        "platform:overview:read": "See the overview: attention, traffic, queues, processes, schedules, errors.",
+        "platform:timeline:read": "See what changed: releases, migrations, settings, pauses, role changes.",
+        "platform:traces:read": "Read everything with one trace or request id, also audit entries and jobs.",
+        "platform:usecases:read": "List all actions.",
         "platform:processes:read": "List live processes.",
         "platform:audit:read": "Read the audit trail.",
         "platform:queues:read": "List queues and their job counts.",
@@ -22,6 +26,10 @@ MODULE = Module(
         "platform:errors:write": "Resolve and mute captured errors.",
     },
     features=(
+        Feature("overview:Overview"),
+        Feature("timeline:Timeline", "timeline", "List what changed, and when."),
+        Feature("traces:Traces", "traces", "Show everything that belongs to a request."),
+        Feature("usecases:ActionCatalogue"),
         Feature("processes:Processes", "processes", "List live processes."),
         Feature("audit:AuditTrail"),
         Feature("queues:Queues", "queues", "List, pause, resume and limit queues."),

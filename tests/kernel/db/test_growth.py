@@ -100,6 +100,7 @@ RARE: dict[str, dict[str, list[Any]]] = {
         "q": [],
     },  # a part of a name has no index: it reads all
     "auth.list_roles": {},
+    "platform.list_timeline": {},
 }
 
 

@@ -58,3 +58,8 @@ def check_zone(**moments: datetime | None) -> None:
     if wrong:
         message = "must have a time zone, such as 2026-11-22T10:00:00Z"
         raise Invalid(f"{wrong[0]} {message}", tuple((name, message) for name in wrong))
+
+
+class TraceNotFound(NotFound):
+    code = "TRACE_NOT_FOUND"
+    title = "Nothing is stored with this id"
