@@ -23,6 +23,7 @@ COMMANDS = {
     "completion": (".commands.completion", "Print the completion script of bash, zsh or fish."),
     "config": (".commands.config", "Show, explain and validate settings."),
     "db": (".commands.db", "Open a shell on the database."),
+    "demo": (".commands.demo", "Run everything under a fake load, to look at."),
     "doctor": (".commands.doctor", "Check everything, and say what to do."),
     "health": (".commands.health", "Check the health of the local process."),
     "man": (".commands.man", "Print the manual page."),

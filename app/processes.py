@@ -296,14 +296,26 @@ def check_process(name: str) -> None:
         raise NotFound(f"there is no process {name}{suggestion(name, PROCESSES)}", hint=f"{NAME} --help")
 
 
-def new_process(name: str, settings: "Settings", launch: "Launch | None" = None) -> "Process":
-    """Return a process with the providers of the kernel and of all modules. Opens nothing."""
+def new_process(
+    name: str, settings: "Settings", launch: "Launch | None" = None, *, data: "Path | None" = None
+) -> "Process":
+    """Return a process with the providers of the kernel and of all modules. Opens nothing.
+
+    `data` is the folder of its embedded database, if it is another one than usual.
+    """
     from app import DATA, ROOT
     from app.kernel.process import Process
 
     migrates = name.startswith("run-")
     return Process(
-        name, settings, ROOT, providers(), launch=launch, migrates=migrates, data=DATA, constraints=constraints()
+        name,
+        settings,
+        ROOT,
+        providers(),
+        launch=launch,
+        migrates=migrates,
+        data=data or DATA,
+        constraints=constraints(),
     )
 
 

@@ -7,11 +7,17 @@ if TYPE_CHECKING:
     from app.kernel.module import Module
 
 MODULES = ("auth", "platform")
+_ADDED: list[str] = []
+
+
+def add(name: str) -> None:
+    """Add a module to this process alone, as `app demo` does."""
+    _ADDED.append(name)
 
 
 def modules() -> "list[Module]":
     """Return the manifests, in the order above. A manifest imports none of the parts that it names."""
-    return [_manifest(name) for name in MODULES]
+    return [_manifest(name) for name in (*MODULES, *_ADDED)]
 
 
 def _manifest(name: str) -> "Module":
