@@ -148,7 +148,12 @@ COMMANDS: dict[str, tuple[list[str], int, str, set[str]]] = {
     "doctor": (["doctor", "--only", "migrations", "--only", "queues"], 0, "", {"psycopg"}),
     "jobs list": (["jobs", "list"], 0, "", {"psycopg"}),
     "queues pause": (["queues", "pause", "default"], 0, "", {"psycopg"}),
-    "events replay": (["events", "replay", "--subscriber", "nobody", "--from", "2026-11-22"], 67, "", {"psycopg"}),
+    "events replay": (
+        ["events", "replay", "--subscriber", "nobody", "--from", "2026-11-22", "--yes"],
+        67,
+        "",
+        {"psycopg"},
+    ),
 }
 NOT_LOADED: dict[str, set[str]] = {
     "create-superuser": WEB | {"apscheduler", "uvloop", "joserfc", "yoyo", "rich"},

@@ -24,7 +24,7 @@ NameCursor = Annotated[
 ]
 """A name in base64url."""
 TimeCursor = Annotated[
-    str, Pattern("^[A-Za-z0-9_-]{32}$"), Doc("`next_cursor` of the previous page.", f"{_CURSOR}AGYNqKUYg")
+    str, Pattern("^[A-Za-z0-9_-]{32}$"), Doc("`next_cursor` of the previous page.", f"{_CURSOR}AGYNqKUYgA")
 ]
 """An id and a time: 24 bytes in base64url."""
 WorkCursor = Annotated[

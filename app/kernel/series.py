@@ -19,6 +19,7 @@ Counts = Mapping[str, float]
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 _AT_MOST, _SLOWER = "requests_le_", "requests_slower"
 _NAMES = [*(f"{_AT_MOST}{bound:g}" for bound in metrics.REQUEST_SECONDS), _SLOWER]
+_DONE_IN = "done_in:"
 _LOCK = (1802661741, 2)
 _LOOK_BACK = 60
 """Number of buckets that a spike is compared with."""
@@ -65,6 +66,15 @@ _BETWEEN = """
     SELECT at, seconds, counts, gauges FROM kernel.series
     WHERE resolution = %(resolution)s AND at >= now() - %(since_s)s * interval '1 second' ORDER BY at
 """
+_DONE = """
+    SELECT substr(c.key, %(skip)s), sum(c.value::bigint) FILTER (WHERE s.at = newest.at)::bigint,
+        sum(c.value::bigint)::bigint
+    FROM kernel.series s CROSS JOIN jsonb_each_text(s.counts) c, (
+        SELECT max(at) AS at FROM kernel.series WHERE resolution = 'minute' AND at > now() - interval '3 minutes'
+    ) newest
+    WHERE s.resolution = 'minute' AND s.at > now() - interval '1 hour' AND starts_with(c.key, %(prefix)s)
+    GROUP BY 1
+"""
 # the first bucket of several in a row
 _SPIKES = """
     SELECT at, errors::bigint, usual::float8 FROM (
@@ -86,11 +96,16 @@ _SPIKES = """
 _LEAST_SPIKE: Mapping[Resolution, int] = {"minute": 10, "hour": 50}
 
 
+queues: dict[str, str] = {}
+"""The queues of the tasks that this process handles."""
+
+
 def counts() -> dict[str, int]:
     """Return what this process has counted since it started, by name.
 
     Requests to probes are left out. `requests_failed` were answered 5xx, `requests_refused` 4xx. The others are by
-    duration: `requests_le_0.1` took at most 0.1 s, and more than the bound below.
+    duration: `requests_le_0.1` took at most 0.1 s, and more than the bound below. `done_in:default` are the jobs of
+    a queue that were done.
     """
     requests, attempts, errors = metrics.counted()
     found = dict.fromkeys(_NAMES, 0)
@@ -106,9 +121,12 @@ def counts() -> dict[str, int]:
             found["requests_failed"] += count
         for name, more in zip(_NAMES, by_bound, strict=True):
             found[name] += more
-    for (_, outcome), by_bound in attempts:
+    for (task, outcome), by_bound in attempts:
         if outcome != "cancelled":
             found["jobs_done" if outcome == "done" else "jobs_failed"] += sum(by_bound)
+        if outcome == "done" and task in queues:
+            name = _DONE_IN + queues[task]
+            found[name] = found.get(name, 0) + sum(by_bound)
     found["errors"] = errors
     return {name: count for name, count in found.items() if count}
 
@@ -166,6 +184,11 @@ class Series:
             return [], None
         total = _point(rows[0][0], sum(row[1] for row in rows), _merged(row[2] for row in rows), rows[-1][3])
         return [_point(*row) for row in rows], total
+
+    async def done_by_queue(self, db: Queries) -> dict[str, tuple[int, int]]:
+        """Return how many jobs of each queue were done within the last counted minute, and within an hour."""
+        rows = await db.all(_DONE, {"prefix": _DONE_IN, "skip": len(_DONE_IN) + 1})
+        return {queue: (minute or 0, hour) for queue, minute, hour in rows}
 
     async def spikes(self, db: Queries, limit: int) -> list[Spike]:
         """Return the latest spikes of errors: by minute as long as minutes are kept, by hour before."""

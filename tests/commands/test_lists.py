@@ -170,7 +170,7 @@ def test_done_jobs_of_schedules_are_listed_when_asked_for(on_migrated: Project, 
         ("dead-letters purge --queue defualt --dry-run", "did you mean default?"),
         ("queues pause defualt", "did you mean default?"),
         ("schedules trigger platform.hartbeat", "did you mean platform.heartbeat?"),
-        ("events replay --subscriber greetre --from 2026-11-22", "did you mean greeter?"),
+        ("events replay --subscriber greetre --from 2026-11-22 --yes", "did you mean greeter?"),
     ],
 )
 def test_a_mistyped_name_is_no_such_thing_and_the_nearest_is_named(

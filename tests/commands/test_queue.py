@@ -74,7 +74,7 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
     ("line", "says"),
     [
         (f"jobs show {NOBODY}", f"there is no job {NOBODY}"),
-        ("events replay --subscriber nobody --from 2026-11-22", "there is no subscriber nobody"),
+        ("events replay --subscriber nobody --from 2026-11-22 --yes", "there is no subscriber nobody"),
     ],
 )
 def test_what_is_not_there_is_one_line(on_migrated: Project, line: str, says: str) -> None:
@@ -150,8 +150,13 @@ def test_a_replay_that_is_interrupted_says_how_to_go_on_and_nothing_is_lost_or_d
         total,
     )
     replay = ("events", "replay", "--subscriber", "greeter", "--from", "2026-11-22")
+    assert printed_json(on_migrated.app(*replay, "--dry-run", "--json")) == {"dry_run": True, "count": total}
+    assert "--yes" in refused(on_migrated.app(*replay), 2)
     counted = "SELECT count(*), count(DISTINCT event_id) FROM kernel.jobs WHERE task = 'greeter'"
     with terminal(on_migrated, *replay) as shown:
+        shown.expect(f"Deliver {total} events to greeter again? [y/N]: ")
+        assert migrated.all(counted) == [(0, 0)]
+        shown.type("yes\n")
         eventually(lambda: migrated.all(counted)[0][0] > 0, every=0.01)
         shown.type(INTERRUPT)
         assert shown.wait() == 130
@@ -161,7 +166,7 @@ def test_a_replay_that_is_interrupted_says_how_to_go_on_and_nothing_is_lost_or_d
     assert 0 < enqueued < total
     assert f"stopped after {enqueued} events, at 2026-11-22T10:00:0" in said
     cursor = said.partition("continue with --cursor ")[2].split()[0]
-    rest = printed_json(on_migrated.app(*replay, "--cursor", cursor, "--json"))
+    rest = printed_json(on_migrated.app(*replay, "--cursor", cursor, "--yes", "--json"))
     assert rest == {"subscriber": "greeter", "enqueued_count": total - enqueued}
     assert migrated.all(counted) == [(total, total)]
     lines = on_migrated.app(

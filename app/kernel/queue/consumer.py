@@ -10,6 +10,7 @@ from typing import Any
 
 from loguru import logger
 
+from app.kernel import series
 from app.kernel.actions.compose import make
 from app.kernel.config import NatsSettings, QueueSettings
 from app.kernel.db import Database
@@ -57,6 +58,7 @@ class Consumer:
         self._events = events
         self._subscribers = [h for h in handlers if isinstance(h, Subscriber)]
         by_task = {h.name if isinstance(h, Subscriber) else h.task.name: h for h in handlers}
+        series.queues |= {task: h.queue if isinstance(h, Subscriber) else h.task.queue for task, h in by_task.items()}
         self.handled = sorted({h.queue if isinstance(h, Subscriber) else h.task.queue for h in handlers})
         self._jobs = jobs = InFlight(settings.concurrency)
         leases_of = Leases if stream is None else DeliveryLeases

@@ -54,13 +54,66 @@ _REPLAY = insert_jobs(
 )
 
 
+# what waits for a subscriber: jobs, events that no relay has sent to NATS yet, and events in NATS
+_SUBSCRIPTIONS = """
+    SELECT s.subscriber, s.event_type, s.queue, s.in_order, coalesce(j.waiting, 0), coalesce(o.waiting, 0),
+        s.nats_pending, s.measured_at, extract(epoch FROM now() - least(j.oldest, o.oldest))::float8,
+        coalesce(d.dead, 0), s.seen_at
+    FROM kernel.subscriptions s
+    LEFT JOIN (
+        SELECT task, count(*) AS waiting, min(created_at) AS oldest FROM kernel.jobs
+        WHERE event_id IS NOT NULL GROUP BY task
+    ) j ON j.task = s.subscriber
+    LEFT JOIN (
+        SELECT type, count(*) AS waiting, min(published_at) AS oldest FROM kernel.event_outbox GROUP BY type
+    ) o ON o.type = s.event_type
+    LEFT JOIN (
+        SELECT task, count(*) AS dead FROM kernel.dead_letters WHERE event_id IS NOT NULL GROUP BY task
+    ) d ON d.task = s.subscriber
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class EventFilters:
-    """Filters of events, combined with AND; `from_` is included, `to` excluded."""
+    """Filters of events, combined with AND; `from_` is included, `to` excluded. `trace` is a trace id."""
 
     type: str | None = None
     from_: datetime | None = None
     to: datetime | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSubscription:
+    """A subscription, and what it has not handled yet.
+
+    `job_count` events are unfinished jobs, `outbox_count` events of its type have not been sent to NATS, and
+    `nats_count` were in NATS at `measured_at`; null without NATS. `oldest_s` is the age of the oldest one outside NATS
+    in seconds. `dead_count` events are dead letters.
+    """
+
+    subscriber: str
+    event_type: str
+    queue: str
+    in_order: bool
+    job_count: int
+    outbox_count: int
+    nats_count: int | None
+    measured_at: datetime | None
+    oldest_s: float | None
+    dead_count: int
+    seen_at: datetime
+
+    columns: ClassVar[Columns] = (
+        Column("subscriber"),
+        Column("event", "event_type"),
+        Column("queue", extra=True),
+        Column("lag", lambda s: s.job_count + s.outbox_count + (s.nats_count or 0)),
+        Column("oldest", lambda s: "" if s.oldest_s is None else f"{s.oldest_s:.0f} s"),
+        Column("in NATS", lambda s: "" if s.nats_count is None else s.nats_count, extra=True),
+        Column("dead", "dead_count"),
+        Column("seen", "seen_at", extra=True),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +150,16 @@ class EventLog:
 
     async def page(self, db: Queries, filters: EventFilters, limit: int, after: UUID | None) -> list[ListedEvent]:
         """Return a page of events, newest first."""
-        given = {"type": filters.type, "from": filters.from_, "to": filters.to, "limit": limit, "after": after}
+        given = {"type": filters.type, "from": filters.from_, "to": filters.to, "trace": filters.trace}
         asked = where(
             "id < %(after)s" if after else "",
             "type = %(type)s" if filters.type else "",
             "published_at >= %(from)s" if filters.from_ else "",
             "published_at < %(to)s" if filters.to else "",
+            "trace_context IS NOT NULL AND split_part(trace_context, '-', 2) = %(trace)s" if filters.trace else "",
         )
-        rows = await db.all(_PAGE + asked + "ORDER BY id DESC LIMIT %(limit)s", given)
+        sql = _PAGE + asked + "ORDER BY id DESC LIMIT %(limit)s"
+        rows = await db.all(sql, {**given, "limit": limit, "after": after})
         return [ListedEvent(*known, trace_id=trace_id(context)) for *known, context in rows]
 
     async def now(self, db: Queries) -> datetime:
@@ -114,6 +169,10 @@ class EventLog:
     async def subscribers(self, db: Queries) -> list[str]:
         """Return the names of all subscribers."""
         return [name for (name,) in await db.all("SELECT subscriber FROM kernel.subscriptions ORDER BY subscriber")]
+
+    async def subscriptions(self, db: Queries) -> list[ListedSubscription]:
+        """Return all subscriptions with their lag."""
+        return [ListedSubscription(*row) for row in await db.all(_SUBSCRIPTIONS)]
 
     async def count(self, db: Queries, subscriber: str, period: Period) -> int:
         """Return the number of events of a subscriber's type."""

@@ -109,7 +109,7 @@ class ListedQueue:
     """A queue with its job counts by state and the age of its oldest ready job in seconds.
 
     `paused_until` and `pause_reason` belong to its pause; `paused_by` is who paused it: the id of an actor, or the user
-    of the operating system.
+    of the operating system. `done_in_minute` and `done_in_hour` are jobs that were done lately, as processes count.
     """
 
     name: str
@@ -124,6 +124,8 @@ class ListedQueue:
     dead: int
     oldest_ready_s: float | None
     paused_by: str | None = None
+    done_in_minute: int = 0
+    done_in_hour: int = 0
 
     columns: ClassVar[Columns] = (
         Column("queue", "name"),
@@ -135,6 +137,8 @@ class ListedQueue:
         Column("waiting", extra=True),
         Column("leased"),
         Column("dead"),
+        Column("done/min", "done_in_minute", extra=True),
+        Column("done/h", "done_in_hour", extra=True),
         Column("limit", "concurrency", extra=True),
         Column("paused", lambda queue: ("paused", queue.paused_at) if queue.paused_at else "", is_state=True),
         Column("until", "paused_until"),

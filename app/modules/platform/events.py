@@ -9,8 +9,10 @@ from annotated_types import Len
 from app.kernel.actions import Caller, Database, Doc, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
-from app.kernel.paging import Cursor, Limit, Page, WorkCursor, after, mark, marked, next_cursor
-from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, Period
+from app.kernel.fields import Pattern
+from app.kernel.paging import Cursor, Limit, NameCursor, Page, WorkCursor, after, mark, marked, next_cursor, page_of
+from app.kernel.product import NAME
+from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, ListedSubscription, Period
 from app.kernel.text import suggestion
 from app.modules.platform.domain.queue import SubscriberNotFound, check_zone
 
@@ -26,8 +28,20 @@ class EventsWanted:
     type: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by type.", "auth.actor_disabled")] = None
     from_: Annotated[datetime | None, From] = None
     to: To = None
+    trace: Annotated[
+        Annotated[str, Pattern("^[0-9a-f]{32}$")] | None,
+        Doc("Filter by trace id.", "0af7651916cd43dd8448eb211c80319c"),
+    ] = None
     limit: Limit = 20
     cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionsWanted:
+    """A page of the subscriptions."""
+
+    limit: Limit = 20
+    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """List and replay published events."""
+    """List published events and their subscribers, and replay events."""
 
     log: EventLog
     audit: Audit
@@ -70,9 +84,22 @@ class Events:
     async def list(self, db: Database, wanted: EventsWanted) -> Page[ListedEvent]:
         """List published events, newest first, within their retention."""
         check_zone(**{"from": wanted.from_, "to": wanted.to})
-        filters = EventFilters(wanted.type, wanted.from_, wanted.to)
+        filters = EventFilters(wanted.type, wanted.from_, wanted.to, wanted.trace)
         found = await self.log.page(db, filters, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
+
+    @read(
+        "platform.list_subscriptions",
+        GET="/platform/v1/subscriptions",
+        permission="platform:events:read",
+        command="events subscriptions",
+        empty=f"consumers register their subscribers when they start: {NAME} run-event-consumer",
+        examples=("", "--json"),
+    )
+    async def subscriptions(self, db: Database, wanted: SubscriptionsWanted) -> Page[ListedSubscription]:
+        """List the subscribers of events with their lag: the events that they have not handled yet."""
+        found = await self.log.subscriptions(db)
+        return page_of(found, lambda subscription: subscription.subscriber, wanted.limit, wanted.cursor)
 
     @change(
         "platform.replay_events",
@@ -81,9 +108,10 @@ class Events:
         raises=(SubscriberNotFound,),
         command="events replay",
         count="platform.count_replay",
+        confirm="Deliver {count} events to {subscriber} again?",
         message="enqueued {enqueued_count} events for {subscriber}",
         examples=(
-            "--subscriber auth.greet --from 2026-11-22T10:00:00Z",
+            "--subscriber auth.greet --from 2026-11-22T10:00:00Z --yes",
             "--subscriber auth.greet --from 2026-11-01 --dry-run",
         ),
     )

@@ -11,6 +11,7 @@ from app.kernel.fields import Option
 from app.kernel.paging import Limit, NameCursor, Page, page_of
 from app.kernel.product import NAME
 from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
+from app.kernel.series import Series
 from app.modules.platform.domain.pauses import Reason, Seconds, Until, pause_of
 
 QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.", "default")]
@@ -59,6 +60,7 @@ class Queues:
 
     admin: QueueAdmin
     audit: Audit
+    series: Series
 
     @read(
         "platform.list_queues",
@@ -70,9 +72,14 @@ class Queues:
     async def list(self, db: Database, wanted: QueuesWanted) -> Page[ListedQueue]:
         """List queues with their job counts by state, the age of the oldest ready job, and their pauses."""
         page = page_of(await self.admin.all(db), lambda queue: queue.name, wanted.limit, wanted.cursor)
-        return replace(page, items=[await self._with_operator(db, queue) for queue in page.items])
+        done = await self.series.done_by_queue(db)
+        return replace(
+            page, items=[await self._completed(db, queue, *done.get(queue.name, ())) for queue in page.items]
+        )
 
-    async def _with_operator(self, db: Database, queue: ListedQueue) -> ListedQueue:
+    async def _completed(self, db: Database, queue: ListedQueue, minute: int = 0, hour: int = 0) -> ListedQueue:
+        """Return a queue with its throughput, and with who paused it."""
+        queue = replace(queue, done_in_minute=minute, done_in_hour=hour)
         if queue.paused_at is None:
             return queue
         found = await self.audit.page(db, EntryFilters(target=queue.name, action="platform.pause_queue"), 1, None)

@@ -179,6 +179,26 @@ async def test_a_paused_queue_starts_no_event_until_it_is_resumed(transport: Ben
         await transport.until(ear.steps, [1, 2])
 
 
+async def test_the_lag_of_a_subscriber_is_what_it_has_not_handled(
+    transport: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.kernel.queue.transport.nats.intake._WATCH_EVERY_S", 0.2)
+    go = asyncio.Event()
+
+    async def hear(event: Moved) -> None:
+        await go.wait()
+
+    async def lag() -> int:
+        [found] = await EventLog().subscriptions(transport.db)
+        return found.job_count + found.outbox_count + (found.nats_count or 0)
+
+    async with transport.consuming([Subscriber("a", Moved, hear)], concurrency=2):
+        await transport.queue.publish(transport.db, *(Moved(n) for n in range(10)))
+        await transport.until(lag, 10)
+        go.set()
+        await transport.until(lag, 0)
+
+
 async def test_a_pause_of_a_queue_expires_in_every_consumer_while_it_is_idle(transport: Bench) -> None:
     ear, queues = Ear(), QueueAdmin(["default"])
 

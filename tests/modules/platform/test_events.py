@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import pytest
 
 from app.kernel.errors import Invalid
-from app.kernel.queue import Subscriber
+from app.kernel.queue import NeverRetry, Subscriber
 from app.modules.platform import events
 from app.modules.platform.domain.queue import SubscriberNotFound
-from app.modules.platform.events import EventsWanted, ReplayWanted
+from app.modules.platform.events import EventsWanted, ReplayWanted, SubscriptionsWanted
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import OPERATOR, Operator
 
@@ -62,11 +62,47 @@ async def test_events_are_listed_newest_first_by_type_and_time(bench: Bench, ope
     assert await found(type="test.moved") == ids[1:]
     assert await found(type="test.stopped", to=rows[0][1]) == []
     assert await found(from_=rows[2][1], to=rows[0][1]) == ids[1:3]
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    await bench.db.run(
+        "UPDATE kernel.events SET trace_context = '00-' || %s || '-b7ad6b7169203331-01' WHERE id = %s", (trace, ids[2])
+    )
+    assert await found(trace=trace) == ids[2:3]
+    assert await found(trace=trace, type="test.stopped") == []
     page = await operator.events.list(EventsWanted(limit=3))
     assert await found(cursor=page.next_cursor) == ids[3:]
     assert not any(hasattr(event, "payload") for event in page.items)
     with pytest.raises(Invalid):
         await operator.events.list(EventsWanted(from_=datetime(2026, 1, 1)))  # noqa: DTZ001 - without a time zone
+
+
+async def test_subscribers_are_listed_with_the_events_that_they_have_not_handled(
+    bench: Bench, operator: Operator
+) -> None:
+    async def hear(event: Any) -> None:
+        if event.step == 3:
+            raise NeverRetry
+
+    subscribers = [
+        Subscriber("a", Moved, hear, in_order=True),
+        Subscriber("b", Moved, hear),
+        Subscriber("c", Stopped, hear),
+    ]
+    await bench.queue.events.subscribe(bench.db, subscribers)
+    await bench.queue.publish(bench.db, *(Moved(step) for step in range(4)))
+    await bench.db.run("UPDATE kernel.jobs SET created_at = now() - interval '90 s' WHERE task = 'a'")
+
+    async def lags() -> list[tuple]:
+        found = (await operator.events.subscriptions(SubscriptionsWanted())).items
+        return [(s.subscriber, s.in_order, s.job_count, s.dead_count) for s in found]
+
+    assert await lags() == [("a", True, 4, 0), ("b", False, 4, 0), ("c", False, 0, 0)]
+    page = await operator.events.subscriptions(SubscriptionsWanted(limit=2))
+    assert 90 <= page.items[0].oldest_s < 120
+    assert page.items[1].oldest_s < 60
+    [rest] = (await operator.events.subscriptions(SubscriptionsWanted(limit=2, cursor=page.next_cursor))).items
+    assert (rest.subscriber, rest.oldest_s, rest.nats_count) == ("c", None, None)
+    async with bench.consuming(subscribers):
+        await bench.until(lags, [("a", True, 0, 1), ("b", False, 0, 1), ("c", False, 0, 0)])
 
 
 async def test_a_new_subscriber_is_given_each_event_of_the_log_once_in_order(

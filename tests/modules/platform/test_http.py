@@ -1,12 +1,17 @@
 """The queue over HTTP, as its operators see it: on a process that works on another queue than the one they look at."""
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 import httpx
 import pytest
 
-from tests.conftest import TestDatabase, log_in
+from app.kernel.actions import Action, declared
+from app.kernel.http.routes import input_names
+from app.kernel.paging import Page
+from app.modules import modules
+from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import ROOT, Project, eventually
 
 API = "/platform/v1"
@@ -115,6 +120,7 @@ def test_queues(client: httpx.Client, database: TestDatabase) -> None:
     assert default == {
         "name": "default", "paused_at": None, "paused_until": None, "pause_reason": None, "paused_by": None,
         "concurrency": None, "scheduled": 1, "ready": 0, "waiting": 0, "leased": 0, "dead": 0, "oldest_ready_s": None,
+        "done_in_minute": 0, "done_in_hour": 0,
     }  # fmt: skip
     paused = client.post(f"{API}/queues/default/pause").json()
     assert paused.keys() == {"name", "paused_at", "paused_until", "pause_reason", "concurrency", "is_used"}
@@ -125,9 +131,9 @@ def test_queues(client: httpx.Client, database: TestDatabase) -> None:
     ):  # fmt: skip
         assert client.post(f"{API}/queues/default/pause", json=body).status_code == status, body
     assert client.post(f"{API}/queues/default/pause", content=b"seconds=1").status_code == 415
-    json = {"Content-Type": "application/json"}
-    assert client.post(f"{API}/queues/default/pause", headers=json).status_code == 200
-    assert client.put(f"{API}/queues/default/concurrency", headers=json).status_code == 400  # it needs a body
+    as_json = {"Content-Type": "application/json"}
+    assert client.post(f"{API}/queues/default/pause", headers=as_json).status_code == 200
+    assert client.put(f"{API}/queues/default/concurrency", headers=as_json).status_code == 400  # it needs a body
     assert client.post(f"{API}/queues/default/resume").json()["paused_at"] is None
     limited = client.put(f"{API}/queues/default/concurrency", json={"concurrency": 5})
     assert limited.json()["concurrency"] == 5
@@ -215,6 +221,91 @@ def test_events(client: httpx.Client, database: TestDatabase) -> None:
     assert "greeter" in unknown.json()["detail"]
     for change in ({"from": "2026-11-22"}, {"from": None}, {"to": "2026-11-22T09:00:00Z"}, {"cursor": "x"}):
         assert client.post(f"{API}/events/replay", json={**wanted, **change}).status_code == 422, change
+
+
+def lists() -> dict[str, set[str]]:
+    """Return the paths of all lists, and the names of what they take."""
+    found: dict[str, set[str]] = {}
+    for kind in (kind for module in modules() for kind in module.feature_classes()):
+        for _, action, signature in declared(kind):
+            is_list = get_origin(signature.returns) is Page
+            if isinstance(action, Action) and action.path and not action.changes and is_list:
+                found[action.path] = input_names(signature.input)
+    return found
+
+
+def test_every_list_pages(client: httpx.Client, database: TestDatabase) -> None:
+    for n in range(3):
+        job(database)
+        dead_letter(database)
+        database.run("INSERT INTO kernel.queues (name, paused_at) VALUES (%s, now())", f"q{n}")
+        database.run("INSERT INTO kernel.events (id, type, version, payload) VALUES (kernel.uuid7(), 't', 1, '{}')")
+        database.run("INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES (%s, 't')", f"s{n}")
+        database.run(
+            "INSERT INTO kernel.finished_jobs (id, queue, task, outcome, attempt, schedule, created_at)"
+            " VALUES (kernel.uuid7(), 'default', 'x', 'done', 1, 'platform.prune', now())"
+        )
+        database.run(
+            "INSERT INTO kernel.errors (fingerprint, kind, type, title, culprit, count, processes, first_seen_at,"
+            " last_seen_at, first_release, last_release, samples)"
+            " VALUES (%s, 'job', 'T', 't', 'c', 1, '{a}', now(), now(), '1', '1', '[]')",
+            f"f{n}",
+        )
+        database.run(
+            "INSERT INTO kernel.processes (id, name, version, host, pid, state, services, started_at, last_seen_at)"
+            " VALUES (kernel.uuid7(), 'run-a', '1', 'h', 1, 'ready', '{}', now(), now() + interval '1 hour')"
+        )
+        assert client.post(
+            "/auth/v1/login", json=dict(zip(("username", "password"), SUPERUSER, strict=True))
+        ).is_success
+    for name in ("bot", "tob"):
+        bot = client.post("/auth/v1/actors", json={"type": "service_acc", "username": name}).json()["id"]
+    roles = [client.post("/auth/v1/roles", json={"name": f"role {n}"}).json()["id"] for n in range(3)]
+    assert client.put(f"/auth/v1/actors/{bot}/roles", json={"role_ids": roles}).is_success
+    for n in range(3):
+        assert client.post(f"/auth/v1/actors/{bot}/keys", json={"name": f"k{n}", "permissions": []}).status_code == 201
+    actor = client.get("/auth/v1/me").json()["actor"]["id"]
+    paths = {path: path.format(id=actor, name="platform.prune") for path in lists()}
+    paths |= {"/auth/v1/actors/{id}/keys": f"/auth/v1/actors/{bot}/keys"}
+    paths |= {"/auth/v1/actors/{id}/roles": f"/auth/v1/actors/{bot}/roles"}
+    lacking = {path for path, names in lists().items() if not {"limit", "cursor"} <= names}
+    assert {path for path in lacking if not path.startswith("/auth/")} == set()
+    assert len(paths) >= 16
+    short: list[str] = []
+    for template, path in paths.items():
+        if template in lacking:
+            continue
+        whole = client.get(path, params={"limit": 100})
+        assert whole.status_code == 200, (path, whole.text)
+        expected = [json.dumps(_steady(item)) for item in whole.json()["items"][:7]]
+        found: list[str] = []
+        cursor: dict[str, str] = {}
+        while len(found) < len(expected):
+            page = client.get(path, params={"limit": 2, **cursor}).json()
+            assert len(page["items"]) <= 2
+            found += [json.dumps(_steady(item)) for item in page["items"]]
+            if page["next_cursor"] is None:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        if template != "/platform/v1/audit":  # to which signing in adds
+            assert found[: len(expected)] == expected, path
+        if len(expected) < 3:
+            short.append(template)
+        for wrong in (
+            {"limit": 0},
+            {"limit": 101},
+            {"limit": "x"},
+            {"cursor": ""},
+            {"cursor": "?"},
+            {"cursor": "é" * 22},
+        ):
+            assert client.get(path, params=wrong).status_code == 422, (path, wrong)
+    assert short == []
+
+
+def _steady(item: dict[str, Any]) -> dict[str, Any]:
+    """Return what of an item does not change from one request to the next."""
+    return {name: value for name, value in item.items() if not name.endswith(("_s", "_at", "_bytes", "state"))}
 
 
 def test_who_may_see_may_not_change(client: httpx.Client, database: TestDatabase) -> None:

@@ -41,6 +41,17 @@ _CONTROLLED = """
     SELECT name FROM kernel.queues WHERE kernel.is_paused(paused_at, paused_until) OR concurrency IS NOT NULL
 """
 
+# one of the consumers stores what all of them measure
+_MEASURED = """
+    UPDATE kernel.subscriptions s SET nats_pending = given.pending, measured_at = now()
+    FROM unnest(%s::text[], %s::bigint[]) AS given (subscriber, pending)
+    WHERE s.subscriber = given.subscriber AND s.subscriber IN (
+        SELECT subscriber FROM kernel.subscriptions
+        WHERE subscriber = ANY(%s) AND (measured_at IS NULL OR measured_at < now() - %s * interval '1 second')
+        ORDER BY subscriber FOR UPDATE SKIP LOCKED
+    )
+"""
+
 
 class Intake:
     """Pulls the events of some subscribers, until stopped."""
@@ -191,17 +202,23 @@ class Intake:
         """Compare what waits in NATS with what arrives, and start anew a subscription to which nothing comes."""
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
+            unacknowledged: dict[str, int] = {}
             for pull in self._pulls:
                 with suppress(Unavailable, Refused):
                     found = await self._stream.consumer(pull.subscriber.name)
                     waiting = found["num_pending"] if found else 0
-                    metrics.events_waiting(pull.subscriber.name, waiting + (found["num_ack_pending"] if found else 0))
+                    count = unacknowledged[pull.subscriber.name] = waiting + (found["num_ack_pending"] if found else 0)
+                    metrics.events_waiting(pull.subscriber.name, count)
                     if found is None:
                         await self._stream.ensure([_subscription(pull.subscriber)])
                     elif pull.is_stuck(waiting):
                         logger.warning("{} events wait in NATS for {}, and none arrives; subscribing anew", waiting,
                                        pull.subscriber.name)  # fmt: skip
                         pull.restart()
+            names = list(unacknowledged)
+            with suppress(Unavailable):
+                given = (names, list(unacknowledged.values()), names, _WATCH_EVERY_S / 2)
+                await self._db.run(_MEASURED, given)
 
 
 def _subscription(subscriber: Subscriber) -> Subscription:
