@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from app.kernel.module import Module
     from app.kernel.process import Process, Provider
     from app.kernel.process.launch import Launch
+    from app.kernel.queue.jobs import DeclaredTask
     from app.kernel.services import Run
 
     Make = Callable[[Process], Coroutine[Any, Any, Run | None]]
@@ -333,7 +334,7 @@ def providers() -> "dict[type[Any], Provider[Any]]":
     found[Catalogue] = lambda _: value(Catalogue(permissions))
     found[UseCases] = lambda _: value(UseCases(tuple(_actions())))
     found[Attention] = _attention
-    found[DeclaredTasks] = lambda _: value(DeclaredTasks(frozenset(_task_names()), frozenset(_schedule_names())))
+    found[DeclaredTasks] = lambda _: value(DeclaredTasks(_tasks(), frozenset(_schedule_names())))
     return found
 
 
@@ -369,12 +370,24 @@ def _actions() -> "Iterator[UseCase]":
             yield from use_cases(module.name, kind)
 
 
-def _task_names() -> "Iterator[str]":
-    """Yield the tasks and subscribers of all features, which it imports."""
+def _tasks() -> "dict[str, DeclaredTask]":
+    """Return the tasks and subscribers of all features, which it imports."""
     from app.kernel.actions import Work, declared
+    from app.kernel.queue import Subscriber
+    from app.kernel.queue.jobs import DeclaredTask
 
-    for kind in (kind for module in modules() for kind in module.feature_classes()):
-        yield from (work.id for _, work, _ in declared(kind) if isinstance(work, Work))
+    found: dict[str, DeclaredTask] = {}
+    for work in (work for kind in _features(modules()) for _, work, _ in declared(kind)):
+        if isinstance(work, Work) and work.task is not None:
+            task = work.task
+            found[work.id] = DeclaredTask(task.payload, False, task.max_attempts, task.timeout_s, task.concurrency)
+        elif isinstance(work, Work) and work.event is not None:
+            like = Subscriber(work.id, work.event, _no_operation, **work.options)
+            found[work.id] = DeclaredTask(like.event, True, like.max_attempts, like.timeout_s, 1)
+    return found
+
+
+async def _no_operation() -> None: ...
 
 
 def _schedule_names() -> "Iterator[str]":

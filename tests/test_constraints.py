@@ -150,6 +150,7 @@ CANNOT = {
         [
             "auth.actors_pkey", "auth.roles_pkey", "auth.api_keys_pkey", "auth.sessions_pkey", "auth.signing_keys_pkey",
             "kernel.audit_pkey", "kernel.errors_pkey", "kernel.jobs_id", "kernel.rollouts_pkey",
+            "kernel.canaries_pkey",
         ],
         MADE,
     ),
@@ -163,6 +164,10 @@ CANNOT = {
     "auth.recovery_codes_pkey": "random codes, written once, by whoever has locked the row of auth.totp",
     "auth.recovery_codes_actor_id_fkey": "the row of auth.totp is locked while they are written",
     "kernel.errors_fingerprint_key": "no client names one; processes upsert",
+    "kernel.purged_dead_letters_pkey": "written together with the removal of the dead letter",
+    "kernel.canaries_one_of_a_filter": "the second one gets CANARY_RUNNING: ON CONFLICT DO NOTHING (test_canaries.py)",
+    "kernel.canary_letters_pkey": "written together with the removal of the dead letter",
+    "kernel.canary_letters_canary_id_fkey": "written by whoever holds the lock of the canary",
     "kernel.dead_letters_pkey": "written together with the removal of the job, by the holder of its lease",
     "kernel.schedules_pkey": "no client names one; cron managers upsert",
     "kernel.subscriptions_pkey": "no client names one; consumers upsert",

@@ -1,6 +1,7 @@
 """Decodes inputs from requests and command lines.
 
 Integers are decimal digits, booleans `true` and `false`, times RFC 3339 with a zone, identifiers UUIDs (36 characters).
+In a text, an object is JSON.
 Values are not trimmed, rounded or guessed. In JSON an integer may be written as 5.0, as in JSON Schema.
 """
 
@@ -8,7 +9,7 @@ from dataclasses import is_dataclass
 from typing import Any, Generic, NewType, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import SchemaValidator
+from pydantic_core import PydanticCustomError, SchemaValidator
 
 from app.kernel.errors import Invalid
 
@@ -84,8 +85,9 @@ def _written(schema: Any, *, text: bool) -> Any:
     kind = found.get("type")
     if not isinstance(kind, str):
         return found
-    if kind == "int" and not text:
-        return {"type": "function-before", "function": {"type": "no-info", "function": _integer}, "schema": found}
+    if kind == ("dict" if text else "int"):
+        convert = _object if text else _integer
+        return {"type": "function-before", "function": {"type": "no-info", "function": convert}, "schema": found}
     if kind in (_WRITTEN if text else _TEXT_IN_JSON):
         pattern, message = _WRITTEN[kind]
         written = {"type": "str", "strict": True, "pattern": pattern}
@@ -97,6 +99,18 @@ def _written(schema: Any, *, text: bool) -> Any:
         }
         return {"type": "chain", "steps": [checked, {**found, "strict": False}]}
     return {**found, "strict": False} if kind in _MADE_OF_JSON else found
+
+
+def _object(value: Any) -> Any:
+    """Return the object that a text holds, as in a body. Raises an error of its field."""
+    from app.kernel.http.codecs import parse_json
+    from app.kernel.http.problems import HttpProblem
+
+    try:
+        return parse_json(value.encode(errors="surrogatepass"))
+    except HttpProblem as problem:
+        reason = str(problem).removeprefix("the body is ")
+        raise PydanticCustomError("json", "is {reason}", {"reason": reason}) from None
 
 
 def _integer(value: Any) -> Any:
@@ -132,6 +146,7 @@ _MESSAGES = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "list_type": "must be an array",
+    "dict_type": "must be an object",
     "too_short": "must have at least {min_length} items",
     "too_long": "must have at most {max_length} items",
     "greater_than_equal": "must be at least {ge}",

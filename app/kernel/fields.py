@@ -49,13 +49,14 @@ class Doc:
 class Option:
     """How a field is given on the command line, if it differs from its name and type.
 
-    `form` is the notation: `duration` for seconds and `age` for a time, both such as 7d. `default` is the value of an
+    `form` is the notation: `duration` for seconds and `age` for a time, both such as 7d; `json` for JSON, or - for that
+    of the standard input. `default` is the value of an
     absent flag; `note` describes on a terminal what the list omits then. `none` is the help of --none, which stands
     for null.
     """
 
     name: str = ""
-    form: Literal["", "duration", "age"] = ""
+    form: Literal["", "duration", "age", "json"] = ""
     is_argument: bool = False
     default: bool | None = None
     note: str = ""

@@ -80,6 +80,19 @@ def mark(last: UUID, *moments: datetime) -> str:
     return _encoded(position)
 
 
+def mark_all(*ids: UUID) -> str:
+    """Return a cursor of several ids."""
+    return base64.urlsafe_b64encode(b"".join(each.bytes for each in ids)).rstrip(b"=").decode()
+
+
+def marked_all(cursor: str) -> list[UUID]:
+    """Return the ids of a cursor. Raises Invalid for a malformed cursor."""
+    found = base64.urlsafe_b64decode(cursor + "==")
+    if not found or len(found) % 16:
+        raise Invalid("the cursor is invalid", (("cursor", "is invalid"),))
+    return [UUID(bytes=found[at : at + 16]) for at in range(0, len(found), 16)]
+
+
 def marked(cursor: str, moments: int) -> tuple[UUID, list[datetime]]:
     """Return the id and the times of a cursor. Raises Invalid for a malformed cursor."""
     try:

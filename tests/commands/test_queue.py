@@ -55,7 +55,8 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
     assert sorted(line.split()[:5] for line in lines) == sorted(
         [[first, "greet", "q1", "scheduled", "0/3"], [second, "greet", "q1", "leased", "0/3"]]
     )
-    assert '"name": "José"' in on_migrated.app("jobs", "show", first).stdout
+    assert "José" not in on_migrated.app("jobs", "show", first).stdout
+    assert '"name": "José"' in on_migrated.app("jobs", "reveal", first).stdout
     assert on_migrated.app("jobs", "retry", first).stdout == f"{first} is ready\n"
     asked = on_migrated.app("jobs", "cancel", second)
     assert asked.stdout == f"{second} is running; its cancellation was requested\n"
@@ -118,21 +119,30 @@ def test_dead_letters_of_some_age_are_purged_and_the_others_stay(on_migrated: Pr
     dead_letters(migrated, "q4", 2500, "8 days")
     dead_letters(migrated, "q4")
     done = on_migrated.app("dead-letters", "purge", "--queue", "q4", "--older-than", "7d", "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "purged 2500 dead letters\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    text, _, undo = done.stdout.strip().partition("; within a day: app ")
+    assert text == "purged 2500 dead letters"
     assert migrated.all(COUNT, "q4") == [(1,)]
+    [shown] = on_migrated.app("dead-letters", "purges").stdout.splitlines()[1:]
+    assert shown.split()[0] == undo.split()[-1]
+    restored = on_migrated.app("dead-letters", "undo-purge", shown.split()[0][-12:])
+    assert (restored.stdout, restored.stderr) == ("restored 2500 dead letters\n", "")
+    assert migrated.all(COUNT, "q4") == [(2501,)]
+    again = on_migrated.app(*undo.split())
+    assert refused(again, 67).startswith("app: there is no purge")
 
 
 def test_purging_asks_and_shows_how_far_it_is_on_a_terminal(on_migrated: Project, migrated: TestDatabase) -> None:
     dead_letters(migrated, "q5", 2500)
     for answer, status, left in ((INTERRUPT, 130, 2500), ("yes\n", 0, 0)):
         with terminal(on_migrated, "dead-letters", "purge", "--queue", "q5") as asked:
-            asked.expect("Permanently delete 2500 dead letters? [y/N]: ")
+            asked.expect("Delete 2500 dead letters? They can be restored for a day. [y/N]: ")
             asked.type(answer)
             assert asked.wait() == status
         assert "Traceback" not in asked.seen
         assert migrated.all(COUNT, "q5") == [(left,)]
     assert "2500/2500" in asked.seen
-    assert asked.seen.splitlines()[-1].endswith("purged 2500 dead letters")
+    assert "purged 2500 dead letters; within a day: app dead-letters undo-purge " in asked.seen
 
 
 # Events

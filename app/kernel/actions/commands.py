@@ -324,7 +324,8 @@ def _for_programs(action: Action, given: Any, result: Any) -> Any:
     """Return the output of --json: the result, or the input if there is none; counts for a batched change."""
     if action.count:
         words = [name for _, name, _, _ in Formatter().parse(action.message) if name]
-        return {**{name: value for name, value in _named(given).items() if name in words}, **_counts(result)}
+        known = {**_named(given), **_named(result)}
+        return {**{name: value for name, value in known.items() if name in words}, **_counts(result)}
     return {**_named(given), "done": True} if result is None else result
 
 

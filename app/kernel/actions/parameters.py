@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from app.kernel.fields import Doc, IdOf, NameOf, Option
 T = TypeVar("T")
 _PART_OF_ID = re.compile(r"(?!.{36})(-*[0-9a-fA-F]){4,32}-*", re.ASCII)
 _DAY_S = 86400
+_METAVARS = {"duration": "DURATION", "age": "DURATION", "json": "JSON"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Parameter:
             bool in parts,
             default if about.default is None else about.default,
             _help(doc.text if doc else "", default, parts, about),
-            option.upper() if is_argument else "DURATION" if about.form else "TIME" if parser else "TEXT",
+            option.upper() if is_argument else _METAVARS.get(about.form, "TIME" if parser else "TEXT"),
             parser,
             _first(parts, IdOf),
             _first(parts, NameOf),
@@ -140,6 +142,8 @@ def _parser(about: Option, parts: list[Any]) -> Callable[[str], str] | None:
     if about.form == "age":
         age = seconds()
         return lambda text: (datetime.now(UTC) - timedelta(seconds=age(text))).isoformat()
+    if about.form == "json":
+        return lambda text: sys.stdin.read() if text == "-" else text
     if about.form == "duration":
         bounds: Any = _first(parts, Interval)
         duration = seconds(least_s=bounds.ge, most_days=int(bounds.le // _DAY_S))

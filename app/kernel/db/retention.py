@@ -28,6 +28,12 @@ _PRUNE_DEAD_LETTERS = """
         ORDER BY died_at LIMIT %(chunk)s
     )
 """
+_PRUNE_PURGED = """
+    DELETE FROM kernel.purged_dead_letters WHERE id IN (
+        SELECT id FROM kernel.purged_dead_letters WHERE purged_at < now() - interval '1 day'
+        ORDER BY purged_at LIMIT %(chunk)s
+    )
+"""
 _PRUNE_AUDIT = """
     DELETE FROM kernel.audit WHERE id IN (
         SELECT id FROM kernel.audit WHERE at < now() - %(keep_s)s * interval '1 second' ORDER BY at LIMIT %(chunk)s
@@ -50,6 +56,7 @@ _PRUNE_INBOX = """
     )
 """
 _FORGET_PROCESSES = "DELETE FROM kernel.processes WHERE last_seen_at < now() - interval '1 day'"
+_FORGET_CANARIES = "DELETE FROM kernel.canaries WHERE ended_at < now() - interval '30 days'"
 _FORGET_SUBSCRIPTIONS = "DELETE FROM kernel.subscriptions WHERE seen_at < now() - interval '7 days'"
 _FORGET_SERIES = """
     DELETE FROM kernel.series WHERE at < now() - interval '90 days'
@@ -103,11 +110,13 @@ class Retention:
         rows = await run_in_chunks(db, _PRUNE_FINISHED, keep_s=self.keep.finished_jobs)
         rows += await run_in_chunks(db, _PRUNE_EVENTS, keep_s=self.keep.events)
         rows += await run_in_chunks(db, _PRUNE_DEAD_LETTERS, keep_s=self.keep.dead_letters)
+        rows += await run_in_chunks(db, _PRUNE_PURGED)
         rows += await run_in_chunks(db, _PRUNE_AUDIT, keep_s=self.keep.audit)
         rows += await run_in_chunks(db, _PRUNE_ERRORS, keep_s=self.keep.errors)
         rows += await run_in_chunks(db, _PRUNE_INBOX)
         for sql in (
             _FORGET_PROCESSES,
+            _FORGET_CANARIES,
             _FORGET_SUBSCRIPTIONS,
             _FORGET_QUEUES,
             _FORGET_SERIES,

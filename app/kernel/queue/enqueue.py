@@ -57,6 +57,7 @@ def insert_jobs(
     errors: LiteralString = "NULL",
     attempt: LiteralString = "0",
     created_at: LiteralString = "now()",
+    origin_id: LiteralString = "NULL",
     on_conflict: LiteralString = "",
     then: LiteralString = "SELECT count(*) FROM notified",
 ) -> LiteralString:
@@ -66,7 +67,7 @@ def insert_jobs(
     can read `added`, with id, queue and state; it must read `notified`, which notifies the workers.
     """
     columns = (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key, turn_limit)
-    more = (in_order, schedule, event_id, event_version, trace_context, errors, attempt, created_at)
+    more = (in_order, schedule, event_id, event_version, trace_context, errors, attempt, created_at, origin_id)
     return " ".join(
         (
             "WITH",
@@ -76,7 +77,7 @@ def insert_jobs(
                 INSERT INTO kernel.jobs
                     (id, queue, task, payload, priority, run_at, max_attempts, timeout_s, unique_key, turn_key,
                      turn_limit, in_order, schedule, event_id, event_version, trace_context, errors, attempt,
-                     created_at, state, rank)
+                     created_at, origin_id, state, rank)
                 SELECT
             """,
             ", ".join(columns + more),

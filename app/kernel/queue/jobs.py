@@ -1,8 +1,9 @@
 """Administration of jobs, unfinished and finished."""
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, ClassVar, Literal, LiteralString
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Literal, LiteralString, cast
 from uuid import UUID
 
 from app.kernel.actions.columns import Column, Columns
@@ -10,14 +11,26 @@ from app.kernel.db import Queries, Transaction, where
 
 JobState = Literal["scheduled", "ready", "waiting", "leased", "done", "cancelled"]
 
+REDACTED = "redacted"
+_LARGEST_SEARCHED = 20_000  # bytes as stored
+_SKEW = timedelta(hours=1)
+_SEARCHED = 10_000
+"""Maximum number of rows that a page with a filter without an index reads."""
+
 _UNFINISHED = """
     SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at,
-        NULL::timestamptz AS finished_at
+        NULL::timestamptz AS finished_at, payload, errors, trace_context
     FROM kernel.jobs
 """
 _FINISHED = """
-    SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at
+    SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at, payload, errors,
+        trace_context
     FROM kernel.finished_jobs
+"""
+_FOUND: LiteralString = """
+    SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, finished_at,
+        (SELECT count(*) FROM searched), (SELECT min(id::text COLLATE "C")::uuid FROM searched)
+    FROM (VALUES (1)) one LEFT JOIN LATERAL (SELECT * FROM searched
 """
 _ONE_BY_ONE = "schedule IS NULL OR outcome <> 'done'"
 # as literals: indexes are partial by state
@@ -31,12 +44,13 @@ _OUTCOMES: dict[JobState, LiteralString] = {"done": "outcome = 'done'", "cancell
 
 _GET = """
     SELECT id, queue, task, state, attempt, max_attempts, run_at, schedule, event_id, created_at, NULL::timestamptz,
-        payload, priority, timeout_s, rescues, unique_key, turn_key, event_version, trace_context, errors,
+        payload, priority, timeout_s, rescues, unique_key, turn_key, event_version, origin_id, trace_context, errors,
         cancel_requested_at, leased_until, leased_by
     FROM kernel.jobs WHERE id = %(id)s
     UNION ALL
     SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at,
-        payload, NULL, NULL, NULL, unique_key, NULL, NULL, trace_context, errors, NULL, NULL, NULL
+        payload, NULL, NULL, NULL, unique_key, turn_key, event_version, origin_id, trace_context, errors,
+        NULL, NULL, NULL
     FROM kernel.finished_jobs WHERE id = %(id)s
 """
 
@@ -64,13 +78,14 @@ _HASTEN = """
 _REMOVE = """
     WITH gone AS (
         DELETE FROM kernel.jobs WHERE id = %(id)s AND state <> 'leased'
-        RETURNING id, queue, task, payload, attempt, schedule, event_id, unique_key, trace_context, errors, created_at
+        RETURNING id, queue, task, payload, attempt, schedule, event_id, event_version, unique_key, turn_key,
+            trace_context, errors, created_at, origin_id
     )
     INSERT INTO kernel.finished_jobs
-        (id, queue, task, payload, outcome, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
-         finished_at)
-    SELECT id, queue, task, payload, 'cancelled', attempt, schedule, event_id, unique_key, trace_context, errors,
-        created_at, clock_timestamp()
+        (id, queue, task, payload, outcome, attempt, schedule, event_id, event_version, unique_key, turn_key,
+         trace_context, errors, created_at, origin_id, finished_at)
+    SELECT id, queue, task, payload, 'cancelled', attempt, schedule, event_id, event_version, unique_key, turn_key,
+        trace_context, errors, created_at, origin_id, clock_timestamp()
     FROM gone
 """
 
@@ -86,13 +101,33 @@ _ASK_TO_CANCEL = """
 
 @dataclass(frozen=True, slots=True)
 class JobFilters:
-    """Filters of jobs, combined with AND."""
+    """Filters of jobs, combined with AND. The last four have no index."""
 
     queue: str | None = None
     task: str | None = None
     state: JobState | None = None
     recurring: bool = True
     """Whether to include done jobs of schedules."""
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+    min_attempts: int | None = None
+    """Failed attempts; a finished job has one more attempt."""
+    error: str | None = None
+    text: str | None = None
+    trace_id: str | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether rows must be read one by one."""
+        return any(given is not None for given in (self.min_attempts, self.error, self.text, self.trace_id))
+
+
+def _bounds(filters: JobFilters) -> tuple[LiteralString, ...]:
+    """Return the conditions of the period. An id begins with the time of its creation, by the clock of a client."""
+    return (
+        "id >= %(first)s AND created_at >= %(created_from)s" if filters.created_from else "",
+        "id < %(last)s AND created_at < %(created_to)s" if filters.created_to else "",
+    )
 
 
 def _page(filters: JobFilters, *, is_first: bool) -> LiteralString:
@@ -101,7 +136,7 @@ def _page(filters: JobFilters, *, is_first: bool) -> LiteralString:
         "queue = %(queue)s" if filters.queue else "",
         "task = %(task)s" if filters.task else "",
     )
-    asked = (*named, "" if is_first else "id < %(after)s")
+    asked = (*named, *_bounds(filters), "" if is_first else "id < %(after)s")
     parts: list[LiteralString] = []
     if filters.state in _STATES:
         parts.append(_UNFINISHED + where(*asked, _STATES[filters.state]))
@@ -113,13 +148,22 @@ def _page(filters: JobFilters, *, is_first: bool) -> LiteralString:
     if filters.state is None or filters.state in _OUTCOMES:
         outcome: LiteralString = _OUTCOMES[filters.state] if filters.state else ""
         parts.append(_FINISHED + where(*asked, outcome, "" if filters.recurring else f"({_ONE_BY_ONE})"))
-    end: LiteralString = " ORDER BY id DESC LIMIT %(limit)s"
+    end: LiteralString = " ORDER BY id DESC LIMIT %(searched)s"
     joined, *others = parts
     if others:
         joined = "(" + joined + end + ")"
         for part in others:
             joined += " UNION ALL (" + part + end + ")"
-    return joined + end
+    found: LiteralString = where(
+        "attempt >= %(min_attempts)s" if filters.min_attempts is not None else "",
+        "position(lower(%(error)s) IN lower(errors::text)) > 0" if filters.error is not None else "",
+        "pg_column_size(payload) <= %(largest)s AND position(lower(%(text)s) IN lower(payload::text)) > 0"
+        if filters.text is not None
+        else "",
+        "split_part(trace_context, '-', 2) = %(trace_id)s" if filters.trace_id is not None else "",
+    )
+    searched: LiteralString = "WITH searched AS (" + joined + end + ")"
+    return searched + _FOUND + found + "ORDER BY id DESC LIMIT %(limit)s) found ON true ORDER BY id DESC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +215,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class JobDetails(ListedJob):
-    """All data of a job; `errors` are newest first."""
+    """All data of a job; `errors` are newest first.
+
+    The values of `payload` are redacted unless they were revealed. `origin_id` is the job that was run again as this
+    one.
+    """
 
     payload: Any
     priority: int | None
@@ -180,6 +228,7 @@ class JobDetails(ListedJob):
     unique_key: str | None
     turn_key: str | None
     event_version: int | None
+    origin_id: UUID | None
     trace_context: str | None
     trace_id: str | None
     errors: list[Failure]
@@ -191,18 +240,32 @@ class JobDetails(ListedJob):
 class JobAdmin:
     """Jobs in `kernel.jobs` and `kernel.finished_jobs`."""
 
-    async def page(self, db: Queries, filters: JobFilters, limit: int, after: UUID | None) -> list[ListedJob]:
-        """Return a page of jobs, newest first."""
-        given = {"queue": filters.queue, "task": filters.task, "limit": limit, "after": after}
-        return [ListedJob(*row) for row in await db.all(_page(filters, is_first=after is None), given)]
+    async def page(
+        self, db: Queries, filters: JobFilters, limit: int, after: UUID | None
+    ) -> tuple[list[ListedJob], UUID | None]:
+        """Return a page of jobs, newest first, and where the next one begins; None at the end.
 
-    async def get(self, db: Queries, job_id: UUID) -> JobDetails | None:
-        """Return a job."""
+        With a filter that has no index, a page is of the newest 10,000 jobs that match the other filters, and may be
+        empty although there is a next one.
+        """
+        searched = _SEARCHED if filters.is_search else limit
+        given = {name: getattr(filters, name) for name in JobFilters.__dataclass_fields__}
+        given |= {"limit": limit, "searched": searched, "after": after, "largest": _LARGEST_SEARCHED}
+        given |= {"first": _id_at(filters.created_from, -_SKEW), "last": _id_at(filters.created_to, _SKEW)}
+        rows = await db.all(_page(filters, is_first=after is None), given)
+        jobs = [ListedJob(*row[:11]) for row in rows if row[0] is not None]
+        if len(jobs) == limit:
+            return jobs, jobs[-1].id
+        read, oldest = rows[0][11:]
+        return jobs, oldest if read == searched else None
+
+    async def get(self, db: Queries, job_id: UUID, *, reveal: bool = False) -> JobDetails | None:
+        """Return a job; `reveal` its payload."""
         row = await db.one(_GET, {"id": job_id})
         if row is None:
             return None
         *known, context, errors, cancel_requested_at, leased_until, leased_by = row
-        return JobDetails(
+        found = JobDetails(
             *known,
             trace_context=context,
             trace_id=trace_id(context),
@@ -210,6 +273,7 @@ class JobAdmin:
             cancel_requested_at=cancel_requested_at,
             lease=Lease(leased_until, leased_by) if leased_until is not None else None,
         )
+        return found if reveal else replace(found, payload=redacted_payload(found.payload))
 
     async def lock(self, tx: Transaction, job_id: UUID) -> JobState | None:
         """Lock an unfinished job until the transaction ends; return its state."""
@@ -236,11 +300,27 @@ class JobAdmin:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredTask:
+    """How this release runs the jobs of a task or a subscriber. `payload` is the class, of an event if `is_event`."""
+
+    payload: type[Any] | None
+    is_event: bool
+    max_attempts: int
+    timeout_s: float
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeclaredTasks:
     """The tasks, subscribers and schedules that this release declares."""
 
-    names: frozenset[str]
+    tasks: Mapping[str, DeclaredTask] = field(default_factory=dict[str, DeclaredTask])
     schedules: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of tasks and subscribers."""
+        return frozenset(self.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,3 +343,18 @@ def trace_id(trace_context: str | None) -> str | None:
     """Return the id of the trace that a stored context belongs to."""
     parts = (trace_context or "").split("-", 3)
     return parts[1] if len(parts) >= 4 else None
+
+
+def redacted_payload(payload: Any) -> Any:
+    """Return a payload with the names of its fields, which the code declares, and without their values."""
+    if not isinstance(payload, dict):
+        return payload and REDACTED
+    return dict.fromkeys(cast("dict[str, Any]", payload), REDACTED)
+
+
+def _id_at(moment: datetime | None, skew: timedelta) -> UUID | None:
+    """Return the lowest UUIDv7 of a moment."""
+    if moment is None:
+        return None
+    milliseconds = max(0, min(int((moment.timestamp() + skew.total_seconds()) * 1000), 2**48 - 1))
+    return UUID(int=milliseconds << 80)

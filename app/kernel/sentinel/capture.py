@@ -53,8 +53,8 @@ class Capture:
 
     def again(self, error: BaseException, about: Mapping[str, object]) -> bool:
         """Count an error if its group has a sample; return whether it has."""
-        kind, type_ = _kind(about), type(error).__qualname__
-        return self._count_alike(_digest(kind, type_, *_frames(error.__traceback__)), kind, type_)
+        kind = _kind(about)
+        return self._count_alike(fingerprint_of(kind, error), kind, type(error).__qualname__)
 
     def add(self, kind: Kind, type_: str, title: str, culprit: str) -> None:
         """Capture a problem without an exception, such as an outage."""
@@ -131,6 +131,11 @@ class Capture:
             group.last_seen_at = now
             if context is not None and not group.samples:
                 group.samples = [storable_tree({"at": now.isoformat(), **context})]
+
+
+def fingerprint_of(kind: Kind, error: BaseException) -> str:
+    """Return what groups an exception with others: a digest of kind, type and stack frames."""
+    return _digest(kind, type(error).__qualname__, *_frames(error.__traceback__))
 
 
 def _kind(about: Mapping[str, object]) -> Kind:

@@ -7,11 +7,14 @@ from uuid import UUID
 
 import pytest
 
-from app.kernel.actions.compose import operations
+from app.kernel.actions.compose import handlers, make, operations
 from app.kernel.actions.operation import ActionOperation, Call
 from app.kernel.callers import Caller, Origin
 from app.kernel.config import load
+from app.kernel.queue import Handler
+from app.kernel.queue.canaries import CanaryAdmin
 from app.modules import modules
+from app.modules.platform.canaries import Canaries
 from app.processes import new_process, sections
 from tests.conftest import TestDatabase
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
@@ -45,6 +48,9 @@ class Operator:
     dead_letters: Acting
     schedules: Acting
     events: Acting
+    canaries: Acting
+    steps: CanaryAdmin
+    runs_canaries: list[Handler]
     test: TestDatabase
 
     def audited(self) -> list[tuple]:
@@ -57,7 +63,8 @@ async def operator(bench: Bench) -> AsyncIterator[Operator]:  # noqa: F811
     [platform] = [module for module in modules() if module.name == "platform"]
     async with new_process("test", settings).opened() as p:
         found = [
-            Acting(await operations(p, platform.feature_classes(group)))
+            Acting(await operations(p, [kind for kind in platform.feature_classes(group) if kind is not Canaries]))
             for group in ("jobs", "queues", "dead-letters", "schedules", "events")
         ]
-        yield Operator(*found, bench.test)
+        canaries = Acting(await operations(p, [Canaries]))
+        yield Operator(*found, canaries, await make(p, CanaryAdmin), await handlers(p, [Canaries]), bench.test)

@@ -89,7 +89,8 @@ def test_jobs(client: httpx.Client, database: TestDatabase) -> None:
     for wrong in ({"state": "sleeping"}, {"limit": 0}, {"limit": 101}, {"queue": ""}, {"cursor": "x"}, {"x": 1}):
         assert client.get(f"{API}/jobs", params=wrong).status_code == 422, wrong
     shown = client.get(f"{API}/jobs/{scheduled}").json()
-    assert (shown["payload"], shown["lease"], shown["trace_id"]) == ({"name": "you"}, None, None)
+    assert (shown["payload"], shown["lease"], shown["trace_id"]) == ({"name": "redacted"}, None, None)
+    assert client.post(f"{API}/jobs/{scheduled}/reveal").json() == {**shown, "payload": {"name": "you"}}
     assert shown["errors"] == [{"attempt": 1, "at": "2026-11-22T10:00:00Z", "error": "RuntimeError: not today"}]
 
     assert client.post(f"{API}/jobs/{scheduled}/retry").json() == {
@@ -111,7 +112,16 @@ def test_jobs(client: httpx.Client, database: TestDatabase) -> None:
     assert [(e["action"], e["actor_id"]) for e in noted] == [
         ("platform.cancel_job", actor),
         ("platform.retry_job", actor),
+        ("platform.reveal_job", actor),
     ]
+    again = f"{API}/jobs/{scheduled}/run-again"
+    assert client.post(again, json={"payload": {"name": "me"}}).json().keys() == {"id", "origin_id", "is_edited"}
+    assert client.post(again, json={}).json()["origin_id"] == scheduled
+    for wrong_body in ({"payload": []}, {"payload": "{}"}, {"arguments": {}}, {"id": scheduled}):
+        assert client.post(again, json=wrong_body).status_code == 422, wrong_body
+    assert code(client.post(f"{API}/jobs/{leased}/run-again", json={})) == (409, "JOB_UNFINISHED")
+    assert code(client.post(f"{API}/jobs/{NOBODY}/run-again", json={})) == (404, "JOB_NOT_FOUND")
+    assert len(ids(client.get(f"{API}/jobs", params={"text": "ME", "state": "ready"}))) == 1
 
 
 def test_queues(client: httpx.Client, database: TestDatabase) -> None:
@@ -154,10 +164,15 @@ def test_dead_letters(client: httpx.Client, database: TestDatabase) -> None:
     listed = client.get(f"{API}/dead-letters", params={"queue": "default", "task": "greet", "limit": 4}).json()["items"]
     assert sorted(letter["id"] for letter in listed) == sorted(letters)
     assert listed[0].keys() == {
-        "id", "queue", "task", "reason", "attempt", "schedule", "event_id", "created_at", "died_at"
+        "id", "queue", "task", "reason", "attempt", "schedule", "event_id", "created_at", "died_at",
+        "cause",
     }  # fmt: skip
     shown = client.get(f"{API}/dead-letters/{letters[0]}").json()
-    assert (shown["payload"], shown["errors"][0]["error"]) == ({"name": "you"}, "RuntimeError: not today")
+    assert (shown["payload"], shown["errors"][0]["error"]) == ({"name": "redacted"}, "RuntimeError: not today")
+    revealed = client.post(f"{API}/dead-letters/{letters[0]}/reveal").json()
+    assert revealed == {**shown, "payload": {"name": "you"}}
+    [cause] = client.get(f"{API}/dead-letter-causes").json()["items"]
+    assert (cause["count"], cause["cause"], cause["reason"]) == (4, shown["cause"], "failed")
     assert client.post(f"{API}/dead-letters/{letters[0]}/retry").json()["state"] == "ready"
     assert code(client.post(f"{API}/dead-letters/{letters[0]}/retry")) == (404, "DEAD_LETTER_NOT_FOUND")
     successor = dead_letter(database, "key 0")
@@ -170,8 +185,24 @@ def test_dead_letters(client: httpx.Client, database: TestDatabase) -> None:
         "retried_count": 2, "conflict_count": 1, "next_cursor": None
     }  # fmt: skip
     before = {"died_before": "2000-01-01T00:00:00Z"}
-    assert client.post(f"{API}/dead-letters/purge", json=before).json() == {"deleted_count": 0, "next_cursor": None}
-    assert client.post(f"{API}/dead-letters/purge", json={"all": True}).json()["deleted_count"] == 1
+    purged = client.post(f"{API}/dead-letters/purge", json=before).json()
+    assert (purged.keys(), purged["deleted_count"]) == ({"deleted_count", "next_cursor", "purge_id"}, 0)
+    started = client.post(f"{API}/canaries", json={"all": True})
+    assert code(started) == (409, "JOB_EXISTS")
+    purged = client.post(f"{API}/dead-letters/purge", json={"all": True}).json()
+    assert purged["deleted_count"] == 1
+    undo = f"{API}/dead-letter-purges/{purged['purge_id']}/undo"
+    assert client.post(undo, json={}).json() == {"restored_count": 1, "taken_count": 1, "next_cursor": None}
+    assert code(client.post(undo, json={})) == (404, "PURGE_NOT_FOUND")
+    for wrong in ({"rate": 0}, {"rate": 1e9}, {"rate": 0.01}, {"rate": "10"}, {"max_failed": -1}, {"max_failed": 1001}):
+        assert client.post(f"{API}/canaries", json={"all": True, **wrong}).status_code == 422, wrong
+    dead_letter(database)
+    canary = client.post(f"{API}/canaries", json={"all": True, "rate": 500}).json()
+    assert (canary["state"], canary["released"], canary["total"]) == ("trying", 1, 2)
+    assert code(client.post(f"{API}/canaries", json={"all": True})) == (409, "CANARY_RUNNING")
+    assert ids(client.get(f"{API}/canaries"))[0] == canary["id"]
+    assert client.post(f"{API}/canaries/{canary['id']}/stop").json()["state"] == "stopped"
+    assert client.get(f"{API}/canaries/{canary['id']}").json()["ended_at"]
 
 
 def test_schedules(client: httpx.Client, database: TestDatabase) -> None:

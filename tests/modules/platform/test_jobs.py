@@ -1,15 +1,22 @@
 """What operators see of jobs, and do to them."""
 
 import asyncio
+import json
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from app.kernel.errors import Invalid
-from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobWaiting
-from app.modules.platform.jobs import JobRef, JobsWanted
+from app.kernel.errors import Denied, Invalid
+from app.kernel.queue import JobExists, NeverRetry
+from app.kernel.queue import jobs as kernel_jobs
+from app.modules.platform.canaries import RUN_CANARY, CanaryStep
+from app.modules.platform.dead_letters import PurgeToUndo
+from app.modules.platform.domain.queue import JobEnded, JobNotFound, JobRunning, JobUnfinished, JobWaiting
+from app.modules.platform.jobs import JobRef, JobsWanted, JobToRunAgain
+from app.modules.platform.maintenance import HEARTBEAT
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import NOBODY, OPERATOR, Operator
 
@@ -67,10 +74,14 @@ async def test_a_job_is_shown_with_all_that_is_known_of_it(bench: Bench, operato
         shown = await operator.jobs.get(JobRef(slow))
         assert (shown.state, shown.payload, shown.priority, shown.errors) == (
             "leased",
-            {"name": "slow", "times": 1},
+            {"name": "redacted", "times": "redacted"},
             3,
             [],
         )
+        assert await operator.jobs.reveal(OPERATOR, JobRef(slow)) == replace(
+            shown, payload={"name": "slow", "times": 1}
+        )
+        assert operator.audited() == [("platform.reveal_job", str(slow))]
         assert shown.lease
         assert shown.lease.by == "the-worker"
         running.task.cancel()
@@ -82,8 +93,9 @@ async def test_a_job_is_shown_with_all_that_is_known_of_it(bench: Bench, operato
     ended = await operator.jobs.get(JobRef(bad))
     assert (ended.state, ended.attempt, ended.payload, ended.errors) == ("cancelled", 1, shown.payload, shown.errors)
     assert ended.finished_at
-    with pytest.raises(JobNotFound):
-        await operator.jobs.get(JobRef(NOBODY))
+    for show in (operator.jobs.get, operator.jobs.reveal):
+        with pytest.raises(JobNotFound):
+            await show(OPERATOR, JobRef(NOBODY))
 
 
 async def test_a_job_that_waits_for_its_next_attempt_is_run_at_once(bench: Bench, operator: Operator) -> None:
@@ -191,3 +203,124 @@ async def test_jobs_that_are_cancelled_while_workers_take_them_end_once(bench: B
     assert sorted(job_id for job_id, _ in ended) == sorted(ids)
     assert len(ran) == len(set(ran))
     assert [outcome for _, outcome in ended].count("cancelled") >= 120 - len(ran)
+
+
+def payload_of(number: int) -> str:
+    return f"{number} of Ada"
+
+
+async def test_jobs_are_found_by_time_attempts_errors_arguments_and_trace(
+    bench: Bench, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An oracle: the filters over rows that are known, in pages of any size, of searches of any size."""
+    rows = []
+    for number in range(24):
+        span = NonRecordingSpan(SpanContext(0x100 + number % 3, 0xB, False, TraceFlags(1)))
+        with trace.use_span(span):
+            job = await bench.queue.enqueue(bench.db, GREET, Greeting(payload_of(number)))
+        rows.append((job, number % 4, number % 5 == 0, number % 3, number))
+        sql = "UPDATE kernel.jobs SET attempt = %s, errors = %s::jsonb WHERE id = %s"
+        errors = (
+            '[{"attempt": 1, "at": "2026-01-01T00:00:00Z", "error": "TimeoutError: Late"}]' if number % 5 == 0 else None
+        )
+        await bench.db.run(sql, (number % 4, errors, job))
+        await asyncio.sleep(0.002)
+    for job, *_ in rows[::2]:
+        await operator.jobs.cancel(OPERATOR, JobRef(job))
+    times = dict(
+        await bench.rows("SELECT id, created_at FROM kernel.jobs UNION SELECT id, created_at FROM kernel.finished_jobs")
+    )
+    middle = times[rows[12][0]]
+    asked = [
+        ({"min_attempts": 2}, lambda row: row[1] >= 2),
+        ({"error": "timeouterror: l"}, lambda row: row[2]),
+        ({"text": "1 OF ada"}, lambda row: payload_of(row[4]).endswith("1 of Ada")),
+        ({"text": "%"}, lambda row: False),
+        ({"trace_id": f"{0x101:032x}"}, lambda row: row[3] == 1),
+        ({"created_from": middle}, lambda row: times[row[0]] >= middle),
+        ({"created_to": middle, "task": "greet"}, lambda row: times[row[0]] < middle),
+        ({"created_from": middle, "min_attempts": 1, "task": "greet"}, lambda row: times[row[0]] >= middle and row[1]),
+    ]
+    for searched in (5, 10_000):
+        monkeypatch.setattr(kernel_jobs, "_SEARCHED", searched)
+        for filters, matches in asked:
+            for limit in (3, 100):
+                found, cursor, pages = [], None, 0
+                while True:
+                    page = await operator.jobs.list(JobsWanted(**filters, limit=limit, cursor=cursor))
+                    found += [job.id for job in page.items]
+                    pages += 1
+                    if (cursor := page.next_cursor) is None:
+                        break
+                    assert pages < 30
+                assert found == [row[0] for row in reversed(rows) if matches(row)], (filters, limit, searched)
+    caller = replace(OPERATOR, actor_id=NOBODY, permissions=frozenset({"platform:jobs:read"}))
+    with pytest.raises(Denied, match="platform:jobs:reveal"):
+        await operator.jobs.list(caller, JobsWanted(text="Ada"))
+    caller = replace(caller, permissions=frozenset({"platform:jobs:reveal"}))
+    assert len((await operator.jobs.list(caller, JobsWanted(text="Ada", limit=100))).items) == 24
+
+
+async def test_an_ended_job_is_run_again_also_with_other_arguments(bench: Bench, operator: Operator) -> None:
+    seen: list[str] = []
+
+    async def greet(greeting: Greeting) -> None:
+        seen.append(greeting.name)
+        if greeting.name == "bad":
+            raise NeverRetry("nobody")
+
+    done = await bench.queue.enqueue(bench.db, GREET, Greeting("good"), group_key="g", unique_key="k")
+    dead = await bench.queue.enqueue(bench.db, GREET, Greeting("bad"), priority=4)
+    gone = await bench.queue.enqueue(bench.db, GREET, Greeting("gone"), delay_s=60)
+    with pytest.raises(JobUnfinished):
+        await operator.jobs.run_again(OPERATOR, JobToRunAgain(gone))
+    await operator.jobs.cancel(OPERATOR, JobRef(gone))
+    async with bench.consuming(greet):
+        await bench.until(lambda: bench.rows("SELECT count(*) FROM kernel.jobs"), [(0,)])
+    again = await operator.jobs.run_again(OPERATOR, JobToRunAgain(done))
+    shown = await operator.jobs.reveal(OPERATOR, JobRef(again.id))
+    assert (shown.origin_id, shown.payload, shown.unique_key) == (done, {"name": "good", "times": 1}, "k")
+    assert (shown.turn_key, shown.state, shown.attempt, shown.errors) == ("group/g", "ready", 0, [])
+    assert await bench.rows("SELECT in_order FROM kernel.jobs") == [(True,)]
+    with pytest.raises(JobExists):  # its unique key is taken
+        await operator.jobs.run_again(OPERATOR, JobToRunAgain(done))
+    edited = await operator.jobs.run_again(OPERATOR, JobToRunAgain(dead, {"name": "secret", "times": 3}))
+    assert edited.is_edited
+    assert (await operator.jobs.get(JobRef(edited.id))).priority == 4
+    with pytest.raises(JobNotFound):  # the dead letter was replaced, which can be undone
+        await operator.jobs.run_again(OPERATOR, JobToRunAgain(dead))
+    assert (await operator.dead_letters.undo_purge(OPERATOR, PurgeToUndo(dead))).restored_count == 1
+    last = await operator.jobs.run_again(OPERATOR, JobToRunAgain(gone))
+    async with bench.consuming(greet):
+        await bench.until(lambda: bench.rows("SELECT count(*) FROM kernel.jobs"), [(0,)])
+    assert sorted(seen) == ["bad", "gone", "good", "good", "secret"]
+    assert (await operator.jobs.get(JobRef(last.id))).origin_id == gone
+    details = await bench.rows(
+        "SELECT details::text FROM kernel.audit WHERE action = 'platform.run_job_again' ORDER BY id"
+    )
+    assert "secret" not in str(details)
+    assert [json.loads(text)["edited"] for (text,) in details] == [False, True, False]
+    with pytest.raises(JobNotFound):
+        await operator.jobs.run_again(OPERATOR, JobToRunAgain(NOBODY))
+
+
+async def test_other_arguments_must_fit_the_task_where_it_is_known(bench: Bench, operator: Operator) -> None:
+    known = await bench.queue.enqueue(bench.db, RUN_CANARY, CanaryStep(NOBODY), delay_s=60)
+    bare = await bench.queue.enqueue(bench.db, HEARTBEAT, delay_s=60)
+    unknown = await bench.queue.enqueue(bench.db, GREET, Greeting("?"), delay_s=60)
+    for job in (known, bare, unknown):
+        await operator.jobs.cancel(OPERATOR, JobRef(job))
+    refused = [
+        (known, {"canary_id": "no id"}, "payload.canary_id"),
+        (known, {"canary_id": str(NOBODY), "more": 1}, "payload.more"),
+        (known, {}, "payload.canary_id"),
+        (bare, {"any": 1}, "payload"),
+    ]
+    for job, payload, field in refused:
+        with pytest.raises(Invalid) as raised:
+            await operator.jobs.run_again(OPERATOR, JobToRunAgain(job, payload))
+        assert [name for name, _ in raised.value.fields] == [field]
+    assert await bench.rows("SELECT count(*) FROM kernel.jobs") == [(0,)]
+    for job, payload in ((known, {"canary_id": str(NOBODY)}), (bare, None), (unknown, {"whatever": [1, {"is": None}]})):
+        again = await operator.jobs.run_again(OPERATOR, JobToRunAgain(job, payload))
+        assert (await operator.jobs.reveal(OPERATOR, JobRef(again.id))).payload == payload

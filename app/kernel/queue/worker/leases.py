@@ -53,15 +53,15 @@ _FINISH = """
         DELETE FROM kernel.jobs
         WHERE id = ANY(%(ids)s::uuid[])
           AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]))
-        RETURNING id, queue, task, payload, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
-            turn_key
+        RETURNING id, queue, task, payload, attempt, schedule, event_id, event_version, unique_key, turn_key,
+            trace_context, errors, created_at, origin_id
     ),
     locked AS MATERIALIZED (SELECT kernel.lock_turns(array_agg(turn_key)) FROM ended HAVING count(turn_key) > 1)
     INSERT INTO kernel.finished_jobs
-        (id, queue, task, payload, outcome, attempt, schedule, event_id, unique_key, trace_context, errors, created_at,
-         finished_at)
-    SELECT id, queue, task, payload, %(outcome)s, attempt + 1, schedule, event_id, unique_key, trace_context, errors,
-        created_at, clock_timestamp()
+        (id, queue, task, payload, outcome, attempt, schedule, event_id, event_version, unique_key, turn_key,
+         trace_context, errors, created_at, origin_id, finished_at)
+    SELECT id, queue, task, payload, %(outcome)s, attempt + 1, schedule, event_id, event_version, unique_key, turn_key,
+        trace_context, errors, created_at, origin_id, clock_timestamp()
     FROM ended WHERE (SELECT count(*) FROM locked) >= 0
 """
 
@@ -81,10 +81,11 @@ _BURY = """
     locked AS MATERIALIZED (SELECT kernel.lock_turns(array_agg(turn_key)) FROM ended HAVING count(turn_key) > 1)
     INSERT INTO kernel.dead_letters
         (id, queue, task, payload, reason, priority, attempt, max_attempts, timeout_s, unique_key, turn_key, turn_limit,
-         in_order, schedule, event_id, event_version, trace_context, errors, created_at)
+         in_order, schedule, event_id, event_version, trace_context, errors, created_at, cause, origin_id)
     SELECT id, queue, task, payload, %(reason)s, priority, attempt + %(counts)s, max_attempts, timeout_s, unique_key,
         turn_key, turn_limit, in_order, schedule, event_id, event_version, trace_context,
-        CASE WHEN %(error)s::jsonb IS NULL THEN errors ELSE %(error)s::jsonb || coalesce(errors, '[]') END, created_at
+        CASE WHEN %(error)s::jsonb IS NULL THEN errors ELSE %(error)s::jsonb || coalesce(errors, '[]') END, created_at,
+        coalesce(%(cause)s, kernel.cause_of(%(reason)s)), origin_id
     FROM ended WHERE (SELECT count(*) FROM locked) >= 0
 """
 _ENDED = """
@@ -215,15 +216,14 @@ class Leases:
         """Reschedule a job, with an error as a failed attempt. Return whether its lease was valid."""
         return await db.run(_POSTPONE, self._failure(job, error) | {"delay_s": delay_s, "kept": _ERRORS_KEPT}) == 1
 
-    async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
+    async def die(self, db: Queries, job: Job, reason: str, error: str | None, cause: str | None) -> bool:
         """Turn a job into a dead letter. Return whether its lease was valid."""
-        return (
-            await db.run(_ENDED + _BURY, self._failure(job, error) | {"reason": storable(reason[:_LONGEST_ERROR])}) == 1
-        )
+        given = {"reason": storable(reason[:_LONGEST_ERROR]), "cause": cause}
+        return await db.run(_ENDED + _BURY, self._failure(job, error) | given) == 1
 
     async def rescue(self, db: Queries) -> tuple[int, list[tuple[str, str]]]:
         """Release jobs with expired leases; return their number, and the id and task of new dead letters."""
-        given = {"most": _MOST_RESCUES, "reason": KILLED, "counts": 0, "error": None}
+        given = {"most": _MOST_RESCUES, "reason": KILLED, "counts": 0, "error": None, "cause": None}
         dead = await db.all(_ENDED_BY_RESCUES + _BURY + "RETURNING id::text, task", given)
         row = await db.one(_RESCUE)
         await db.run(_WAKE_FORGOTTEN)

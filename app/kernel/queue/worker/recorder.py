@@ -13,6 +13,7 @@ from app.kernel.queue import NeverRetry, RetryAfter
 from app.kernel.queue.worker import InFlight, Job
 from app.kernel.queue.worker.completer import RETRY_S
 from app.kernel.queue.worker.leases import Leases
+from app.kernel.sentinel.capture import fingerprint_of
 from app.kernel.telemetry import metrics
 from app.kernel.telemetry.redact import redacted
 from app.kernel.text import error_text, shown, storable
@@ -103,7 +104,8 @@ class Recorder:
         return "cancelled"
 
     async def _dead(self, job: Job, reason: str, last: str | None = None, error: BaseException | None = None) -> str:
-        if await self._write(job, lambda: self._leases.die(self._db, job, reason, last or reason)):
+        cause = None if error is None else fingerprint_of("job", error)
+        if await self._write(job, lambda: self._leases.die(self._db, job, reason, last or reason, cause)):
             logger.opt(exception=error).error("dead letter: {}", reason)
         return "dead"
 

@@ -18,6 +18,12 @@ class JobEnded(Conflict):
     hint = f"{NAME} jobs list --state done"
 
 
+class JobUnfinished(Conflict):
+    code = "JOB_UNFINISHED"
+    title = "The job has not ended"
+    hint = f"{NAME} jobs cancel ID"
+
+
 class JobRunning(Conflict):
     code = "JOB_RUNNING"
     title = "The job is running"
@@ -33,6 +39,24 @@ class DeadLetterNotFound(NotFound):
     code = "DEAD_LETTER_NOT_FOUND"
     title = "There is no such dead letter"
     hint = f"{NAME} dead-letters list"
+
+
+class PurgeNotFound(NotFound):
+    code = "PURGE_NOT_FOUND"
+    title = "There is no such purge of the last day"
+    hint = f"{NAME} dead-letters purges"
+
+
+class CanaryNotFound(NotFound):
+    code = "CANARY_NOT_FOUND"
+    title = "There is no such canary"
+    hint = f"{NAME} dead-letters canary list"
+
+
+class CanaryRunning(Conflict):
+    code = "CANARY_RUNNING"
+    title = "A canary with these filters is running"
+    hint = f"{NAME} dead-letters canary list"
 
 
 class ScheduleNotFound(NotFound):

@@ -62,9 +62,9 @@ _BURY = (
     + """, buried AS (
     INSERT INTO kernel.dead_letters
         (id, queue, task, payload, reason, attempt, max_attempts, timeout_s, event_id, event_version, trace_context,
-         errors, created_at)
+         errors, created_at, cause)
     SELECT id, queue, subscriber, payload, %(reason)s, %(attempt)s, max_attempts, timeout_s, event_id, version,
-        trace_context, %(error)s::jsonb, now()
+        trace_context, %(error)s::jsonb, now(), coalesce(%(cause)s, kernel.cause_of(%(reason)s))
     FROM given JOIN taken USING (event_id, subscriber)
     RETURNING id
     )
@@ -168,11 +168,12 @@ class DeliveryLeases(Leases):
         await job.acknowledge()
         return taken == 1
 
-    async def die(self, db: Queries, job: Job, reason: str, error: str | None) -> bool:
+    async def die(self, db: Queries, job: Job, reason: str, error: str | None, cause: str | None) -> bool:
         if not isinstance(job, Delivery):
-            return await Leases.die(self, db, job, reason, error)
+            return await Leases.die(self, db, job, reason, error, cause)
         failure = self._failure(job, error)
         given = {"reason": storable(reason[:2000]), "attempt": failure["counts"], "error": failure["error"]}
+        given["cause"] = cause
         dead = await _stored(db, _BURY, [job], given)
         await job.acknowledge()
         return dead == 1

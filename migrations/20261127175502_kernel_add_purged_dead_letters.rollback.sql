@@ -1,0 +1,1 @@
+DROP TABLE kernel.purged_dead_letters;

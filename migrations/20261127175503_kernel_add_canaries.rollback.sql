@@ -1,0 +1,1 @@
+DROP TABLE kernel.canary_letters, kernel.canaries;

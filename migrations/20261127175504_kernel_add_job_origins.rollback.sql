@@ -1,0 +1,1 @@
+ALTER TABLE kernel.jobs DROP COLUMN origin_id;
