@@ -64,7 +64,7 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
         "id": first, "state": "cancelled", "cancel_requested_at": None
     }  # fmt: skip
     audited = "SELECT action, actor_id FROM kernel.audit WHERE target = %s ORDER BY id"
-    assert migrated.all(audited, first) == [("platform.retry_job", None), ("platform.cancel_job", None)]
+    assert migrated.all(audited, first) == [(f"platform.{what}_job", None) for what in ("reveal", "retry", "cancel")]
     addresses = migrated.all("SELECT DISTINCT address FROM kernel.audit WHERE target = %s", first)
     user = pwd.getpwuid(os.getuid()).pw_name
     assert addresses == [(f"os:{user}@{socket.gethostname()}",)]

@@ -23,8 +23,8 @@ _UNFINISHED = """
     FROM kernel.jobs
 """
 _FINISHED = """
-    SELECT id, queue, task, outcome, attempt, NULL, NULL, schedule, event_id, created_at, finished_at, payload, errors,
-        trace_context
+    SELECT id, queue, task, outcome AS state, attempt, NULL::integer AS max_attempts, NULL::timestamptz AS run_at,
+        schedule, event_id, created_at, finished_at, payload, errors, trace_context
     FROM kernel.finished_jobs
 """
 _FOUND: LiteralString = """

@@ -179,8 +179,8 @@ class DeadLetters:
     async def causes(self, db: Database, wanted: CausesWanted) -> Page[Cause]:
         """List what dead letters died of, with their numbers: the causes of the newest jobs first.
 
-        They are those of the newest 20,000 dead letters. A cause is a task and the fingerprint of its last error: that of the group of captured errors, or, without an
-        exception, the text without numbers, ids and quoted parts.
+        They are those of the newest 20,000 dead letters. A cause is a task and the fingerprint of its last error: that
+        of the group of captured errors, or, without an exception, the text without numbers, ids and quoted parts.
         """
         filters = DeadLetterFilters(wanted.queue, wanted.task)
         found = await self.admin.causes(db, filters, wanted.limit, after(wanted.cursor))

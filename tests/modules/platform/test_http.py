@@ -121,7 +121,7 @@ def test_jobs(client: httpx.Client, database: TestDatabase) -> None:
         assert client.post(again, json=wrong_body).status_code == 422, wrong_body
     assert code(client.post(f"{API}/jobs/{leased}/run-again", json={})) == (409, "JOB_UNFINISHED")
     assert code(client.post(f"{API}/jobs/{NOBODY}/run-again", json={})) == (404, "JOB_NOT_FOUND")
-    assert len(ids(client.get(f"{API}/jobs", params={"text": "ME", "state": "ready"}))) == 1
+    assert len(ids(client.get(f"{API}/jobs", params={"text": '"ME"', "state": "ready"}))) == 1
 
 
 def test_queues(client: httpx.Client, database: TestDatabase) -> None:
