@@ -93,7 +93,7 @@ def test_queues_are_listed_paused_limited_and_resumed(on_migrated: Project, migr
     assert on_migrated.app("queues", "limit", "q2", "4").stdout.endswith("; at most 4 of its jobs may run at once\n")
     lines = on_migrated.app("queues", "list").stdout.splitlines()
     [line] = [line for line in lines if line.startswith("q2 ")]
-    assert line.split()[:7] == ["q2", "0", "1", "0", "0", "0", "4"]
+    assert line.split()[:9] == ["q2", "0", "1", "0", "0", "0", "0", "0", "4"]
     for change in (["pause", "q2x"], ["resume", "q2x"], ["limit", "q2x", "3"], ["limit", "q2x", "--none"]):
         assert refused(on_migrated.app("queues", *change), 67) == "app: there is no queue q2x; did you mean q2?"
     assert migrated.all("SELECT count(*) FROM kernel.queues WHERE name = 'q2x'") == [(0,)]
@@ -161,7 +161,9 @@ def test_a_replay_that_is_interrupted_says_how_to_go_on_and_nothing_is_lost_or_d
     )
     replay = ("events", "replay", "--subscriber", "greeter", "--from", "2026-11-22")
     assert printed_json(on_migrated.app(*replay, "--dry-run", "--json")) == {"dry_run": True, "count": total}
-    assert "--yes" in refused(on_migrated.app(*replay), 2)
+    asked = on_migrated.app(*replay)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "say --yes to confirm" in asked.stderr
     counted = "SELECT count(*), count(DISTINCT event_id) FROM kernel.jobs WHERE task = 'greeter'"
     with terminal(on_migrated, *replay) as shown:
         shown.expect(f"Deliver {total} events to greeter again? [y/N]: ")
