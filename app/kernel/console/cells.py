@@ -1,7 +1,7 @@
 """Values as people read them: relative times with the exact one behind, short ids, states with a colour and a name."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -92,13 +92,25 @@ def _several(values: "Collection[object]", glue: str, *, is_state: bool) -> Mark
     return escape(glue).join(found) if found else _NONE
 
 
-def cells(row: object, columns: Columns, href: str = "") -> list[Markup]:
+Link = Callable[[str, object], str]
+"""Returns the address of the page of what a field names; empty without one."""
+
+
+def no_link(_name: str, _value: object) -> str:
+    """Return no address."""
+    return ""
+
+
+def cells(row: object, columns: Columns, href: str = "", link: Link = no_link) -> list[Markup]:
     """Return the cells of a row; the first one links to its page."""
-    return [_cell(column, row, "" if at else href) for at, column in enumerate(columns)]
+    return [_cell(column, row, "" if at else href, link) for at, column in enumerate(columns)]
 
 
-def _cell(column: Column, row: object, href: str) -> Markup:
-    return cell(column.value(row), is_state=column.is_state, href=href)
+def _cell(column: Column, row: object, href: str, link: Link) -> Markup:
+    value = column.value(row)
+    if not href and isinstance(column.of, str):
+        href = link(column.of or column.heading, value)
+    return cell(value, is_state=column.is_state, href=href)
 
 
 def is_number(column: Column, rows: Sequence[object]) -> bool:
@@ -108,7 +120,7 @@ def is_number(column: Column, rows: Sequence[object]) -> bool:
     return bool(numbers) and all(numbers)
 
 
-def record(found: Any) -> Record:
+def record(found: Any, link: Link = no_link) -> Record:
     """Return a record as on a terminal: the fields of a record in the first field are its own, lists are tables."""
     values: list[tuple[str, Markup]] = []
     tables: list[Table] = []
@@ -120,23 +132,26 @@ def record(found: Any) -> Record:
             columns: Columns = getattr(listed[0], "columns", ()) or tuple(
                 Column(key.replace("_", " "), key) for key, _ in _named(listed[0])
             )
-            tables.append(Table([c.heading for c in columns], [cells(row, columns) for row in listed], title))
+            tables.append(
+                Table([c.heading for c in columns], [cells(row, columns, link=link) for row in listed], title)
+            )
         elif is_record:
-            values += [(f"{title} {key}" if at else key, text) for key, text in record(value).values]
-        else:
-            values.append((title, _described(name, cast("object", value))))
+            values += [(f"{title} {key}" if at else key, text) for key, text in record(value, link).values]
+        elif value not in (None, "", [], {}):
+            values.append((title, _described(name, cast("object", value), link(name, value))))
     return Record(values, tables)
 
 
-def _described(name: str, value: object) -> Markup:
+def _described(name: str, value: object, href: str = "") -> Markup:
     """Return a value for a record: whole, with line breaks."""
     if isinstance(value, UUID):
-        return Markup('<code class="whole">{}</code>').format(value)
+        whole = Markup('<code class="whole">{}</code>').format(value)
+        return Markup('<a href="{}">{}</a>').format(href, whole) if href else whole
     if isinstance(value, datetime):
         return Markup('{} <span class="exact">{}</span>').format(when(value), exact(value))
     if isinstance(value, str):
         is_state = name in ("state", "outcome", "last_outcome")
-        return Markup("<pre>{}</pre>").format(value) if "\n" in value else cell(value, is_state=is_state)
+        return Markup("<pre>{}</pre>").format(value) if "\n" in value else cell(value, is_state=is_state, href=href)
     if isinstance(value, list) and value and all(isinstance(part, str) for part in cast("list[object]", value)):
         items = [Markup("<li>{}</li>").format(part) for part in cast("list[str]", value)]
         return Markup('<ul class="plain">{}</ul>').format(Markup("").join(items))

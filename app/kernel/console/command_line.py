@@ -45,9 +45,11 @@ def _request(action: Action, form: Form, texts: Mapping[str, str], origin: str) 
         if field.in_path:
             path = path.replace(f"{{{field.name}}}", quote(text, safe="") or field.name.upper())
         elif field.kind == "password":
-            rest[field.name] = "..."
+            rest |= {field.name: "..."} if field.required else {}
         elif text and not field.is_paging:
             rest[field.name] = _value(field, text)
+        elif field.required:
+            rest[field.name] = [] if field.kind == "lines" else field.name.upper()
     parts = ["curl", *(["-X", action.method] if action.method != "GET" else [])]
     parts.append('-H "Authorization: Bearer $ACCESS_TOKEN"')
     if action.method == "GET":

@@ -92,7 +92,7 @@ class Form:
                 problems.append((field.name, str(error)))
         if problems:
             raise Invalid("the input is invalid; see errors", tuple(problems))
-        if any(field.kind == "json" for field in self.fields):
+        if any(field.kind in ("json", "lines") for field in self.fields):
             given = self._decoder.json({name: _as_json(self._named(name), value) for name, value in values.items()})
         else:
             given = self._decoder.text(values)

@@ -194,14 +194,24 @@ class Pages:
         operation = self._by_id.get(action_id)
         return self._all.get(operation.action.path) if operation and operation.action.path else None
 
+    def link(self, name: str, value: object) -> tuple[str, str] | None:
+        """Return the page and the key of what a field names, such as `actor_id`; None if there is no such page."""
+        word = name.removesuffix("_id").replace("_", "-").replace(" ", "-")
+        for slug in (f"{word}s", word):
+            found = self.by_slug.get(slug)
+            if found is not None and value and (found.key or (found.item and found.item.has_page)):
+                return slug, str(value)
+        return None
+
     def groups(self, may: Callable[[str], bool]) -> Iterator[tuple[str, list[Reading]]]:
         """Yield the pages that a caller may see, by module."""
         found: dict[str, list[Reading]] = {}
         for reading in self.by_slug.values():
             if reading.may(may) and reading.slug != "me" and not path_parameters(reading.path):
                 found.setdefault(reading.group, []).append(reading)
-        for group, readings in found.items():
-            yield group, sorted(readings, key=lambda reading: reading.is_list)
+        # what was made for people comes before lists
+        for group in sorted(found, key=lambda group: all(reading.is_list for reading in found[group])):
+            yield group, sorted(found[group], key=lambda reading: reading.is_list)
 
 
 def _is_for_people(operation: ActionOperation) -> bool:

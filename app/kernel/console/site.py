@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from app.kernel.console.assets import Assets
+    from app.kernel.console.views import Viewer
 _SEEN = "seen-of-this-page"
 _FORM = "application/x-www-form-urlencoded"
 
@@ -230,11 +231,13 @@ class Console:
         about: dict[str, Any] = {
             "view": view,
             "result": view.result,
-            "title": _title(reading, path),
+            "title": _title(reading, path, view.result),
+            **self._around(request),
+            "above": self._above(reading, path, viewer),
             "key": path.get(reading.key, ""),
             "may": request.signed_in.caller.may,
             "button": viewer.button,
-            **self._around(request),
+            "link": viewer.link,
         }
         if not is_whole:
             return template.render(about, layout="live.html", csrf=CSRF).strip()
@@ -242,6 +245,13 @@ class Console:
         text = template.render(about, layout="layout.html", csrf=request.csrf)
         live = text.partition("<!-- live -->")[2].partition("<!-- /live -->")[0].strip()
         return text.replace(_SEEN, digest(live.replace(request.csrf, CSRF)), 1)
+
+    def _above(self, reading: Reading, path: Mapping[str, str], viewer: "Viewer") -> list[tuple[str, str]]:
+        """Return titles and addresses of the pages above a page."""
+        parts = reading.path.split("/")
+        above = [self._pages.at("/".join(parts[:at])) for at in range(len(parts))]
+        shown = [found for found in above if found is not None and (found.run or found.sections)]
+        return [(path.get(found.key, found.title), viewer.href(found, path)) for found in shown]
 
     def _around(self, request: Request) -> dict[str, Any]:
         """Return what the layout of each page shows."""
@@ -251,6 +261,7 @@ class Console:
             "visitor": visitor,
             "groups": list(self._pages.groups(visitor.caller.may)),
             "current": current,
+            "above": [],
             "flash": request.cookies.flashed(request.token),
             "place": request.address,
             "live_href": "",
@@ -324,8 +335,12 @@ def _is_personal(reading: Reading) -> bool:
     return any(is_caller(kind) for operation in found for kind in operation.signature.parameters)
 
 
-def _title(reading: Reading, path: Mapping[str, str]) -> str:
-    return " ".join([reading.title, *path.values()]) if path else reading.title
+def _title(reading: Reading, path: Mapping[str, str], result: object) -> str:
+    """Return the title of a page: of a row, what people call it."""
+    if not path or not reading.path.endswith("}"):
+        return reading.title
+    named = (getattr(result, name, None) for name in ("title", "name", "username", "task"))
+    return next((name for name in named if isinstance(name, str) and name), "") or path[reading.key]
 
 
 def _token_of(pressing: Pressing, request: Request) -> str:

@@ -68,10 +68,12 @@ class View:
     command: str = ""
     sections: list["View"] = field(default_factory=list["View"])
 
+    link: cells.Link = cells.no_link
+
     @property
     def record(self) -> cells.Record:
         """The result of a read without a list, as names, values and tables."""
-        return cells.record(self.result)
+        return cells.record(self.result, self.link)
 
     @property
     def has_buttons(self) -> bool:
@@ -91,7 +93,7 @@ class Viewer:
 
     async def of(self, reading: Reading, texts: Mapping[str, str], *, is_section: bool = False) -> View:
         """Return the view of a read, and those of its sections. Raises Refusal."""
-        view = View(reading, reading.title)
+        view = View(reading, reading.title, link=self.link)
         path = {name: texts[name] for name in path_parameters(reading.path)}
         if reading.run is not None and reading.form is not None:
             await self._read(view, texts, path)
@@ -141,18 +143,26 @@ class Viewer:
     def _row(self, reading: Reading, item: object, path: Mapping[str, str]) -> Row:
         below = reading.item
         if below is None:
-            return Row("", cells.cells(item, reading.columns), ())
+            return Row("", cells.cells(item, reading.columns, link=self.link), ())
         key = _key(item, below.key)
         href = self.href(below, {**path, below.key: key}) if below.has_page and below.may(self._caller.may) else ""
         allowed = self._allowed(below.presses)
         buttons = [self._button(press, {**path, below.key: key}) for press in allowed]
-        return Row(key, cells.cells(item, reading.columns, href), buttons)
+        return Row(key, cells.cells(item, reading.columns, href, self.link), buttons)
 
     def href(self, reading: Reading, path: Mapping[str, str]) -> str:
         """Return the address of the page of a read."""
         words = [part for part in reading.path.split("/") if part]
         first = next(at for at, word in enumerate(words) if word in self._pages.by_slug and not word.startswith("{"))
         return address(*(path[word[1:-1]] if word.startswith("{") else word for word in words[first:]))
+
+    def link(self, name: str, value: object) -> str:
+        """Return the address of the page of what a field names; empty without one, or without the permission."""
+        found = self._pages.link(name, value)
+        if found is None:
+            return ""
+        top = self._pages.by_slug[found[0]]
+        return address(*found) if (top.item or top).may(self._caller.may) else ""
 
     def _allowed(self, presses: Sequence[Press]) -> list[Press]:
         return [press for press in presses if self.may(press)]
