@@ -10,6 +10,7 @@ from uuid import UUID
 from markupsafe import Markup, escape
 
 from app.kernel.actions.columns import Column, Columns
+from app.kernel.console.charts import sparkline
 from app.kernel.decoding import name_outside
 from app.kernel.text import COLOUR_OF, exact, relative
 
@@ -108,6 +109,8 @@ def cells(row: object, columns: Columns, href: str = "", link: Link = no_link) -
 
 def _cell(column: Column, row: object, href: str, link: Link) -> Markup:
     value = column.value(row)
+    if column.is_series:
+        return sparkline(column.heading, cast("Sequence[float]", value))
     if not href and isinstance(column.of, str):
         href = link(column.of or column.heading, value)
     return cell(value, is_state=column.is_state, href=href)

@@ -2,8 +2,8 @@
 
 A read that returns a Page at a path without parameters is a list, and so a page, named by the last part of the path.
 Everything below the path belongs to it: the read of one row is the page of that row, further reads are its sections,
-and changes are buttons of the nearest read above them. A read without a list is a page if something is below it, or if
-it has a template.
+and changes are buttons of the nearest read above them. A read without a list is a page if it needs a permission, or if
+something is below it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -173,7 +173,8 @@ class Pages:
     def _is_page(self, reading: Reading) -> bool:
         parameters = path_parameters(reading.path)
         if not parameters:
-            return reading.is_list or bool(reading.template or reading.presses or self._is_above(reading))
+            needs_permission = reading.run is not None and bool(reading.run.operation.action.permission)
+            return reading.is_list or needs_permission or bool(reading.presses) or self._is_above(reading)
         is_below_list = reading.path.rpartition("/")[0] in self._reads
         return len(parameters) == 1 and reading.path.endswith("}") and not is_below_list and reading.run is not None
 
@@ -207,11 +208,11 @@ class Pages:
         """Yield the pages that a caller may see, by module."""
         found: dict[str, list[Reading]] = {}
         for reading in self.by_slug.values():
-            if reading.may(may) and reading.slug != "me" and not path_parameters(reading.path):
+            if reading.may(may) and reading.slug != "me":
                 found.setdefault(reading.group, []).append(reading)
         # what was made for people comes before lists
         for group in sorted(found, key=lambda group: all(reading.is_list for reading in found[group])):
-            yield group, sorted(found[group], key=lambda reading: reading.is_list)
+            yield group, sorted(found[group], key=lambda reading: reading.is_list or bool(reading.key))
 
 
 def _is_for_people(operation: ActionOperation) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 
-from app.kernel.console import cells
+from app.kernel.console import cells, charts
 from app.kernel.console.assets import Assets
 from app.kernel.console.requests import address
 from app.kernel.product import NAME, VERSION
@@ -29,6 +29,7 @@ def environment(folders: Mapping[str, Path], assets: Assets, *, may_change: bool
         "address": address,
         "asset": assets.url,
         "cell": cells.cell,
+        "charts": charts,
         "product": NAME,
         "record": cells.record,
         "short": cells.short,

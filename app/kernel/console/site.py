@@ -158,6 +158,8 @@ class Console:
                 pressing = self._presses.opened(self._pressable(action), request, request.query)
                 await self._presses.prefill(pressing, request)
                 return self._pressing(pressing, request, environment)
+            case (slug,) if (top := self._pages.by_slug.get(slug)) is not None and top.key:
+                return self._lookup(top, request, environment)
             case _:
                 return await self._page(request, environment)
 
@@ -212,6 +214,15 @@ class Console:
         reading, path = self._found(request)
         text = await self._rendered(request, reading, path, environment, is_whole=True)
         return page(text, *request.cookies.drop(FLASH))
+
+    def _lookup(self, reading: Reading, request: Request, environment: "Environment") -> Response:
+        """Return the page that asks what to look up, or the redirect there."""
+        if text := request.query.get(reading.key, "").strip():
+            return redirect(address(reading.slug, text))
+        assert reading.form is not None
+        field = next(field for field in reading.form.fields if field.name == reading.key)
+        about = {**self._around(request), "field": field, "title": reading.title}
+        return page(environment.get_template("lookup.html").render(about, layout="layout.html", csrf=request.csrf))
 
     async def _rendered(
         self,
