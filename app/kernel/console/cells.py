@@ -140,8 +140,8 @@ def record(found: Any, link: Link = no_link) -> Record:
             )
         elif is_record:
             values += [(f"{title} {key}" if at else key, text) for key, text in record(value, link).values]
-        elif value not in (None, "", [], {}):
-            values.append((title, _described(name, cast("object", value), link(name, value))))
+        elif cast("object", value) not in (None, "", [], {}):
+            values.append((title, _described(name, cast("object", value), link(name, cast("object", value)))))
     return Record(values, tables)
 
 
