@@ -31,11 +31,6 @@ def _kept() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if _OF_PSQL.fullmatch(name)}
 
 
-@_app.callback()
-def _group() -> None:
-    """Open a shell on the database."""
-
-
 @_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def shell(arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of psql.")] = None) -> None:
     """Open psql on the configured database server, or on the embedded one.

@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Annotated, Any, LiteralString
 from uuid import UUID
 
+from annotated_types import Len
 from opentelemetry import trace
 
 from app.kernel.callers import Caller
 from app.kernel.db import Database, Queries, where
 from app.kernel.errors import Denied
-from app.kernel.identifiers import uuid7
+from app.kernel.fields import Doc, Pattern
+from app.kernel.identifiers import first_uuid7, uuid7
 from app.kernel.text import storable, storable_tree
 
 _ADD = """
@@ -59,6 +61,7 @@ _PAGE = """
            count, coalesce(last_at, at)
     FROM kernel.audit
 """
+_COUNTED = "SELECT count(*) FROM (SELECT FROM kernel.audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,22 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class EntryFilters:
-    """Filters of entries; an entry must match all of them."""
+    """Filters of entries, combined with AND."""
 
-    actor_id: UUID | None = None
-    target: str | None = None
-    action: str | None = None
+    actor_id: Annotated[UUID | None, Doc("Filter by the actor who acted.")] = None
+    action: Annotated[Annotated[str, Len(1, 128)] | None, Doc("Filter by action.", "auth.login")] = None
+    target: Annotated[
+        Annotated[str, Len(1, 256)] | None, Doc("Filter by the target of the action: an id or a name.")
+    ] = None
+    outcome: Annotated[
+        Annotated[str, Len(1, 128)] | None, Doc("Filter by outcome: done, or the code of a refusal.")
+    ] = None
+    address: Annotated[Annotated[str, Len(1, 256)] | None, Doc("Filter by address of the client, or os:USER@HOST.")] = (
+        None
+    )
+    trace_id: Annotated[Annotated[str, Pattern("^[0-9a-f]{32}$")] | None, Doc("Filter by trace.")] = None
+    from_: Annotated[datetime | None, Doc("Start of the period, such as 2026-11-22T10:00:00Z.")] = None
+    to: Annotated[datetime | None, Doc("End of the period, excluded.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +125,14 @@ class Audit:
 
     async def page(self, db: Queries, filters: EntryFilters, limit: int, after: UUID | None) -> list[Entry]:
         """Return matching entries, newest first, after an id."""
-        given = {"actor_id": filters.actor_id, "target": filters.target, "action": filters.action}
-        asked = where(
-            "id < %(after)s" if after else "",
-            "actor_id = %(actor_id)s" if filters.actor_id else "",
-            "target = %(target)s" if filters.target else "",
-            "action = %(action)s" if filters.action else "",
-        )
-        sql = _PAGE + asked + "ORDER BY id DESC LIMIT %(limit)s"
-        return [Entry(*row) for row in await db.all(sql, {**given, "limit": limit, "after": after})]
+        sql = _PAGE + _matching(filters, "id < %(after)s" if after else "") + "ORDER BY id DESC LIMIT %(limit)s"
+        return [Entry(*row) for row in await db.all(sql, {**_given(filters), "limit": limit, "after": after})]
+
+    async def count(self, db: Queries, filters: EntryFilters, most: int) -> int:
+        """Return the number of matching entries; it stops counting at `most`."""
+        sql = _COUNTED + _matching(filters) + "LIMIT %(most)s) counted"
+        row = await db.one(sql, {**_given(filters), "most": most})
+        return row[0] if row else 0
 
     async def record(
         self,
@@ -175,3 +188,37 @@ class Audit:
         }
         if not await db.run(_COUNT, about):
             await db.run(_ADD_COUNTED, about)
+
+
+_CLOCKS = timedelta(hours=1)
+
+
+def _matching(filters: EntryFilters, after: LiteralString = "") -> LiteralString:
+    # ids begin with a time, so that every index has the period; the clock of a host may differ from the database's
+    return where(
+        after,
+        "actor_id = %(actor_id)s" if filters.actor_id else "",
+        "action = %(action)s" if filters.action else "",
+        "target = %(target)s" if filters.target else "",
+        "outcome = %(outcome)s" if filters.outcome else "",
+        "outcome <> 'done'" if filters.outcome not in (None, "done") else "",  # the condition of the index
+        "address = %(address)s" if filters.address else "",
+        "trace_id = %(trace_id)s" if filters.trace_id else "",
+        "id >= %(first)s AND at >= %(from)s" if filters.from_ else "",
+        "id < %(last)s AND at < %(to)s" if filters.to else "",
+    )
+
+
+def _given(filters: EntryFilters) -> dict[str, Any]:
+    return {
+        "actor_id": filters.actor_id,
+        "action": filters.action,
+        "target": filters.target,
+        "outcome": filters.outcome,
+        "address": filters.address,
+        "trace_id": filters.trace_id,
+        "from": filters.from_,
+        "to": filters.to,
+        "first": filters.from_ and first_uuid7(filters.from_, -_CLOCKS),
+        "last": filters.to and first_uuid7(filters.to, _CLOCKS),
+    }

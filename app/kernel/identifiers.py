@@ -3,9 +3,11 @@
 import os
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 _FETCHED = 4096
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Entropy:
@@ -43,6 +45,12 @@ def _uuid7() -> int:
 def uuid7() -> UUID:
     """Return a new time-ordered identifier (RFC 9562, section 5.7): 48 bits of Unix milliseconds, 74 random bits."""
     return UUID(int=_uuid7())
+
+
+def first_uuid7(moment: datetime, distance: timedelta) -> UUID:
+    """Return an identifier below all those that are made at a distance from a moment or later."""
+    milliseconds = (moment - _EPOCH + distance) // timedelta(milliseconds=1)
+    return UUID(int=min(max(milliseconds, 0), 0xFFFF_FFFF_FFFF) << 80)
 
 
 def uuid7_text() -> str:

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from string import Formatter
-from typing import Any, LiteralString, Protocol, TypeVar, cast, get_args, get_type_hints
+from typing import Any, LiteralString, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import typer
 
+from app.kernel import csv
 from app.kernel.actions import Action, Database, Signature, declared
 from app.kernel.actions.compose import Operations, make, operations
 from app.kernel.actions.parameters import Parameter, flag
@@ -26,8 +27,10 @@ from app.kernel.text import suggestion
 
 T = TypeVar("T")
 _SHOWN = 5
+_PAGE = 100
 _FLAGS = {
     "as_json": ("--json", "Print JSON."),
+    "as_csv": ("--csv", "Print CSV: all pages, or the one that --limit or --cursor selects."),
     "yes": ("--yes", "Skip the confirmation."),
     "no_input": ("--no-input", "Fail instead of asking."),
     "dry_run": ("--dry-run", "Print the number of selected rows without changing them."),
@@ -110,7 +113,13 @@ def _help(actions: list[_Declared]) -> str:
 
 def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None]:
     def command(
-        *, as_json: bool, yes: bool = False, no_input: bool = False, dry_run: bool = False, **options: Any
+        *,
+        as_json: bool,
+        as_csv: bool = False,
+        yes: bool = False,
+        no_input: bool = False,
+        dry_run: bool = False,
+        **options: Any,
     ) -> None:
         chosen = _chosen(actions, options)
         action, wanted = chosen.action, _read(chosen, options)
@@ -124,11 +133,17 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
             if dry_run:
                 return _show_count(chosen.noun, count, as_json=as_json)
             confirm(action.confirm.format_map({**_named(wanted.given), "count": count}))
+        if as_csv:
+            if as_json:
+                raise typer.BadParameter("give one of --csv and --json", param_hint="--csv")
+            is_whole = all(options.get(name) is None for name in ("limit", "cursor"))
+            return run_once(action.command, lambda p: _print_csv(p, chosen, wanted, is_whole=is_whole))
         given, result = run_once(action.command, lambda p: _done(p, chosen, wanted))
         _show(chosen, given, result, as_json=as_json)
         return None
 
     flags = {"as_json"}
+    flags |= {"as_csv"} if any(get_origin(each.signature.returns) is Page for each in actions) else set()
     flags |= {"yes", "no_input"} if any(each.action.confirm for each in actions) else set()
     flags |= {"dry_run"} if any(each.action.count for each in actions) else set()
     known = [p for each in actions for p in each.parameters]
@@ -203,6 +218,27 @@ async def _done(p: Process, chosen: _Declared, wanted: _Input) -> tuple[Any, Any
     if is_empty:
         await _check_names(p, chosen, given)
     return given, result
+
+
+async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole: bool) -> None:
+    """Print a list as CSV: all its pages, or one. After a maximum of rows, it prints the cursor of the next page."""
+    run, given = Operations(await operations(p, [chosen.feature])), await _with_whole_ids(p, chosen, wanted)
+    if is_whole and hasattr(given, "limit"):
+        given = replace(given, limit=_PAGE)
+    [row] = get_args(chosen.signature.returns)
+    sys.stdout.write(csv.heading(row.columns))
+    count = 0
+    while True:
+        page = cast("Page[Any]", await run(chosen.action.id, given))
+        sys.stdout.write(csv.lines(row.columns, page.items))
+        count += len(page.items)
+        if page.next_cursor is None:
+            return
+        if not is_whole or count >= csv.MOST_ROWS:
+            sys.stdout.flush()
+            sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
+            return
+        given = replace(given, cursor=page.next_cursor)
 
 
 async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:

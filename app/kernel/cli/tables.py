@@ -167,6 +167,8 @@ def _whole(value: object) -> object:
         return exact(value)
     if isinstance(value, tuple | list):
         return " ".join(str(_whole(part)) for part in cast("Sequence[object]", value)).strip()
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return " ".join(value.split()) if isinstance(value, str) else value
 
 

@@ -1,9 +1,10 @@
-"""The interface of auth to other modules: authentication and events.
+"""The interface of auth to other modules: authentication, names and events.
 
 Platform subscribes to ActorDisabled. The other events have no subscriber here: they are published for modules that
 extend this platform, such as one that welcomes new users.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 from uuid import UUID
@@ -16,6 +17,14 @@ class Portal(Protocol):
 
     async def authenticate(self, token: str, origin: Origin) -> Caller:
         """Return the caller that holds a token. Raises Unauthenticated, Unavailable."""
+        ...
+
+
+class Names(Protocol):
+    """Names for lists that people read."""
+
+    async def __call__(self, ids: Collection[UUID]) -> Mapping[UUID, str]:
+        """Return the usernames of actors and the names of roles, of those ids that are one. Raises Unavailable."""
         ...
 
 

@@ -1,7 +1,8 @@
 """Providers of the auth module. Each imports its libraries when it is opened."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
+from uuid import UUID
 
 from loguru import logger
 
@@ -21,7 +22,8 @@ from app.modules.auth.callers import TOPIC, Callers
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.master_secret import Sealer, derive
 from app.modules.auth.passwords import Passwords
-from app.modules.auth.portal import Portal
+from app.modules.auth.portal import Names, Portal
+from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.signing_keys import SigningKeys
 from app.modules.auth.settings import AuthSettings, hashes_that_fit
@@ -94,6 +96,18 @@ async def portal(p: Process) -> AsyncGenerator[Portal]:
 
 
 @asynccontextmanager
+@uses(Database)
+async def names(p: Process) -> AsyncGenerator[Names]:
+    """Provide the names of actors and roles."""
+    db = await make(p, Database)
+
+    async def named(ids: Collection[UUID]) -> Mapping[UUID, str]:
+        return await Actors().names(db, ids)
+
+    yield named
+
+
+@asynccontextmanager
 @uses(Portal)
 async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
     """Provide the authentication of access tokens and API keys."""
@@ -128,6 +142,7 @@ PROVIDERS: Providers = {
     Sealer: sealer,
     Callers: callers,
     Portal: portal,
+    Names: names,
     Authenticate: authenticate,
     BrowserSessions: browser_sessions,
 }

@@ -34,7 +34,7 @@ MODULE = Module(
         Feature("traces:Traces", "traces", "Show everything that belongs to a request."),
         Feature("usecases:ActionCatalogue"),
         Feature("processes:Processes", "processes", "List live processes."),
-        Feature("audit:AuditTrail"),
+        Feature("audit:AuditTrail", "audit", "Read the audit trail."),
         Feature("queues:Queues", "queues", "List, pause, resume and limit queues."),
         Feature("jobs:Jobs", "jobs", "List, show, retry and cancel jobs."),
         Feature("dead_letters:DeadLetters", "dead-letters", "List, show, retry and purge dead letters."),

@@ -1,5 +1,6 @@
 """Actors in `auth.actors`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -65,6 +66,16 @@ class Actors:
         if row is None:
             raise ActorNotFound
         return Actor(*row)
+
+    async def names(self, db: Queries, ids: Collection[UUID]) -> dict[UUID, str]:
+        """Return the usernames of actors and the names of roles, of those ids that are one."""
+        if not ids:
+            return {}
+        sql = """
+            SELECT id, username FROM auth.actors WHERE id = ANY(%(ids)s)
+            UNION ALL SELECT id, name FROM auth.roles WHERE id = ANY(%(ids)s)
+        """
+        return dict(await db.all(sql, {"ids": list(ids)}))
 
     async def add(self, tx: Transaction, actor: Actor, username_key: str, password_hash: str | None) -> Actor | None:
         """Store a new actor; return it, or None if the username is taken."""
