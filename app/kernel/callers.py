@@ -51,9 +51,9 @@ class Caller:
 
 
 def operator() -> Caller:
-    """Return the caller of a command; its address in the audit trail is os:USER@HOST."""
+    """Return the caller of a command, who may do everything; its address in the audit trail is os:USER@HOST."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         user = str(os.getuid())
-    return Caller(origin=Origin(address=f"os:{user}@{socket.gethostname()}"))
+    return Caller(is_superuser=True, origin=Origin(address=f"os:{user}@{socket.gethostname()}"))

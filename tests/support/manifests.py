@@ -89,6 +89,8 @@ def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
             yield f"{place}: the path {action.path!r} does not begin with /"
         if action.count and action.count not in ids:
             yield f"{place}: count names {action.count!r}, which is no action"
+        if action.preview and action.preview not in ids:
+            yield f"{place}: preview names {action.preview!r}, which is no action"
         if not inspect.getdoc(method):
             yield f"{place}: it has no docstring, which is its summary in OpenAPI and its help"
         given = signature.input if hasattr(signature.input, "__dataclass_fields__") else None

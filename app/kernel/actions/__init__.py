@@ -41,7 +41,8 @@ class Action:
     `command` is its name on the command line. A destructive change asks `confirm` first. `message` reports success
     unless the result has its own text. `{field}` in both is a field of the input or the result. An empty list prints
     `empty`, a next step. `count` is the id of the action that counts the rows of a batched change: the result has
-    `next_cursor`, and the command repeats the change until it is None.
+    `next_cursor`, and the command repeats the change until it is None. `preview` is the id of the read that returns
+    what a change would do with the same input.
 
     Over HTTP, `authenticator` authenticates the request, `codec` reads and writes bodies, `headers` returns header
     fields of a result, `cache_s` is the maximum age of a cached result, and `timeout_s` replaces
@@ -64,6 +65,7 @@ class Action:
     confirm: str = ""
     message: str = ""
     count: str = ""
+    preview: str = ""
     empty: str = ""
     examples: tuple[str, ...] = ()
     authenticator: type[Authenticator] = Bearer
@@ -86,6 +88,7 @@ class Declared(TypedDict, total=False):
     confirm: str
     message: str
     count: str
+    preview: str
     empty: str
     examples: tuple[str, ...]
     authenticator: type[Authenticator]
@@ -107,15 +110,21 @@ class Work:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def read(action_id: str, *, GET: str = "", **declared: Unpack[Declared]) -> Callable[[F], F]:  # noqa: N803
-    """Declare an action that changes nothing. Reads take the Database."""
-    return _declaring(Action(action_id, False, "GET" if GET else "", GET, **declared))
+def read(
+    action_id: str,
+    *,
+    GET: str = "",  # noqa: N803 - it reads as the request does
+    POST: str = "",  # noqa: N803
+    **declared: Unpack[Declared],
+) -> Callable[[F], F]:
+    """Declare an action that changes nothing. Reads take the Database. One whose input is a body is a POST."""
+    return _declaring(Action(action_id, False, "GET" if GET else "POST" if POST else "", GET or POST, **declared))
 
 
 def change(
     action_id: str,
     *,
-    POST: str = "",  # noqa: N803 - it reads as the request does
+    POST: str = "",  # noqa: N803
     PUT: str = "",  # noqa: N803
     PATCH: str = "",  # noqa: N803
     DELETE: str = "",  # noqa: N803

@@ -4,7 +4,7 @@ from app.kernel.module import Feature, Module
 
 MODULE = Module(
     package=__name__,
-    summary="Manage actors, passwords and keys.",
+    summary="Manage actors, roles, sessions, passwords and keys.",
     permissions={
         "auth:superuser": "All permissions.",
         "auth:actors:read": "Read actors, their sessions, roles and permissions.",
@@ -18,10 +18,11 @@ MODULE = Module(
         Feature("browser:BrowserSignIn"),
         Feature("second_factor:SecondFactor"),
         Feature("oauth:OAuth"),
-        Feature("sessions:SessionAdministration"),
-        Feature("actors:ActorAdministration"),
-        Feature("roles:RoleAdministration"),
-        Feature("api_keys:ApiKeyAdministration"),
+        Feature("sessions:SessionAdministration", "auth"),
+        Feature("actors:ActorAdministration", "auth"),
+        Feature("roles:RoleAdministration", "auth"),
+        Feature("grants:GrantAdministration", "auth"),
+        Feature("api_keys:ApiKeyAdministration", "auth"),
         Feature("recovery:Recovery", "auth"),
         Feature("keys:KeyAdministration", "auth"),
     ),
@@ -30,7 +31,7 @@ MODULE = Module(
     schedules="sessions:SCHEDULES",
     checks="checks:CHECKS",
     banner="cli:first_account",
-    commands={"auth": "Manage actors, passwords and keys."},
+    commands={"auth": "Manage actors, roles, sessions, passwords and keys."},
     constraints={
         "auth.actors_username_key_key": "domain.actors:UsernameExists",
         "auth.roles_name_key": "domain.permissions:RoleNameExists",

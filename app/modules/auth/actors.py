@@ -9,7 +9,9 @@ from annotated_types import Len
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
+from app.kernel.fields import IdOf
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
+from app.kernel.product import NAME
 from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import (
     Actor,
@@ -33,6 +35,8 @@ from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.sessions import Sessions
 from app.modules.auth.power import LockedActor, Power
 
+ActorId = Annotated[UUID, Doc("Id of the actor."), IdOf("actor", ("auth.actors",), "auth actors list")]
+
 
 @dataclass(frozen=True, slots=True)
 class ActorsWanted:
@@ -49,7 +53,7 @@ class ActorsWanted:
 class ActorRef:
     """An actor."""
 
-    id: Annotated[UUID, Doc("Id of the actor.")]
+    id: ActorId
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class NewActor:
 class ActorChange:
     """Changes to an actor; absent fields stay unchanged."""
 
-    id: Annotated[UUID, Doc("Id of the actor.")]
+    id: ActorId
     type: Annotated[ActorType | None, Doc("Type of the actor.")] = None
     username: Username | None = None
     password: Password | None = field(default=None, repr=False)
@@ -94,7 +98,14 @@ class ActorAdministration:
     queue: Queue
     audit: Audit
 
-    @read("auth.list_actors", GET="/auth/v1/actors", permission="auth:actors:read")
+    @read(
+        "auth.list_actors",
+        GET="/auth/v1/actors",
+        permission="auth:actors:read",
+        command="auth actors list",
+        empty=f"create one with {NAME} auth create-superuser",
+        examples=("--text ann", "--type service_acc --csv"),
+    )
     async def list(self, db: Database, wanted: ActorsWanted) -> Page[Actor]:
         """List actors, newest first."""
         found = await self.actors.page(db, wanted.type, wanted.is_active, wanted.q, wanted.limit, after(wanted.cursor))
@@ -126,7 +137,13 @@ class ActorAdministration:
             await self.queue.publish(tx, ActorCreated(added.id, added.type, added.username))
         return added
 
-    @read("auth.get_actor", GET="/auth/v1/actors/{id}", permission="auth:actors:read", raises=(ActorNotFound,))
+    @read(
+        "auth.get_actor",
+        GET="/auth/v1/actors/{id}",
+        permission="auth:actors:read",
+        raises=(ActorNotFound,),
+        command="auth actors show",
+    )
     async def get(self, db: Database, wanted: ActorRef) -> Actor:
         """Show an actor."""
         return await self.actors.get(db, wanted.id)
@@ -175,6 +192,9 @@ class ActorAdministration:
         POST="/auth/v1/actors/{id}/disable",
         permission="auth:actors:write",
         raises=(ActorNotFound, ActorAlreadyDisabled, LastSuperuser),
+        command="auth actors disable",
+        confirm="Disable the actor {id}, and end its sessions?",
+        message="{id} is disabled; {sessions_ended} sessions ended",
         notable=True,
     )
     async def disable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Disabled:
@@ -191,6 +211,8 @@ class ActorAdministration:
         POST="/auth/v1/actors/{id}/enable",
         permission="auth:actors:write",
         raises=(ActorNotFound,),
+        command="auth actors enable",
+        message="{id} is enabled",
         notable=True,
     )
     async def enable(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Actor:

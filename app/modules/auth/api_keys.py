@@ -9,10 +9,10 @@ from annotated_types import Interval, Len
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
 from app.kernel.db import now
+from app.kernel.fields import IdOf
 from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
-from app.kernel.paging import Page
-from app.modules.auth.actors import ActorRef
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.modules.auth.domain.actors import ActorNotFound
 from app.modules.auth.domain.api_keys import ApiKey, ApiKeyNotFound, NoServiceAccount, new_secret
 from app.modules.auth.domain.permissions import InvalidPermission, Permissions, check_may_grant, checked_permissions
@@ -20,12 +20,23 @@ from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.api_keys import ApiKeys
 from app.modules.auth.power import Power
 
+AccountId = Annotated[UUID, Doc("Id of the service account."), IdOf("actor", ("auth.actors",), "auth actors list")]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeysWanted:
+    """A service account, and the page of the list of its keys."""
+
+    id: AccountId
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
     """A new API key of a service account."""
 
-    id: Annotated[UUID, Doc("Id of the service account.")]
+    id: AccountId
     name: Annotated[str, Len(1, 64), Doc("Name of the key, such as its purpose.", "nightly import")]
     permissions: Permissions
     expires_in_days: Annotated[int, Interval(ge=1, le=3650), Doc("Days until the key expires.")] = 365
@@ -47,8 +58,8 @@ class CreatedApiKey:
 class ApiKeyRef:
     """An API key of an account."""
 
-    id: Annotated[UUID, Doc("Id of the service account.")]
-    key_id: Annotated[UUID, Doc("Id of the key.")]
+    id: AccountId
+    key_id: Annotated[UUID, Doc("Id of the key."), IdOf("key", ("auth.api_keys",))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +71,18 @@ class ApiKeyAdministration:
     power: Power
     catalogue: Catalogue
 
-    @read("auth.list_api_keys", GET="/auth/v1/actors/{id}/keys", permission="auth:actors:read", raises=(ActorNotFound,))
-    async def list(self, db: Database, actor: ActorRef) -> Page[ApiKey]:
+    @read(
+        "auth.list_api_keys",
+        GET="/auth/v1/actors/{id}/keys",
+        permission="auth:actors:read",
+        raises=(ActorNotFound,),
+        command="auth api-keys list",
+    )
+    async def list(self, db: Database, wanted: ApiKeysWanted) -> Page[ApiKey]:
         """List the API keys of a service account, newest first, without their secrets."""
-        await self.actors.get(db, actor.id)
-        return Page(await self.api_keys.of_actor(db, actor.id))
+        await self.actors.get(db, wanted.id)
+        found = await self.api_keys.of_actor(db, wanted.id, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
 
     @change(
         "auth.create_api_key",
@@ -92,6 +110,9 @@ class ApiKeyAdministration:
         DELETE="/auth/v1/actors/{id}/keys/{key_id}",
         permission="auth:actors:write",
         raises=(ActorNotFound, ApiKeyNotFound),
+        command="auth api-keys revoke",
+        confirm="Revoke the key {key_id}?",
+        message="revoked the key {key_id}",
     )
     async def revoke(self, tx: Transaction, caller: Caller, key: ApiKeyRef, note: Note) -> None:
         """Revoke an API key, at once in every process."""

@@ -11,6 +11,7 @@ from app.kernel.db import now
 from app.kernel.errors import Refusal
 from app.kernel.paging import Page
 from app.kernel.product import NAME
+from app.modules.auth.domain.actors import SUPERUSER
 from app.modules.auth.keyring import Keyring, ListedKey
 from app.modules.auth.master_secret import Sealer
 from app.modules.auth.postgres.second_factors import SecondFactors
@@ -68,12 +69,18 @@ class KeyAdministration:
         """Publish the public keys that verify access tokens. Safe to repeat."""
         return KeySet(await self.keyring.public())
 
-    @read("auth.list_keys", command="auth keys list")
+    @read("auth.list_keys", GET="/auth/v1/keys", permission=SUPERUSER, command="auth keys list")
     async def list(self) -> Page[ListedKey]:
         """List the signing keys, newest first. The newest key signs; the others verify tokens until they expire."""
         return Page(await self.keyring.listed())
 
-    @change("auth.rotate_keys", command="auth keys rotate", notable=True)
+    @change(
+        "auth.rotate_keys",
+        POST="/auth/v1/keys/rotate",
+        permission=SUPERUSER,
+        command="auth keys rotate",
+        notable=True,
+    )
     async def rotate(self, tx: Transaction, note: Note) -> Rotated:
         """Create a new signing key. Running processes use it within 30 seconds. Tokens of former keys stay valid.
 

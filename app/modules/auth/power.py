@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.callers import Caller
-from app.kernel.db import Transaction
+from app.kernel.db import Queries, Transaction
 from app.modules.auth.domain.actors import Actor, ActorNotFound
 from app.modules.auth.domain.permissions import check_has_power_over
 from app.modules.auth.postgres.actors import Actors
@@ -21,7 +21,7 @@ class LockedActor:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Locks an actor for a change if the caller may change it."""
+    """Checks that a caller may change an actor, and locks it for the change."""
 
     actors: Actors
     roles: Roles
@@ -33,6 +33,15 @@ class Power:
         if found is None:
             raise ActorNotFound
         actor = found[0]
-        of_roles, direct = await self.roles.held(tx, actor.id)
-        check_has_power_over(caller, of_roles | direct, is_superuser=actor.is_superuser)
+        await self._check(tx, caller, actor)
         return LockedActor(actor, superusers == frozenset({actor.id}))
+
+    async def check(self, db: Queries, caller: Caller, actor_id: UUID) -> Actor:
+        """Return the actor, not locked. Raises as `over`."""
+        actor = await self.actors.get(db, actor_id)
+        await self._check(db, caller, actor)
+        return actor
+
+    async def _check(self, db: Queries, caller: Caller, actor: Actor) -> None:
+        of_roles, direct = await self.roles.held(db, actor.id)
+        check_has_power_over(caller, of_roles | direct, is_superuser=actor.is_superuser)

@@ -1,19 +1,21 @@
-"""Administration of roles and permissions."""
+"""Administration of roles."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 from annotated_types import Len
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries
+from app.kernel.fields import IdOf
 from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
-from app.modules.auth.actors import ActorRef
-from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorNotFound
+from app.kernel.product import NAME
 from app.modules.auth.domain.permissions import (
+    AccessPreview,
     InvalidPermission,
     Permissions,
     Role,
@@ -22,11 +24,12 @@ from app.modules.auth.domain.permissions import (
     check_may_change_role,
     check_may_grant,
     checked_permissions,
+    preview_for,
 )
-from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.roles import Roles
-from app.modules.auth.power import Power
 
+MOST_SHOWN = 100
+RoleId = Annotated[UUID, Doc("Id of the role."), IdOf("role", ("auth.roles",), "auth roles list")]
 RoleName = Annotated[str, Len(1, 64), Doc("Name of the role.", "operators")]
 
 
@@ -42,7 +45,7 @@ class RolesWanted:
 class RoleRef:
     """A role."""
 
-    id: Annotated[UUID, Doc("Id of the role.")]
+    id: RoleId
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class NewRole:
 class RoleChange:
     """A new name for a role."""
 
-    id: Annotated[UUID, Doc("Id of the role.")]
+    id: RoleId
     name: RoleName
 
 
@@ -76,40 +79,29 @@ class PermissionsWanted:
 
 
 @dataclass(frozen=True, slots=True)
-class ActorRolesWanted:
-    """Roles that replace those of an actor."""
-
-    id: Annotated[UUID, Doc("Id of the actor.")]
-    role_ids: Annotated[list[UUID], Len(0, 100), Doc("Ids of the roles.")]
-
-
-@dataclass(frozen=True, slots=True)
-class ActorPermissions:
-    """The permissions of an actor: from its roles, granted directly, and both together."""
-
-    from_roles: list[str]
-    direct: list[str]
-    effective: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Permission:
     """A permission that a module declares."""
 
     name: str
     description: str
 
+    columns: ClassVar[Columns] = (Column("permission", "name"), Column("description"))
+
 
 @dataclass(frozen=True, slots=True)
 class RoleAdministration:
-    """List, show, create, rename and delete roles; grant roles and permissions."""
+    """List, show, create, rename and delete roles, and set their permissions."""
 
-    actors: Actors
     roles: Roles
-    power: Power
     catalogue: Catalogue
 
-    @read("auth.list_roles", GET="/auth/v1/roles", permission="auth:roles:read")
+    @read(
+        "auth.list_roles",
+        GET="/auth/v1/roles",
+        permission="auth:roles:read",
+        command="auth roles list",
+        empty=f"create one with {NAME} auth roles create --name NAME",
+    )
     async def list(self, db: Database, wanted: RolesWanted) -> Page[Role]:
         """List roles, newest first."""
         found = await self.roles.page(db, wanted.limit, after(wanted.cursor))
@@ -121,6 +113,9 @@ class RoleAdministration:
         permission="auth:roles:write",
         raises=(RoleNameExists,),
         status=201,
+        command="auth roles create",
+        message="created the role {name} ({id})",
+        examples=("--name support",),
         notable=True,
     )
     async def create(self, tx: Transaction, new: NewRole, note: Note) -> Role:
@@ -141,6 +136,9 @@ class RoleAdministration:
         PATCH="/auth/v1/roles/{id}",
         permission="auth:roles:write",
         raises=(RoleNotFound, RoleNameExists),
+        command="auth roles rename",
+        message="{id} is named {name}",
+        examples=("0190a1b2-c3d4-7e5f-8607-18293a4b5c6d --name support",),
         notable=True,
     )
     async def rename(self, tx: Transaction, caller: Caller, wanted: RoleChange, note: Note) -> Role:
@@ -157,6 +155,10 @@ class RoleAdministration:
         DELETE="/auth/v1/roles/{id}",
         permission="auth:roles:write",
         raises=(RoleNotFound,),
+        command="auth roles delete",
+        confirm="Delete the role {id}, and revoke it from its actors?",
+        message="deleted the role {id}",
+        preview="auth.preview_delete_role",
         notable=True,
     )
     async def delete(self, tx: Transaction, caller: Caller, wanted: RoleRef, note: Note) -> None:
@@ -173,6 +175,7 @@ class RoleAdministration:
         GET="/auth/v1/roles/{id}/permissions",
         permission="auth:roles:read",
         raises=(RoleNotFound,),
+        command="auth roles permissions",
     )
     async def permissions_of_role(self, db: Database, wanted: RoleRef) -> RolePermissions:
         """List the permissions of a role."""
@@ -184,6 +187,7 @@ class RoleAdministration:
         PUT="/auth/v1/roles/{id}/permissions",
         permission="auth:roles:write",
         raises=(RoleNotFound, InvalidPermission),
+        preview="auth.preview_role_permissions",
         notable=True,
     )
     async def set_permissions_of_role(
@@ -200,83 +204,58 @@ class RoleAdministration:
         given = note.details["permissions"] = sorted(permissions)
         return RolePermissions(given)
 
-    async def _locked(self, tx: Transaction, caller: Caller, role_id: UUID) -> Role:
-        """Return the role, locked. Raises RoleNotFound; Denied if it holds permissions that the caller lacks."""
-        found = await self.roles.lock(tx, [role_id])
-        if not found:
-            raise RoleNotFound
-        check_may_change_role(caller, await self.roles.permissions(tx, [role_id]))
-        return found[0]
-
     @read(
-        "auth.get_actor_roles", GET="/auth/v1/actors/{id}/roles", permission="auth:actors:read", raises=(ActorNotFound,)
-    )
-    async def of_actor(self, db: Database, actor: ActorRef) -> Page[Role]:
-        """List the roles of an actor."""
-        await self.actors.get(db, actor.id)
-        return Page(await self.roles.of_actor(db, actor.id))
-
-    @change(
-        "auth.set_actor_roles",
-        PUT="/auth/v1/actors/{id}/roles",
+        "auth.preview_role_permissions",
+        POST="/auth/v1/roles/{id}/permissions/preview",
         permission="auth:roles:write",
-        raises=(ActorNotFound, RoleNotFound),
-        notable=True,
+        raises=(RoleNotFound, InvalidPermission),
     )
-    async def set_of_actor(self, tx: Transaction, caller: Caller, wanted: ActorRolesWanted, note: Note) -> Page[Role]:
-        """Replace the roles of an actor, effective on its next request. Safe to repeat.
+    async def preview_permissions_of_role(
+        self, db: Database, caller: Caller, wanted: PermissionsWanted
+    ) -> AccessPreview:
+        """Preview who would gain and lose what if the permissions of a role were replaced.
 
-        The caller must hold the permissions of the added roles.
-        """
-        await self.power.over(tx, caller, wanted.id)
-        before = {role.id for role in await self.roles.of_actor(tx, wanted.id)}
-        roles = await self.roles.lock(tx, wanted.role_ids)
-        if len(roles) != len(set(wanted.role_ids)):
-            raise RoleNotFound
-        added = {role.id for role in roles} - before
-        check_may_grant(caller, await self.roles.permissions(tx, added))
-        await self.roles.replace_of_actor(tx, wanted.id, (role.id for role in roles))
-        note.details["roles"] = sorted(role.name for role in roles)
-        return Page(await self.roles.of_actor(tx, wanted.id))
-
-    @read(
-        "auth.get_actor_permissions",
-        GET="/auth/v1/actors/{id}/permissions",
-        permission="auth:actors:read",
-        raises=(ActorNotFound,),
-    )
-    async def permissions_of_actor(self, db: Database, actor: ActorRef) -> ActorPermissions:
-        """Show the permissions of an actor: from its roles, granted directly, and both together."""
-        return await self._permissions(db, await self.actors.get(db, actor.id))
-
-    @change(
-        "auth.set_actor_permissions",
-        PUT="/auth/v1/actors/{id}/permissions",
-        permission="auth:roles:write",
-        raises=(ActorNotFound, InvalidPermission),
-        notable=True,
-    )
-    async def set_permissions_of_actor(
-        self, tx: Transaction, caller: Caller, wanted: PermissionsWanted, note: Note
-    ) -> ActorPermissions:
-        """Replace the direct permissions of an actor, effective on its next request. Safe to repeat.
-
-        The caller must hold the added permissions.
+        Refused as the change is.
         """
         permissions = checked_permissions(wanted.permissions, self.catalogue.permissions)
-        found = await self.power.over(tx, caller, wanted.id)
-        _, direct = await self.roles.held(tx, wanted.id)
-        check_may_grant(caller, permissions - direct)
-        await self.roles.replace_direct(tx, wanted.id, permissions)
-        note.details["permissions"] = sorted(permissions)
-        return await self._permissions(tx, found.actor)
+        held = await self._held(db, caller, wanted.id)
+        check_may_grant(caller, permissions)
+        return await self._preview(db, caller, wanted.id, permissions - held, held - permissions)
+
+    @read(
+        "auth.preview_delete_role",
+        POST="/auth/v1/roles/{id}/delete/preview",
+        permission="auth:roles:write",
+        raises=(RoleNotFound,),
+    )
+    async def preview_delete(self, db: Database, caller: Caller, wanted: RoleRef) -> AccessPreview:
+        """Preview who would lose what if a role were deleted.
+
+        Refused as the change is.
+        """
+        held = await self._held(db, caller, wanted.id)
+        return await self._preview(db, caller, wanted.id, frozenset(), held)
+
+    async def _preview(
+        self, db: Database, caller: Caller, role_id: UUID, added: frozenset[str], removed: frozenset[str]
+    ) -> AccessPreview:
+        count, affected = await self.roles.affected(db, role_id, added, removed, MOST_SHOWN)
+        return preview_for(caller, AccessPreview(sorted(added), sorted(removed), count, affected))
+
+    async def _held(self, db: Queries, caller: Caller, role_id: UUID) -> frozenset[str]:
+        """Return the permissions of a role. Raises RoleNotFound; Denied if the caller lacks one of them."""
+        await self.roles.get(db, role_id)
+        held = await self.roles.permissions(db, [role_id])
+        check_may_change_role(caller, held)
+        return held
+
+    async def _locked(self, tx: Transaction, caller: Caller, role_id: UUID) -> Role:
+        """Return the role, locked. Raises RoleNotFound; Denied if it holds permissions that the caller lacks."""
+        await self.roles.lock(tx, [role_id])
+        await self._held(tx, caller, role_id)
+        return await self.roles.get(tx, role_id)
 
     @read("auth.list_permissions", GET="/auth/v1/permissions", permission="auth:roles:read")
     async def list_permissions(self) -> Page[Permission]:
         """List the permissions that can be granted."""
         return Page([Permission(name, text) for name, text in sorted(self.catalogue.permissions.items())])
-
-    async def _permissions(self, db: Queries, actor: Actor) -> ActorPermissions:
-        of_roles, direct = await self.roles.held(db, actor.id)
-        effective = of_roles | direct | ({SUPERUSER} if actor.is_superuser else set[str]())
-        return ActorPermissions(sorted(of_roles), sorted(direct), sorted(effective))

@@ -5,9 +5,10 @@ from typing import Annotated
 from uuid import UUID
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read, task
+from app.kernel.fields import IdOf
 from app.kernel.paging import Page
 from app.kernel.queue import Schedule, Task
-from app.modules.auth.actors import ActorRef
+from app.modules.auth.actors import ActorId, ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
 from app.modules.auth.domain.sessions import AuthenticatedCaller, LiveSession, NoSuchSession
 from app.modules.auth.postgres.actors import Actors
@@ -31,8 +32,8 @@ class SessionRef:
 class ActorSessionRef:
     """A session of an actor."""
 
-    id: Annotated[UUID, Doc("Id of the actor.")]
-    session_id: Annotated[UUID, Doc("Id of the session.")]
+    id: ActorId
+    session_id: Annotated[UUID, Doc("Id of the session."), IdOf("session", ("auth.sessions",))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class SessionAdministration:
         GET="/auth/v1/actors/{id}/sessions",
         permission="auth:actors:read",
         raises=(ActorNotFound,),
+        command="auth sessions list",
     )
     async def list(self, db: Database, caller: Caller, actor: ActorRef) -> Page[LiveSession]:
         """List the live sessions of an actor, newest first."""
@@ -86,6 +88,9 @@ class SessionAdministration:
         DELETE="/auth/v1/actors/{id}/sessions",
         permission="auth:actors:write",
         raises=(ActorNotFound,),
+        command="auth sessions end-all",
+        confirm="End all sessions of the actor {id}?",
+        message="ended {deleted_count} sessions",
     )
     async def end_all(self, tx: Transaction, caller: Caller, actor: ActorRef, note: Note) -> Deleted:
         """End all sessions of an actor, at once in every process. Safe to repeat."""
@@ -98,6 +103,8 @@ class SessionAdministration:
         DELETE="/auth/v1/actors/{id}/sessions/{session_id}",
         permission="auth:actors:write",
         raises=(ActorNotFound, NoSuchSession),
+        command="auth sessions end",
+        message="ended the session {session_id}",
     )
     async def end(self, tx: Transaction, caller: Caller, session: ActorSessionRef, note: Note) -> None:
         """End one session of an actor, at once in every process."""

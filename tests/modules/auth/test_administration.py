@@ -103,6 +103,10 @@ def test_roles_and_permissions_take_effect_on_the_next_request(project: Project,
         "from_roles": ["auth:actors:read"],
         "direct": ["auth:roles:read"],
         "effective": ["auth:actors:read", "auth:roles:read"],
+        "held": [
+            {"permission": "auth:actors:read", "is_direct": False, "roles": ["support"]},
+            {"permission": "auth:roles:read", "is_direct": True, "roles": []},
+        ],
     }
     assert client.get(ME).json()["permissions"] == ["auth:actors:read", "auth:roles:read"]
     for wrong in (["no:such:thing"], ["AUTH:ACTORS:READ"], ["auth:superuser"], ["x"]):

@@ -84,6 +84,13 @@ CASES = [
     Case("PUT", f"{OF_ACTOR}/permissions", WHO_HOLDS_IT, giving(permissions=[])),
     Case("PUT", f"{OF_ACTOR}/permissions", EVERYBODY, giving(permissions=CHANGE), holds=False),
     Case("PUT", f"{OF_ACTOR}/permissions", SUPERUSERS, giving(permissions=["platform:jobs:write"]), holds=False),
+    Case("POST", f"{OF_ACTOR}/roles/preview", WHO_HOLDS_IT, give_role, holds=False),
+    Case("POST", f"{OF_ACTOR}/roles/preview", WHO_HOLDS_IT, give_role),
+    Case("POST", f"{OF_ACTOR}/roles/preview", WHO_HOLDS_IT, giving(role_ids=[])),
+    Case("POST", f"{OF_ACTOR}/roles/preview", EVERYBODY, giving(role_ids=[]), holds=False),
+    Case("POST", f"{OF_ACTOR}/permissions/preview", WHO_HOLDS_IT, giving(permissions=[HELD]), holds=False),
+    Case("POST", f"{OF_ACTOR}/permissions/preview", WHO_HOLDS_IT, giving(permissions=[])),
+    Case("POST", f"{OF_ACTOR}/permissions/preview", EVERYBODY, giving(permissions=CHANGE), holds=False),
     Case("POST", f"{OF_ACTOR}/keys", WHO_HOLDS_IT, giving(name="k", permissions=[]), type="service_acc"),
     Case("POST", f"{OF_ACTOR}/keys", EVERYBODY, giving(name="k", permissions=[]), holds=False, type="service_acc"),
     Case("POST", f"{OF_ACTOR}/keys", WHO_HOLDS_IT, giving(name="k", permissions=[HELD]), False, "service_acc"),
@@ -98,6 +105,12 @@ CASES = [
     Case("PUT", f"{OF_ROLE}/permissions", WHO_HOLDS_IT, giving(permissions=[HELD])),
     Case("PUT", f"{OF_ROLE}/permissions", WHO_HOLDS_IT, giving(permissions=[])),
     Case("PUT", f"{OF_ROLE}/permissions", EVERYBODY, giving(permissions=[CHANGE[0]]), holds=False),
+    Case("POST", f"{OF_ROLE}/permissions/preview", WHO_HOLDS_IT, giving(permissions=[HELD]), holds=False),
+    Case("POST", f"{OF_ROLE}/permissions/preview", WHO_HOLDS_IT, giving(permissions=[])),
+    Case("POST", f"{OF_ROLE}/permissions/preview", EVERYBODY, giving(permissions=[CHANGE[0]]), holds=False),
+    Case("POST", f"{OF_ROLE}/delete/preview", WHO_HOLDS_IT),
+    Case("POST", f"{OF_ROLE}/delete/preview", EVERYBODY, holds=False),
+    Case("POST", "/auth/v1/keys/rotate", SUPERUSERS),
 ]  # fmt: skip
 
 STATE = """

@@ -4,11 +4,12 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
 from annotated_types import Len
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.errors import Conflict, Invalid, NotFound
 from app.kernel.fields import Doc, Rule
 from app.kernel.identifiers import uuid7
@@ -65,7 +66,7 @@ class LastSuperuser(Conflict):
 class ActorNotFound(NotFound):
     code = "ACTOR_NOT_FOUND"
     title = "There is no such actor"
-    hint = f"{NAME} db shell -c 'SELECT username, type, is_active FROM auth.actors'"  # noqa: S608 - a command to read
+    hint = f"{NAME} auth actors list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,16 @@ class Actor:
     last_active_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+    columns: ClassVar[Columns] = (
+        Column("actor", "id"),
+        Column("username"),
+        Column("type"),
+        Column("state", lambda actor: "active" if actor.is_active else "disabled", is_state=True),
+        Column("superuser", lambda actor: "yes" if actor.is_superuser else ""),
+        Column("last active", "last_active_at"),
+        Column("created at", extra=True),
+    )
 
     @property
     def signs_in(self) -> bool:

@@ -6,8 +6,10 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import ClassVar
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.errors import Conflict, NotFound
 from app.kernel.product import NAME
 
@@ -35,6 +37,14 @@ class ApiKey:
     expires_at: datetime
     last_used_at: datetime | None
     created_at: datetime
+
+    columns: ClassVar[Columns] = (
+        Column("key", "id"),
+        Column("name"),
+        Column("last used", "last_used_at"),
+        Column("expires at"),
+        Column("permissions"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

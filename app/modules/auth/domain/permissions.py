@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 from annotated_types import Len
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.callers import Caller
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound
 from app.kernel.fields import Doc, Rule
-from app.modules.auth.domain.actors import SUPERUSER
+from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorType
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
 _Permission = Annotated[str, Rule(f"^{_FORM.pattern}$"), Doc("A permission.", "platform:jobs:read")]
@@ -42,6 +43,64 @@ class Role:
     name: str
     created_at: datetime
     updated_at: datetime
+
+    columns: ClassVar[Columns] = (
+        Column("role", "id"),
+        Column("name"),
+        Column("created at", extra=True),
+        Column("updated at"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPermission:
+    """A permission of an actor: granted to the actor itself, through roles, or both."""
+
+    permission: str
+    is_direct: bool
+    roles: list[str]
+
+    columns: ClassVar[Columns] = (
+        Column("permission"),
+        Column("direct", lambda held: "yes" if held.is_direct else ""),
+        Column("roles"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AccessChange:
+    """An actor, and the permissions that it gains and loses."""
+
+    actor_id: UUID
+    username: str
+    type: ActorType
+    is_active: bool
+    gained: list[str]
+    lost: list[str]
+
+    columns: ClassVar[Columns] = (
+        Column("actor", "actor_id"),
+        Column("username"),
+        Column("type", extra=True),
+        Column("active", lambda change: "yes" if change.is_active else "no", extra=True),
+        Column("gains", "gained"),
+        Column("loses", "lost"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPreview:
+    """What a change of roles or permissions would do.
+
+    `added` and `removed` are the permissions that the role or the actor itself is given and that are taken from it.
+    An actor is affected if it gains or loses a permission; one that holds it in another way, and a superuser, are not.
+    `affected` has the first 100 of them, for callers with the permission auth:actors:read.
+    """
+
+    added: list[str]
+    removed: list[str]
+    affected_count: int
+    affected: list[AccessChange]
 
 
 def checked_permissions(asked: Iterable[str], catalogue: Mapping[str, str]) -> frozenset[str]:
@@ -74,6 +133,22 @@ def check_has_power_over(caller: Caller, permissions: Iterable[str], *, is_super
         raise Denied("only a superuser can change a superuser")
     if missing := _missing(caller, permissions):
         raise Denied(f"the actor has permissions that you lack: {missing}")
+
+
+def preview_for(caller: Caller, preview: AccessPreview) -> AccessPreview:
+    """Return the part of a preview that a caller may read."""
+    return preview if caller.may("auth:actors:read") else replace(preview, affected=[])
+
+
+def preview_of_actor(
+    actor: Actor, kept: frozenset[str], before: frozenset[str], after: frozenset[str]
+) -> AccessPreview:
+    """Return what it does to an actor to replace permissions, if it keeps some in another way."""
+    added, removed = after - before, before - after
+    gained, lost = ([], []) if actor.is_superuser else (sorted(added - kept), sorted(removed - kept))
+    change = AccessChange(actor.id, actor.username, actor.type, actor.is_active, gained, lost)
+    affected = [change] if gained or lost else []
+    return AccessPreview(sorted(added), sorted(removed), len(affected), affected)
 
 
 def _missing(caller: Caller, permissions: Iterable[str]) -> str:

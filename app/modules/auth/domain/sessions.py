@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import ClassVar, Literal
 from uuid import UUID
 
+from app.kernel.actions.columns import Column, Columns
 from app.kernel.callers import Caller, Origin
 from app.kernel.errors import NotFound, Unauthenticated
 from app.modules.auth.domain.actors import SUPERUSER, Actor
@@ -104,6 +105,16 @@ class LiveSession:
     address: str
     user_agent: str
     is_current: bool
+
+    columns: ClassVar[Columns] = (
+        Column("session", "id"),
+        Column("address"),
+        Column("last used", "last_used_at"),
+        Column("began", "created_at"),
+        Column("expires at", extra=True),
+        Column("current", lambda session: "yes" if session.is_current else "", extra=True),
+        Column("user agent", extra=True),
+    )
 
 
 @dataclass(frozen=True, slots=True)

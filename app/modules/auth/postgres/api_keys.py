@@ -21,15 +21,16 @@ class ApiKeys:
         """
         await tx.run(sql, (key.id, actor_id, key.name, secret_hash, key.permissions, key.expires_at, key.created_at))
 
-    async def of_actor(self, db: Queries, actor_id: UUID) -> list[ApiKey]:
-        """Return up to 100 keys of an account, newest first."""
+    async def of_actor(self, db: Queries, actor_id: UUID, limit: int, after: UUID | None) -> list[ApiKey]:
+        """Return a page of the keys of an account, newest first."""
         sql = """
             SELECT id, name, permissions, expires_at, last_used_at, created_at FROM auth.api_keys
-            WHERE actor_id = %s
+            WHERE actor_id = %(actor_id)s AND (%(after)s::uuid IS NULL OR id < %(after)s)
             ORDER BY id DESC
-            LIMIT 100
+            LIMIT %(limit)s
         """
-        return [ApiKey(*row) for row in await db.all(sql, (actor_id,))]
+        given = {"actor_id": actor_id, "limit": limit, "after": after}
+        return [ApiKey(*row) for row in await db.all(sql, given)]
 
     async def remove(self, tx: Transaction, actor_id: UUID, key_id: UUID) -> bool:
         """Remove a key of an account; return whether it existed."""

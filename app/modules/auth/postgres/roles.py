@@ -1,11 +1,11 @@
 """Roles in `auth.roles`, and grants of roles and permissions."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.db import Queries, Transaction
-from app.modules.auth.domain.permissions import Role, RoleNotFound
+from app.modules.auth.domain.permissions import AccessChange, HeldPermission, Role, RoleNotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,14 @@ class Roles:
         if row is None:
             raise RoleNotFound
         return Role(*row)
+
+    async def named(self, db: Queries, role_ids: Collection[UUID]) -> frozenset[UUID]:
+        """Return the ids of those roles that exist. Raises RoleNotFound for others."""
+        sql = "SELECT id FROM auth.roles WHERE id = ANY(%s)"
+        found = frozenset(role_id for (role_id,) in await db.all(sql, (list(role_ids),)))
+        if len(found) != len(set(role_ids)):
+            raise RoleNotFound
+        return found
 
     async def lock(self, tx: Transaction, role_ids: Iterable[UUID]) -> list[Role]:
         """Lock roles and their permissions until the transaction ends; return the roles."""
@@ -78,6 +86,38 @@ class Roles:
         """
         await tx.run(sql, {"id": role_id, "permissions": list(permissions)})
 
+    async def affected(
+        self, db: Queries, role_id: UUID, added: Iterable[str], removed: Iterable[str], limit: int
+    ) -> tuple[int, list[AccessChange]]:
+        """Return how many actors gain or lose a permission if the role does, and the first of them by username.
+
+        Superusers and actors that hold the permission in another way do not.
+        """
+        sql = """
+            WITH given (permission, is_added) AS (
+                SELECT unnest(%(added)s::text[]), true UNION ALL SELECT unnest(%(removed)s::text[]), false
+            ), affected AS (
+                SELECT a.id, a.username, a.type, a.is_active,
+                       array_agg(g.permission ORDER BY g.permission) FILTER (WHERE g.is_added) AS gained,
+                       array_agg(g.permission ORDER BY g.permission) FILTER (WHERE NOT g.is_added) AS lost
+                FROM auth.actor_roles r JOIN auth.actors a ON a.id = r.actor_id CROSS JOIN given g
+                WHERE r.role_id = %(id)s AND NOT a.is_superuser
+                  AND NOT EXISTS (
+                      SELECT FROM auth.actor_permissions d WHERE d.actor_id = a.id AND d.permission = g.permission
+                  )
+                  AND NOT EXISTS (
+                      SELECT FROM auth.actor_roles o JOIN auth.role_permissions p USING (role_id)
+                      WHERE o.actor_id = a.id AND o.role_id <> %(id)s AND p.permission = g.permission
+                  )
+                GROUP BY a.id
+            )
+            SELECT id, username, type, is_active, coalesce(gained, '{}'), coalesce(lost, '{}'), count(*) OVER ()
+            FROM affected ORDER BY username, id LIMIT %(limit)s
+        """
+        given = {"id": role_id, "added": list(added), "removed": list(removed), "limit": limit}
+        rows = await db.all(sql, given)
+        return (rows[0][-1] if rows else 0), [AccessChange(*row[:-1]) for row in rows]
+
     async def of_actor(self, db: Queries, actor_id: UUID) -> list[Role]:
         """Return the roles of an actor."""
         sql = """
@@ -113,6 +153,23 @@ class Roles:
         """
         [(of_roles, direct)] = await db.all(sql, {"id": actor_id})
         return frozenset(of_roles), frozenset(direct)
+
+    async def held_through(self, db: Queries, actor_id: UUID) -> list[HeldPermission]:
+        """Return the permissions of an actor, and how it holds them."""
+        sql = """
+            SELECT permission, bool_or(name IS NULL),
+                   coalesce(array_agg(name ORDER BY name) FILTER (WHERE name IS NOT NULL), '{}')
+            FROM (
+                SELECT permission, NULL AS name FROM auth.actor_permissions WHERE actor_id = %(id)s
+                UNION ALL
+                SELECT p.permission, r.name
+                FROM auth.actor_roles a JOIN auth.roles r ON r.id = a.role_id
+                JOIN auth.role_permissions p ON p.role_id = r.id
+                WHERE a.actor_id = %(id)s
+            ) held
+            GROUP BY permission ORDER BY permission
+        """
+        return [HeldPermission(*row) for row in await db.all(sql, {"id": actor_id})]
 
     async def replace_direct(self, tx: Transaction, actor_id: UUID, permissions: Iterable[str]) -> None:
         """Replace the direct permissions of an actor."""
