@@ -449,6 +449,14 @@ class Benchmark:
                 for other, words in (("row", "psycopg alone"), ("pooled", "our pool")):
                     ratios = [ours / bare for ours, bare in zip(per_s[name], per_s[other], strict=True)]
                     self.table.add(f"{count} at once: {name}s / rows, {words}", 100 * median(ratios), "%")
+            self.table.add(f"{count} at once, a row without a transaction", median(per_s["row_alone"]), "/s")
+            for name in ("job", "event"):
+                for other, words in (
+                    ("row_alone", "rows without one"),
+                    ("row", "transactions of a row, psycopg alone"),
+                ):
+                    ratios = [ours / bare for ours, bare in zip(per_s[f"{name}_alone"], per_s[other], strict=True)]
+                    self.table.add(f"{count} at once, {name}s without one / {words}", 100 * median(ratios), "%")
 
     def turns(self) -> None:
         """Time between the jobs of a group, and the rate of many groups, by two workers."""

@@ -42,7 +42,10 @@ async def groups(db: PostgresDatabase, count: int, jobs: int) -> None:
 
 
 async def publishers(db: PostgresDatabase, count: int, transactions: int) -> None:
-    """Measure transactions of concurrent publishers: a row on psycopg alone, a row, a job, an event on our pool."""
+    """Measure concurrent publishers, on psycopg alone and on our pool.
+
+    Transactions of one row, job or event, and the same as single statements, which commit by themselves.
+    """
     await db.run("CREATE TABLE IF NOT EXISTS bench_rows (id uuid PRIMARY KEY, payload jsonb NOT NULL)")
     conninfo = configured_server(load_settings({})[PostgresSettings], "bench").conninfo()
     bare = [await AsyncConnection.connect(conninfo, autocommit=True) for _ in range(count)]
@@ -51,6 +54,9 @@ async def publishers(db: PostgresDatabase, count: int, transactions: int) -> Non
         await bare[publisher].execute("BEGIN")
         await bare[publisher].execute("INSERT INTO bench_rows VALUES (%s, %s)", (uuid7(), '{"at": 0}'))
         await bare[publisher].execute("COMMIT")
+
+    async def row_alone(publisher: int) -> None:
+        await bare[publisher].execute("INSERT INTO bench_rows VALUES (%s, %s)", (uuid7(), '{"at": 0}'))
 
     async def pooled(_: int) -> None:
         async with db.begin() as tx:
@@ -64,13 +70,22 @@ async def publishers(db: PostgresDatabase, count: int, transactions: int) -> Non
         async with db.begin() as tx:
             await QUEUE.publish(tx, Happened(0))
 
+    async def job_alone(_: int) -> None:
+        await QUEUE.enqueue(db, NOTHING, Sent())
+
+    async def event_alone(_: int) -> None:
+        await QUEUE.publish(db, Happened(0))
+
+    ways = {"row": row, "pooled": pooled, "job": job, "event": event}
+    ways |= {"row_alone": row_alone, "job_alone": job_alone, "event_alone": event_alone}
+
     async def publisher(publish: Callable[[int], Awaitable[None]], number: int, most: int) -> None:
         for _ in range(most // count):
             await publish(number)
 
     found: dict[str, list[float]] = {}
     for turn in range(4):
-        for name, publish in (("row", row), ("pooled", pooled), ("job", job), ("event", event)):
+        for name, publish in ways.items():
             started = time.monotonic()
             await asyncio.gather(*(publisher(publish, number, transactions) for number in range(count)))
             if turn:  # the first opens the connections

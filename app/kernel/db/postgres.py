@@ -123,6 +123,11 @@ class _Queries:
         if self._connection.is_unconfirmed:
             raise DatabaseUnavailable(_UNCONFIRMED, retry_after_s=2)
 
+    async def commit(self) -> None:
+        """Commit, at less cost than as a statement of a cursor."""
+        with span("COMMIT", SpanKind.CLIENT, **{"db.system.name": "postgresql", "db.query.text": "COMMIT"}):
+            await self._bounded("COMMIT", self._connection.commit)
+
     async def one(self, sql: LiteralString, parameters: Parameters = ()) -> Row | None:
         return await (await self._execute(sql, parameters)).fetchone()
 
@@ -252,7 +257,7 @@ class PostgresDatabase:
                 raise
             lost_before = tx.transaction == TransactionStatus.UNKNOWN
             try:
-                await tx.run("COMMIT")
+                await tx.commit()
             except Unavailable as error:
                 if tx.transaction == TransactionStatus.UNKNOWN and not lost_before:
                     raise DatabaseUnavailable(

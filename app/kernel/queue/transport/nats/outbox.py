@@ -22,7 +22,7 @@ _PUBLISH = """
         INSERT INTO kernel.event_outbox (event_id, type, version, payload, trace_context)
         SELECT id, type, version, payload::jsonb, %(trace)s FROM given ORDER BY place
     )
-    SELECT pg_notify('kernel_events', '')
+    SELECT kernel.notify_after_commit('kernel_events', '')
 """
 
 
