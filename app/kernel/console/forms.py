@@ -174,12 +174,16 @@ def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
 
 def _hint(doc: str, kind: Kind, parameter: Parameter) -> str:
     more = ""
-    if parameter.about.form:
+    if kind == "json":
+        more = "A JSON object."
+    elif parameter.about.form:
         more = "A duration such as 12h or 7d."
     elif parameter.parser:
         more = "A time such as 2026-11-22T10:00:00Z, or a day."
     elif kind == "lines":
         more = "One per line."
+    if kind == "number" and parameter.default not in (None, MISSING):
+        more = f"{more} Default: {parameter.default:g}."
     return f"{doc} {more}".strip()
 
 

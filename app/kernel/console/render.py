@@ -25,6 +25,7 @@ def environment(folders: Mapping[str, Path], assets: Assets, *, may_change: bool
         lstrip_blocks=True,
         auto_reload=may_change,
     )
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     known: dict[str, Any] = {
         "address": address,
         "asset": assets.url,

@@ -66,6 +66,7 @@ class Console:
         app: App,
     ) -> None:
         found = {file.stem for folder in folders.values() if folder.is_dir() for file in folder.glob("*.html")}
+        self._own_templates = found
         self._pages = Pages(operations, denied, found.__contains__)
         self._sessions = sessions
         self._sign_in = SignIn(sessions)
@@ -246,7 +247,6 @@ class Console:
             **self._around(request),
             "above": self._above(reading, path, viewer),
             "key": path.get(reading.key, ""),
-            "may": request.signed_in.caller.may,
             "button": viewer.button,
             "link": viewer.link,
         }
@@ -270,6 +270,7 @@ class Console:
         current = request.segments[0] if request.segments else ""
         return {
             "visitor": visitor,
+            "may": visitor.caller.may,
             "groups": list(self._pages.groups(visitor.caller.may)),
             "current": current,
             "above": [],
@@ -285,7 +286,9 @@ class Console:
 
         refusal = pressing.refusal
         status = status_of(type(refusal)) if refusal is not None else 200
-        text = environment.get_template("press.html").render(
+        own = pressing.press.operation.id
+        name = f"{own}.html" if own in self._own_templates else "press.html"
+        text = environment.get_template(name).render(
             {**self._around(request), "pressing": pressing, "title": pressing.press.label},
             layout="layout.html",
             csrf=csrf_of(_token_of(pressing, request)),

@@ -97,7 +97,11 @@ class Viewer:
         path = {name: texts[name] for name in path_parameters(reading.path)}
         if reading.run is not None and reading.form is not None:
             await self._read(view, texts, path)
-        view.buttons = [self._button(press, path) for press in self._allowed(reading.presses)]
+        shared: Mapping[str, str] = texts if reading.is_list else {}  # changes by filter have that of the list
+        view.buttons = [
+            self._button(press, {**path, **{f.name: shared[f.name] for f in press.form.asked if shared.get(f.name)}})
+            for press in self._allowed(reading.presses)
+        ]
         if not is_section:
             allowed = [section for section in reading.sections if section.may(self._caller.may)]
             view.sections = [await self.of(section, path, is_section=True) for section in allowed]

@@ -28,8 +28,9 @@ _COLUMNS: LiteralString = """
 _PAUSED: LiteralString = """
     , CASE WHEN ended_at IS NULL THEN coalesce(
         (SELECT q.name FROM kernel.canary_letters l JOIN kernel.jobs j ON j.id = l.letter_id
-         JOIN kernel.queues q ON q.name = j.queue WHERE l.canary_id = c.id AND q.paused_at IS NOT NULL LIMIT 1),
-        (SELECT name FROM kernel.queues WHERE name = %(steps_in)s AND paused_at IS NOT NULL)
+         JOIN kernel.queues q ON q.name = j.queue
+         WHERE l.canary_id = c.id AND kernel.is_paused(q.paused_at, q.paused_until) LIMIT 1),
+        (SELECT name FROM kernel.queues WHERE name = %(steps_in)s AND kernel.is_paused(paused_at, paused_until))
     ) END
     FROM kernel.canaries c
 """

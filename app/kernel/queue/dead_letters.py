@@ -1,6 +1,6 @@
 """Administration of dead letters."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar, LiteralString
 from uuid import UUID
@@ -181,7 +181,7 @@ class DeadLetterDetails(ListedDeadLetter):
     one.
     """
 
-    payload: Any
+    payload: Any = field(repr=False)
     max_attempts: int
     priority: int
     timeout_s: float

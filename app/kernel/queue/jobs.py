@@ -221,7 +221,7 @@ class JobDetails(ListedJob):
     one.
     """
 
-    payload: Any
+    payload: Any = field(repr=False)
     priority: int | None
     timeout_s: float | None
     rescues: int | None

@@ -153,21 +153,6 @@ class DeadLetters:
     purges: PurgeAdmin
 
     @read(
-        "platform.list_dead_letters",
-        GET="/platform/v1/dead-letters",
-        permission="platform:dead_letters:read",
-        replica=True,
-        command="dead-letters list",
-        empty="jobs that fail permanently are listed here",
-        examples=("", "--queue default --json"),
-    )
-    async def list(self, db: Database, wanted: DeadLettersWanted) -> Page[ListedDeadLetter]:
-        """List dead letters and their last errors, newest first."""
-        filters = DeadLetterFilters(wanted.queue, wanted.task, wanted.cause)
-        found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
-        return Page(found, next_cursor(found, wanted.limit))
-
-    @read(
         "platform.list_dead_letter_causes",
         GET="/platform/v1/dead-letter-causes",
         permission="platform:dead_letters:read",
@@ -184,6 +169,21 @@ class DeadLetters:
         """
         filters = DeadLetterFilters(wanted.queue, wanted.task)
         found = await self.admin.causes(db, filters, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
+
+    @read(
+        "platform.list_dead_letters",
+        GET="/platform/v1/dead-letters",
+        permission="platform:dead_letters:read",
+        replica=True,
+        command="dead-letters list",
+        empty="jobs that fail permanently are listed here",
+        examples=("", "--queue default --json"),
+    )
+    async def list(self, db: Database, wanted: DeadLettersWanted) -> Page[ListedDeadLetter]:
+        """List dead letters and their last errors, newest first."""
+        filters = DeadLetterFilters(wanted.queue, wanted.task, wanted.cause)
+        found = await self.admin.page(db, filters, wanted.limit, after(wanted.cursor))
         return Page(found, next_cursor(found, wanted.limit))
 
     @change(

@@ -82,7 +82,7 @@ class JobToRunAgain:
 
     id: Annotated[UUID, Doc("Id of the job."), IdOf("job", _TABLES, "jobs list")]
     payload: Annotated[
-        dict[str, Any] | None, Doc("Arguments in place of those of the job, all of them."), Option(form="json")
+        dict[str, Any] | None, Doc("All arguments, in place of those of the job."), Option(form="json")
     ] = None
 
 
