@@ -28,6 +28,7 @@ COMMANDS = {
     "health": (".commands.health", "Check the health of the local process."),
     "man": (".commands.man", "Print the manual page."),
     "migrate": (".commands.migrate", "Create, apply and roll back migrations."),
+    "status": (".commands.status", "Show whether the deployment is well, and what to do."),
     "support-bundle": (".commands.support_bundle", "Write a redacted archive for a report."),
     "systemd": (".commands.systemd", "Generate units for systemd."),
 }

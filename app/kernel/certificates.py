@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
-from cryptography import x509
+if TYPE_CHECKING:
+    from cryptography import x509
 
 _SOON = timedelta(days=14)
 
 
-def not_after(certificates: Sequence[x509.Certificate]) -> datetime:
+def not_after(certificates: "Sequence[x509.Certificate]") -> datetime:
     """Return the end of validity: that of the certificate that ends first."""
     return min(certificate.not_valid_after_utc for certificate in certificates)
 

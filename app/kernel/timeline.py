@@ -19,13 +19,9 @@ _MIGRATIONS = """
     SELECT max(applied_at_utc) AT TIME ZONE 'UTC', count(*), min(migration_id), max(migration_id)
     FROM _migrations GROUP BY date_trunc('minute', applied_at_utc) ORDER BY 1 DESC LIMIT 1000
 """
-# each action from the index, however rare it is
 _CHANGES = """
-    SELECT a.id, a.at, a.action, a.target, a.actor_id, a.address, a.details, a.trace_id
-    FROM unnest(%(actions)s::text[]) AS wanted (action) CROSS JOIN LATERAL (
-        SELECT * FROM kernel.audit WHERE action = wanted.action AND id < %(before)s ORDER BY id DESC LIMIT %(limit)s
-    ) a
-    WHERE a.outcome = 'done' ORDER BY a.id DESC LIMIT %(limit)s
+    SELECT id, at, action, target, actor_id, address, details, trace_id FROM kernel.audit
+    WHERE action = ANY(%(actions)s) AND id < %(before)s AND outcome = 'done' ORDER BY id DESC LIMIT %(limit)s
 """
 _LAST = UUID(int=2**128 - 1)
 

@@ -41,31 +41,31 @@ def print_page(page: "Page[Any]", columns: "Columns") -> None:
 
 def print_list(items: Sequence[object], columns: "Columns") -> None:
     """Print rows by their columns. An empty list prints nothing on a terminal, and only a heading in a pipe."""
-    values = [[column.value(item) for column in columns] for item in items]
     if not sys.stdout.isatty():
-        _print_whole([column.heading for column in columns], [[_whole(value) for value in row] for row in values])
+        values = [[_whole(column.value(item)) for column in columns] for item in items]
+        _print_whole([column.heading for column in columns], values)
     elif items:
-        _print_lines(columns, values)
+        console = Console()
+        console.print(lines_of(items, columns, console.width))
 
 
-def _print_lines(columns: "Columns", values: list[list[object]]) -> None:
-    """Print one line per row. A narrow terminal omits extra columns and shortens texts."""
-    console, now = Console(), datetime.now(UTC)
+def lines_of(items: Sequence[object], columns: "Columns", width: int) -> Table:
+    """Return a table with one line per row. A narrow terminal omits extra columns and shortens texts."""
+    values, now = [[column.value(item) for column in columns] for item in items], datetime.now(UTC)
     length = _unique_length([row[0] for row in values if isinstance(row[0], UUID)])
     cells = [[_short(column, value, now, length) for column, value in zip(columns, row, strict=True)] for row in values]
     is_text = [
         not column.is_state and all(isinstance(row[at], str) for row in values) for at, column in enumerate(columns)
     ]
-    widths = _widths(
-        columns, [max(row[at].cell_len for row in cells) for at in range(len(columns))], is_text, console.width
-    )
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="" if _is_plain() else "bold")
+    contents = [max(row[at].cell_len for row in cells) for at in range(len(columns))]
+    widths = _widths(columns, contents, is_text, width)
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="" if is_plain() else "bold")
     overflow = "ellipsis" if harmless(_ELLIPSIS) == _ELLIPSIS else "crop"
-    for at, width in widths.items():
-        table.add_column(columns[at].heading, width=width, no_wrap=True, overflow=overflow)
+    for at, wide in widths.items():
+        table.add_column(columns[at].heading, width=wide, no_wrap=True, overflow=overflow)
     for row in cells:
         table.add_row(*(row[at] for at in widths))
-    console.print(table)
+    return table
 
 
 def _widths(columns: "Columns", contents: list[int], is_text: list[bool], room: int) -> dict[int, int]:
@@ -103,7 +103,7 @@ def _short(column: "Column", value: object, now: datetime, length: int) -> Text:
         parts = cast("tuple[object, ...]", value)
         return Text(" ").join(text for part in parts if (text := _short(column, part, now, length)))
     text = str(_whole(value))
-    return Text(harmless(text), COLOUR_OF.get(text, "") if column.is_state and not _is_plain() else "")
+    return Text(harmless(text), COLOUR_OF.get(text, "") if column.is_state and not is_plain() else "")
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -137,7 +137,7 @@ def _print_whole(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    heading = "" if _is_plain() else "bold"  # with NO_COLOR, rich omits colours but not bold type
+    heading = "" if is_plain() else "bold"  # with NO_COLOR, rich omits colours but not bold type
     table = Table(box=None, pad_edge=False, show_edge=False, header_style=heading, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -146,7 +146,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return table
 
 
-def _is_plain() -> bool:
+def is_plain() -> bool:
+    """Return whether no colours are wanted (no-color.org)."""
     return "NO_COLOR" in os.environ
 
 

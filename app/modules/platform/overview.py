@@ -1,6 +1,5 @@
 """The overview: is it well, and if not, what to do."""
 
-import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
@@ -31,6 +30,7 @@ class Group:
     state: str
     count: int
     hosts: list[str]
+    memory_bytes: int
     started_at: datetime
     last_seen_at: datetime
 
@@ -39,6 +39,7 @@ class Group:
         Column("count"),
         Column("state", is_state=True),
         Column("version"),
+        Column("memory", lambda group: f"{group.memory_bytes / 1e6:.0f} MB"),
         Column("hosts", lambda group: ", ".join(group.hosts), extra=True),
         Column("since", "started_at"),
     )
@@ -83,9 +84,7 @@ class Overview:
     async def get(self, db: Database) -> DeploymentOverview:
         """Show what needs attention, with its remedy; then traffic, queues, processes, schedules and errors."""
         at = await now(db)
-        needs, queues, schedules = await asyncio.gather(
-            self.attention.needs(), self.queues.all(db), self.schedules.all(db)
-        )
+        needs, queues, schedules = await self.attention.needs(), await self.queues.all(db), await self.schedules.all(db)
         hour, last_hour = await self.series.period(db, "minute", _HOUR_S)
         day, last_day = await self.series.period(db, "hour", _DAY_S)
         return DeploymentOverview(
@@ -115,6 +114,7 @@ def grouped(alive: list[LiveProcess]) -> list[Group]:
             *key,
             len(members),
             sorted({member.host for member in members}),
+            sum(member.memory_bytes or 0 for member in members),
             min(member.started_at for member in members),
             max(member.last_seen_at for member in members),
         )

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 from app.kernel.actions import read
 from app.kernel.actions.usecases import UseCase, UseCases
-from app.kernel.paging import Page
+from app.kernel.paging import Limit, NameCursor, Page, page_of
+
+
+@dataclass(frozen=True, slots=True)
+class CasesWanted:
+    """A page of the list of actions."""
+
+    limit: Limit = 20
+    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +22,6 @@ class ActionCatalogue:
     cases: UseCases
 
     @read("platform.list_usecases", GET="/platform/v1/usecases", permission="platform:usecases:read")
-    async def list(self) -> Page[UseCase]:
+    async def list(self, wanted: CasesWanted) -> Page[UseCase]:
         """List all actions: summary, request, permission and command."""
-        return Page([*self.cases.known])
+        return page_of(self.cases.known, lambda case: case.id, wanted.limit, wanted.cursor)

@@ -124,6 +124,7 @@ RARE: dict[str, dict[str, list[Any]]] = {
     "auth.list_roles": {},
     "auth.list_api_keys": {"id": [RARE_ID]},
     "platform.list_timeline": {},
+    "platform.list_usecases": {},
 }
 
 # pages that search the newest 10,000 rows of two tables, and those that group the newest 20,000

@@ -21,7 +21,7 @@ from app.modules.platform.domain.queue import TraceNotFound
 from app.modules.platform.overview import DeploymentOverview, Overview
 from app.modules.platform.timeline import ChangesWanted, Timeline
 from app.modules.platform.traces import TraceRef, Traces
-from app.modules.platform.usecases import ActionCatalogue
+from app.modules.platform.usecases import ActionCatalogue, CasesWanted
 from app.processes import checks, new_process, sections
 from tests.commands.database import migrated_database
 from tests.conftest import PostgresServer, TestDatabase
@@ -210,7 +210,7 @@ async def test_a_trace_has_the_request_and_what_came_of_it_in_order_of_time(
 
 
 async def test_the_catalogue_has_every_action_that_somebody_can_call(process: Process) -> None:
-    found = {case.id: case for case in (await (await acting(process, ActionCatalogue)).list()).items}
+    found = {case.id: case for case in (await (await acting(process, ActionCatalogue)).list(CasesWanted(limit=100))).items}
     pause = found["platform.pause_queue"]
     assert (pause.method, pause.path, pause.permission, pause.command) == (
         "POST",
