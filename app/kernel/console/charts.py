@@ -4,10 +4,11 @@ No scripts and no style attributes: the stylesheet has the classes. Without it a
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 from markupsafe import Markup
 
@@ -33,6 +34,16 @@ class Mark:
 
     at: datetime
     label: str
+
+
+def line(name: str, points: Iterable[object], field: str) -> Line:
+    """Return a line of a field of points."""
+    return Line(name, [getattr(point, field) for point in points])
+
+
+def marks(releases: Iterable[Any]) -> list[Mark]:
+    """Return marks of releases: their `at` and `version`."""
+    return [Mark(release.at, release.version) for release in releases]
 
 
 def plain(value: float) -> str:
