@@ -14,8 +14,10 @@ from app.kernel import csv
 from app.kernel.actions import Action, Database, Signature, declared
 from app.kernel.actions.compose import Operations, make, operations
 from app.kernel.actions.parameters import Parameter, flag
+from app.kernel.actions.web import has_page, page_of
 from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print_json, progress
 from app.kernel.cli import group as new_group
+from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.fields import IdOf, NameOf
@@ -30,7 +32,11 @@ _SHOWN = 5
 _PAGE = 100
 _FLAGS = {
     "as_json": ("--json", "Print JSON."),
+<<<<<<< HEAD
     "as_csv": ("--csv", "Print CSV: all pages, or the one that --limit or --cursor selects."),
+=======
+    "web": ("--web", "Print the address of this in the console."),
+>>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
     "yes": ("--yes", "Skip the confirmation."),
     "no_input": ("--no-input", "Fail instead of asking."),
     "dry_run": ("--dry-run", "Print the number of selected rows without changing them."),
@@ -115,7 +121,11 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
     def command(
         *,
         as_json: bool,
+<<<<<<< HEAD
         as_csv: bool = False,
+=======
+        web: bool = False,
+>>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
         yes: bool = False,
         no_input: bool = False,
         dry_run: bool = False,
@@ -123,6 +133,9 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
     ) -> None:
         chosen = _chosen(actions, options)
         action, wanted = chosen.action, _read(chosen, options)
+        if web:
+            address = run_once(action.command, lambda p: _address(p, chosen, wanted))
+            return print_json({"url": address}) if as_json else typer.echo(address)
         if dry_run and not action.count:
             raise typer.BadParameter("--dry-run needs options that select rows")
         asks = bool(action.confirm) and not yes and not dry_run
@@ -143,7 +156,11 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
         return None
 
     flags = {"as_json"}
+<<<<<<< HEAD
     flags |= {"as_csv"} if any(get_origin(each.signature.returns) is Page for each in actions) else set()
+=======
+    flags |= {"web"} if any(has_page(each.action, each.signature) for each in actions) else set()
+>>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
     flags |= {"yes", "no_input"} if any(each.action.confirm for each in actions) else set()
     flags |= {"dry_run"} if any(each.action.count for each in actions) else set()
     known = [p for each in actions for p in each.parameters]
@@ -220,6 +237,7 @@ async def _done(p: Process, chosen: _Declared, wanted: _Input) -> tuple[Any, Any
     return given, result
 
 
+<<<<<<< HEAD
 async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole: bool) -> None:
     """Print a list as CSV: all its pages, or one. After a maximum of rows, it prints the cursor of the next page."""
     run, given = Operations(await operations(p, [chosen.feature])), await _with_whole_ids(p, chosen, wanted)
@@ -239,6 +257,12 @@ async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole:
             sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
             return
         given = replace(given, cursor=page.next_cursor)
+=======
+async def _address(p: Process, chosen: _Declared, wanted: _Input) -> str:
+    """Return the address of the page of a read."""
+    given = await _with_whole_ids(p, chosen, wanted)
+    return p.settings[HttpServerSettings].address + page_of(chosen.action, given)
+>>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
 
 
 async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:

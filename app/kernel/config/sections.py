@@ -56,6 +56,12 @@ def _host(value: str) -> str:
     return value
 
 
+def _public_url(value: str) -> str:
+    if value and not re.fullmatch(r"https?://[^/?#@\s]+", value):
+        raise ValueError("expected http:// or https://, and a name or an address, without a path")
+    return value
+
+
 def _hosts(value: str) -> str:
     """Check one or more hosts of a server, separated by commas, some with a port."""
     hosts = value.split(",") if value else []
@@ -169,6 +175,20 @@ class HttpServerSettings:
     h2c: Annotated[bool, Field(description="accept HTTP/2 in clear text with prior knowledge")]
     tls_cert: Annotated[str, Field(description="file with the certificate and its chain (PEM); empty: no TLS")]
     tls_key: Annotated[str, Field(description="file with the private key of the certificate (PEM)")]
+    public_url: Annotated[
+        str,
+        AfterValidator(_public_url),
+        Field(
+            description="public address of the console, such as https://api.example.com; empty: host and port"
+        ),
+    ] = ""
+
+    @property
+    def address(self) -> str:
+        """The address of the console, without a path."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared
+        shown = f"[{host}]" if ":" in host else host
+        return self.public_url or f"{'https' if self.tls_cert else 'http'}://{shown}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
