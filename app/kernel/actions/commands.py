@@ -32,11 +32,8 @@ _SHOWN = 5
 _PAGE = 100
 _FLAGS = {
     "as_json": ("--json", "Print JSON."),
-<<<<<<< HEAD
     "as_csv": ("--csv", "Print CSV: all pages, or the one that --limit or --cursor selects."),
-=======
     "web": ("--web", "Print the address of this in the console."),
->>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
     "yes": ("--yes", "Skip the confirmation."),
     "no_input": ("--no-input", "Fail instead of asking."),
     "dry_run": ("--dry-run", "Print the number of selected rows without changing them."),
@@ -121,11 +118,8 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
     def command(
         *,
         as_json: bool,
-<<<<<<< HEAD
         as_csv: bool = False,
-=======
         web: bool = False,
->>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
         yes: bool = False,
         no_input: bool = False,
         dry_run: bool = False,
@@ -156,11 +150,8 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
         return None
 
     flags = {"as_json"}
-<<<<<<< HEAD
     flags |= {"as_csv"} if any(get_origin(each.signature.returns) is Page for each in actions) else set()
-=======
     flags |= {"web"} if any(has_page(each.action, each.signature) for each in actions) else set()
->>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
     flags |= {"yes", "no_input"} if any(each.action.confirm for each in actions) else set()
     flags |= {"dry_run"} if any(each.action.count for each in actions) else set()
     known = [p for each in actions for p in each.parameters]
@@ -237,7 +228,6 @@ async def _done(p: Process, chosen: _Declared, wanted: _Input) -> tuple[Any, Any
     return given, result
 
 
-<<<<<<< HEAD
 async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole: bool) -> None:
     """Print a list as CSV: all its pages, or one. After a maximum of rows, it prints the cursor of the next page."""
     run, given = Operations(await operations(p, [chosen.feature])), await _with_whole_ids(p, chosen, wanted)
@@ -257,12 +247,10 @@ async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole:
             sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
             return
         given = replace(given, cursor=page.next_cursor)
-=======
 async def _address(p: Process, chosen: _Declared, wanted: _Input) -> str:
     """Return the address of the page of a read."""
     given = await _with_whole_ids(p, chosen, wanted)
     return p.settings[HttpServerSettings].address + page_of(chosen.action, given)
->>>>>>> 05e2556 (Print the address of a list or a row in the console with --web)
 
 
 async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:
