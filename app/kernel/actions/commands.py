@@ -247,6 +247,8 @@ async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole:
             sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
             return
         given = replace(given, cursor=page.next_cursor)
+
+
 async def _address(p: Process, chosen: _Declared, wanted: _Input) -> str:
     """Return the address of the page of a read."""
     given = await _with_whole_ids(p, chosen, wanted)

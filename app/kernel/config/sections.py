@@ -178,9 +178,7 @@ class HttpServerSettings:
     public_url: Annotated[
         str,
         AfterValidator(_public_url),
-        Field(
-            description="public address of the console, such as https://api.example.com; empty: host and port"
-        ),
+        Field(description="public address of the console, such as https://api.example.com; empty: host and port"),
     ] = ""
 
     @property

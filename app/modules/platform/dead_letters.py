@@ -32,7 +32,7 @@ _PURGES = "(SELECT DISTINCT purge_id AS id FROM kernel.purged_dead_letters) p"
 _ChunkCursor = Annotated[
     str,
     Pattern("^([A-Za-z0-9_-]{21}[AQgw]|[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048])$"),
-    Doc("`next_cursor` of the previous request."),
+    Doc("`next_cursor` of the previous request.", "AaIDBFG5cS21LP1A3wtD4w"),
 ]
 
 

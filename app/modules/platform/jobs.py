@@ -63,7 +63,8 @@ class JobsWanted:
         SearchedText, Doc(f"Filter by a text in the arguments, in any case. Needs the permission {_REVEAL}.")
     ] = None
     trace_id: Annotated[
-        Annotated[str, Pattern("^[0-9a-f]{32}$")] | None, Doc("Filter by the trace of whoever enqueued the job.")
+        Annotated[str, Pattern("^[0-9a-f]{32}$")] | None,
+        Doc("Filter by the trace of whoever enqueued the job.", "0af7651916cd43dd8448eb211c80319c"),
     ] = None
     limit: Limit = 20
     cursor: Cursor | None = None

@@ -12,9 +12,10 @@ from app.kernel.actions.web import has_page, page_of
 from app.kernel.console.pages import Pages
 from app.kernel.http.codecs import JSON
 from tests.conftest import TestDatabase
-from tests.kernel.http.test_reference import served
+from tests.kernel.http.test_reference import every_action
 from tests.support.project import Project
 
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 JOB = uuid.UUID("01a20304-51b9-712d-b52c-fd40df0b43e3")
 
 
@@ -38,7 +39,7 @@ class Ref:
         ("/x/v1/jobs", None, "/console/jobs"),
         ("/x/v1/dead-letters", Wanted(state="dead & gone"), "/console/dead-letters?state=dead+%26+gone"),
         ("/x/v1/jobs", Wanted(recurring=False, from_="a"), "/console/jobs?recurring=false&from=a"),
-        ("/x/v1/jobs", Wanted(since=datetime(2026, 11, 22, tzinfo=UTC)), "/console/jobs?since=2026-11-22T00%3A00%3A00%2B00%3A00"),
+        ("/x/v1/jobs", Wanted(since=NOON), "/console/jobs?since=2026-11-22T12%3A00%3A00%2B00%3A00"),
         ("/x/v1/queues/{name}", Ref("a/b ?"), "/console/queues/a%2Fb%20%3F"),
     ],
 )  # fmt: skip
@@ -47,7 +48,7 @@ def test_filters_are_in_the_address(path: str, given: Any, expected: str) -> Non
 
 
 def test_every_command_that_has_it_has_a_page() -> None:
-    operations = served()
+    operations = every_action()
     pages = Pages(operations, lambda *_: None)  # type: ignore[arg-type]
     with_page = [each for each in operations if each.action.command and has_page(each.action, each.signature)]
     assert len(with_page) > 8

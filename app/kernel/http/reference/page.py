@@ -344,7 +344,7 @@ def curl(method: str, path: str, about: Schema) -> str:
 
 
 def _anchor(module: str, feature: str) -> str:
-    return f"{module}-{feature}".lower().replace(" ", "-")
+    return f"{module}-{feature}-operations".lower().replace(" ", "-")
 
 
 def _pretty(value: Any) -> str:
