@@ -49,8 +49,8 @@ def test_a_chart_of_anything_is_valid_and_inside_its_frame(seed: int) -> None:
     assert HOSTILE in str(drawing.get("aria-label"))
     for path in drawing.iter("path"):
         for x, y in re.findall(r"([-\d.]+) ([-\d.]+)", str(path.get("d"))):
-            assert 0 <= float(x) <= 640
-            assert 0 <= float(y) <= 200
+            assert 0 <= float(x) <= 400
+            assert 0 <= float(y) <= 160
     assert len(figure.findall("details//tbody/tr")) == count
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-_WIDTH, _HEIGHT = 640, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 12, 22
+_WIDTH, _HEIGHT = 400, 160
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 6, 16, 20
 _TICKS, _TIMES = 4, 5
 _GAP = 2.5
 """A line is interrupted where the next point is so many times farther away than usual."""
