@@ -115,7 +115,7 @@ def test_the_hints_of_the_sources_are_found() -> None:
         ("errors show abcd1234", {}, 67, "errors list"),
         (f"errors show {UNKNOWN}", {}, 67, "errors list"),
         ("schedules trigger gone", {}, 67, "schedules list"),
-        ("auth unlock --username gone", {}, 67, "db shell -c 'SELECT username, type, is_active FROM auth.actors'"),
+        ("auth unlock --username gone", {}, 67, "auth actors list"),
         ("migrate down --module gone --yes", {}, 67, "migrate status"),
         ("errors notify-test", {}, 78, "config explain sentinel.notify_urls"),
     ],

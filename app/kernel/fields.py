@@ -64,6 +64,15 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """The values of a list are some of those that a read lists: field `value` of its rows, shown as fields `shown`."""
+
+    action: str
+    value: str
+    shown: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class IdOf:
     """The field is the id of a row of these tables. The command line also accepts a unique part of it.
 

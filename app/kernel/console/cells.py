@@ -112,7 +112,7 @@ def _cell(column: Column, row: object, href: str, link: Link) -> Markup:
     if column.is_series:
         return sparkline(column.heading, cast("Sequence[float]", value))
     if not href and isinstance(column.of, str):
-        href = link(column.of or column.heading, value)
+        href = link(column.of, value) or link(column.heading, value)
     return cell(value, is_state=column.is_state, href=href)
 
 

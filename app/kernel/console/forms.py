@@ -15,8 +15,9 @@ from app.kernel.actions.operation import ActionOperation
 from app.kernel.actions.parameters import Parameter
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid
-from app.kernel.fields import Doc
+from app.kernel.fields import Choices, Doc
 from app.kernel.http.routes import path_parameters
+from app.kernel.paging import Page
 
 Kind = Literal["text", "number", "checkbox", "select", "lines", "json", "password", "hidden"]
 _PAGING = ("limit", "cursor")
@@ -38,6 +39,7 @@ class Field:
     least: float | None = None
     greatest: float | None = None
     hint: str = ""
+    choices: Choices | None = None
 
     @property
     def is_paging(self) -> bool:
@@ -103,12 +105,12 @@ class Form:
 
     def texts(self, record: object) -> dict[str, str]:
         """Return the texts of a record's fields that have the names of the form's fields, to begin with."""
-        found = {name_outside(item.name): getattr(record, item.name) for item in _fields(record)}
-        return {field.name: text_of(found[field.name]) for field in self.asked if field.name in found}
-
-
-def _fields(record: object) -> tuple["DataclassField[Any]", ...]:
-    return fields(cast("Any", record)) if is_dataclass(record) else ()
+        if isinstance(record, Page):  # the list that the change replaces
+            rows = cast("Page[Any]", record).items
+            listed = {f.name: [getattr(row, f.choices.value) for row in rows] for f in self.asked if f.choices}
+            return {name: text_of(values) for name, values in listed.items()}
+        names = [(field.name, field.parameter.name) for field in self.asked]
+        return {name: text_of(getattr(record, own)) for name, own in names if hasattr(record, own)}
 
 
 def text_of(value: object) -> str:
@@ -169,6 +171,7 @@ def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
         least=cast("Any", bounds).ge if bounds and kind == "number" else None,
         greatest=cast("Any", bounds).le if bounds and kind == "number" else None,
         hint=_hint(doc, kind, parameter),
+        choices=next((a for a in annotations if isinstance(a, Choices)), None),
     )
 
 

@@ -30,6 +30,7 @@ class Press:
     run: Guarded
     form: Form
     count: ActionOperation | None
+    preview: Guarded | None
 
     @property
     def operation(self) -> ActionOperation:
@@ -47,7 +48,12 @@ class Press:
     @property
     def is_direct(self) -> bool:
         """Whether pressing it asks for nothing more."""
-        return not (self.form.asked or self.operation.action.confirm or self.count)
+        return self.asks_nothing_else and not self.form.asked
+
+    @property
+    def asks_nothing_else(self) -> bool:
+        """Whether pressing it asks for no more than its form has."""
+        return not (self.operation.action.confirm or self.count or self.preview)
 
 
 @dataclass
@@ -120,7 +126,9 @@ class Pages:
 
     def _press(self, operation: ActionOperation) -> Press:
         count = self._by_id[operation.action.count] if operation.action.count else None
-        return Press(Guarded(operation, self._denied), Form(operation), count)
+        previewed = self._by_id[operation.action.preview] if operation.action.preview else None
+        preview = Guarded(previewed, self._denied) if previewed else None
+        return Press(Guarded(operation, self._denied), Form(operation), count, preview)
 
     def _reading(self, path: str) -> Reading:
         """Return the reading of a path, and place it below the one above."""
@@ -194,6 +202,14 @@ class Pages:
         """Return the reading of an action."""
         operation = self._by_id.get(action_id)
         return self._all.get(operation.action.path) if operation and operation.action.path else None
+
+    def changed_by(self, action_id: str) -> Reading | None:
+        """Return the page of the row that an action changes or adds; None without one."""
+        operation = self._by_id.get(action_id)
+        path = operation.action.path if operation and operation.action.changes else ""
+        found = self._all.get(path[: path.index("}") + 1] if "{" in path else path)
+        row = found.item if found is not None and found.is_list else found
+        return row if row is not None and row.has_page and path_parameters(row.path) == [row.key] else None
 
     def link(self, name: str, value: object) -> tuple[str, str] | None:
         """Return the page and the key of what a field names, such as `actor_id`; None if there is no such page."""

@@ -10,11 +10,12 @@ from app.kernel.actions.operation import Call
 from app.kernel.console.browser import BrowserSessions
 from app.kernel.console.command_line import command_of
 from app.kernel.console.cookies import SESSION
-from app.kernel.console.forms import Field
-from app.kernel.console.pages import Pages, Press
+from app.kernel.console.forms import Field, text_of
+from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.requests import ROOT, Request, local
 from app.kernel.decoding import name_outside
 from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated
+from app.kernel.http.routes import Guarded, Prepare
 
 CONFIRMED_S = 600
 """How long a proof of who the visitor is suffices for dangerous changes."""
@@ -38,6 +39,10 @@ class Pressing:
     question: str = ""
     """Asked before a change that cannot be undone."""
     count: int | None = None
+    preview: Any = None
+    """What it would do."""
+    choices: dict[str, list[tuple[str, list[str]]]] = field(default_factory=dict[str, list[tuple[str, list[str]]]])
+    """Of fields whose values a read lists: the values, and how they are shown."""
     is_ready: bool = False
     """Whether the next press runs it."""
     result: Any = None
@@ -128,6 +133,41 @@ class Presses:
         found = await above.run(request.signed_in.caller, prepare)
         pressing.texts = {**press.form.texts(found), **pressing.texts}
 
+    async def choose(self, pressing: Pressing, request: Request) -> None:
+        """List the values that fields can have, as far as the visitor may read them and they fit on a page."""
+        for item in pressing.press.form.asked:
+            reading = self._pages.named(item.choices.action) if item.choices else None
+            if item.choices is None or reading is None or reading.run is None or not reading.may(_may(request)):
+                continue
+            found = await reading.run(request.signed_in.caller, self._all_of(reading, request))
+            if found.next_cursor is None:
+                value, shown = item.choices.value, item.choices.shown
+                pressing.choices[item.name] = [
+                    (text_of(getattr(row, value)), [text_of(getattr(row, name)) for name in shown])
+                    for row in found.items
+                ]
+
+    def _all_of(self, reading: Reading, request: Request) -> Prepare:
+        async def prepare() -> tuple[Call, Any]:
+            return Call(request.signed_in.caller), reading.form and reading.form.decode({"limit": "100"})
+
+        return prepare
+
+    async def preview(self, pressing: Pressing, request: Request) -> None:
+        """Ask what a button would do that asks for nothing more; a refusal is part of the result."""
+        try:
+            if pressing.is_ready and pressing.press.preview is not None:
+                await self._preview(pressing, request, pressing.press.form.decode(pressing.texts))
+        except Refusal as refusal:
+            pressing.refusal = refusal
+
+    async def _preview(self, pressing: Pressing, request: Request, given: Any) -> None:
+        preview = pressing.press.preview
+        assert preview is not None
+        pressing.preview = await self._run(preview, request.signed_in.caller, given)
+        pressing.question = _question(pressing.press.operation.action.confirm, pressing.texts, 1)
+        pressing.is_ready = True
+
     async def pressed(self, pressing: Pressing, request: Request) -> Pressing:
         """Press a button with what the form has: ask, count or run. Refusals of the action are part of the result."""
         form, press, caller = request.form, pressing.press, request.signed_in.caller
@@ -138,6 +178,9 @@ class Presses:
             if press.count is not None and "_counted" not in form:
                 await self._count(pressing, request, given)
                 return pressing
+            if press.preview is not None and "_previewed" not in form:
+                await self._preview(pressing, request, given)
+                return pressing
             if press.operation.action.confirm and "_confirmed" not in form:
                 pressing.question = _question(press.operation.action.confirm, pressing.texts, 1)
                 pressing.is_ready = True
@@ -145,7 +188,7 @@ class Presses:
             if press.count is not None:
                 await self._in_parts(pressing, request, given)
             else:
-                pressing.result = await self._run(press, caller, given)
+                pressing.result = await self._run(press.run, caller, given)
                 pressing.is_done = True
             pressing.given = given
         except Invalid as refusal:
@@ -179,11 +222,11 @@ class Presses:
             asked = press.operation.action.confirm or f"{press.label.removesuffix(' by filter')} {{count}}?"
             pressing.question, pressing.is_ready = _question(asked, pressing.texts, pressing.count), True
 
-    async def _run(self, press: Press, caller: Any, given: Any) -> Any:
+    async def _run(self, run: Guarded, caller: Any, given: Any) -> Any:
         async def prepare() -> tuple[Call, Any]:
             return Call(caller), given
 
-        return await press.run(caller, prepare)
+        return await run(caller, prepare)
 
     async def _in_parts(self, pressing: Pressing, request: Request, given: Any) -> None:
         """Run a batched change for some seconds; the page goes on with the cursor."""
@@ -192,7 +235,7 @@ class Presses:
         pressing.count = _number(request.form.get("_count", ""))
         cursor = request.form.get("cursor") or None
         while True:
-            result = await self._run(pressing.press, request.signed_in.caller, replace(given, cursor=cursor))
+            result = await self._run(pressing.press.run, request.signed_in.caller, replace(given, cursor=cursor))
             pressing.done_count += sum(value for name, value in named(result).items() if name.endswith("_count"))
             cursor = result.next_cursor
             if cursor is None or time.monotonic() >= until:

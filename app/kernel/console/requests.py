@@ -83,7 +83,7 @@ class Request:
 def texts(encoded: bytes) -> dict[str, str]:
     """Return the fields of a query or form; of one with several values the first, without empty ones and NUL.
 
-    Raises HttpProblem 400.
+    The values of a field `name[]` are the lines of `name`. Raises HttpProblem 400.
     """
     try:
         pairs = parse_qsl(encoded.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
@@ -91,7 +91,11 @@ def texts(encoded: bytes) -> dict[str, str]:
         raise HttpProblem(400, "the fields are not percent-encoded UTF-8, or too many") from None
     found: dict[str, str] = {}
     for name, value in pairs:
-        found.setdefault(name, value.replace("\r\n", "\n"))
+        text, of_several = value.replace("\r\n", "\n"), name.removesuffix("[]")
+        if of_several == name:
+            found.setdefault(name, text)
+        else:
+            found[of_several] = f"{found[of_several]}\n{text}" if of_several in found else text
     if "\0" in "".join(found.values()):
         raise HttpProblem(400, "NUL is not allowed")
     return found

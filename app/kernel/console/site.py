@@ -14,6 +14,7 @@ from app.kernel.audit import DenialLog
 from app.kernel.config import UNSAFE, HttpServerSettings
 from app.kernel.console.browser import BrowserSessions
 from app.kernel.console.cookies import FLASH, check_csrf, check_same_origin
+from app.kernel.console.downloads import SUFFIX, download
 from app.kernel.console.live import CSRF, Live, digest
 from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.press import Presses, Pressing
@@ -23,7 +24,7 @@ from app.kernel.errors import Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.codecs import Response, check_media_type, read_body
 from app.kernel.http.problems import HttpProblem, check_reads, code_and_title, status_of
-from app.kernel.http.results import EventStream
+from app.kernel.http.results import EventStream, File
 from app.kernel.process import Process
 from app.kernel.telemetry import logs
 
@@ -95,7 +96,7 @@ class Console:
                 raise HttpProblem(404)
             return
         response = await self._answered(request, receive, environment, is_post=is_post)
-        if isinstance(response, EventStream):
+        if isinstance(response, EventStream | File):
             await response.send(scope, receive, send, 200, HEADERS)
         else:
             await respond(send, *response)
@@ -115,7 +116,7 @@ class Console:
 
     async def _answered(
         self, request: Request, receive: Receive, environment: "Environment", *, is_post: bool
-    ) -> Response | EventStream:
+    ) -> Response | EventStream | File:
         try:
             if is_post:
                 check_same_origin(request.scope)
@@ -149,7 +150,7 @@ class Console:
         logs.context(actor_id=visitor.caller.actor_id)
         return replace(request, visitor=visitor)
 
-    async def _shown(self, request: Request, environment: "Environment") -> Response | EventStream:
+    async def _shown(self, request: Request, environment: "Environment") -> Response | EventStream | File:
         match request.segments:
             case ():
                 return redirect(self._first(request))
@@ -158,7 +159,13 @@ class Console:
             case ("press", action):
                 pressing = self._presses.opened(self._pressable(action), request, request.query)
                 await self._presses.prefill(pressing, request)
+                await self._presses.preview(pressing, request)
+                await self._presses.choose(pressing, request)
                 return self._pressing(pressing, request, environment)
+            case (name,) if (listed := self._pages.by_slug.get(name.removesuffix(SUFFIX))) is not None and (
+                name.endswith(SUFFIX) and listed.is_list
+            ):
+                return await download(listed, request)
             case (slug,) if (top := self._pages.by_slug.get(slug)) is not None and top.key:
                 return self._lookup(top, request, environment)
             case _:
@@ -173,6 +180,7 @@ class Console:
         logs.context(operation=press.operation.id)
         pressing = await self._presses.pressed(self._presses.opened(press, request, request.form), request)
         if not pressing.is_done or pressing.has_secrets:
+            await self._presses.choose(pressing, request)
             return self._pressing(pressing, request, environment)
         token = _token_of(pressing, request)
         return redirect(pressing.back, *pressing.headers, request.cookies.flash(token, "done", pressing.message))
@@ -249,6 +257,7 @@ class Console:
             "key": path.get(reading.key, ""),
             "button": viewer.button,
             "link": viewer.link,
+            "target_of": viewer.target_of,
         }
         if not is_whole:
             return template.render(about, layout="live.html", csrf=CSRF).strip()

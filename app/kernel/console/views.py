@@ -11,6 +11,7 @@ from app.kernel.actions.columns import Columns
 from app.kernel.actions.operation import Call
 from app.kernel.console import cells
 from app.kernel.console.command_line import command_of
+from app.kernel.console.downloads import SUFFIX
 from app.kernel.console.forms import Field, text_of
 from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.requests import Request, address
@@ -64,6 +65,7 @@ class View:
     is_filtered: bool = False
     next_href: str = ""
     first_href: str = ""
+    csv_href: str = ""
     empty: str = ""
     command: str = ""
     sections: list["View"] = field(default_factory=list["View"])
@@ -139,6 +141,8 @@ class Viewer:
         view.numbers = [cells.is_number(column, items) for column in view.columns]
         view.rows = [self._row(reading, item, path) for item in items]
         place = self._place.partition("?")[0]
+        if reading.slug in self._pages.by_slug and not path:
+            view.csv_href = address(f"{reading.slug}{SUFFIX}", **{k: text for k, text in given.items() if k != "limit"})
         if view.result.next_cursor is not None:
             view.next_href = f"{place}?{urlencode({**given, 'cursor': view.result.next_cursor})}"
         if "cursor" in texts:
@@ -168,6 +172,13 @@ class Viewer:
         top = self._pages.by_slug[found[0]]
         return address(*found) if (top.item or top).may(self._caller.may) else ""
 
+    def target_of(self, action_id: str, target: str | None) -> str:
+        """Return the address of the page of what an action changed; empty without one, or without the permission."""
+        reading = self._pages.changed_by(action_id)
+        if reading is None or not target or not reading.may(self._caller.may):
+            return ""
+        return self.href(reading, {reading.key: target})
+
     def _allowed(self, presses: Sequence[Press]) -> list[Press]:
         return [press for press in presses if self.may(press)]
 
@@ -189,7 +200,7 @@ class Viewer:
             press.label,
             operation.id,
             values,
-            press.is_direct or (is_given and not operation.action.confirm and not press.count and len(values) > 1),
+            press.is_direct or (is_given and press.asks_nothing_else and len(values) > 1),
             bool(operation.action.confirm) or operation.action.method == "DELETE",
             command_of(operation.action, press.form, values, self._request.base),
             operation.description.partition("\n")[0],

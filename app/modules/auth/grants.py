@@ -8,6 +8,7 @@ from annotated_types import Len
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read
 from app.kernel.db import Queries
+from app.kernel.fields import Choices
 from app.kernel.module import Catalogue
 from app.kernel.paging import Page
 from app.modules.auth.actors import ActorId, ActorRef
@@ -34,7 +35,7 @@ class ActorRolesWanted:
     """Roles that replace those of an actor."""
 
     id: ActorId
-    role_ids: Annotated[list[UUID], Len(0, 100), Doc("Ids of the roles.")]
+    role_ids: Annotated[list[UUID], Len(0, 100), Doc("Ids of the roles."), Choices("auth.list_roles", "id", ("name",))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,11 @@ class ActorPermissions:
     direct: list[str]
     effective: list[str]
     held: list[HeldPermission]
+
+    @property
+    def permissions(self) -> list[str]:
+        """Those that a change of the actor's permissions replaces."""
+        return self.direct
 
 
 @dataclass(frozen=True, slots=True)

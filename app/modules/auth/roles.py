@@ -14,6 +14,7 @@ from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.product import NAME
+from app.modules.auth.domain.actors import SUPERUSER
 from app.modules.auth.domain.permissions import (
     AccessPreview,
     InvalidPermission,
@@ -258,4 +259,5 @@ class RoleAdministration:
     @read("auth.list_permissions", GET="/auth/v1/permissions", permission="auth:roles:read")
     async def list_permissions(self) -> Page[Permission]:
         """List the permissions that can be granted."""
-        return Page([Permission(name, text) for name, text in sorted(self.catalogue.permissions.items())])
+        found = sorted(self.catalogue.permissions.items())
+        return Page([Permission(name, text) for name, text in found if name != SUPERUSER])

@@ -12,12 +12,17 @@ from annotated_types import Len
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.callers import Caller
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound
-from app.kernel.fields import Doc, Rule
+from app.kernel.fields import Choices, Doc, Rule
 from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorType
 
 _FORM = re.compile(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
 _Permission = Annotated[str, Rule(f"^{_FORM.pattern}$"), Doc("A permission.", "platform:jobs:read")]
-Permissions = Annotated[list[_Permission], Len(0, 1000), Doc("Permissions.")]
+Permissions = Annotated[
+    list[_Permission],
+    Len(0, 1000),
+    Doc("Permissions."),
+    Choices("auth.list_permissions", "name", ("name", "description")),
+]
 
 
 class RoleNotFound(NotFound):
