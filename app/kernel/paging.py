@@ -43,6 +43,14 @@ class Page(Generic[T]):
     next_cursor: Annotated[str | None, Doc("Cursor of the next page; null on the last one.", _CURSOR)] = None
 
 
+@dataclass(frozen=True, slots=True)
+class PageByName:
+    """A page of a list in the order of names."""
+
+    limit: Limit = 20
+    cursor: NameCursor | None = None
+
+
 class HasId(Protocol):
     """A row of a list."""
 
@@ -62,15 +70,19 @@ def next_cursor(items: Sequence[HasId], limit: int) -> str | None:
     return None if len(items) < limit else mark(items[-1].id)
 
 
-def page_of(rows: Iterable[T], name: Callable[[T], str], limit: int, cursor: str | None) -> Page[T]:
-    """Return a page of a list that is bounded by the code or the deployment, in the order of unique names.
+def page_of(
+    rows: Iterable[T], key: Callable[[T], str], limit: int, cursor: str | None, *, is_descending: bool = False
+) -> Page[T]:
+    """Return a page of a list that is bounded by the code or the deployment, in the order of unique keys.
 
     Raises Invalid for a malformed cursor.
     """
-    last = "" if cursor is None else _text(cursor)
-    left = sorted((row for row in rows if cursor is None or name(row) > last), key=name)
-    after_it = _encoded(name(left[limit - 1]).encode()) if len(left) > limit else None
-    return Page(left[:limit], after_it)
+    left = sorted(rows, key=key, reverse=is_descending)
+    if cursor is not None:
+        last = _text(cursor)
+        left = [row for row in left if (key(row) < last if is_descending else key(row) > last)]
+    more = _encoded(key(left[limit - 1]).encode()) if len(left) > limit else None
+    return Page(left[:limit], more)
 
 
 def mark(last: UUID, *moments: datetime) -> str:

@@ -4,11 +4,12 @@ import functools
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+ClockChange = Literal["skipped", "first", "second"]
+"""A tick stands for a local time that is skipped that day, or is at the first or second of two equal local times."""
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """A tick of every interval."""
 
@@ -34,35 +35,6 @@ _TERM = re.compile(r"(?:\*|([a-z]+|\d{1,4})(?:-([a-z]+|\d{1,4}))?)(?:/(\d{1,4}))
 _SEARCHED = timedelta(days=41 * 366)  # 29 February falls on a given weekday every 40 years at the latest
 _DAY = timedelta(days=1)
 _SOME_YEARS = datetime(2000, 1, 1), datetime(2041, 1, 1)  # noqa: DTZ001 - a wall clock
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A tick of a schedule; `local` is its time in the zone of the schedule, with the offset from UTC.
-
-    `clock_change`: it stands for a local time that is skipped that day, or its local time occurs twice, and it is at
-    the first or the second one.
-    """
-
-    at: datetime
-    local: str
-    clock_change: Literal["skipped", "first", "second"] | None
-
-
-def ticks(spec: str, begin: datetime) -> Iterator[Tick]:
-    """Yield the ticks of a schedule from a time on; `spec` is that of `queue.Schedule`."""
-    words = spec.split()
-    if len(words) == 3 and words[0] == "every":
-        every, at = timedelta(seconds=int(words[1])), begin.astimezone(UTC)
-        at += (EPOCH - at) % every
-        while True:
-            yield Tick(at, at.isoformat(), None)
-            at += every
-    crontab = Crontab(" ".join(words[:-1]), words[-1])
-    found = crontab.after(begin - timedelta.resolution)
-    while found is not None:
-        yield crontab.shown(found)
-        found = crontab.after(found)
 
 
 class Crontab:
@@ -108,16 +80,16 @@ class Crontab:
             shown = max(shown, last)
         return None
 
-    def shown(self, tick: datetime) -> Tick:
-        """Return a tick with its local time."""
+    def shown(self, tick: datetime) -> tuple[datetime, ClockChange | None]:
+        """Return the local time of a tick, and the change of clocks that it meets."""
         local = tick.astimezone(self._zone)
         if local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset():
-            return Tick(tick, local.isoformat(), "second" if local.fold else "first")
+            return local, "second" if local.fold else "first"
         before, offset = _offset(self._zone, tick - timedelta.resolution), _offset(self._zone, tick)
         is_moved = offset > before and not self._follows_elapsed_time
         if is_moved and self._matching(_wall(tick, before), _wall(tick, offset)) is not None:
-            return Tick(tick, local.isoformat(), "skipped")
-        return Tick(tick, local.isoformat(), None)
+            return local, "skipped"
+        return local, None
 
     def _matching(self, begin: datetime, end: datetime) -> datetime | None:
         """Return the first matching local time from `begin` (included) to `end` (excluded)."""

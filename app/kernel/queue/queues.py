@@ -108,8 +108,8 @@ async def register_queues(db: Queries, names: Sequence[str]) -> None:
 class ListedQueue:
     """A queue with its job counts by state and the age of its oldest ready job in seconds.
 
-    `paused_until` and `pause_reason` belong to its pause; `paused_by` is who paused it: the id of an actor, or the user
-    of the operating system. `done_in_minute` and `done_in_hour` are jobs that were done lately, as processes count.
+    `paused_until` and `pause_reason` belong to its pause; `paused_by` is who paused it: a username, or the user of the
+    operating system. `done_in_minute` and `done_in_hour` are jobs that were done lately, as processes count.
     """
 
     name: str

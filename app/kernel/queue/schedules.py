@@ -1,7 +1,8 @@
 """Administration of schedules, which cron managers register from the code."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -9,11 +10,16 @@ from uuid import UUID
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction, now
 from app.kernel.identifiers import uuid7
-from app.kernel.queue.crontab import Tick, ticks
+from app.kernel.queue.crontab import EPOCH, ClockChange, Crontab
 from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.telemetry.traces import current_context
 
 _SHOWN = 10
+_CLOCK_CHANGES = {
+    "skipped": "instead of a time that is skipped",
+    "first": "the first of two times",
+    "second": "the second of two times",
+}
 _FAR, _FIRST = datetime(9999, 1, 1, tzinfo=UTC), UUID(int=0)
 
 _LISTED = """
@@ -116,6 +122,42 @@ class ListedSchedule:
         Column("skipped", "skipped_count", extra=True),
         Column("last job", lambda s: (s.last_outcome, s.last_finished_at), is_state=True),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A tick of a schedule; `local` is its time in the zone of the schedule, with the offset from UTC.
+
+    `clock_change`: it stands for a local time that is skipped that day, or its local time occurs twice, and it is at
+    the first or the second one.
+    """
+
+    at: datetime
+    local: str
+    clock_change: ClockChange | None
+
+    columns: ClassVar[Columns] = (
+        Column("tick", "at"),
+        Column("local time", lambda tick: tick.local.replace("T", " ")),
+        Column("change of clocks", lambda tick: _CLOCK_CHANGES.get(tick.clock_change, "")),
+    )
+
+
+def ticks(spec: str, begin: datetime) -> Iterator[Tick]:
+    """Yield the ticks of a schedule from a time on; `spec` is that of `queue.Schedule`."""
+    words = spec.split()
+    if len(words) == 3 and words[0] == "every":
+        every, at = timedelta(seconds=int(words[1])), begin.astimezone(UTC)
+        at += (EPOCH - at) % every
+        while True:
+            yield Tick(at, at.isoformat(), None)
+            at += every
+    crontab = Crontab(" ".join(words[:-1]), words[-1])
+    found = crontab.after(begin - timedelta.resolution)
+    while found is not None:
+        local, change = crontab.shown(found)
+        yield Tick(found, local.isoformat(), change)
+        found = crontab.after(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change,
 from app.kernel.db import Queries
 from app.kernel.fields import Choices
 from app.kernel.module import Catalogue
-from app.kernel.paging import Page
+from app.kernel.paging import Limit, NameCursor, Page, page_of
 from app.modules.auth.actors import ActorId, ActorRef
 from app.modules.auth.domain.actors import SUPERUSER, Actor, ActorNotFound
 from app.modules.auth.domain.permissions import (
@@ -28,6 +28,15 @@ from app.modules.auth.postgres.actors import Actors
 from app.modules.auth.postgres.roles import Roles
 from app.modules.auth.power import Power
 from app.modules.auth.roles import PermissionsWanted
+
+
+@dataclass(frozen=True, slots=True)
+class RolesOfActorWanted:
+    """An actor, and a page of its roles."""
+
+    id: ActorId
+    limit: Limit = 20
+    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,11 @@ class GrantAdministration:
         raises=(ActorNotFound,),
         command="auth actors roles",
     )
-    async def of_actor(self, db: Database, actor: ActorRef) -> Page[Role]:
-        """List the roles of an actor."""
-        await self.actors.get(db, actor.id)
-        return Page(await self.roles.of_actor(db, actor.id))
+    async def of_actor(self, db: Database, wanted: RolesOfActorWanted) -> Page[Role]:
+        """List the roles of an actor by name."""
+        await self.actors.get(db, wanted.id)
+        found = await self.roles.of_actor(db, wanted.id)
+        return page_of(found, lambda role: role.name, wanted.limit, wanted.cursor)
 
     @change(
         "auth.set_actor_roles",

@@ -9,7 +9,7 @@ from app.kernel.actions import Caller, Database, Note, Transaction, change, read
 from app.kernel.audit import Audit
 from app.kernel.db import now
 from app.kernel.errors import Refusal
-from app.kernel.paging import Page
+from app.kernel.paging import Page, PageByName, page_of
 from app.kernel.product import NAME
 from app.modules.auth.domain.actors import SUPERUSER
 from app.modules.auth.keyring import Keyring, ListedKey
@@ -70,9 +70,16 @@ class KeyAdministration:
         return KeySet(await self.keyring.public())
 
     @read("auth.list_keys", GET="/auth/v1/keys", permission=SUPERUSER, command="auth keys list")
-    async def list(self) -> Page[ListedKey]:
+    async def list(self, wanted: PageByName) -> Page[ListedKey]:
         """List the signing keys, newest first. The newest key signs; the others verify tokens until they expire."""
-        return Page(await self.keyring.listed())
+        found = await self.keyring.listed()
+        return page_of(
+            found,
+            lambda key: f"{key.created_at.isoformat()} {key.kid}",
+            wanted.limit,
+            wanted.cursor,
+            is_descending=True,
+        )
 
     @change(
         "auth.rotate_keys",

@@ -12,7 +12,7 @@ from app.kernel.db import Queries
 from app.kernel.fields import IdOf
 from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
-from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, PageByName, after, next_cursor, page_of
 from app.kernel.product import NAME
 from app.modules.auth.domain.actors import SUPERUSER
 from app.modules.auth.domain.permissions import (
@@ -257,7 +257,7 @@ class RoleAdministration:
         return await self.roles.get(tx, role_id)
 
     @read("auth.list_permissions", GET="/auth/v1/permissions", permission="auth:roles:read")
-    async def list_permissions(self) -> Page[Permission]:
-        """List the permissions that can be granted."""
-        found = sorted(self.catalogue.permissions.items())
-        return Page([Permission(name, text) for name, text in found if name != SUPERUSER])
+    async def list_permissions(self, wanted: PageByName) -> Page[Permission]:
+        """List the permissions that can be granted, by name."""
+        found = [Permission(name, text) for name, text in self.catalogue.permissions.items() if name != SUPERUSER]
+        return page_of(found, lambda permission: permission.name, wanted.limit, wanted.cursor)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read, task
 from app.kernel.fields import IdOf
-from app.kernel.paging import Page
+from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue import Schedule, Task
 from app.modules.auth.actors import ActorId, ActorRef
 from app.modules.auth.domain.actors import ActorNotFound
@@ -26,6 +26,23 @@ class SessionRef:
     """A session."""
 
     id: Annotated[UUID, Doc("Id of the session.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsWanted:
+    """A page of the caller's sessions."""
+
+    limit: Limit = 20
+    cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSessionsWanted:
+    """An actor, and a page of its sessions."""
+
+    id: ActorId
+    limit: Limit = 20
+    cursor: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +78,11 @@ class SessionAdministration:
     power: Power
 
     @read("auth.list_my_sessions", GET="/auth/v1/me/sessions")
-    async def list_own(self, db: Database, caller: AuthenticatedCaller) -> Page[LiveSession]:
+    async def list_own(self, db: Database, caller: AuthenticatedCaller, wanted: SessionsWanted) -> Page[LiveSession]:
         """List the caller's live sessions, newest first."""
-        return Page(await self.sessions.live(db, caller.actor.id, caller.session_id))
+        of, current = caller.actor.id, caller.session_id
+        found = await self.sessions.live(db, of, current, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
 
     @change("auth.end_my_session", DELETE="/auth/v1/me/sessions/{id}", raises=(NoSuchSession,))
     async def end_own(self, tx: Transaction, caller: AuthenticatedCaller, session: SessionRef) -> None:
@@ -78,10 +97,12 @@ class SessionAdministration:
         raises=(ActorNotFound,),
         command="auth sessions list",
     )
-    async def list(self, db: Database, caller: Caller, actor: ActorRef) -> Page[LiveSession]:
+    async def list(self, db: Database, caller: Caller, wanted: ActorSessionsWanted) -> Page[LiveSession]:
         """List the live sessions of an actor, newest first."""
-        await self.actors.get(db, actor.id)
-        return Page(await self.sessions.live(db, actor.id, caller.session_id))
+        await self.actors.get(db, wanted.id)
+        current = caller.session_id
+        found = await self.sessions.live(db, wanted.id, current, wanted.limit, after(wanted.cursor))
+        return Page(found, next_cursor(found, wanted.limit))
 
     @change(
         "auth.end_actor_sessions",

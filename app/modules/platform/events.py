@@ -10,7 +10,7 @@ from app.kernel.actions import Caller, Database, Doc, change, read
 from app.kernel.audit import Audit
 from app.kernel.errors import Invalid
 from app.kernel.fields import Pattern
-from app.kernel.paging import Cursor, Limit, NameCursor, Page, WorkCursor, after, mark, marked, next_cursor, page_of
+from app.kernel.paging import Cursor, Limit, Page, PageByName, WorkCursor, after, mark, marked, next_cursor, page_of
 from app.kernel.product import NAME
 from app.kernel.queue.events import EventFilters, EventLog, ListedEvent, ListedSubscription, Period
 from app.kernel.text import suggestion
@@ -34,14 +34,6 @@ class EventsWanted:
     ] = None
     limit: Limit = 20
     cursor: Cursor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriptionsWanted:
-    """A page of the subscriptions."""
-
-    limit: Limit = 20
-    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +88,7 @@ class Events:
         empty=f"consumers register their subscribers when they start: {NAME} run-event-consumer",
         examples=("", "--json"),
     )
-    async def subscriptions(self, db: Database, wanted: SubscriptionsWanted) -> Page[ListedSubscription]:
+    async def subscriptions(self, db: Database, wanted: PageByName) -> Page[ListedSubscription]:
         """List the subscribers of events with their lag: the events that they have not handled yet."""
         found = await self.log.subscriptions(db)
         return page_of(found, lambda subscription: subscription.subscriber, wanted.limit, wanted.cursor)

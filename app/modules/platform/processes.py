@@ -3,17 +3,9 @@
 from dataclasses import dataclass
 
 from app.kernel.actions import read
-from app.kernel.paging import Limit, NameCursor, Page, page_of
+from app.kernel.paging import Page, PageByName, page_of
 from app.kernel.process.registry import LiveProcess, Registry
 from app.kernel.product import NAME
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessesWanted:
-    """A page of the live processes."""
-
-    limit: Limit = 20
-    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +22,6 @@ class Processes:
         empty=f"processes report themselves every few seconds: {NAME} run-all-in-one",
         examples=("", "--json"),
     )
-    async def list(self, wanted: ProcessesWanted) -> Page[LiveProcess]:
+    async def list(self, wanted: PageByName) -> Page[LiveProcess]:
         """List live processes with their hosts, versions, memory and workers, by name."""
         return page_of(await self.registry.alive(), lambda p: f"{p.name} {p.id}", wanted.limit, wanted.cursor)

@@ -6,12 +6,13 @@ from typing import Annotated
 from annotated_types import Interval, Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
-from app.kernel.audit import Audit, EntryFilters
+from app.kernel.audit import Audit, Entry, EntryFilters
 from app.kernel.fields import Option
-from app.kernel.paging import Limit, NameCursor, Page, page_of
+from app.kernel.paging import Page, PageByName, page_of
 from app.kernel.product import NAME
 from app.kernel.queue.queues import ListedQueue, QueueAdmin, QueueNotFound, QueueStatus
 from app.kernel.series import Series
+from app.modules.auth.portal import Names
 from app.modules.platform.domain.pauses import Reason, Seconds, Until, pause_of
 
 QueueName = Annotated[str, Len(1, 128), Doc("Name of the queue.", "default")]
@@ -35,14 +36,6 @@ class QueuePause:
 
 
 @dataclass(frozen=True, slots=True)
-class QueuesWanted:
-    """A page of the queues."""
-
-    limit: Limit = 20
-    cursor: NameCursor | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class QueueLimit:
     """Maximum number of concurrent jobs of a queue in the whole deployment."""
 
@@ -61,6 +54,7 @@ class Queues:
     admin: QueueAdmin
     audit: Audit
     series: Series
+    names: Names
 
     @read(
         "platform.list_queues",
@@ -69,21 +63,28 @@ class Queues:
         command="queues list",
         empty=f"consumers register their queues when they start: {NAME} run-event-consumer",
     )
-    async def list(self, db: Database, wanted: QueuesWanted) -> Page[ListedQueue]:
+    async def list(self, db: Database, wanted: PageByName) -> Page[ListedQueue]:
         """List queues with their job counts by state, the age of the oldest ready job, and their pauses."""
         page = page_of(await self.admin.all(db), lambda queue: queue.name, wanted.limit, wanted.cursor)
-        done = await self.series.done_by_queue(db)
-        return replace(
-            page, items=[await self._completed(db, queue, *done.get(queue.name, ())) for queue in page.items]
-        )
+        done, paused = await self.series.done_by_queue(db), [queue for queue in page.items if queue.paused_at]
+        entries = {queue.name: await self._paused(db, queue.name) for queue in paused}
+        names = await self.names([entry.actor_id for entry in entries.values() if entry and entry.actor_id])
 
-    async def _completed(self, db: Database, queue: ListedQueue, minute: int = 0, hour: int = 0) -> ListedQueue:
-        """Return a queue with its throughput, and with who paused it."""
-        queue = replace(queue, done_in_minute=minute, done_in_hour=hour)
-        if queue.paused_at is None:
-            return queue
-        found = await self.audit.page(db, EntryFilters(target=queue.name, action="platform.pause_queue"), 1, None)
-        return replace(queue, paused_by=str(found[0].actor_id or found[0].address)) if found else queue
+        def completed(queue: ListedQueue) -> ListedQueue:
+            minute, hour = done.get(queue.name, (0, 0))
+            by = None
+            if (entry := entries.get(queue.name)) is not None:
+                by = entry.address if entry.actor_id is None else names.get(entry.actor_id, str(entry.actor_id))
+            return replace(queue, paused_by=by, done_in_minute=minute, done_in_hour=hour)
+
+        return replace(page, items=list(map(completed, page.items)))
+
+    async def _paused(self, db: Database, name: str) -> Entry | None:
+        """Return the record of the pause of a queue; None if there is none any more."""
+        found = await self.audit.page(
+            db, EntryFilters(target=name, action="platform.pause_queue", outcome="done"), 1, None
+        )
+        return found[0] if found else None
 
     @change(
         "platform.pause_queue",

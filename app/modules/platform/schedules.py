@@ -9,7 +9,7 @@ from annotated_types import Len
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.db import Queries
-from app.kernel.paging import Limit, NameCursor, Page, TimeCursor, mark, marked, page_of
+from app.kernel.paging import Limit, Page, PageByName, TimeCursor, mark, marked, page_of
 from app.kernel.product import NAME
 from app.kernel.queue.queues import pause_text
 from app.kernel.queue.schedules import ListedSchedule, ScheduleAdmin, ScheduleDetails, ScheduleRun
@@ -18,14 +18,6 @@ from app.modules.platform.domain.pauses import Reason, Seconds, Until, pause_of
 from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
 
 ScheduleName = Annotated[str, Len(1, 128), Doc("Name of the schedule.", "platform.prune")]
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulesWanted:
-    """A page of the schedules."""
-
-    limit: Limit = 20
-    cursor: NameCursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ class Schedules:
         command="schedules list",
         empty=f"cron managers register schedules when they start: {NAME} run-cron-manager",
     )
-    async def list(self, db: Database, wanted: SchedulesWanted) -> Page[ListedSchedule]:
+    async def list(self, db: Database, wanted: PageByName) -> Page[ListedSchedule]:
         """List schedules, also paused ones, and the outcomes of their last jobs."""
         return page_of(await self.admin.all(db), lambda schedule: schedule.name, wanted.limit, wanted.cursor)
 
@@ -117,7 +109,7 @@ class Schedules:
         raises=(ScheduleNotFound,),
         command="schedules runs",
         examples=("platform.heartbeat --limit 100",),
-        empty=f"its jobs are kept for a while after they have ended; see {NAME} schedules show",
+        empty="its jobs are listed when they have ended, within their retention",
     )
     async def runs(self, db: Database, wanted: RunsWanted) -> Page[ScheduleRun]:
         """List the ended jobs of a schedule with their ticks, latest first, within their retention."""

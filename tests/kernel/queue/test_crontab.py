@@ -13,7 +13,8 @@ import pytest
 
 from app.kernel.queue import Schedule, Task
 from app.kernel.queue.cron import upcoming
-from app.kernel.queue.crontab import EPOCH, Crontab, ticks
+from app.kernel.queue.crontab import EPOCH, Crontab
+from app.kernel.queue.schedules import ticks
 from tests.kernel.queue.wall_clock import DAY, ZONES, Clock, changes, patterns
 
 EVERYTHING = os.environ.get("CRON_ORACLE") == "all"

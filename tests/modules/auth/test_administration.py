@@ -111,7 +111,7 @@ def test_roles_and_permissions_take_effect_on_the_next_request(project: Project,
     assert client.get(ME).json()["permissions"] == ["auth:actors:read", "auth:roles:read"]
     for wrong in (["no:such:thing"], ["AUTH:ACTORS:READ"], ["auth:superuser"], ["x"]):
         assert code(root.put(f"{path}/permissions", json={"permissions": wrong})) == (422, "INVALID_PERMISSION")
-    catalogue = [p["name"] for p in client.get("/auth/v1/permissions").json()["items"]]
+    catalogue = [p["name"] for p in client.get("/auth/v1/permissions", params={"limit": 100}).json()["items"]]
     assert {"auth:actors:read", "platform:processes:read"} <= set(catalogue)
     assert root.patch(path, json={"name": "helpers"}).json()["name"] == "helpers"
     assert root.put(f"{path}/permissions", json={"permissions": []}).json() == {"permissions": []}

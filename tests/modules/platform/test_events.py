@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import pytest
 
 from app.kernel.errors import Invalid
+from app.kernel.paging import PageByName
 from app.kernel.queue import NeverRetry, Subscriber
 from app.modules.platform import events
 from app.modules.platform.domain.queue import SubscriberNotFound
-from app.modules.platform.events import EventsWanted, ReplayWanted, SubscriptionsWanted
+from app.modules.platform.events import EventsWanted, ReplayWanted
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import OPERATOR, Operator
 
@@ -92,14 +93,14 @@ async def test_subscribers_are_listed_with_the_events_that_they_have_not_handled
     await bench.db.run("UPDATE kernel.jobs SET created_at = now() - interval '90 s' WHERE task = 'a'")
 
     async def lags() -> list[tuple]:
-        found = (await operator.events.subscriptions(SubscriptionsWanted())).items
+        found = (await operator.events.subscriptions(PageByName())).items
         return [(s.subscriber, s.in_order, s.job_count, s.dead_count) for s in found]
 
     assert await lags() == [("a", True, 4, 0), ("b", False, 4, 0), ("c", False, 0, 0)]
-    page = await operator.events.subscriptions(SubscriptionsWanted(limit=2))
+    page = await operator.events.subscriptions(PageByName(limit=2))
     assert 90 <= page.items[0].oldest_s < 120
     assert page.items[1].oldest_s < 60
-    [rest] = (await operator.events.subscriptions(SubscriptionsWanted(limit=2, cursor=page.next_cursor))).items
+    [rest] = (await operator.events.subscriptions(PageByName(limit=2, cursor=page.next_cursor))).items
     assert (rest.subscriber, rest.oldest_s, rest.nats_count) == ("c", None, None)
     async with bench.consuming(subscribers):
         await bench.until(lags, [("a", True, 0, 1), ("b", False, 0, 1), ("c", False, 0, 0)])

@@ -295,17 +295,16 @@ def test_every_list_pages(client: httpx.Client, database: TestDatabase) -> None:
     assert client.put(f"/auth/v1/actors/{bot}/roles", json={"role_ids": roles}).is_success
     for n in range(3):
         assert client.post(f"/auth/v1/actors/{bot}/keys", json={"name": f"k{n}", "permissions": []}).status_code == 201
+        assert client.post("/auth/v1/keys/rotate").is_success
     actor = client.get("/auth/v1/me").json()["actor"]["id"]
     paths = {path: path.format(id=actor, name="platform.prune") for path in lists()}
     paths |= {"/auth/v1/actors/{id}/keys": f"/auth/v1/actors/{bot}/keys"}
     paths |= {"/auth/v1/actors/{id}/roles": f"/auth/v1/actors/{bot}/roles"}
     lacking = {path for path, names in lists().items() if not {"limit", "cursor"} <= names}
-    assert {path for path in lacking if not path.startswith("/auth/")} == set()
+    assert lacking == set()
     assert len(paths) >= 16
     short: list[str] = []
     for template, path in paths.items():
-        if template in lacking:
-            continue
         whole = client.get(path, params={"limit": 100})
         assert whole.status_code == 200, (path, whole.text)
         expected = [json.dumps(_steady(item)) for item in whole.json()["items"][:7]]
@@ -331,7 +330,8 @@ def test_every_list_pages(client: httpx.Client, database: TestDatabase) -> None:
             {"cursor": "é" * 22},
         ):
             assert client.get(path, params=wrong).status_code == 422, (path, wrong)
-    assert short == []
+    # their own tests fill these
+    assert set(short) <= {f"{API}/{name}" for name in ("dead-letter-causes", "dead-letter-purges", "canaries")}
 
 
 def _steady(item: dict[str, Any]) -> dict[str, Any]:
@@ -341,7 +341,11 @@ def _steady(item: dict[str, Any]) -> dict[str, Any]:
 
 def test_who_may_see_may_not_change(client: httpx.Client, database: TestDatabase) -> None:
     made = client.post("/auth/v1/actors", json={"type": "user", "username": "eve", "password": "quite a good one"})
-    reads = [p["name"] for p in client.get("/auth/v1/permissions").json()["items"] if p["name"].endswith(":read")]
+    reads = [
+        p["name"]
+        for p in client.get("/auth/v1/permissions", params={"limit": 100}).json()["items"]
+        if p["name"].endswith(":read")
+    ]
     reads = [name for name in reads if name.startswith("platform:")]
     assert len(reads) >= 7
     granted = client.put(f"/auth/v1/actors/{made.json()['id']}/permissions", json={"permissions": reads})

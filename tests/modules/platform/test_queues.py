@@ -10,10 +10,11 @@ from app.kernel.db import now
 from app.kernel.db.partitions import PostgresPartitions
 from app.kernel.db.retention import Retention
 from app.kernel.errors import Invalid
+from app.kernel.paging import PageByName
 from app.kernel.queue import Handler, Task
 from app.kernel.queue.queues import QueueNotFound
 from app.modules.platform.domain.pauses import Pause, pause_of
-from app.modules.platform.queues import QueueLimit, QueuePause, QueueRef, QueuesWanted
+from app.modules.platform.queues import QueueLimit, QueuePause, QueueRef
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import OPERATOR, Operator
 from tests.support.project import Project
@@ -22,7 +23,7 @@ ELSEWHERE = Task("greet.elsewhere", Greeting, queue="elsewhere")
 
 
 async def test_queues_say_how_much_is_in_them_and_for_how_long(bench: Bench, operator: Operator) -> None:
-    assert [queue.name for queue in (await operator.queues.list(QueuesWanted())).items] == [
+    assert [queue.name for queue in (await operator.queues.list(PageByName())).items] == [
         "default"
     ]  # consumers work on it
     await bench.queue.enqueue_many(bench.db, GREET, [Greeting(str(n)) for n in range(3)])
@@ -40,7 +41,7 @@ async def test_queues_say_how_much_is_in_them_and_for_how_long(bench: Bench, ope
     )
     await bench.db.run("INSERT INTO kernel.queues (name) VALUES ('limited')")  # as a consumer does
     await operator.queues.limit(OPERATOR, QueueLimit("limited", 2))
-    found = {queue.name: queue for queue in (await operator.queues.list(QueuesWanted())).items}
+    found = {queue.name: queue for queue in (await operator.queues.list(PageByName())).items}
     assert list(found) == ["default", "elsewhere", "graveyard", "heard", "limited"]
     default = found["default"]
     assert (default.scheduled, default.ready, default.waiting, default.leased, default.dead) == (0, 1, 1, 1, 0)
@@ -87,7 +88,7 @@ async def test_a_pause_says_why_until_when_and_by_whom_until_it_has_expired(benc
     again = await operator.queues.pause(OPERATOR, QueuePause("default", "mail is slow", until=until))
     assert (again.paused_at, again.paused_until, again.pause_reason) == (first.paused_at, until, "mail is slow")
     assert str(again).startswith(f"default has been paused since {first.paused_at:%Y-%m-%d %H:%M:%S}Z until ")
-    [listed] = (await operator.queues.list(QueuesWanted())).items
+    [listed] = (await operator.queues.list(PageByName())).items
     assert (listed.paused_at, listed.paused_until, listed.pause_reason) == (first.paused_at, until, "mail is slow")
     assert listed.paused_by == str(OPERATOR.origin.address)
     open_ended = await operator.queues.pause(OPERATOR, QueuePause("default"))
@@ -100,10 +101,10 @@ async def test_a_pause_says_why_until_when_and_by_whom_until_it_has_expired(benc
     await asyncio.gather(  # several operators at once: one of their pauses holds, whole
         *(operator.queues.pause(OPERATOR, QueuePause("default", f"{n} s", seconds=n)) for n in range(60, 68))
     )
-    [held] = (await operator.queues.list(QueuesWanted())).items
+    [held] = (await operator.queues.list(PageByName())).items
     assert round((held.paused_until - held.paused_at).total_seconds()) == int(held.pause_reason.split()[0])
     await bench.db.run("UPDATE kernel.queues SET paused_until = now()")  # expired at this moment
-    [expired] = (await operator.queues.list(QueuesWanted())).items
+    [expired] = (await operator.queues.list(PageByName())).items
     assert (expired.paused_at, expired.paused_until, expired.pause_reason, expired.paused_by) == (None,) * 4
     assert (await operator.queues.limit(OPERATOR, QueueLimit("default", 2))).paused_at is None
     assert (await operator.queues.pause(OPERATOR, for_a_day)).paused_at > first.paused_at  # a pause of its own

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from app.kernel.errors import Invalid
+from app.kernel.paging import PageByName
 from app.kernel.queue import Handler, Schedule, Task
 from app.kernel.queue.cron import CronManager, upcoming
 from app.modules.platform.domain.queue import ScheduleBusy, ScheduleNotFound
 from app.modules.platform.jobs import JobRef
-from app.modules.platform.schedules import RunsWanted, SchedulePause, ScheduleRef, SchedulesWanted
+from app.modules.platform.schedules import RunsWanted, SchedulePause, ScheduleRef
 from tests.kernel.queue.conftest import Bench
 from tests.modules.platform.conftest import OPERATOR, Operator
 
@@ -38,10 +39,10 @@ async def test_schedules_are_listed_with_how_their_last_job_ended(bench: Bench, 
             raise RuntimeError("not today")
 
     async def last() -> list[Any]:
-        return [(s.name, s.last_outcome) for s in (await operator.schedules.list(SchedulesWanted())).items]
+        return [(s.name, s.last_outcome) for s in (await operator.schedules.list(PageByName())).items]
 
     assert await last() == [("report", None), ("tidy", None)]
-    found = (await operator.schedules.list(SchedulesWanted())).items[0]
+    found = (await operator.schedules.list(PageByName())).items[0]
     assert (found.task, found.queue, found.spec, found.misfire) == (
         "report",
         "reports",
@@ -114,15 +115,13 @@ async def test_ticks_of_a_paused_schedule_are_not_made_up_for(bench: Bench, oper
     assert paused.paused_at == again.paused_at is not None
     await bench.db.run("UPDATE kernel.schedules SET next_fire_at = next_fire_at - interval '10 minutes'")
     assert await manager.fire_due() == 0
-    assert [s.paused_at for s in (await operator.schedules.list(SchedulesWanted())).items] == [paused.paused_at]
+    assert [s.paused_at for s in (await operator.schedules.list(PageByName())).items] == [paused.paused_at]
     await operator.schedules.trigger(OPERATOR, ScheduleRef("tidy"))  # by hand it still runs
     assert await bench.rows(jobs) == [(1,)]
     assert (await operator.schedules.resume(OPERATOR, ScheduleRef("tidy"))).paused_at is None
     assert await manager.fire_due() == 1
     assert await bench.rows(jobs) == [(1,)]
-    assert [(s.fired_count, s.skipped_count) for s in (await operator.schedules.list(SchedulesWanted())).items] == [
-        (0, 10)
-    ]
+    assert [(s.fired_count, s.skipped_count) for s in (await operator.schedules.list(PageByName())).items] == [(0, 10)]
     await bench.db.run("UPDATE kernel.schedules SET next_fire_at = next_fire_at - interval '2 minutes'")
     await operator.schedules.resume(OPERATOR, ScheduleRef("tidy"))  # it is not paused: nothing is left out
     assert await manager.fire_due() == 1
@@ -160,7 +159,7 @@ async def test_a_schedule_shows_its_next_and_last_ticks_and_its_pause(bench: Ben
     assert (by_hand.id, by_hand.tick, by_hand.late_s, by_hand.state) == (triggered.job_id, None, None, "ready")
     assert (tick.tick, tick.state, tick.ended_at) == (expected[0] - timedelta(hours=1), "ready", None)
     assert tick.late_s == (tick.enqueued_at - tick.tick).total_seconds()
-    assert [s.paused_at for s in (await operator.schedules.list(SchedulesWanted())).items] == [None]
+    assert [s.paused_at for s in (await operator.schedules.list(PageByName())).items] == [None]
     details = await bench.rows("SELECT details FROM kernel.audit WHERE action = 'platform.pause_schedule' ORDER BY id")
     assert details == [({"reason": "moving house", "until": until.isoformat()},), ({},)]
 

@@ -183,17 +183,21 @@ class Sessions:
         """
         await db.run(sql, {"id": session_id, "idle_s": idle_s})
 
-    async def live(self, db: Queries, actor_id: UUID, current: UUID | None) -> list[LiveSession]:
-        """Return up to 100 live sessions of an actor, newest first."""
+    async def live(
+        self, db: Queries, actor_id: UUID, current: UUID | None, limit: int, after: UUID | None
+    ) -> list[LiveSession]:
+        """Return live sessions of an actor, newest first, after an id."""
         sql = """
             SELECT id, created_at, rotated_at, least(idle_expires_at, expires_at),
                    coalesce(address, ''), coalesce(user_agent, ''), id IS NOT DISTINCT FROM %(current)s
             FROM auth.sessions
             WHERE actor_id = %(actor_id)s AND ended_at IS NULL AND idle_expires_at > now() AND expires_at > now()
+              AND (%(after)s::uuid IS NULL OR id < %(after)s)
             ORDER BY id DESC
-            LIMIT 100
+            LIMIT %(limit)s
         """
-        return [LiveSession(*row) for row in await db.all(sql, {"actor_id": actor_id, "current": current})]
+        given = {"actor_id": actor_id, "current": current, "limit": limit, "after": after}
+        return [LiveSession(*row) for row in await db.all(sql, given)]
 
     async def prune(self, db: Queries, kept_s: float) -> int:
         """Remove sessions that ended or expired more than `kept_s` ago; return their number."""
