@@ -102,17 +102,23 @@ def servers() -> Iterator[list[Valkey]]:
                 server.kill()
 
 
-def sentinel(folder: Path, primary: Valkey, name: str = "main", down_ms: int = 500) -> Valkey:
-    """Start a Sentinel that watches a server, and makes its replica the primary when it is gone."""
-    eventually(lambda: "online" in str(primary.ask("INFO", "replication")))  # it asks every ten seconds
+def sentinel(
+    folder: Path, primary: Valkey, name: str = "main", down_ms: int = 500, config: str | None = None
+) -> Valkey:
+    """Start a Sentinel that watches a server, and makes its replica the primary when it is gone.
+
+    With `config`, which is added to its own, there need not be a replica.
+    """
+    if config is None:
+        eventually(lambda: "online" in str(primary.ask("INFO", "replication")))  # it asks every ten seconds
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "sentinel.conf"
-    config.write_text(
+    file = folder / "sentinel.conf"
+    file.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor {name} 127.0.0.1 {primary.port} 1\n"
-        f"sentinel down-after-milliseconds {name} {down_ms}\nsentinel failover-timeout {name} 3000\n"
+        f"sentinel down-after-milliseconds {name} {down_ms}\nsentinel failover-timeout {name} 3000\n{config or ''}\n"
     )
-    return Valkey(folder, [str(config), "--sentinel"], port=port)
+    return Valkey(folder, [str(file), "--sentinel"], port=port)
 
 
 def cluster(folder: Path, found: list[Valkey]) -> list[Valkey]:

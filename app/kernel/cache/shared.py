@@ -1,9 +1,9 @@
-"""Values in Redis, for the processes of a deployment. A process decides itself what it believes (ADR 39).
+"""Values in Redis, for the processes of a deployment. Each process decides which of them it uses (ADR 39).
 
 A value carries its tags, and the time at which its loading began, by the clock of Redis. A process that has received an
-invalidation asks Redis for its time afterwards, and does not believe older values with that tag, whoever stored them
-and whenever. So nothing depends on a deletion in Redis, which might be lost, late, or overtaken by a slow writer. What
-a process may not know of, because it was not listening then, it does not believe.
+invalidation asks Redis for its time afterwards, and uses no older value with that tag, whoever stored it and whenever.
+So nothing depends on a deletion in Redis, which might be lost, late, or overtaken by a slow writer. Values from before
+a process listened are not used either, because it may have missed their invalidation.
 """
 
 import asyncio
@@ -33,12 +33,20 @@ _AGAIN_S = (0.01, 0.03)
 _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local found = redis.call('GET', KEYS[1])
+local found = redis.pcall('GET', KEYS[1])
+if type(found) == 'table' then -- not a text, so not of ours
+    redis.call('DEL', KEYS[1])
+    found = false
+end
 local begun = found and #found <= tonumber(ARGV[4]) and string.match(found, '^(%d+) ')
 if begun and #begun < 16 and tonumber(begun) > tonumber(ARGV[1]) then
     return {now, found, 0}
 end
 if redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
+    return {now, false, 1}
+end
+if type(redis.pcall('GET', KEYS[2])) == 'table' then
+    redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
     return {now, false, 1}
 end
 return {now, false, 0}
@@ -74,7 +82,7 @@ class SharedCache:
     """Values of a topic in Redis. While Redis is unavailable, it is empty."""
 
     def __init__(self, topic: str, invalidations: Invalidations, redis: Redis, mac_key: bytes = b"") -> None:
-        """With `mac_key`, only values that a holder of the key stored are believed."""
+        """With `mac_key`, only values that a holder of the key stored are used."""
         self._topic = topic
         self._redis = redis
         self._mac_key = mac_key
@@ -146,7 +154,7 @@ class SharedCache:
         return hmac.digest(self._mac_key, f"{self._topic} {key} {started} {content}".encode(), "sha256").hex()
 
     def _read(self, key: str, stored: bytes, now: int) -> tuple[int, Found | None]:
-        """Return when the loading of a value began, and the value if it is ours and to be believed."""
+        """Return when the loading of a value began, and the value if it is ours and current."""
         try:
             begun, mac, content = stored.decode().split(" ", 2)
             started = int(begun)
@@ -155,11 +163,11 @@ class SharedCache:
             found = _CONTENT.validate_json(content)
         except ValueError:
             return _EVER, None
-        if started > now or not self._is_believed(started, found[0]):
+        if started > now or not self._is_current(started, found[0]):
             return started, None
         return started, Found(found[1], tuple(found[0]), (now - started) / 1000)
 
-    def _is_believed(self, started: int, tags: Collection[str]) -> bool:
+    def _is_current(self, started: int, tags: Collection[str]) -> bool:
         if None in self._unplaced or started <= self._floor:
             return False
         return all(tag not in self._unplaced and started > self._floors.get(tag, 0) for tag in tags)

@@ -258,6 +258,8 @@ class RedisSettings:
         AfterValidator(_redis_url),
         Field(description="redis://, rediss:// (TLS), redis+sentinel://HOST,HOST/SERVICE or redis+cluster://HOST,HOST"),
     ]
+    sentinel_user: Annotated[str, Field(description="user at the Sentinels, whose login is not that of the primary")]
+    sentinel_password: Annotated[OptionalSecret, Field(description="password of the Sentinels; empty: none")]
     ssl_root_cert: Annotated[
         str, Field(min_length=1, description="file of trusted certificates for TLS; system: those of the system")
     ]

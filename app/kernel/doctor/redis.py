@@ -9,8 +9,8 @@ from app.kernel.config import Misconfigured, RedisSettings
 from app.kernel.doctor import Check, Finding, NotChecked, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
-from app.kernel.redis.address import Address, address
-from app.kernel.redis.connections import Redis, RedisUnavailable, connected
+from app.kernel.redis.address import Address
+from app.kernel.redis.connections import Redis, RedisUnavailable, configured, connected
 
 _ASK_S = 3.0
 _OLDEST = (6, 2)
@@ -25,7 +25,7 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
         raise NotChecked(f"redis.url cannot be read: {error}") from error
     if not url:
         raise NotChecked("redis.url is empty, so processes share limits in PostgreSQL and cache alone")
-    where = address(url)
+    where = configured(settings)
     try:
         redis = connected(where, settings.ssl_root_cert, _ASK_S)
     except Misconfigured as error:

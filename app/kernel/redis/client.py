@@ -43,7 +43,8 @@ def client(where: Address, root_cert: str, timeout_s: float) -> tuple[Client, Ca
         cluster: Any = RedisCluster(startup_nodes=nodes, **given)
         return cluster, cluster.aclose
     if where.kind == "sentinel":
-        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs={**shared, "retry": Retry(NoBackoff(), 0)})
+        login = {"username": where.sentinel_user, "password": where.sentinel_password}
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs={**shared, **login, "retry": Retry(NoBackoff(), 0)})
         primary: Any = sentinel.master_for(where.service, db=where.db, **given)
         return _Closing(primary, sentinel), primary.connection_pool.disconnect
     host, port = where.hosts[0]

@@ -1,7 +1,7 @@
 """Connections to Redis.
 
-A command waits for at most `redis.timeout`. After a failure, commands are refused at once until a probe in the
-background succeeds: a circuit breaker. So an outage costs a request one timeout at most.
+The commands of a request wait for at most `redis.timeout`, all together. After a failure, commands are refused at once
+until a probe in the background succeeds: a circuit breaker. So an outage costs a request one timeout at most.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from loguru import logger
@@ -18,6 +19,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
 from app.kernel.product import NAME
+from app.kernel.redis import patience
 from app.kernel.redis.address import Address, address
 from app.kernel.telemetry import metrics
 
@@ -28,6 +30,7 @@ _FIRST_S, _LAST_S = 0.5, 8.0  # between two probes
 _SOUND_S = 30.0  # after so long without a failure, the next one is probed soon
 _PATIENCE_S = 2.0  # of a probe, for connecting
 _KEPT_MS = 1000
+_WRONG_TYPE = "WRONGTYPE"
 
 
 class RedisUnavailable(Unavailable):
@@ -70,18 +73,29 @@ class Redis:
         """
         if self.trouble:
             raise RedisUnavailable(self.trouble)
+        left_s = patience.left_s(self._timeout_s)
+        if left_s <= 0:
+            raise RedisUnavailable(f"Redis at {self._where}: it took {self._timeout_s * 1000:g} ms of this request")
         operation, outcome, started = str(command[0]).lower(), "failed", time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_s), self._turns:
+            async with asyncio.timeout(left_s), self._turns:
                 answer = await self._client.execute_command(*command)
             outcome = "done"
             return answer
         except TimeoutError as error:
-            raise self._failed(f"no answer within {self._timeout_s * 1000:g} ms", key) from error
+            why = f"no answer within {left_s * 1000:.0f} ms"
+            if left_s < self._timeout_s / 2:  # earlier commands were slow, which says little about this one
+                raise RedisUnavailable(f"Redis at {self._where}: {why}") from error
+            raise self._failed(why, key) from error
         except Exception as error:
+            if _WRONG_TYPE in str(error):  # somebody else wrote this key; the others are in order
+                logger.warning("Redis at {}: {} of {}", self._where, _text(error), key)
+                raise RedisUnavailable(f"Redis at {self._where}: {_text(error)}") from error
             raise self._failed(_text(error), key) from error
         finally:
-            metrics.redis_ended(operation, outcome, time.perf_counter() - started)
+            took_s = time.perf_counter() - started
+            patience.waited(took_s)
+            metrics.redis_ended(operation, outcome, took_s)
 
     async def script(self, source: str, keys: Sequence[str], *arguments: Argument) -> Any:
         """Run a Lua script, atomic on the server. Raises RedisUnavailable."""
@@ -160,7 +174,7 @@ def _text(error: Exception) -> str:
 async def redis(p: Process) -> AsyncGenerator[Redis]:
     """Provide Redis. It need not be available. Raises Misconfigured."""
     settings = p.settings[RedisSettings]
-    made = connected(address(settings.url.get_secret_value()), settings.ssl_root_cert, settings.timeout)
+    made = connected(configured(settings), settings.ssl_root_cert, settings.timeout)
     await made.open()
     p.degraded["redis"] = lambda: made.trouble
     watching = asyncio.ensure_future(made.watch())
@@ -170,6 +184,13 @@ async def redis(p: Process) -> AsyncGenerator[Redis]:
         watching.cancel()
         await asyncio.wait({watching}, timeout=1)
         await made.close()
+
+
+def configured(settings: RedisSettings) -> Address:
+    """Return the address that the settings name. Raises ValueError."""
+    user, password = settings.sentinel_user, settings.sentinel_password.get_secret_value()
+    where = address(settings.url.get_secret_value())
+    return replace(where, sentinel_user=user or None, sentinel_password=password or None)
 
 
 def connected(where: Address, root_cert: str, timeout_s: float) -> Redis:

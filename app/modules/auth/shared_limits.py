@@ -29,7 +29,11 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local refused, found = 0, {}
 for i = 1, n do
     local given = cjson.decode(ARGV[i + 1])
-    local state = redis.call('HMGET', KEYS[i], 'failed', 'at')
+    local state = redis.pcall('HMGET', KEYS[i], 'failed', 'at')
+    if state.err then -- not a hash, so not of ours
+        redis.call('DEL', KEYS[i])
+        state = {}
+    end
     local one = {failed = tonumber(state[1] or 0), at = tonumber(state[2] or now), pending = 0, weight = 1,
                  ends = redis.call('PTTL', KEYS[i]), window = given.window}
     if state[1] then

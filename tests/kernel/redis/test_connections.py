@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel.config import Misconfigured
+from app.kernel.config import Misconfigured, RedisSettings, load
+from app.kernel.redis import patience
 from app.kernel.redis.address import address
-from app.kernel.redis.connections import Redis, RedisUnavailable, connected
+from app.kernel.redis.connections import Redis, RedisUnavailable, configured, connected
+from app.processes import sections
 from tests.kernel.redis.conftest import Connect, waited
 from tests.support.certificates import Authority
+from tests.support.project import ROOT
+from tests.support.proxy import proxy_to
 from tests.support.valkey import Valkey, cluster, debian_redis, free_port, sentinel
 
+ACL = "user app on >of-sentinel allchannels +@all\nuser default off"
 SUM = "return redis.call('INCRBY', KEYS[1], ARGV[1]) + redis.call('DECRBY', KEYS[1], ARGV[1])"
 
 
@@ -125,6 +130,56 @@ async def test_the_replica_takes_over_when_sentinel_says_so(
     await until(lambda: not redis.trouble)
     await works(redis)
     assert "master" in str(replica.ask("ROLE"))
+
+
+@pytest.mark.parametrize(("config", "user"), [("requirepass of-sentinel", ""), (ACL, "app")])
+async def test_sentinels_may_require_a_login_of_their_own(
+    started: list[Valkey], valkey: Valkey, tmp_path: Path, config: str, user: str
+) -> None:
+    valkey.ask("CONFIG", "SET", "requirepass", "of-primary")
+    valkey.password = "of-primary"
+    config += "\nsentinel auth-pass main of-primary"
+    started.append(sentinel(tmp_path / "sentinel", valkey, config=config))
+    given = {"REDIS_URL": f"redis+sentinel://:of-primary@127.0.0.1:{started[-1].port}/main"}
+    login = {"REDIS_SENTINEL_PASSWORD": "of-sentinel"} | ({"REDIS_SENTINEL_USER": user} if user else {})
+    for more, is_used in ((login, True), ({}, False), ({"REDIS_SENTINEL_PASSWORD": "wrong"}, False)):
+        settings = load(ROOT, sections(), {"APP_ENV": "test", **given, **more})[RedisSettings]
+        redis = connected(configured(settings), "system", 1.0)
+        why = await redis.probe()
+        assert (why == "") == is_used, why
+        assert "of-sentinel" not in f"{why}{configured(settings)!r}"
+        await redis.close()
+
+
+async def test_the_commands_of_a_request_wait_for_one_timeout_together(valkey: Valkey, connect: Connect) -> None:
+    with proxy_to("127.0.0.1", valkey.port) as network:
+        redis = await connect(f"redis://127.0.0.1:{network.port}", timeout_s=1.0)
+        await redis.run("GET", "a")
+        network.delay_s = 0.3  # in each direction
+        for _ in range(2):  # slow, and never late by itself
+            patience.begin()
+            started, answered = time.monotonic(), 0
+            for _ in range(10):
+                with suppress(RedisUnavailable):
+                    await redis.run("GET", "a")
+                    answered += 1
+            assert answered == 1
+            assert time.monotonic() - started < 1.6
+            assert redis.trouble == "", "what others may use was given up"
+        valkey.freeze()
+        patience.begin()
+        with pytest.raises(RedisUnavailable):
+            await redis.run("GET", "a")
+        assert redis.trouble
+
+
+async def test_a_key_of_another_type_is_no_reason_to_do_without_redis(valkey: Valkey, connect: Connect) -> None:
+    redis = await connect(valkey.url)
+    await redis.run("LPUSH", "a", "of another type")
+    for ask in (redis.run("GET", "a", key="a"), redis.script("return redis.call('GET', KEYS[1])", ["a"])):
+        with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
+            await ask
+        assert redis.trouble == ""
 
 
 async def test_a_cluster_is_used_and_one_lost_server_costs_one_timeout(

@@ -143,6 +143,18 @@ async def test_a_value_that_is_none_of_ours_is_computed_again(nodes: Nodes, valk
     assert not node.redis.trouble
 
 
+async def test_a_key_of_another_type_is_written_anew(nodes: Nodes, valkey: Valkey) -> None:
+    [node] = await nodes(1)
+    await body(node, "warm")
+    for suffix in ("", ":lease"):
+        valkey.ask("DEL", f"app:cache:{TOPIC}:{{k}}")
+        valkey.ask("LPUSH", f"app:cache:{TOPIC}:{{k}}{suffix}", "of somebody else")
+        await stored(node, "k", f"after {suffix}", "x")
+        assert await body(node, "k") == f"after {suffix}"
+        assert node.redis is not None
+        assert not node.redis.trouble
+
+
 async def test_many_callers_in_many_processes_compute_once(nodes: Nodes) -> None:
     computed = 0
 

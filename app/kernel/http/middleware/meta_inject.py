@@ -7,6 +7,7 @@ from app.kernel.addresses import Network, canonical, is_in
 from app.kernel.callers import Origin
 from app.kernel.http.asgi import App, Receive, Scope, Send, answering, header
 from app.kernel.identifiers import uuid7_text
+from app.kernel.redis import patience
 from app.kernel.telemetry import logs
 
 _LONGEST_USER_AGENT = 256
@@ -35,6 +36,7 @@ class MetaInject:
             scope["scheme"] = scheme(scope, self._trusted)
         answer.headers.append((b"x-request-id", request_id.encode()))
         logs.new_context(request_id=request_id)
+        patience.begin()
         await self._app(scope, receive, send)
 
 

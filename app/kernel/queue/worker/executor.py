@@ -18,6 +18,7 @@ from app.kernel.queue.worker import InFlight, Job
 from app.kernel.queue.worker.completer import Completer
 from app.kernel.queue.worker.leases import Leases
 from app.kernel.queue.worker.recorder import InvalidPayload, LeaseLost, NewerEvent, Recorder
+from app.kernel.redis import patience
 from app.kernel.telemetry import logs, metrics
 from app.kernel.telemetry.traces import exemplar, resumed
 from app.kernel.text import error_text, shown
@@ -110,6 +111,7 @@ class Executor:
         handler = self._handlers.get(job.task)
         operation = "" if handler is None else getattr(handler.operation, "operation_id", "")
         logs.new_context(job_id=job.id, task=job.task, operation=operation, attempt=job.attempt + 1)
+        patience.begin()
         if handler is None:
             await self._recorder.unknown(job)
             return
