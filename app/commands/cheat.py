@@ -6,10 +6,10 @@ from app.kernel.cli import single
 from app.kernel.product import NAME
 
 LOOK = {
+    "status": "what needs attention, and what runs",
     "doctor": "what is wrong, and how to fix it",
     "health --ready": "what each process of this machine lacks",
     "errors list --state open": "captured errors, most recent first",
-    "queues list": "what waits, and for how long; pauses",
     "jobs list --state leased": "what runs, or hangs",
     "dead-letters list": "jobs that were given up",
     "migrate status": "the schema: applied, pending, unknown",

@@ -27,6 +27,7 @@ _NEEDS = 5
 
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="Print the address of this in the console.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show on one screen whether the deployment is well, and if not, what to do.
@@ -40,9 +41,11 @@ def status(
       app status --watch
       app status --json
     """
+    if web:
+        address = _address()
+        return print_json({"url": address}) if as_json else typer.echo(address)
     if watch:
-        run_once("status", lambda p: _watch(p, as_json=as_json))
-        return
+        return run_once("status", lambda p: _watch(p, as_json=as_json))
     found = run_once("status", _look)
     if as_json:
         print_json(found)
@@ -54,6 +57,14 @@ def status(
     else:
         _print_plain(found)
     raise typer.Exit(0 if found.is_well else 1)
+
+
+def _address() -> str:
+    from app.kernel.actions.web import ROOT
+    from app.kernel.config import HttpServerSettings
+    from app.processes import load_settings
+
+    return f"{load_settings(only=(HttpServerSettings,))[HttpServerSettings].address}{ROOT}/overview"
 
 
 async def _look(p: "Process") -> "DeploymentOverview":

@@ -39,6 +39,7 @@ def test_all_is_well_and_the_status_is_0(on_migrated: Project, emptied: TestData
     assert re.search(r"run-event-consumer +1 +ready", done.stdout)
     found = printed_json(on_migrated.app("status", "--json"))
     assert (found["is_well"], found["attention"], found["processes"][0]["version"]) == (True, [], "1.2.3")
+    assert on_migrated.app("status", "--web").stdout.endswith("/console/overview\n")
 
 
 def test_something_is_wrong_and_the_status_is_1_with_the_fix(on_migrated: Project, emptied: TestDatabase) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from app.kernel import series
@@ -24,7 +26,7 @@ from app.kernel.telemetry import metrics
 from app.processes import new_process, sections
 from tests.commands.database import migrated_database
 from tests.conftest import PostgresServer, TestDatabase
-from tests.support.project import ROOT
+from tests.support.project import ROOT, Project, eventually
 
 NOW = datetime.now(UTC)
 NAMES = ("requests", "jobs_done", "requests_le_0.1")
@@ -244,3 +246,30 @@ def test_what_a_process_was_started_with_has_no_secrets_and_nothing_of_one_proce
     assert secrets
     assert not secrets & found.keys()
     assert "http_server.port" not in found
+
+
+def test_requests_of_processes_that_stop_and_that_are_killed_are_in_the_series(
+    cli: Project, migrated: TestDatabase
+) -> None:
+    migrated.run("TRUNCATE kernel.series, kernel.counters, kernel.counted")
+    cli.env |= migrated.env
+    counted = "SELECT coalesce(sum((reported ->> 'requests')::int), 0)::int FROM kernel.counters"
+    asked = 0
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        running = cli.start("run-platform-http")
+        client = cli.client(running.ready())
+        for _ in range(7):
+            assert client.get("/platform/v1/queues").status_code == 401
+            asked += 1
+        if end == signal.SIGKILL:
+            eventually(lambda expected=asked: migrated.all(counted) == [(expected,)])
+        running.signal(end)
+        running.wait()
+    assert migrated.all(counted) == [(asked,)]  # also what was counted since the last report
+    with psycopg.connect(migrated.conninfo) as session:
+        session.execute(series._ADD)
+    [(requests, refused, failed)] = migrated.all(
+        "SELECT counts -> 'requests', counts -> 'requests_refused', counts -> 'requests_failed' FROM kernel.series"
+        " WHERE resolution = 'minute'"
+    )
+    assert (requests, refused, failed) == (asked, asked, None)
