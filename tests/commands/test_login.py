@@ -1,5 +1,6 @@
 """`app auth login`."""
 
+import encodings.idna  # noqa: F401 - the user who signs in may not be able to read it
 import json
 import os
 import pwd

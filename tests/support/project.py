@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tests.support.activation import Activation
+from tests.support.forks import Forked, fork, forked, may_fork
 from tests.support.leaks import WATCH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def eventually(probe: Callable[[], T], seconds: float = 20, every: float = 0.05)
 class Running:
     """A process that was started."""
 
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Forked
     output: Path
     errors: Path
 
@@ -118,17 +119,21 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         WATCH.arguments(args, stdin)
-        done = subprocess.run(
-            [self.python, "-m", "app", *args],
-            cwd=self.root,
-            env=self.environment(env),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        environment = self.environment(env)
+        if may_fork(self.root, self.python, environment, args):
+            done = forked(args, environment, stdin or "", seconds)
+        else:
+            done = subprocess.run(
+                [self.python, "-m", "app", *args],
+                cwd=self.root,
+                env=environment,
+                input=stdin,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
         name = " ".join(args[:2])
         WATCH.texts += [(f"stdout of app {name}", done.stdout), (f"stderr of app {name}", done.stderr)]
         return done
@@ -139,17 +144,22 @@ class Project:
             args = (*args, "--port", "0")
         number = len(self.running)
         output, errors = self.scratch / f"{number}-{args[0]}.out", self.scratch / f"{number}-{args[0]}.err"
-        with output.open("ab") as out, errors.open("ab") as err:
+        environment = self.environment({**(env or {}), **(activation.env if activation else {})})
+        with output.open("ab") as out, errors.open("ab") as err, Path(os.devnull).open() as nothing:
             command = [self.python, "-m", "app", *args]
-            popen = subprocess.Popen(
-                activation.command(command) if activation else command,
-                cwd=self.root,
-                env=self.environment({**(env or {}), **(activation.env if activation else {})}),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                pass_fds=activation.fds if activation else (),
-            )
+            popen: subprocess.Popen[bytes] | Forked
+            if activation is None and may_fork(self.root, self.python, environment, args):
+                popen = fork(args, environment, [nothing.fileno(), out.fileno(), err.fileno()])
+            else:
+                popen = subprocess.Popen(
+                    activation.command(command) if activation else command,
+                    cwd=self.root,
+                    env=environment,
+                    stdin=nothing,
+                    stdout=out,
+                    stderr=err,
+                    pass_fds=activation.fds if activation else (),
+                )
         WATCH.files += [(f"stdout of app {args[0]}", output), (f"stderr of app {args[0]}", errors)]
         WATCH.processes.append((args[0], output))
         started = Running(popen, output, errors)

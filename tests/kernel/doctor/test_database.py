@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import pytest
 from app.kernel.db.migrations.migrator import LOCK_KEY
 from app.kernel.doctor import schema
 from app.modules.auth.master_secret import Sealer
-from tests.conftest import TestDatabase
+from tests.conftest import PostgresServer, TestDatabase
 from tests.kernel.doctor.planted import Planted
-from tests.support.project import ROOT
+from tests.support.project import ROOT, eventually
+from tests.support.server import FAST
 
 JOB = """
     INSERT INTO kernel.jobs (id, queue, task, max_attempts, timeout_s, rank, run_at)
@@ -27,6 +28,18 @@ PROCESS = """
     SELECT gen_random_uuid(), 'run-auth-http', '1', 'web-1', n, 'ready', '{http}', now(), now() - %s::interval
     FROM generate_series(1, %s) n
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flushing(postgres: PostgresServer) -> Iterator[None]:
+    """The server flushes what it writes, as doctor wants it to."""
+    admin = TestDatabase(postgres, "app")
+    admin.run("ALTER SYSTEM RESET ALL")
+    admin.run("SELECT pg_reload_conf()")
+    eventually(lambda: admin.all("SHOW fsync") == [("on",)])
+    yield
+    for statement in FAST:
+        admin.run(statement)
 
 
 @pytest.fixture
