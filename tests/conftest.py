@@ -54,8 +54,7 @@ _SUPERUSER = """
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return more workers than cores: most tests wait for processes, clocks and disks about half of their time."""
-    cores = os.cpu_count() or 1
-    return cores + cores // 2
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)
