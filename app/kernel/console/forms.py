@@ -157,10 +157,11 @@ def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
     length = next((a for a in annotations if isinstance(a, Len)), None)
     bounds = next((a for a in annotations if isinstance(a, Interval)), None)
     kind, options = _kind(item, plain, is_nullable=is_nullable, default=parameter.default)
-    is_plain_text = kind in ("text", "password")
+    is_plain_text, form = kind in ("text", "password"), parameter.about.form
+    label = parameter.option.replace("-", " ") if form else item.name.removesuffix("_").replace("_", " ")
     return Field(
         name=name_outside(item.name),
-        label=item.name.removesuffix("_").replace("_", " ").capitalize(),
+        label=label.capitalize(),
         kind=kind,
         parameter=parameter,
         options=options,
@@ -168,8 +169,8 @@ def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
         is_nullable=is_nullable,
         in_path=item.name in path,
         most=length.max_length if length and is_plain_text and not parameter.parser else None,
-        least=cast("Any", bounds).ge if bounds and kind == "number" else None,
-        greatest=cast("Any", bounds).le if bounds and kind == "number" else None,
+        least=cast("Any", bounds).ge if bounds and kind == "number" and not form else None,
+        greatest=cast("Any", bounds).le if bounds and kind == "number" and not form else None,
         hint=_hint(doc, kind, parameter),
         choices=next((a for a in annotations if isinstance(a, Choices)), None),
     )
