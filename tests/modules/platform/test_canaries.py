@@ -1,11 +1,14 @@
 """One dead letter first, the others at a rate: what a canary does with them, and what others do to a canary."""
 
 import asyncio
+import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from app.kernel.errors import Invalid
@@ -16,8 +19,10 @@ from app.modules.platform.canaries import CanariesWanted, CanaryRef, CanaryWante
 from app.modules.platform.dead_letters import DeadLetterRef, DeadLettersChosen
 from app.modules.platform.domain.queue import CanaryNotFound, CanaryRunning, DeadLetterNotFound
 from app.modules.platform.jobs import JobRef
+from tests.conftest import TestDatabase
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 from tests.modules.platform.conftest import NOBODY, OPERATOR, Operator
+from tests.support.project import Project, eventually
 
 LETTERS = """
     INSERT INTO kernel.dead_letters
@@ -277,3 +282,39 @@ async def test_its_steps_are_jobs_that_enqueue_the_next_one(
     assert sorted(seen) == sorted(str(n) for n in range(1, 13))
     shown = await operator.canaries.get(CanaryRef(canary.id))
     assert (shown.released, shown.succeeded) == (12, 12)
+
+
+def test_its_worker_is_killed_in_each_state_and_every_letter_is_done_once(
+    project: Project, database: TestDatabase
+) -> None:
+    project.env |= {"QUEUE_LEASE": "2s", "QUEUE_POLL_INTERVAL": "100ms"}
+    assert project.app("migrate", "up").returncode == 0
+    given = {"count": 30, "queue": "default", "task": "platform.heartbeat", "key": None, "died_s": -60}
+    with psycopg.connect(database.conninfo, autocommit=True) as session:
+        session.execute(LETTERS, given)
+    letters = {letter for (letter,) in database.all("SELECT id FROM kernel.dead_letters")}
+    started = project.app("dead-letters", "canary", "start", "--task", "platform.heartbeat", "--rate", "10", "--json")
+    canary = json.loads(started.stdout)
+    state = "SELECT state, released, succeeded, failed FROM kernel.canaries"
+    finished = "SELECT id FROM kernel.finished_jobs WHERE task = 'platform.heartbeat'"
+
+    due = "UPDATE kernel.jobs SET run_at = now() + %s * interval '1 s' WHERE task = 'platform.run_canary'"
+    database.run(due, 3600)
+    worker = project.start("run-event-consumer")
+    eventually(lambda: database.all(finished), 40)
+    worker.signal(signal.SIGKILL)
+    assert database.all(state) == [("trying", 1, 0, 0)]
+    database.run(due, 0)
+    worker = project.start("run-event-consumer")
+    eventually(lambda: database.all("SELECT FROM kernel.canaries WHERE state = 'releasing' AND released > 1"), 40)
+    worker.signal(signal.SIGKILL)
+    assert database.all("SELECT state FROM kernel.canaries") == [("releasing",)]
+    workers = [project.start("run-event-consumer") for _ in range(2)]
+    eventually(lambda: database.all(state) == [("done", 30, 30, 0)], 60)
+    assert sorted(done for (done,) in database.all(finished)) == sorted(letters)
+    assert eventually(lambda: database.all("SELECT count(*) FROM kernel.jobs") == [(0,)])
+    assert database.all("SELECT count(*) FROM kernel.dead_letters") == [(0,)]
+    shown = project.app("dead-letters", "canary", "list").stdout.splitlines()[1:]
+    assert [line.split()[:5] for line in shown] == [[canary["id"], "done", "platform.heartbeat", "all", "30/30"]]
+    for each in workers:
+        assert each.stop() == 0
