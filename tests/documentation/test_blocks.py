@@ -16,6 +16,8 @@ from tests.support.debian import free_port
 from tests.support.project import ROOT, Project, clone, eventually
 
 JOB, ERROR, DEAD = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("1a2b3c4d", "5e6f7a8b", "9c0d1e2f"))
+CAUSED, PURGED, PURGE = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("7c6b5a49", "8d7c6b5a", "9f8e7d6c"))
+CAUSE = "1eba2e8e25c707f8b3f60c690fb51f07"
 # what docs/operating.md tells about: a report that fails, one that was given up, and an error that was captured
 EXAMPLES = f"""
     INSERT INTO kernel.queues (name) VALUES ('reports');
@@ -24,6 +26,12 @@ EXAMPLES = f"""
         now() + interval '1 day', '[{{"attempt": 1, "at": "2026-11-22T10:00:00Z", "error": "TimeoutError"}}]');
     INSERT INTO kernel.dead_letters (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at)
     VALUES ('{DEAD}', 'reports', 'reports.render', 'attempts', 10, 10, 60, now());
+    INSERT INTO kernel.dead_letters
+        (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, died_at, cause)
+    VALUES ('{CAUSED}', 'reports', 'reports.mail', 'attempts', 10, 10, 60, now(), now() - interval '1 s', '{CAUSE}');
+    INSERT INTO kernel.purged_dead_letters
+        (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, purge_id)
+    VALUES ('{PURGED}', 'reports', 'reports.mail', 'attempts', 10, 10, 60, now(), '{PURGE}');
     INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('billing.welcome', 'auth.actor_created');
     INSERT INTO kernel.errors (id, fingerprint, kind, type, title, culprit, count, processes, first_seen_at,
         last_seen_at, first_release, last_release, samples)
