@@ -55,8 +55,9 @@ def test_the_wheel_has_what_the_checkout_has_and_no_secrets(installed: Path) -> 
     expected = {f"{kind}/{path.name}" for kind in ("migrations", "settings") for path in (ROOT / kind).glob("[!.]*.*")}
     expected |= {"docs/runbooks.md"}
     assert {str(path.relative_to(bundled)) for path in bundled.rglob("*") if path.is_file()} == expected
-    code = {str(path.relative_to(ROOT / NAME)) for path in (ROOT / NAME).rglob("*.py")}
-    assert {str(path.relative_to(package(installed))) for path in package(installed).rglob("*.py")} == code
+    for kind in ("*.py", "*.html", "*.css", "*.js", "*.svg", "*LICENSE"):
+        code = {str(path.relative_to(ROOT / NAME)) for path in (ROOT / NAME).rglob(kind)}
+        assert {str(path.relative_to(package(installed))) for path in package(installed).rglob(kind)} == code
 
 
 def test_the_installed_command_lists_every_command(installed: Path, tmp_path: Path) -> None:

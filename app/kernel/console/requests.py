@@ -113,7 +113,8 @@ def local(target: str) -> str:
     parts = urlsplit(target) if is_plain else None
     if parts is None or parts.scheme or parts.netloc or ".." in parts.path.split("/"):
         return ROOT
-    return target if parts.path == ROOT or parts.path.startswith(f"{ROOT}/") else ROOT
+    is_inside = parts.path == ROOT or parts.path.startswith(f"{ROOT}/")
+    return target if is_inside and target.startswith(ROOT) else ROOT  # urlsplit strips spaces
 
 
 def redirect(target: str, *headers: tuple[bytes, bytes]) -> Response:
