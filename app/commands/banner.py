@@ -34,6 +34,8 @@ async def _lines(p: Process) -> AsyncIterator[tuple[str, str]]:
     yield "Runs", f"{apis} API, cron manager, event consumer"
     urls = {name: label.rpartition(" ")[2] for name, label in p.labels.items()}
     yield "API", urls["http"]
+    if any(module.console for module in modules()):
+        yield "Console", f"{urls['http']}/console"
     yield "Reference", f"{urls.get('operations', urls['http'])}/docs"
     is_embedded = not p.settings[PostgresSettings].host
     yield "Data", _embedded(p.data / "postgres") if is_embedded else await _configured(p)

@@ -14,8 +14,9 @@ from app.kernel.console.forms import Field, text_of
 from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.requests import ROOT, Request, local
 from app.kernel.decoding import name_outside
-from app.kernel.errors import Denied, Invalid, Refusal, Unauthenticated
-from app.kernel.http.routes import Guarded, Prepare
+from app.kernel.errors import Invalid, Refusal, Unauthenticated
+from app.kernel.http.problems import HttpProblem
+from app.kernel.http.routes import Guarded, Prepare, check_may
 
 CONFIRMED_S = 600
 """How long a proof of who the visitor is suffices for dangerous changes."""
@@ -98,11 +99,12 @@ class Presses:
         self._sessions = sessions
 
     def opened(self, press: Press, request: Request, given: Mapping[str, str]) -> Pressing:
-        """Return a button for its page. Raises Denied without its permission."""
+        """Return a button for its page. Raises Denied without its permission, HttpProblem without what it changes."""
         action, visitor = press.operation.action, request.signed_in
-        if action.permission and not visitor.caller.may(action.permission):
-            raise Denied(f"this needs the permission {action.permission}")
+        check_may(visitor.caller, action)
         texts = {f.name: given[f.name] for f in press.form.fields if f.name in given}
+        if not all(texts.get(f.name) for f in press.form.fields if f.in_path):
+            raise HttpProblem(404)
         is_guarded = bool(action.confirm) or self._sessions.guards(action.permission)
         pressing = Pressing(
             press,
@@ -214,9 +216,6 @@ class Presses:
     async def _count(self, pressing: Pressing, request: Request, given: Any) -> None:
         press = pressing.press
         assert press.count is not None
-        # the permission of the change is that of its count, which has none of its own
-        if not _may(request)(press.operation.action.permission):
-            raise Denied(f"this needs the permission {press.operation.action.permission}")
         pressing.count = await press.count(Call(request.signed_in.caller), given)
         if pressing.count:
             asked = press.operation.action.confirm or f"{press.label.removesuffix(' by filter')} {{count}}?"
@@ -246,7 +245,14 @@ class Presses:
 
 
 def _question(confirm: str, texts: Mapping[str, str], count: int) -> str:
-    return confirm.format_map({**texts, "count": f"{count:,}"}) if confirm else ""
+    return confirm.format_map(_Words({**texts, "count": f"{count:,}"})) if confirm else ""
+
+
+class _Words(dict[str, str]):
+    """Words of a question; one that is not known stays as it is."""
+
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
 
 
 def _may(request: Request) -> Any:

@@ -178,6 +178,7 @@ class Console:
             case _:
                 raise HttpProblem(405, headers=((b"allow", b"GET, HEAD"),))
         logs.context(operation=press.operation.id)
+        await press.run.check(request.signed_in.caller)
         pressing = await self._presses.pressed(self._presses.opened(press, request, request.form), request)
         if not pressing.is_done or pressing.has_secrets:
             await self._presses.choose(pressing, request)

@@ -82,6 +82,12 @@ Prepare = Callable[[], Awaitable[tuple[Call, Any]]]
 """Returns the caller with its credentials, and the input. Raises Refusal, HttpProblem."""
 
 
+def check_may(caller: Caller, action: Action) -> None:
+    """Raise Denied unless the caller holds the permission of an action."""
+    if action.permission and not caller.may(action.permission):
+        raise Denied(f"this needs the permission {action.permission}")
+
+
 class Guarded:
     """Runs an action for a caller of a request: checks the permission before anything else, and records denials."""
 
@@ -90,12 +96,19 @@ class Guarded:
         self._denied = denied
         self._codes = {kind.code for kind in refusals(operation)}
 
+    async def check(self, caller: Caller) -> None:
+        """Raise Denied, and record it, unless the caller holds the permission."""
+        try:
+            check_may(caller, self.operation.action)
+        except Denied:
+            await self._denied(caller, self.operation.id)
+            raise
+
     async def __call__(self, caller: Caller, prepare: Prepare) -> Any:
         """Return the result of the action. Raises Refusal; HttpProblem of `prepare`."""
         action = self.operation.action
         try:
-            if action.permission and not caller.may(action.permission):
-                raise Denied(f"this needs the permission {action.permission}")
+            check_may(caller, action)
             call, given = await prepare()
             return await self.operation(call, given)
         except Refusal as refusal:
