@@ -90,11 +90,11 @@ def _environment() -> dict[str, str]:
 
 def fork(args: Sequence[str], env: dict[str, str], streams: Sequence[int], *, on_terminal: bool = False) -> Forked:
     """Start `app` with arguments, and with file descriptors as stdin, stdout and stderr, which may be a terminal."""
-    server = _server()
     status, theirs = os.pipe()
     try:
         message = json.dumps({"args": list(args), "env": env, "on_terminal": on_terminal}).encode()
         with _TURN:
+            server = _server()
             socket.send_fds(server, [len(message).to_bytes(4, "big")], [*streams, theirs])
             server.sendall(message)
             pid = int(server.recv(32))
@@ -144,35 +144,6 @@ def _receive(server: socket.socket) -> tuple[bytes, list[int]]:
         if not part:
             return b"", fds
         message += part
-    return message, fds
-
-
-def _server() -> socket.socket:
-    """Start the process to fork from; it ends when this one does."""
-    ours, theirs = socket.socketpair()
-    root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.forks"], cwd=root, env=_environment(), stdin=theirs.fileno()
-    )
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
-        process.wait(10)
-
-    atexit.register(end)
-    return ours
-
-
-def _receive(server: socket.socket) -> tuple[bytes, list[int]]:
-    data, fds, _, _ = socket.recv_fds(server, 4, 4)
-    while len(data) < 4 and data:
-        data += server.recv(4 - len(data))
-    if not data:
-        return b"", []
-    message = b""
-    while len(message) < (size := int.from_bytes(data, "big")):
-        message += server.recv(size - len(message))
     return message, fds
 
 
