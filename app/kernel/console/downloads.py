@@ -7,14 +7,17 @@ from app.kernel import csv
 from app.kernel.actions.operation import Call
 from app.kernel.console.pages import Reading
 from app.kernel.console.requests import Request
+from app.kernel.http.asgi import TIMEOUT
 from app.kernel.http.results import File
 
 SUFFIX = ".csv"
 _AT_ONCE = "100"
+_LONGEST_S = 60.0
 
 
 async def download(reading: Reading, request: Request) -> File:
     """Return the rows of a list as CSV, up to a maximum. Raises Refusal."""
+    request.scope[TIMEOUT](_LONGEST_S)
     run, form = reading.run, reading.form
     assert run is not None
     assert form is not None

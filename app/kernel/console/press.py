@@ -130,9 +130,11 @@ class Presses:
         read = above.form
 
         async def prepare() -> tuple[Call, Any]:
-            return Call(request.signed_in.caller), read.decode(pressing.texts)
+            return Call(request.signed_in.caller), read.decode({**pressing.texts, "limit": "100"})
 
         found = await above.run(request.signed_in.caller, prepare)
+        if getattr(found, "next_cursor", None) is not None:
+            return  # a part would remove the rest
         pressing.texts = {**press.form.texts(found), **pressing.texts}
 
     async def choose(self, pressing: Pressing, request: Request) -> None:

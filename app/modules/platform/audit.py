@@ -17,7 +17,7 @@ from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.modules.auth.portal import Names
 from app.modules.platform.domain.queue import check_zone
 
-_AT_ONCE = 1000
+_AT_ONCE = 200  # formatting more would delay other requests
 
 
 @dataclass(frozen=True, slots=True)
