@@ -86,11 +86,18 @@ def relative(moment: datetime, now: datetime) -> str:
     distance = abs(moment - now)
     if distance > _FAR:
         return f"{moment:%Y-%m-%d}"
-    seconds = int(distance.total_seconds())
+    seconds = distance.total_seconds()
     if seconds < 1:
         return "now"
-    unit, size = next((unit, size) for unit, size in _UNITS if seconds >= size)
-    return f"in {seconds // size} {unit}" if moment > now else f"{seconds // size} {unit} ago"
+    return f"in {lasting(seconds)}" if moment > now else f"{lasting(seconds)} ago"
+
+
+def lasting(seconds: float | None) -> str:
+    """Return a duration in its largest unit: `3 min`; an empty text for None."""
+    if seconds is None:
+        return ""
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
+    return f"{int(seconds) // size} {unit}"
 
 
 def exact(moment: datetime | None) -> str:

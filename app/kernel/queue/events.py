@@ -10,6 +10,7 @@ from app.kernel.db import Queries, Transaction, now, where
 from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.queue.jobs import trace_id
 from app.kernel.telemetry.traces import current_context
+from app.kernel.text import lasting
 
 # jobs that are enqueued within an hour run before the replay
 _PRIORITY = -360
@@ -109,7 +110,7 @@ class ListedSubscription:
         Column("event", "event_type"),
         Column("queue", extra=True),
         Column("lag", lambda s: s.job_count + s.outbox_count + (s.nats_count or 0)),
-        Column("oldest", lambda s: "" if s.oldest_s is None else f"{s.oldest_s:.0f} s"),
+        Column("oldest", lambda s: lasting(s.oldest_s)),
         Column("in NATS", lambda s: "" if s.nats_count is None else s.nats_count, extra=True),
         Column("dead", "dead_count"),
         Column("seen", "seen_at", extra=True),

@@ -9,7 +9,7 @@ from app.kernel.actions.columns import Column, Columns
 from app.kernel.db import Queries, Transaction
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
-from app.kernel.text import suggestion
+from app.kernel.text import lasting, suggestion
 
 _ALL = """
     WITH j AS (
@@ -130,9 +130,7 @@ class ListedQueue:
     columns: ClassVar[Columns] = (
         Column("queue", "name"),
         Column("ready"),
-        Column(
-            "oldest", lambda queue: "" if queue.oldest_ready_s is None else f"{queue.oldest_ready_s:.0f} s", extra=True
-        ),
+        Column("oldest", lambda queue: lasting(queue.oldest_ready_s), extra=True),
         Column("scheduled", extra=True),
         Column("waiting", extra=True),
         Column("leased"),

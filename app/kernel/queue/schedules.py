@@ -13,6 +13,7 @@ from app.kernel.identifiers import uuid7
 from app.kernel.queue.crontab import EPOCH, ClockChange, Crontab
 from app.kernel.queue.enqueue import insert_jobs
 from app.kernel.telemetry.traces import current_context
+from app.kernel.text import lasting
 
 _SHOWN = 10
 _CLOCK_CHANGES = {
@@ -117,7 +118,7 @@ class ListedSchedule:
         Column("rhythm", "spec", extra=True),
         Column("next", lambda s: ("paused", s.paused_at) if s.paused_at else s.next_fire_at, is_state=True),
         Column("until", "paused_until", extra=True),
-        Column("late", lambda s: "" if s.late_s is None else f"{s.late_s:.0f} s", extra=True),
+        Column("late", lambda s: lasting(s.late_s), extra=True),
         Column("fired", "fired_count", extra=True),
         Column("skipped", "skipped_count", extra=True),
         Column("last job", lambda s: (s.last_outcome, s.last_finished_at), is_state=True),
