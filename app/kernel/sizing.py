@@ -40,7 +40,7 @@ class Constants:
 
 
 MEASURED = Constants(
-    request_s=444e-6,
+    request_s=172e-6,
     request_postgres_s=0,
     job_s=773e-6,
     job_postgres_s=1154e-6,
@@ -55,7 +55,10 @@ MEASURED = Constants(
     audit_bytes=574,
     sign_in_wal_bytes=1286,
 )
-"""By `benchmarks.capacity` on two x86-64 cores under other work, Python 3.11, PostgreSQL 18. Quiet cores need less."""
+"""By `benchmarks.capacity` on two x86-64 cores under other work, Python 3.11, PostgreSQL 18. Quiet cores need less.
+
+`request_s` is of `benchmarks.http`, on a quiet machine.
+"""
 
 
 @dataclass(frozen=True, slots=True)

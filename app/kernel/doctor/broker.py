@@ -71,6 +71,10 @@ async def _running(connection: Nats) -> AsyncGenerator[None]:
 async def _stream(connection: Nats, settings: NatsSettings, queue: QueueSettings) -> AsyncIterator[Finding]:
     stream = Stream(connection, settings, queue.lease)
     found = await stream.info()
+    if settings.replicas > 1 and not connection.is_clustered:
+        problem = f"nats.replicas is {settings.replicas}, but the server is in no cluster, so it refuses the stream"
+        yield fail(problem, "export NATS_REPLICAS=1  # or NATS_URL of a cluster")
+        return
     if found is None:
         yield warn(f"there is no stream {settings.stream} yet", f"{NAME} run-event-consumer  # which creates it")
         return

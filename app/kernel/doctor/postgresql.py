@@ -20,6 +20,7 @@ _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 _ASK_S = 3.0
 _LAG_WARN_S, _LAG_FAIL_S = 60, 600
 _KEPT_FAIL_BYTES = 5_000_000_000
+_QUEUED_WARN, _QUEUED_FAIL = 0.1, 0.5  # of the 8 GB that notifications may take
 _EXTRA_CONNECTIONS = 3
 """Of one process beyond its pool: the listener, the renewer of leases, and one for the probes of a full pool."""
 
@@ -200,7 +201,7 @@ def _admin(statement: str, database: str) -> str:
 
 
 async def connections(d: Deployment) -> AsyncIterator[Finding]:
-    """Compare what all live processes may open with what the server, the database and the role allow."""
+    """Compare what all live processes may open with what the server allows; report notifications that nobody reads."""
     settings = d[PostgresSettings]
     sql = """
         SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -208,9 +209,14 @@ async def connections(d: Deployment) -> AsyncIterator[Finding]:
             (SELECT datconnlimit FROM pg_database WHERE datname = current_database()),
             (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),
             (SELECT count(*) FROM pg_stat_activity
-                WHERE backend_type = 'client backend' AND application_name !~ '^(run-|doctor@|migrate@)')::int
+                WHERE backend_type = 'client backend' AND application_name !~ '^(run-|doctor@|migrate@)')::int,
+            pg_notification_queue_usage()
     """
-    most, of_database, of_role, others = await d.one(sql)
+    most, of_database, of_role, others, queued = await d.one(sql)
+    if queued > _QUEUED_WARN:
+        problem = f"notifications fill {queued:.0%} of their queue, because a session listens and does not read"
+        look = in_shell("SELECT pid, application_name, state, xact_start FROM pg_stat_activity ORDER BY xact_start")
+        yield (fail if queued > _QUEUED_FAIL else warn)(problem, f"{look}  # then pg_terminate_backend of the oldest")
     most = min([most, *(limit for limit in (of_database, of_role) if limit >= 0)])
     live = await d.all("SELECT count(*)::int FROM kernel.processes WHERE last_seen_at > now() - interval '10 seconds'")
     processes = max(live[0][0], 1)
@@ -278,6 +284,8 @@ CHECKS = (
     Check("postgresql-settings", "postgresql", "Its settings are safe.", server_settings),
     Check("replication", "postgresql", "It is the primary, and its standbys keep up.", replication),
     Check("privileges", "postgresql", "Our role may do what it must, and no more.", privileges),
-    Check("connections", "postgresql", "All processes fit into max_connections.", connections),
+    Check(
+        "connections", "postgresql", "All processes fit into max_connections, and notifications are read.", connections
+    ),
     Check("certificates", "postgresql", "Certificates of its TLS are valid for a while.", certificates),
 )

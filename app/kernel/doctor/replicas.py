@@ -37,6 +37,8 @@ async def replicas(d: Deployment) -> AsyncIterator[Finding]:
             continue
         if of_system != system:
             yield fail(f"the replica {label} is no copy of this database", _without(label))
+        elif label == server.primary and len(server.replica_labels) == 1:
+            yield warn(f"the only replica, {label}, is the primary, so reads do not leave it", _without(label))
         elif replayed is None and label != server.primary:
             yield fail(f"the replica {label} is no standby: it was promoted, or copied", _without(label))
         elif replayed is not None and replayed < written and lag_s > (most := d[PostgresSettings].replica_max_lag):

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from app.kernel.db.migrations.migrator import LOCK_KEY
-from app.kernel.doctor import schema
+from app.kernel.doctor import postgresql, schema
 from app.modules.auth.master_secret import Sealer
 from tests.conftest import PostgresServer, TestDatabase
 from tests.kernel.doctor.planted import Planted
@@ -313,3 +313,25 @@ async def test_a_fleet_that_needs_more_connections_than_there_are_is_found(
     planted.apply(planted.findings[0].fix)
     assert await planted.examine() == {}
     assert 10 <= int(planted.env["POSTGRES_POOL_SIZE"]) < 33
+
+
+async def test_notifications_that_a_session_does_not_read_are_found(
+    planted: Planted, migrated: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "_QUEUED_WARN", 0.0)
+    with psycopg.connect(migrated.conninfo) as idle:
+        idle.execute("LISTEN nobody_reads")
+        idle.commit()
+        idle.execute("SELECT 1")  # and it stays in the transaction
+        migrated.run("SELECT pg_notify('nobody_reads', repeat('x', 7000) || n) FROM generate_series(1, 100) n")
+        level, problem = (await planted.examine("connections"))["connections"]
+    assert level == "warn"
+    assert problem.endswith("of their queue, because a session listens and does not read")
+
+
+async def test_a_replica_that_is_the_primary_is_found(planted: Planted) -> None:
+    planted.env["POSTGRES_REPLICA_HOSTS"] = planted.env["POSTGRES_HOST"]
+    level, problem = (await planted.examine("replicas"))["replicas"]
+    assert level == "warn"
+    assert problem.endswith(", is the primary, so reads do not leave it")
+    del planted.env["POSTGRES_REPLICA_HOSTS"]

@@ -73,6 +73,9 @@ async def test_the_check_names_what_is_wrong_with_the_server_or_the_stream(tmp_p
         assert "Authorization Violation" in refused
         assert "wrong" not in refused
         assert await problems(NATS_URL=with_password) == ["there is no stream app-events yet"]
+        assert await problems(NATS_URL=with_password, NATS_REPLICAS="3") == [
+            "nats.replicas is 3, but the server is in no cluster, so it refuses the stream"
+        ]
         async with connected(settings(NATS_URL=with_password)) as connection:
             stream = Stream(connection, settings(NATS_URL=with_password), 30)
             await stream.ensure([Subscription("a.b", "test.moved", False), Subscription("in order", "..", True)])

@@ -37,13 +37,22 @@ _PING_S = 5
 _PORT = 4222
 _LOOK = f"{NAME} doctor --only nats"
 STREAM_NOT_FOUND, CONSUMER_NOT_FOUND = 10059, 10014
+_REMEDIES = {
+    10002: "; raise the limits of the account, or lower NATS_MAX_BYTES",
+    10026: "; raise the number of consumers that the account may have",
+    10027: "; raise the number of streams that the account may have",
+    10047: "; lower NATS_MAX_BYTES, or give the server more storage",
+    10074: "; set NATS_REPLICAS to 1, or NATS_URL to a cluster",
+    10113: "; set NATS_MAX_BYTES, which the account requires",
+}
+"""By JetStream's error codes (nats-server, server/errors.json)."""
 
 
 class Refused(Exception):
     """JetStream refused a request. `code` is its error code."""
 
     def __init__(self, code: int, description: str) -> None:
-        super().__init__(description)
+        super().__init__(f"{description}{_REMEDIES.get(code, '')}")
         self.code = code
 
 
@@ -80,6 +89,11 @@ class Nats:
         if self._client is None or not self._client.is_connected:
             raise Unavailable(f"NATS at {self.place} is unreachable{self._said and f': {self._said}'}", hint=_LOOK)
         return self._client
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the server belongs to a cluster. Raises Unavailable."""
+        return self.client.is_clustered
 
     async def run(self) -> None:
         """Connect, and stay connected until cancelled."""
@@ -180,6 +194,10 @@ def _client() -> Callable[[], Any]:
 
     class Encrypted(Client):
         """Signs in to a tls: address over TLS only. The library does without when the server does not ask for it."""
+
+        @property
+        def is_clustered(self) -> bool:
+            return bool(self._server_info.get("cluster"))
 
         def _connect_command(self) -> bytes:
             server = cast("Any", self._current_server)

@@ -4,6 +4,7 @@ Any number of relays run, one at a time works. An event of a relay that died is 
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -232,10 +233,19 @@ class _Acks:
         if b'"seq"' in message.data and b'"error"' not in message.data:
             self._sent[int(place)] = True
         else:
-            self.why = message.data.decode(errors="replace") or "there is no such stream"
+            self.why = _reason(message.data)
         self._left -= 1
         if not self._left:
             self._all.set()
+
+
+def _reason(answer: bytes) -> str:
+    """Return why the server did not store an event; an empty answer comes from a server without the stream."""
+    try:
+        error = json.loads(answer)["error"]
+        return str(Refused(error.get("err_code", 0), error["description"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.decode(errors="replace") or "there is no such stream"
 
 
 async def relay(p: Process) -> Run | None:
