@@ -18,7 +18,7 @@ from app.kernel.telemetry.redact import redacted
 
 _REMEMBERED_S = 3.0
 _WITHIN_S = 4.0
-_AT_ONCE = 3
+_AT_ONCE = 2
 
 
 class _Inside(Deployment):
