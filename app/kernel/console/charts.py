@@ -46,6 +46,11 @@ def marks(releases: Iterable[Any]) -> list[Mark]:
     return [Mark(release.at, release.version) for release in releases]
 
 
+def last(hours: float, now: datetime) -> tuple[datetime, datetime]:
+    """Return the period of the last hours."""
+    return now - timedelta(hours=hours), now
+
+
 def plain(value: float) -> str:
     """Return a number for people: 0.25, 12, 1.3k."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
