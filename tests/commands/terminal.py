@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.support.forks import Forked, fork, may_fork
 from tests.support.leaks import WATCH
 from tests.support.project import Project
 
@@ -30,19 +31,26 @@ INTERRUPT, END = "\x03", "\x04"  # Ctrl-C, Ctrl-D
 class Terminal:
     """A command that runs on a terminal of its own."""
 
-    def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str], columns: int = 80) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, env: Mapping[str, str], columns: int = 80, *, forks: bool = False
+    ) -> None:
         self._main, second = pty.openpty()
         fcntl.ioctl(second, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.seen = ""
-        self.popen = subprocess.Popen(
-            [sys.executable, "-c", _LAUNCH, *command],
-            cwd=folder,
-            env={"TERM": "xterm-256color", **env},
-            stdin=second,
-            stdout=second,
-            stderr=second,
-            start_new_session=True,
-        )
+        env = {"TERM": "xterm-256color", **env}
+        self.popen: subprocess.Popen[bytes] | Forked
+        if forks:
+            self.popen = fork(command, env, [second] * 3, on_terminal=True)
+        else:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-c", _LAUNCH, *command],
+                cwd=folder,
+                env=env,
+                stdin=second,
+                stdout=second,
+                stderr=second,
+                start_new_session=True,
+            )
         os.close(second)
 
     def _read(self, deadline: float) -> bool:
@@ -98,7 +106,9 @@ class Terminal:
 def terminal(project: Project, *args: str, env: dict[str, str] | None = None, columns: int = 80) -> Iterator[Terminal]:
     """Run a command on a terminal; it is ended when the context is left."""
     environment = project.environment({"TERM": "xterm-256color", **(env or {})})
-    opened = Terminal([project.python, "-m", "app", *args], project.root, environment, columns)
+    forks = may_fork(project.root, project.python, environment, args)
+    command = args if forks else [project.python, "-m", "app", *args]
+    opened = Terminal(command, project.root, environment, columns, forks=forks)
     try:
         yield opened
     finally:
