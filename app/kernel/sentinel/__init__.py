@@ -102,14 +102,14 @@ class StoredError:
     columns: ClassVar[Columns] = (
         Column("id"),
         Column("state", is_state=True),
-        Column("kind", extra=True),
+        Column("what", "title"),
         Column("count"),
-        Column("last day", "hourly", extra=True, is_series=True),
         Column("last seen", "last_seen_at"),
+        Column("last day", "hourly", extra=True, is_series=True),
+        Column("kind", extra=True),
         Column("first in", "first_release", extra=True),
         Column("last in", "last_release", extra=True),
         Column("regressed", lambda error: (error.regressed_at, error.regressed_release), extra=True),
-        Column("what", "title"),
     )
 
 
