@@ -161,6 +161,7 @@ CANNOT = {
         ],
         YOYO,
     ),
+    "auth.sessions_browser_token": "the digest of a random token of this code, never of a client",
     "auth.recovery_codes_pkey": "random codes, written once, by whoever has locked the row of auth.totp",
     "auth.recovery_codes_actor_id_fkey": "the row of auth.totp is locked while they are written",
     "kernel.errors_fingerprint_key": "no client names one; processes upsert",
