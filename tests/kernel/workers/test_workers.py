@@ -85,8 +85,8 @@ def test_reloads_under_load_lose_and_double_nothing(project: Project, database: 
     assert counted == sorted(counted)
     assert counted[-1] > load.answered / 2
     assert first.isdisjoint(workers_of(running))
-    services = database.all("SELECT services[1] FROM kernel.processes ORDER BY 1")
-    assert services == [("worker 1/2",), ("worker 2/2",)]
+    reported = database.all("SELECT services[1], worker, workers, memory_bytes > 2e7 FROM kernel.processes ORDER BY 1")
+    assert reported == [("worker 1/2", 1, 2, True), ("worker 2/2", 2, 2, True)]
     assert running.stop() == 0
     assert {line.get("worker") for line in running.logs()} == {None, 1, 2}
 
