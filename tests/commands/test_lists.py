@@ -217,7 +217,7 @@ def test_a_dry_run_counts_and_changes_nothing(on_migrated: Project, migrated: Te
 def test_purging_one_asks_with_its_whole_id(on_migrated: Project, migrated: TestDatabase) -> None:
     [made] = dead_letters(migrated, "asked")
     with terminal(on_migrated, "dead-letters", "purge", made[-8:]) as asked:
-        asked.expect(f"Permanently delete the dead letter {made}? [y/N]: ")
+        asked.expect(f"Delete the dead letter {made}? It can be restored for a day. [y/N]: ")
         asked.type("n\n")
         assert asked.wait() == 1
     assert "nothing was changed" in asked.seen

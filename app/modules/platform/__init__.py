@@ -40,7 +40,7 @@ MODULE = Module(
         Feature("dead_letters:DeadLetters", "dead-letters", "List, show, retry and purge dead letters."),
         Feature("canaries:Canaries", "dead-letters"),
         Feature("schedules:Schedules", "schedules", "List, show, trigger, pause and resume schedules."),
-        Feature("events:Events", "events", "List published events and their subscribers, and replay events."),
+        Feature("events:Events", "events", "List events and their subscribers, and replay events."),
         Feature("errors:CapturedErrors", "errors", "List, show, resolve and mute captured errors."),
         Feature("orphans:Orphans", "orphans", "List and remove queue rows of removed modules."),
         Feature("alerts:Alerts", "errors"),

@@ -112,7 +112,7 @@ class Canaries:
         permission="platform:dead_letters:write",
         raises=(DeadLetterNotFound, CanaryRunning, JobExists),
         command="dead-letters canary start",
-        examples=("--task reports.render --rate 5", "--cause 0f1e2d3c4b5a69788796a5b4c3d2e1f0 --max-failed 0"),
+        examples=("--task reports.render --rate 5 --max-failed 0", "--cause 0f1e2d3c4b5a69788796a5b4c3d2e1f0"),
     )
     async def start(self, tx: Transaction, caller: Caller, wanted: CanaryWanted, note: Note) -> Canary:
         """Retry one dead letter with a single attempt, and the others at a rate if it succeeds.

@@ -59,7 +59,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """List published events and their subscribers, and replay events."""
+    """List events and their subscribers, and replay events."""
 
     log: EventLog
     audit: Audit

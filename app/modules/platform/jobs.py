@@ -188,7 +188,7 @@ class Jobs:
         command="jobs run-again",
         examples=(
             "0193505f-1c00-7000-8000-000000000001",
-            """0193505f-1c00-7000-8000-000000000001 --payload '{"report": "2026-11"}'""",
+            """0193505f --payload '{"report": "2026-11"}'""",
         ),
     )
     async def run_again(self, tx: Transaction, job: JobToRunAgain, note: Note) -> JobRunAgain:
