@@ -100,6 +100,10 @@ image tag="app" builder="buildah": install
 systemd: install
     APP_ENV=production {{python}} -m app systemd install --dir deploy/systemd --command /opt/app/bin/app --yes 2> /dev/null
 
+# take the pictures of docs/images anew, of app demo in Debian's Chromium
+screenshots: install
+    {{python}} -m tests.screenshots
+
 # write docs/app.1 anew, the manual page that the wheel has
 man: install
     {{python}} -m app man > docs/app.1

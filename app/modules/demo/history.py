@@ -62,7 +62,7 @@ _FORMER_RELEASE = """
 """
 _ROLLOUT = """
     INSERT INTO kernel.rollouts (id, at, name, version, settings, last_seen_at)
-    SELECT kernel.uuid7(), now() - interval '26 hours', name, %s, settings, at - interval '1 minute'
+    SELECT overlay(kernel.uuid7()::text placing '01900000' from 1)::uuid, now() - interval '26 hours', name, %s, settings, at - interval '1 minute'
     FROM kernel.rollouts WHERE version <> %s
 """
 _START_EARLIER = "UPDATE kernel.rollouts SET at = now() - interval '38 minutes' WHERE version = %s"
@@ -95,6 +95,7 @@ async def client_key(act: Act) -> str:
     """Return a new API key of the client that makes requests, in place of those that it had."""
     found = (await act("auth.list_actors", q=_CLIENT)).items
     robot = found[0] if found else await act("auth.create_actor", type="service_acc", username=_CLIENT)
+    await act("auth.set_actor_permissions", id=robot.id, permissions=_CLIENT_READS)
     for key in (await act("auth.list_api_keys", id=robot.id)).items:
         await act("auth.revoke_api_key", id=robot.id, key_id=key.id)
     made = await act("auth.create_api_key", id=robot.id, name="requests", permissions=_CLIENT_READS)
