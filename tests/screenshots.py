@@ -25,24 +25,27 @@ IN_README = ("overview", "dead-letter-causes", "errors", "queues")
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, browser() as running:
-        with demo(sys.executable, dict(os.environ), Path(folder) / "demo") as shown:  # noqa: SIM117
-            page = context(running, 1440, "light").new_page()
-            sign_in(page, shown.url, USER, shown.password)
-            page.wait_for_selector("nav.side")
-            places = {link.rpartition("/")[2]: link for link in navigation(page)} | ALSO
-            for name, link in places.items():
-                take(page, shown.url + link, name)
-            for name in ("jobs", "errors", "dead-letters"):
-                page.goto(f"{shown.url}{places[name]}")
-                first = page.locator("main table tbody a").first
-                if first.count():
-                    take(page, shown.url + str(first.get_attribute("href")), f"{name}-one")
-            cookies = page.context.storage_state()
-            for width, scheme in ((1440, "dark"), (390, "light")):
-                other = context(running, width, scheme, storage_state=cookies).new_page()
-                for name in IN_README:
-                    take(other, shown.url + places[name], f"{name}-{scheme if width > 600 else 'phone'}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        browser() as running,
+        demo(sys.executable, dict(os.environ), Path(folder) / "demo") as shown,
+    ):
+        page = context(running, 1440, "light").new_page()
+        sign_in(page, shown.url, USER, shown.password)
+        page.wait_for_selector("nav.side")
+        places = {link.rpartition("/")[2]: link for link in navigation(page)} | ALSO
+        for name, link in places.items():
+            take(page, shown.url + link, name)
+        for name in ("jobs", "errors", "dead-letters"):
+            page.goto(f"{shown.url}{places[name]}")
+            first = page.locator("main table tbody a").first
+            if first.count():
+                take(page, shown.url + str(first.get_attribute("href")), f"{name}-one")
+        cookies = page.context.storage_state()
+        for width, scheme in ((1440, "dark"), (390, "light")):
+            other = context(running, width, scheme, storage_state=cookies).new_page()
+            for name in IN_README:
+                take(other, shown.url + places[name], f"{name}-{scheme if width > 600 else 'phone'}")
     total = sum(file.stat().st_size for file in IMAGES.glob("*.png"))
     print(f"{len(list(IMAGES.glob('*.png')))} pictures, {total / 1e6:.2f} MB")
 
