@@ -16,7 +16,7 @@ import pytest
 
 from app.modules.auth.domain.second_factor import totp
 from tests.conftest import required
-from tests.support.browser import CHROMIUM, USER, Demo, browser, context, demo, navigation, sign_in
+from tests.support.demo import CHROMIUM, USER, Demo, browser, context, demo, navigation, sign_in
 from tests.support.project import ROOT, Project, eventually
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def test_a_canary_goes_first_and_the_rest_follows(shown: Demo, operator: "Page")
     operator.goto(f"{shown.url}/console/dead-letter-causes")
     card = operator.locator("ul.cards > li", has_text="GatewayUnreachable")
     card.get_by_role("link", name="Retry one first").click()
+    operator.locator("main [name=rate_per_s]").fill("50")
     press(operator)
     operator.locator("main table tbody a").first.click()
     operator.locator("p.canary .state", has_text="done").wait_for(timeout=30_000)
