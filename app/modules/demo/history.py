@@ -62,7 +62,8 @@ _FORMER_RELEASE = """
 """
 _ROLLOUT = """
     INSERT INTO kernel.rollouts (id, at, name, version, settings, last_seen_at)
-    SELECT overlay(kernel.uuid7()::text placing '01900000' from 1)::uuid, now() - interval '26 hours', name, %s, settings, at - interval '1 minute'
+    SELECT overlay(kernel.uuid7()::text placing '01900000' from 1)::uuid, now() - interval '26 hours', name, %s,
+        settings, at - interval '1 minute'
     FROM kernel.rollouts WHERE version <> %s
 """
 _START_EARLIER = "UPDATE kernel.rollouts SET at = now() - interval '38 minutes' WHERE version = %s"
