@@ -65,6 +65,12 @@ def test_jobs_are_listed_shown_retried_and_cancelled(on_migrated: Project, migra
     }  # fmt: skip
     audited = "SELECT action, actor_id FROM kernel.audit WHERE target = %s ORDER BY id"
     assert migrated.all(audited, first) == [(f"platform.{what}_job", None) for what in ("reveal", "retry", "cancel")]
+    again = on_migrated.app("jobs", "run-again", first, "--payload", "-", stdin='{"name": "Zoé"}')
+    assert again.stdout.endswith(f" runs {first} again with other arguments\n")
+    assert '"name": "Zoé"' in on_migrated.app("jobs", "reveal", again.stdout.split()[0]).stdout
+    for wrong in ("[1]", "{", '{"name": 1, "name": 2}', "7"):
+        done = on_migrated.app("jobs", "run-again", first, "--payload", wrong)
+        assert (done.returncode, "--payload" in done.stderr, "Traceback" in done.stderr) == (2, True, False), wrong
     addresses = migrated.all("SELECT DISTINCT address FROM kernel.audit WHERE target = %s", first)
     user = pwd.getpwuid(os.getuid()).pw_name
     assert addresses == [(f"os:{user}@{socket.gethostname()}",)]
