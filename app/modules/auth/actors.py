@@ -104,7 +104,7 @@ class ActorAdministration:
         permission="auth:actors:read",
         command="auth actors list",
         empty=f"create one with {NAME} auth create-superuser",
-        examples=("--text ann", "--type service_acc --csv"),
+        examples=("--q ann", "--type service_acc --csv"),
     )
     async def list(self, db: Database, wanted: ActorsWanted) -> Page[Actor]:
         """List actors, newest first."""
