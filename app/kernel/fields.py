@@ -34,15 +34,18 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """The description of a field, for OpenAPI and the command line, and an example of its values."""
+    """The description of a field, for OpenAPI and the command line, and an example of its values.
+
+    Examples of inputs are without a field whose example is None, such as one that excludes another.
+    """
 
     text: str
-    example: str = ""
+    example: str | None = ""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Schema]) -> Schema:
         """Add the description and the example to the JSON schema."""
         found = {**handler(core), "description": self.text}
-        return {**found, "examples": [self.example]} if self.example else found
+        return {**found, "examples": [self.example]} if self.example != "" else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ Seconds = Annotated[
     Doc("Duration. Default: a day."),
     Option("for", "duration"),
 ]
-Until = Annotated[datetime | None, Doc("End, instead of a duration; within a year.")]
+Until = Annotated[datetime | None, Doc("End, instead of a duration; within a year.", None)]
 
 
 @dataclass(frozen=True, slots=True)
