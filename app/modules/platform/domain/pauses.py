@@ -21,7 +21,7 @@ Seconds = Annotated[
     Doc("Duration of the pause. Without an expiry, the pause ends when it is resumed."),
     Option("for", "duration"),
 ]
-Until = Annotated[datetime | None, Doc("Time at which the pause expires.")]
+Until = Annotated[datetime | None, Doc("Time at which the pause expires.", None)]
 
 
 @dataclass(frozen=True, slots=True)
