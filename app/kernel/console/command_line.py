@@ -25,7 +25,7 @@ def _argument(field: Field, texts: Mapping[str, str]) -> str:
     text = texts.get(field.name, "")
     if not text and field.parameter.about.none and field.name in texts:
         return "--none"
-    return shlex.quote(text) if text else field.parameter.hint
+    return _quoted(text) if text else field.parameter.hint
 
 
 def _option(field: Field, texts: Mapping[str, str]) -> Iterator[str]:
@@ -34,7 +34,7 @@ def _option(field: Field, texts: Mapping[str, str]) -> Iterator[str]:
         if text in ("true", "on"):
             yield f"--{field.parameter.option}"
     elif text:
-        yield f"--{field.parameter.option} {shlex.quote(text)}"
+        yield f"--{field.parameter.option} {_quoted(text)}"
 
 
 def _request(action: Action, form: Form, texts: Mapping[str, str], origin: str) -> str:
@@ -55,8 +55,8 @@ def _request(action: Action, form: Form, texts: Mapping[str, str], origin: str) 
     if action.method == "GET":
         path += f"?{urlencode(rest)}" if rest else ""
     elif rest:
-        parts.append(f"--json {shlex.quote(json.dumps(rest, ensure_ascii=False))}")
-    return " ".join([*parts, shlex.quote(origin + path)])
+        parts.append(f"--json {_quoted(json.dumps(rest, ensure_ascii=False))}")
+    return " ".join([*parts, _quoted(origin + path)])
 
 
 def _value(field: Field, text: str) -> object:
@@ -67,3 +67,11 @@ def _value(field: Field, text: str) -> object:
         with suppress(ValueError):
             return json.loads(text)
     return text
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a word of a shell; control characters, which a terminal may obey when pasted, are escaped."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain) + "'"

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 
-from app.kernel.errors import Refusal, Unauthenticated
+from app.kernel.errors import Denied, Refusal, Unauthenticated
 from app.kernel.http.results import ServerSentEvent
 
 TICK_S = 2.0
@@ -43,7 +43,7 @@ class Live:
         """Yield the part of a page whenever it differs from what is shown.
 
         `look` authenticates the visitor anew; it returns the key of the view, a function that renders it, and the token
-        for its forms. The stream ends when the visitor is signed out.
+        for its forms. The stream ends when the visitor is signed out, or no longer has the permission.
         """
         last = shown
         while True:
@@ -51,8 +51,8 @@ class Live:
             try:
                 key, render, csrf = await look()
                 text = await self._rendered(key, render)
-            except Unauthenticated:
-                yield ServerSentEvent("signed out", name="end")
+            except (Unauthenticated, Denied):
+                yield ServerSentEvent("the page is no longer shown", name="end")
                 return
             except Refusal:  # such as an outage: what is shown stays
                 continue

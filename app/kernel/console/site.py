@@ -200,7 +200,7 @@ class Console:
 
     def _found(self, request: Request) -> tuple[Reading, dict[str, str]]:
         """Return the read of a path, and the parameters in the path. Raises HttpProblem 404."""
-        slug, *rest = request.segments
+        slug, *rest = request.segments or ("",)
         top = self._pages.by_slug.get(slug)
         if top is None:
             raise HttpProblem(404)
@@ -334,7 +334,10 @@ class Console:
     # live
 
     def _stream(self, request: Request, environment: "Environment") -> EventStream:
-        of = urlsplit(request.query.get("of", ROOT))
+        try:
+            of = urlsplit(request.query.get("of", ""))
+        except ValueError:
+            raise HttpProblem(404) from None
         scope = {**request.scope, "raw_path": of.path.encode("ascii", "replace"), "query_string": of.query.encode()}
         shown = Request.of(scope, may_be_plain=self._is_unsafe)
         reading, path = self._found(shown)
@@ -348,7 +351,7 @@ class Console:
 
             caller = visitor.caller
             own = caller.session_id if _is_personal(reading) else None
-            return (shown.address, caller.permissions, caller.is_superuser, own), render, request.csrf
+            return (shown.base, shown.address, caller.permissions, caller.is_superuser, own), render, request.csrf
 
         return EventStream(self._live.stream(request.query.get("seen", ""), look))
 

@@ -123,7 +123,7 @@ class Viewer:
             view.result = await reading.run(self._caller, prepare)
         except Invalid as invalid:
             errors = dict(invalid.fields)
-            if not errors or path:
+            if path or not errors.keys() & {each.name for each in form.asked}:
                 raise
         view.intro = operation.description.partition("\n")[0]
         shown = [(each, texts.get(each.name, ""), errors.get(each.name, "")) for each in form.asked]

@@ -2,6 +2,7 @@
 
 import html
 import re
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ import pytest
 
 from app.kernel.actions import Action, declared, read
 from app.kernel.actions.operation import ActionOperation
+from app.kernel.console.command_line import command_of
 from app.kernel.console.cookies import Cookies, ForgedRequest, check_csrf, check_same_origin, csrf_of
 from app.kernel.console.live import CSRF
 from app.kernel.console.pages import Pages, Reading
@@ -449,9 +451,48 @@ def test_a_live_page_gets_what_changes_for_this_session_and_ends_with_it(
     assert "data: " in received
     assert CSRF not in received
     assert root.token in received
-    assert received.rstrip().endswith("event: end\ndata: signed out")
+    assert received.rstrip().endswith("event: end\ndata: the page is no longer shown")
     answer = root.client.get(html.unescape(href))
     assert answer.status_code == 204
+
+
+def test_a_live_page_ends_when_its_permission_is_revoked(visit: Visit, served: tuple[str, TestDatabase]) -> None:
+    browser = visit("platform:queues:read")
+    with browser.client.stream("GET", f"{CONSOLE}/live", params={"of": f"{CONSOLE}/queues"}) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        served[1].run("DELETE FROM auth.actor_permissions")
+        assert "event: end" in lines
+
+
+def test_tabs_share_no_addresses_of_another_host(root: Browser) -> None:
+    """The commands with curl have the address that the browser has asked, with a token behind it."""
+    received = {}
+    with ExitStack() as opened:
+        streams = {
+            host: opened.enter_context(
+                root.client.stream("GET", f"{CONSOLE}/live", params={"of": f"{CONSOLE}/actors"}, headers={"Host": host})
+            )
+            for host in ("other.example", "here.example")
+        }
+        for host, stream in streams.items():
+            received[host] = "".join(iter(stream.iter_lines().__next__, ""))
+    for host, text in received.items():
+        assert set(re.findall(r"https?://([a-z.]+)/auth", text)) == {host}
+
+
+def test_a_command_to_copy_has_no_control_characters() -> None:
+    reason = "it's \\ \x03\nrm -rf ~\r\x1b[31m\x9b \u2028 \U0001f600"
+    press = DERIVED.presses["platform.pause_queue"]
+    shown = command_of(press.operation.action, press.form, {"name": "default", "reason": reason}, "")
+    assert shown.isprintable()
+    words = subprocess.run(
+        ["bash", "-c", f"{NAME}() {{ printf '%s\\n' \"${{@: -1}}\"; }}; {shown}"],
+        env={"LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    assert words == f"{reason}\n"
 
 
 def test_the_index_links_to_the_console(root: Browser) -> None:
@@ -464,6 +505,11 @@ def test_refusals_are_pages(root: Browser) -> None:
     assert root.get(f"{CONSOLE}/jobs/0190b3a0-0000-7000-8000-000000000001").status_code == 404
     assert root.get(f"{CONSOLE}/jobs/nonsense").status_code == 422
     assert root.post(f"{CONSOLE}/jobs").status_code == 405
+    for wrong in ({"cursor": "x"}, {"limit": "0"}):
+        assert root.get(f"{CONSOLE}/jobs", **wrong).status_code == 422
+    for of in ("", CONSOLE, "http://[", f"{CONSOLE}/nothing"):
+        assert root.get(f"{CONSOLE}/live", of=of).status_code == 404
+    assert root.client.get(f"{CONSOLE}/live").status_code == 404
     answer = root.client.post(f"{CONSOLE}/press/platform.pause_queue", json={})
     assert answer.status_code == 415
     assert answer.headers["content-type"].startswith("text/html")
