@@ -68,11 +68,15 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The values of a list are some of those that a read lists: field `value` of its rows, shown as fields `shown`."""
+    """The values of a list are some of those that a read lists: field `value` of its rows, shown as fields `shown`.
+
+    `excluded` values are listed but cannot be chosen.
+    """
 
     action: str
     value: str
     shown: tuple[str, ...]
+    excluded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,7 @@ class Presses:
                 pressing.choices[item.name] = [
                     (text_of(getattr(row, value)), [text_of(getattr(row, name)) for name in shown])
                     for row in found.items
+                    if text_of(getattr(row, value)) not in item.choices.excluded
                 ]
 
     def _all_of(self, reading: Reading, request: Request) -> Prepare:

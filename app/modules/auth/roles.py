@@ -14,7 +14,6 @@ from app.kernel.identifiers import uuid7
 from app.kernel.module import Catalogue
 from app.kernel.paging import Cursor, Limit, Page, PageByName, after, next_cursor, page_of
 from app.kernel.product import NAME
-from app.modules.auth.domain.actors import SUPERUSER
 from app.modules.auth.domain.permissions import (
     AccessPreview,
     InvalidPermission,
@@ -258,6 +257,6 @@ class RoleAdministration:
 
     @read("auth.list_permissions", GET="/auth/v1/permissions", permission="auth:roles:read")
     async def list_permissions(self, wanted: PageByName) -> Page[Permission]:
-        """List the permissions that can be granted, by name."""
-        found = [Permission(name, text) for name, text in self.catalogue.permissions.items() if name != SUPERUSER]
+        """List the permissions that modules declare, by name. `auth:superuser` cannot be granted."""
+        found = [Permission(name, text) for name, text in self.catalogue.permissions.items()]
         return page_of(found, lambda permission: permission.name, wanted.limit, wanted.cursor)

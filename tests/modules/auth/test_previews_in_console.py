@@ -66,6 +66,9 @@ def test_a_role_is_changed_after_its_preview_and_the_list_is_downloaded(
     assert re.search(rf'name="role_ids\[\]" value="{role}" checked', roles.text)
     direct = console.get("/console/press/auth.set_actor_permissions", params={"id": ann})
     assert " checked" not in direct.text
+    offered = re.findall(r'name="permissions\[\]" value="([^"]+)"', direct.text)
+    assert "platform:jobs:read" in offered
+    assert "auth:superuser" not in offered
     refused = post(console, direct, **{"permissions[]": ["auth:superuser"]})
     assert (refused.status_code, "cannot be granted" in refused.text) == (422, True)
     assert api.get(f"{ACTORS}/{ann}/permissions").json()["direct"] == []

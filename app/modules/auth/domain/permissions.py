@@ -21,7 +21,7 @@ Permissions = Annotated[
     list[_Permission],
     Len(0, 1000),
     Doc("Permissions."),
-    Choices("auth.list_permissions", "name", ("name", "description")),
+    Choices("auth.list_permissions", "name", ("name", "description"), excluded=frozenset({SUPERUSER})),
 ]
 
 
