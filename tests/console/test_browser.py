@@ -134,6 +134,19 @@ def test_a_dead_letter_appears_while_one_looks(shown: Demo, operator: "Page") ->
     operator.locator(f"#row-{job}").wait_for(timeout=15_000)
 
 
+def test_a_canary_goes_first_and_the_rest_follows(shown: Demo, operator: "Page") -> None:
+    operator.goto(f"{shown.url}/console/dead-letter-causes")
+    card = operator.locator("ul.cards > li", has_text="GatewayUnreachable")
+    card.get_by_role("link", name="Retry one first").click()
+    operator.locator("main [name=rate]").fill("50")
+    press(operator)
+    operator.locator("main table tbody a").first.click()
+    operator.locator("p.canary .state", has_text="done").wait_for(timeout=30_000)
+    with connect(shown) as connection:
+        sql = "SELECT count(*) FROM kernel.dead_letters WHERE reason LIKE '%%GatewayUnreachable%%'"
+        assert connection.execute(sql).fetchall() == [(0,)]
+
+
 def test_a_paused_queue_resumes_when_its_pause_expires(shown: Demo, operator: "Page") -> None:
     operator.goto(f"{shown.url}/console/queues")
     row = operator.locator("tr", has_text="search")

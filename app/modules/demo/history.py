@@ -20,7 +20,7 @@ Act = Callable[..., Awaitable[Any]]
 FORMER = "0.0.9"
 _RANDOM = Random(1852)  # noqa: S311 - nothing is secret here
 _ORDERS = 240
-_GATEWAY_IS_BACK_S, _DRAIN_S, _LOOK_S = 45, 40, 0.2
+_OUTAGE_S, _DRAIN_S, _LOOK_S = 3600, 40, 0.2
 _ROLES = {
     "operators": [f"platform:{what}:{right}" for what in ("jobs", "queues", "errors") for right in ("read", "write")],
     "support": ["platform:jobs:read", "platform:errors:read", "auth:actors:read"],
@@ -57,6 +57,10 @@ _DATE_BACK = (
         ) || e.count, hourly_at = now()
     """,
 )
+_GATEWAY_IS_BACK = """
+    UPDATE kernel.dead_letters SET payload = jsonb_set(payload, '{fails_until}', to_jsonb(now()))
+    WHERE jsonb_typeof(payload -> 'fails_until') = 'string'
+"""
 _FORMER_RELEASE = """
     UPDATE kernel.errors SET first_release = %s WHERE type NOT LIKE '%%RetryAfter%%' AND type NOT LIKE '%%ValueError%%'
 """
@@ -76,13 +80,14 @@ _POINT = """
 async def write(db: Database, act: Act, shop: Shop) -> None:
     """Write the history. It takes a minute, in which jobs run and fail."""
     await _accounts(act)
-    back_at = datetime.now(UTC) + timedelta(seconds=_GATEWAY_IS_BACK_S)
+    back_at = datetime.now(UTC) + timedelta(seconds=_OUTAGE_S)
     for number in range(1, _ORDERS + 1):
         await shop.sell(db, number, fails_until=back_at if number % 3 == 0 else None)
     await _idle(db)
     await _operated(act)
     for statement in _DATE_BACK:
         await db.run(statement)
+    await db.run(_GATEWAY_IS_BACK)
     await db.run(_FORMER_RELEASE, (FORMER,))
     await db.run(_ROLLOUT, (FORMER, FORMER))
     await db.run(_START_EARLIER, (VERSION,))
