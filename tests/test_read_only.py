@@ -29,6 +29,9 @@ def ready(url: str) -> tuple[int, str]:
     return answer.status_code, answer.json().get("missing", {}).get("database", "")
 
 
+READ_ONLY = "the database is read-only: it accepts no writes; processes go on by themselves when it does"
+
+
 def test_processes_start_on_a_read_only_database_are_not_ready_and_serve_when_it_takes_changes(
     project: Project, database: TestDatabase
 ) -> None:
@@ -36,7 +39,7 @@ def test_processes_start_on_a_read_only_database_are_not_ready_and_serve_when_it
         running = {name: project.start(name) for name in PROCESSES}
         urls = {name: process.url(40) for name, process in running.items()}
         for name, url in urls.items():
-            assert eventually(lambda url=url: ready(url)) == (503, "the database is read-only"), name
+            assert eventually(lambda url=url: ready(url)) == (503, READ_ONLY), name
             assert httpx.get(f"{url}/health").status_code == 200
     started = time.monotonic()
     for url in urls.values():
@@ -84,7 +87,7 @@ def test_commands_on_a_read_only_database_are_unavailable(
         assert project.app("migrate", "status").returncode == 0
     assert done.returncode == 69, done.stderr
     assert done.stderr.splitlines() == [
-        "app: the database is read-only",
+        f"app: {READ_ONLY}",
         "hint: app doctor --only replication --only postgresql-settings",
     ]
 

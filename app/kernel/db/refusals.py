@@ -26,7 +26,7 @@ _AWAY = "the database is unavailable"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OUTAGES = {
     "08": _AWAY,  # connection exception; PgBouncer uses 08P01 for all errors
-    READ_ONLY: "the database is read-only",
+    READ_ONLY: "the database is read-only: it accepts no writes; processes go on by themselves when it does",
     "25P03": _AWAY,  # idle-in-transaction timeout: this process was suspended
     "25P04": _SLOW,  # transaction timeout
     "28": _AWAY,  # the password is no longer valid

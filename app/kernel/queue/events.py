@@ -111,6 +111,7 @@ class ListedSubscription:
         Column("queue", extra=True),
         Column("lag", lambda s: s.job_count + s.outbox_count + (s.nats_count or 0)),
         Column("oldest", lambda s: lasting(s.oldest_s)),
+        Column("unsent", "outbox_count", extra=True),
         Column("in NATS", lambda s: "" if s.nats_count is None else s.nats_count, extra=True),
         Column("dead", "dead_count"),
         Column("seen", "seen_at", extra=True),

@@ -414,7 +414,7 @@ async def test_a_job_that_outranks_the_last_one_is_not_kept_waiting(bench: Bench
 def _fetch(queue: QueueState, from_rank: int, took_s: float) -> float:
     now = time.monotonic()
     queue.next_rank(now)
-    queue.fetched(Fetched([], "", False), from_rank, 10, now - took_s)
+    queue.fetched(Fetched([], None, False), from_rank, 10, now - took_s)
     return time.monotonic()
 
 

@@ -22,8 +22,11 @@ from tests.support.project import Project, eventually
 
 
 def ticks(database: TestDatabase) -> list[datetime]:
-    """Return the ticks whose jobs are done, in order."""
-    rows = database.all("SELECT unique_key FROM kernel.finished_jobs WHERE outcome = 'done' ORDER BY unique_key")
+    """Return the ticks of the heartbeat whose jobs are done, in order."""
+    rows = database.all(
+        "SELECT unique_key FROM kernel.finished_jobs"
+        " WHERE outcome = 'done' AND task = 'platform.heartbeat' ORDER BY unique_key"
+    )
     return [datetime.fromisoformat(key.partition("@")[2]) for (key,) in rows]
 
 

@@ -72,7 +72,7 @@ async def test_the_furthest_options_are_stored_and_can_be_read(bench: Bench) -> 
     furthest = {"delay_s": 3650 * 86400, "priority": -1000, "max_attempts": 1000, "timeout_s": 604800}
     await bench.queue.enqueue(bench.db, GREET, Greeting("you"), **furthest)
     await bench.queue.enqueue(bench.db, GREET, Greeting("you"), at=long_ago, timeout_s=0.001)
-    found = await JobAdmin().page(bench.db, JobFilters(), 10, None)
+    found, _ = await JobAdmin().page(bench.db, JobFilters(), 10, None)
     assert [job.state for job in found] == ["ready", "scheduled"]
     assert found[0].run_at == long_ago
 

@@ -1,13 +1,15 @@
 """What can happen to events in NATS only: outages, a full stream, repeated delivery, lost subscriptions."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import pytest
+from loguru import logger
 
 from app.kernel.config import NatsSettings, load
 from app.kernel.db import Transaction
@@ -115,6 +117,73 @@ async def test_a_deleted_consumer_is_made_again(broker: Bench) -> None:
         await broker.stream.nats.call(f"STREAM.DELETE.{broker.stream.settings.stream}")
         await broker.queue.publish(broker.db, Moved(2))
         await broker.until(lambda: counted(broker), [(2, 2)])
+
+
+RELAYING = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'
+        AND query LIKE '%trace_context FROM kernel.event_outbox%'
+"""
+
+
+async def test_another_relay_sends_what_a_frozen_one_holds_and_none_of_it_twice(
+    broker: Bench, own_nats: NatsServer, project: Project
+) -> None:
+    assert broker.stream is not None
+    await broker.queue.events.subscribe(broker.db, [TX])
+    env = {"NATS_URL": own_nats.url, "QUEUE_EVENTS_TRANSPORT": "nats", "NATS_TIMEOUT": "500ms"}
+    frozen = project.start("run-event-consumer", env=env)
+    url = await asyncio.to_thread(frozen.ready)
+
+    async def has_consumer() -> bool:
+        return broker.stream is not None and await broker.stream.consumer("a") is not None
+
+    await broker.until(has_consumer, True)
+    assert own_nats.process is not None
+    own_nats.process.send_signal(signal.SIGSTOP)  # so that the relay waits for it, and holds its lock
+    await broker.queue.publish(broker.db, *(Moved(n) for n in range(50)))
+    await broker.until(lambda: broker.rows(RELAYING), [(1,)])
+    frozen.signal(signal.SIGSTOP)
+    own_nats.process.send_signal(signal.SIGCONT)
+    async with broker.consuming([TX]):
+        for published in (50, 100):
+            await broker.queue.publish(broker.db, *(Moved(n) for n in range(published, published + 50)))
+            await broker.until(lambda: broker.rows("SELECT count(*) FROM kernel.event_outbox"), [(0,)])
+            frozen.signal(signal.SIGCONT)
+        await broker.until(lambda: counted(broker), [(150, 150)])
+        found = await broker.stream.info()
+        assert found is not None
+        assert found["state"]["last_seq"] == 150
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert await asyncio.to_thread(frozen.stop) == 0
+
+
+async def test_a_subscription_to_which_nothing_comes_although_events_wait_is_reported_and_made_anew(
+    broker: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert broker.stream is not None
+    monkeypatch.setattr("app.kernel.queue.transport.nats.intake._WATCH_EVERY_S", 1.0)
+    monkeypatch.setattr("app.kernel.queue.transport.nats.pull._EXPIRES_S", 60.0)  # so that no deadline is first
+    subscribe, made, said = broker.stream.nats.subscribe, list[Any](), list[str]()
+
+    async def recorded(subject: str, arrived: Any) -> Any:
+        made.append(await subscribe(subject, arrived))
+        return made[-1]
+
+    monkeypatch.setattr(broker.stream.nats, "subscribe", recorded)
+    sink = logger.add(said.append, level="WARNING", format="{message}")
+    try:
+        async with broker.consuming([TX]):
+            await broker.queue.publish(broker.db, Moved(0))
+            await broker.until(lambda: counted(broker), [(1, 1)])
+            await asyncio.sleep(1.2)  # a look at one that works
+            assert said == []
+            [pulling] = [subscription for subscription in made if "*" not in subscription.subject]
+            await pulling.unsubscribe()  # as after an outage
+            await broker.queue.publish(broker.db, *(Moved(n) for n in range(1, 4)))
+            await broker.until(lambda: counted(broker), [(4, 4)])
+    finally:
+        logger.remove(sink)
+    assert [line.strip() for line in said] == ["3 events wait in NATS for a, and none arrives; subscribing anew"]
 
 
 async def test_a_message_of_somebody_else_is_ignored(broker: Bench) -> None:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from app.kernel.queue import Handler, NeverRetry, RetryAfter, Task
 from app.kernel.queue.jobs import JobAdmin
 from app.kernel.queue.worker.fetcher import QueueState
-from app.kernel.queue.worker.leases import ANY_RANK, Fetched, Leases
+from app.kernel.queue.worker.leases import ANY_RANK, Fetched, Leases, again_s
 from tests.kernel.queue.conftest import GREET, Bench, Greeting
 
 GREETING: TypeAdapter[Greeting] = TypeAdapter(Greeting)
@@ -164,9 +164,9 @@ async def test_the_locks_of_a_statement_are_limited(bench: Bench) -> None:
             assert await tx.one(held) == (locks,)
 
 
-def test_a_queue_is_fetched_again_at_once_behind_waiting_jobs_and_soon_while_a_turn_is_passed_on() -> None:
+def test_a_queue_is_fetched_again_at_once_behind_waiting_jobs_soon_for_a_turn_and_when_a_pause_expires() -> None:
     queue, inf = QueueState("default"), math.inf
-    for again, least_s, most_s in (("", inf, inf), ("soon", 0.001, 1), ("now", 0, 0), ("", inf, inf)):
+    for again, least_s, most_s in (("", inf, inf), ("soon", 0.001, 1), ("now", 0, 0), ("30.5", 30, 31), ("", inf, inf)):
         now = time.monotonic()
-        queue.fetched(Fetched([], again, limited=False), queue.next_rank(now), 10, now)  # type: ignore[arg-type]
+        queue.fetched(Fetched([], again_s(again), limited=False), queue.next_rank(now), 10, now)
         assert least_s <= queue.wait_s(now) <= most_s

@@ -175,8 +175,10 @@ class Fetched:
     limited: bool
 
 
-def _again_s(given: str) -> float:
+def again_s(given: str | None) -> float | None:
     """Return the time that `kernel.fetch_jobs` asks to wait: `now`, `soon`, or seconds until a pause expires."""
+    if not given:
+        return None
     if given == "now":
         return 0.0
     return _TURN_AGAIN_S if given == "soon" else float(given)
@@ -201,7 +203,7 @@ class Leases:
         rows = await db.all(_FETCH, {**wanted, "most": most, "from_rank": from_rank})
         again, limited = rows[0][0], bool(rows[0][1])
         jobs = [Job(*row[2:], token=token, renewed_at=now) for row in rows if row[2] is not None]
-        return Fetched(jobs, _again_s(again) if again else None, limited)
+        return Fetched(jobs, again_s(again), limited)
 
     async def promote(self, db: Queries) -> tuple[int, float | None]:
         """Make due jobs ready; return their number and the seconds until the next one is due."""

@@ -32,13 +32,15 @@ _BATCH = 2000
 _AGAIN_S = 1.0
 _CHECK_EVERY_S = 60.0
 _MEASURE_EVERY_S = 15.0
+_HOLD = 5
+"""How many of the longest waits for NATS a relay may keep its transaction, and its lock, without a statement."""
 _HEADER_BYTES = 4096  # beside the payload, in the server's limit of a message
 
 # The lock ends with the transaction, also that of a relay that froze. The commit need not wait for the disk: what is in
 # the outbox again after a crash of the database is sent again, and recognised. A subscription that is registered before
 # an event is published has its consumer before the event is sent.
 _LOCK = """
-    SELECT pg_try_advisory_xact_lock(1802661742, 0), set_config('idle_in_transaction_session_timeout', '10s', true),
+    SELECT pg_try_advisory_xact_lock(1802661742, 0), set_config('idle_in_transaction_session_timeout', %s, true),
         set_config('synchronous_commit', 'off', true),
         ARRAY(SELECT subscriber FROM kernel.subscriptions ORDER BY subscriber),
         ARRAY(SELECT event_type FROM kernel.subscriptions ORDER BY subscriber),
@@ -72,6 +74,8 @@ class Relay:
     """Sends events until stopped."""
 
     def __init__(self, db: Database, nats: Nats, stream: Stream, poll_s: float) -> None:
+        self._timeout_s = stream.settings.timeout
+        self._longest_hold = f"{round(1000 * max(1.0, _HOLD * self._timeout_s))}ms"
         self._db = db
         self._nats = nats
         self._stream = stream
@@ -111,7 +115,7 @@ class Relay:
         """Send a batch; return whether there may be more. Raises Refused, Unavailable."""
         self._nats.client  # noqa: B018 - raises while it is not connected, before anything is locked
         async with self._db.begin() as tx:
-            row = await tx.one(_LOCK)
+            row = await tx.one(_LOCK, (self._longest_hold,))
             assert row is not None
             is_ours, _, _, *columns = row
             if not is_ours:
@@ -139,15 +143,19 @@ class Relay:
         """Send events, and delete those that are acknowledged. Raises Unavailable if not all are.
 
         Events of a type that has a subscriber in order are sent one after the other, so that none overtakes another
-        that fails.
+        that fails. They are sent for as long as one may wait for NATS, and the rest in the next pass.
         """
         await self._acks.open()
         freely = [event for event in waiting if event.type not in ordered]
         sent = await self._acks.publish(self._message(event) for event in freely)
         done = [event.seq for event, is_sent in zip(freely, sent, strict=True) if is_sent]
         failed = len(freely) - len(done)
+        until = time.monotonic() + self._timeout_s
         for event in waiting:
             if event.type in ordered:
+                if time.monotonic() > until:
+                    self.wake.set()
+                    break
                 if not (await self._acks.publish([self._message(event)]))[0]:
                     failed += 1
                     break
