@@ -64,7 +64,7 @@ def _value(field: Field, text: str) -> object:
     if field.kind == "lines":
         return [line.strip() for line in text.splitlines() if line.strip()]
     if field.kind in ("number", "json") or text in ("true", "false"):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return json.loads(text)
     return text
 

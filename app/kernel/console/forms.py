@@ -16,6 +16,8 @@ from app.kernel.actions.parameters import Parameter
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid
 from app.kernel.fields import Choices, Doc
+from app.kernel.http.codecs import parse_json
+from app.kernel.http.problems import HttpProblem
 from app.kernel.http.routes import path_parameters
 from app.kernel.paging import Page
 
@@ -133,9 +135,9 @@ def _value(field: Field, text: str) -> Any:
         return [line.strip() for line in text.splitlines() if line.strip()]
     if field.kind == "json":
         try:
-            return json.loads(text)
-        except ValueError:
-            raise typer.BadParameter("must be JSON") from None
+            return parse_json(text.encode())
+        except HttpProblem as problem:
+            raise typer.BadParameter(str(problem).removeprefix("the body ")) from None
     return field.parameter.parser(text.strip()) if field.parameter.parser else text
 
 
@@ -144,8 +146,8 @@ def _as_json(field: Field, value: Any) -> Any:
         return value == "true"
     if field.kind == "number":
         try:
-            return json.loads(value)
-        except ValueError:
+            return parse_json(value.encode())
+        except HttpProblem:
             return value
     return value
 

@@ -20,7 +20,7 @@ from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.press import Presses, Pressing
 from app.kernel.console.requests import HEADERS, ROOT, Request, address, page, redirect, texts
 from app.kernel.console.sign_in import SignIn
-from app.kernel.errors import Refusal, Unauthenticated, Unavailable
+from app.kernel.errors import Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.codecs import Response, check_media_type, read_body
 from app.kernel.http.problems import HttpProblem, check_reads, code_and_title, status_of
@@ -320,7 +320,8 @@ class Console:
             if isinstance(refusal, Unavailable):
                 headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
         around = self._around(request) if request.visitor else {}
-        detail = str(refusal)
+        wrong = refusal.fields if isinstance(refusal, Invalid) else ()
+        detail = "; ".join(f"{name} {text}" for name, text in wrong) or str(refusal)
         layout = "layout.html" if request.visitor else "plain.html"
         text = environment.get_template("refused.html").render(
             {**around, "title": title, "status": status, "detail": detail if detail != title else ""},

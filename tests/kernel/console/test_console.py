@@ -266,7 +266,8 @@ def test_scripts_in_every_field_of_every_form_are_shown_as_text(root: Browser) -
     assert shown > len(PRESSES) / 2
     for page in PAGES:
         fields = re.findall(r'id="filter-([a-z_]+)"', root.get(f"{CONSOLE}/{page}").text)
-        answer = root.get(f"{CONSOLE}/{page}", **dict.fromkeys(fields, SCRIPT), cursor=SCRIPT)
+        assert is_harmless(root.get(f"{CONSOLE}/{page}", cursor=SCRIPT).text)
+        answer = root.get(f"{CONSOLE}/{page}", **dict.fromkeys(fields, SCRIPT))
         assert is_harmless(answer.text)
         assert not fields or "&lt;script&gt;" in answer.text, page
     assert is_harmless(root.get(f"{CONSOLE}/{quote(SCRIPT, safe='')}").text)
@@ -418,6 +419,16 @@ def test_a_view_is_in_its_address(root: Browser) -> None:
     assert "must be one of" in wrong.text
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 20_000, '{"a": NaN}', '{"a": 1e999}', '{"a": 1, "a": 2}', '{"a": ' + "9" * 30 + "}"]
+)
+def test_a_form_takes_the_json_that_a_body_may_have(root: Browser, text: str) -> None:
+    answer = root.press("platform.run_job_again", id="0190b3a0-0000-7000-8000-000000000001", payload=text)
+    assert answer.status_code == 422
+    assert "Payload is not acceptable JSON" in answer.text
+    assert root.press("platform.limit_queue", name="worked-on", concurrency=text).status_code == 422
+
+
 def test_a_batch_is_counted_before_it_is_run(root: Browser, served: tuple[str, TestDatabase]) -> None:
     for _ in range(3):
         served[1].run(
@@ -506,7 +517,9 @@ def test_refusals_are_pages(root: Browser) -> None:
     assert root.get(f"{CONSOLE}/jobs/nonsense").status_code == 422
     assert root.post(f"{CONSOLE}/jobs").status_code == 405
     for wrong in ({"cursor": "x"}, {"limit": "0"}):
-        assert root.get(f"{CONSOLE}/jobs", **wrong).status_code == 422
+        refused = root.get(f"{CONSOLE}/jobs", **wrong)
+        assert refused.status_code == 422
+        assert f'role="alert">{next(iter(wrong))} ' in refused.text
     for of in ("", CONSOLE, "http://[", f"{CONSOLE}/nothing"):
         assert root.get(f"{CONSOLE}/live", of=of).status_code == 404
     assert root.client.get(f"{CONSOLE}/live").status_code == 404
