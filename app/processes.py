@@ -10,7 +10,6 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
 )
 from contextlib import asynccontextmanager, contextmanager
@@ -18,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from app.composition import constraints, features, providers
 from app.kernel.product import NAME
 from app.kernel.services import Service
 from app.modules import modules
@@ -26,15 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.kernel.actions.operation import ActionOperation
-    from app.kernel.actions.usecases import UseCase
     from app.kernel.config import Section, Settings
-    from app.kernel.doctor import Attention, Check
     from app.kernel.doctor.deployment import Deployment
-    from app.kernel.errors import Constraints
     from app.kernel.module import Module
     from app.kernel.process import Process, Provider
     from app.kernel.process.launch import Launch
-    from app.kernel.queue.jobs import DeclaredTask
     from app.kernel.services import Run
 
     Make = Callable[[Process], Coroutine[Any, Any, Run | None]]
@@ -48,7 +44,7 @@ def _routes(*served: "Module") -> "Routes":
     async def provider(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
         from app.kernel.actions.compose import operations
 
-        found = await operations(p, _features(served))
+        found = await operations(p, features(served))
         yield [operation for operation in found if operation.action.path]
 
     return provider
@@ -59,7 +55,7 @@ async def _everything(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
     """Provide the actions of all modules, for the console."""
     from app.kernel.actions.compose import operations
 
-    yield await operations(p, _features(modules()))
+    yield await operations(p, features(modules()))
 
 
 def _templates() -> "dict[str, Path]":
@@ -67,10 +63,6 @@ def _templates() -> "dict[str, Path]":
     from pathlib import Path
 
     return {module.name: Path(import_module(module.package).__path__[0], "console") for module in modules()}
-
-
-def _features(served: "Iterable[Module]") -> "list[type[Any]]":
-    return [kind for module in served for kind in module.feature_classes()]
 
 
 async def demand(p: "Process") -> None:
@@ -152,7 +144,7 @@ async def consumer(p: "Process") -> "Run":
     from app.kernel.actions.compose import handlers
     from app.kernel.queue.consumer import consumer
 
-    found = await handlers(p, _features(modules()))
+    found = await handlers(p, features(modules()))
     return await consumer(p, found)
 
 
@@ -196,12 +188,12 @@ async def traces(p: "Process") -> "Run | None":
 def _routes_need(*served: "Module") -> "list[type[Any]]":
     from app.kernel.http.routes import authenticators
 
-    features = _features(served)
+    found = features(served)
     if not _has_console(served):
-        return [*features, *authenticators(features)]
+        return [*found, *authenticators(found)]
     from app.kernel.console.browser import BrowserSessions
 
-    return [*_features(modules()), *authenticators(features), BrowserSessions]
+    return [*features(modules()), *authenticators(found), BrowserSessions]
 
 
 def _has_console(served: "Iterable[Module]") -> bool:
@@ -211,7 +203,7 @@ def _has_console(served: "Iterable[Module]") -> bool:
 def _handlers_need() -> "list[type[Any]]":
     from app.kernel.actions.compose import working
 
-    return working(_features(modules()))
+    return working(features(modules()))
 
 
 def _types(*names: str) -> "list[type[Any]]":
@@ -320,78 +312,12 @@ def new_process(
     )
 
 
-def providers() -> "dict[type[Any], Provider[Any]]":
-    """Return the providers of the kernel and of all modules."""
-    from app.kernel.actions.compose import value
-    from app.kernel.actions.usecases import UseCases
-    from app.kernel.doctor import Attention
-    from app.kernel.module import Catalogue
-    from app.kernel.providers import PROVIDERS
-    from app.kernel.queue.jobs import DeclaredTasks
-
-    found = {kind: p for found in (PROVIDERS, *(m.provided() for m in modules())) for kind, p in found.items()}
-    permissions = {name: text for module in modules() for name, text in module.permissions.items()}
-    found[Catalogue] = lambda _: value(Catalogue(permissions))
-    found[UseCases] = lambda _: value(UseCases(tuple(_actions())))
-    found[Attention] = _attention
-    found[DeclaredTasks] = lambda _: value(DeclaredTasks(_tasks(), frozenset(_schedule_names())))
-    return found
-
-
-@asynccontextmanager
-async def _attention(p: "Process") -> "AsyncGenerator[Attention]":
-    """Provide what needs attention, by the quick checks of the kernel and of all modules."""
-    from app.kernel.actions.compose import make
-    from app.kernel.db import Database
-    from app.kernel.doctor.attention import QuickChecks
-
-    yield QuickChecks(await make(p, Database), p, [module.name for module in modules()], checks)
-
-
 def needed(name: str, settings: "Settings") -> "list[type[Section]]":
     """Return the sections of the settings whose secrets a process needs when it starts."""
     from app.kernel.actions.compose import demanded
 
     kinds = [kind for service in PROCESSES[name].services for kind in service.needs()]
     return demanded(kinds, providers(), settings.sections)
-
-
-def constraints() -> "Constraints":
-    """Return the refusals of violated constraints, by constraint. They are imported on use."""
-    return {name: partial(module.load, kind) for module in modules() for name, kind in module.constraints.items()}
-
-
-def _actions() -> "Iterator[UseCase]":
-    """Yield the actions of all features, which it imports."""
-    from app.kernel.actions.usecases import use_cases
-
-    for module in modules():
-        for kind in module.feature_classes():
-            yield from use_cases(module.name, kind)
-
-
-def _tasks() -> "dict[str, DeclaredTask]":
-    """Return the tasks and subscribers of all features, which it imports."""
-    from app.kernel.actions import Work, declared
-    from app.kernel.queue import Subscriber
-    from app.kernel.queue.jobs import DeclaredTask
-
-    found: dict[str, DeclaredTask] = {}
-    for work in (work for kind in _features(modules()) for _, work, _ in declared(kind)):
-        if isinstance(work, Work) and work.task is not None:
-            task = work.task
-            found[work.id] = DeclaredTask(task.payload, False, task.max_attempts, task.timeout_s, task.concurrency)
-        elif isinstance(work, Work) and work.event is not None:
-            like = Subscriber(work.id, work.event, _no_operation, **work.options)
-            found[work.id] = DeclaredTask(like.event, True, like.max_attempts, like.timeout_s, 1)
-    return found
-
-
-async def _no_operation() -> None: ...
-
-
-def _schedule_names() -> "Iterator[str]":
-    return (schedule.name for module in modules() for schedule in module.scheduled())
 
 
 def sections() -> "list[type[Section]]":
@@ -425,13 +351,6 @@ def deployment() -> "Deployment":
     except Misconfigured as unreadable:
         settings, error = Settings("local"), unreadable
     return Deployment(settings, error, known, ROOT, DATA, names, os.environ)
-
-
-def checks() -> "list[Check]":
-    """Return the checks of the kernel and of all modules, in the order in which `doctor` shows them."""
-    from app.kernel.doctor.checks import CHECKS
-
-    return [*CHECKS, *(check for module in modules() for check in module.checked())]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from app.composition import constraints
 from app.kernel.audit import Audit
 from app.kernel.callers import Caller, Origin
 from app.kernel.db import Queries
@@ -31,7 +32,6 @@ from app.modules.auth.postgres.limits import Limits
 from app.modules.auth.postgres.roles import Roles
 from app.modules.auth.postgres.second_factors import SecondFactors
 from app.modules.auth.postgres.sessions import Sessions
-from app.processes import constraints
 from tests.kernel.queue.conftest import Bench, bench  # noqa: F401 - a fixture
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -119,6 +119,7 @@ def test_help_and_version_load_no_infrastructure_and_only_manifests(cli: Project
         "app.cli",
         "app.signals",
         "app.streams",
+        "app.composition",
         "app.processes",
         "app.modules",
         *(f"app.modules.{module}" for module in MODULES),

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.composition import checks
 from app.kernel.cli import Json, NoInput, can_ask, confirm, print_json, single, starting
 from app.kernel.errors import NotFound
 from app.kernel.product import NAME
 from app.kernel.text import suggestion
-from app.processes import checks, deployment
+from app.processes import deployment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.composition import checks
 from app.kernel.cli import Json, print_json, single
 from app.kernel.errors import Conflict
 from app.kernel.product import NAME
-from app.processes import checks, deployment
+from app.processes import deployment
 
 if TYPE_CHECKING:
     from app.kernel.doctor.bundle import Collected

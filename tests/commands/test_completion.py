@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from app.composition import checks
 from app.kernel.product import NAME
-from app.processes import PROCESSES, checks
+from app.processes import PROCESSES
 from tests.commands.outcome import misused
 from tests.commands.terminal import Terminal
 from tests.conftest import program

@@ -2,13 +2,14 @@
 
 import asyncio
 
+from app.composition import constraints
 from app.kernel.config import load
 from app.kernel.db.listener import listening
 from app.kernel.db.notifier import Notifier
 from app.kernel.db.postgres import database as provider
 from app.kernel.errors import Invalid
 from app.kernel.process import Process
-from app.processes import constraints, sections
+from app.processes import sections
 from tests.conftest import TestDatabase
 from tests.support.project import ROOT
 

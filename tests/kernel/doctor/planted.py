@@ -6,12 +6,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.composition import checks
 from app.kernel.config import Misconfigured, Settings, load_valid
 from app.kernel.doctor import Finding, Result
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.doctor.run import run_checks
 from app.modules import MODULES
-from app.processes import checks, sections
+from app.processes import sections
 from tests.support.project import ROOT
 
 SHIM = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m app "$@"\n'

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.processes import checks
+from app.composition import checks
 from tests.commands.outcome import refused
 from tests.commands.terminal import terminal
 from tests.conftest import required

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.composition import constraints
 from app.kernel.config import NatsSettings, QueueSettings, load
 from app.kernel.db.listener import Listener, listening
 from app.kernel.db.postgres import PostgresDatabase
@@ -22,7 +23,7 @@ from app.kernel.queue.transport.nats.outbox import CHANNEL, OutboxEvents
 from app.kernel.queue.transport.nats.relay import Relay
 from app.kernel.queue.transport.nats.stream import Stream
 from app.kernel.queue.transport.postgres import PostgresEvents
-from app.processes import constraints, sections
+from app.processes import sections
 from tests.conftest import TestDatabase
 from tests.support.project import ROOT
 

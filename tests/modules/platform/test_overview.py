@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.composition import checks
 from app.kernel.actions.compose import make, operations
 from app.kernel.audit import Audit
 from app.kernel.callers import Caller
@@ -22,7 +23,7 @@ from app.modules.platform.overview import DeploymentOverview, Overview
 from app.modules.platform.timeline import ChangesWanted, Timeline
 from app.modules.platform.traces import TraceRef, Traces
 from app.modules.platform.usecases import ActionCatalogue, CasesWanted
-from app.processes import checks, new_process, sections
+from app.processes import new_process, sections
 from tests.commands.database import migrated_database
 from tests.conftest import PostgresServer, TestDatabase
 from tests.modules.platform.conftest import Acting
