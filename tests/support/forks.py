@@ -30,6 +30,7 @@ _LAZY = ("apprise", "boto3", "grpc", "hvac", "nats", "redis")  # rarely used, an
 _USED = ("apscheduler.triggers.cron", "argon2", "httpx2", "joserfc.jwt", "rich.table", "uvloop", "yoyo", "zxcvbn")
 _MODES = ("r", "w", "w")
 _TURN = threading.Lock()
+_WAIT_S = 60.0
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "MALLOC_", "GLIBC_", "OPENSSL_", "SSL_")
 """Variables that Python or a library reads when it is loaded."""
 
@@ -121,6 +122,7 @@ def forked(args: Sequence[str], env: dict[str, str], stdin: str, seconds: float)
 def _server() -> socket.socket:
     """Start the process to fork from; it ends when this one does."""
     ours, theirs = socket.socketpair()
+    ours.settimeout(_WAIT_S)
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.forks"], cwd=root, env=_environment(), stdin=theirs.fileno()
@@ -150,39 +152,38 @@ def _receive(server: socket.socket) -> tuple[bytes, list[int]]:
 def _serve() -> list[str]:
     """Fork whenever asked; return, in the forked process alone, with its arguments."""
     server = socket.socket(fileno=0)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the processes that wait
     while True:
         message, fds = _receive(server)
         if not message:
             os._exit(0)
-        pid, told = os.pipe()
-        if os.fork() == 0:  # waits for the process, and tells its status
+        pid, started = os.pipe()
+        if os.fork() == 0:  # waits for the process, and reports its exit status
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if (child := os.fork()) == 0:
                 given = json.loads(message)
-                os.close(fds[3])
+                if given["on_terminal"]:
+                    os.setsid()  # before its id is known, to which signals may be sent
+                os.write(started, str(os.getpid()).encode())
                 server.detach()  # its file descriptor becomes stdin
                 _become(given["env"], fds[:3])
                 if given["on_terminal"]:
-                    os.setsid()
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
                 return given["args"]
-            _wait(child, told, fds)
-        os.close(told)
+            _wait(child, fds[3])
+        os.close(started)
         for fd in fds:
             os.close(fd)
         server.send(os.read(pid, 32))
         os.close(pid)
 
 
-def _wait(child: int, told: int, fds: list[int]) -> NoReturn:
-    os.write(told, str(child).encode())
-    os.closerange(0, fds[3])
-    os.closerange(fds[3] + 1, 64)
+def _wait(child: int, report: int) -> NoReturn:
+    os.closerange(0, report)
+    os.closerange(report + 1, 64)
     _, status = os.waitpid(child, 0)
-    with_status = str(os.waitstatus_to_exitcode(status)).encode()
     try:
-        os.write(fds[3], with_status)
+        os.write(report, str(os.waitstatus_to_exitcode(status)).encode())
     finally:
         os._exit(0)
 
