@@ -182,14 +182,14 @@ def _screen(found: "DeploymentOverview", width: int, lines: int, hint: str = "")
 def _title(found: "DeploymentOverview", width: int, hint: str) -> "Text":
     from rich.text import Text
 
-    text = Text(f"{NAME} {found.environment}: ").append(_told(found), _style("green" if found.is_well else "red"))
+    text = Text(f"{NAME} {found.environment}: ").append(_state(found), _style("green" if found.is_well else "red"))
     right = f"{found.at:%H:%M:%S}Z" + (f", {hint}" if hint else "")
     if len(text) + len(right) + 2 > width:
         right = right[:9]
     return text.append(" " * max(2, width - len(text) - len(right)) + right)
 
 
-def _told(found: "DeploymentOverview") -> str:
+def _state(found: "DeploymentOverview") -> str:
     count = len(found.attention)
     return f"{count} thing{'s need' if count > 1 else ' needs'} attention" if count else "all is well"
 
@@ -243,7 +243,7 @@ def _print_plain(found: "DeploymentOverview") -> None:
     """Print everything for a pipe."""
     from app.kernel.cli.tables import harmless, print_list
 
-    sys.stdout.write(f"{NAME} {found.environment}: {_told(found)}, {found.at:%Y-%m-%d %H:%M:%S}Z\n")
+    sys.stdout.write(f"{NAME} {found.environment}: {_state(found)}, {found.at:%Y-%m-%d %H:%M:%S}Z\n")
     for need in found.attention:
         sys.stdout.write(f"{need.level}: {harmless(need.problem)}\n  fix: {harmless(need.fix)}\n")
     for _, items, columns, _ in _sections(found):

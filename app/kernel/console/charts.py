@@ -98,7 +98,7 @@ def line_chart(
         *(part for at, line in enumerate(lines) for part in _line(frame, times, line, at)),
         *_hits(frame, times, lines, shown),
     ]
-    summary = Markup("{}: {}").format(title, ", ".join(_told(line, shown) for line in lines))
+    summary = Markup("{}: {}").format(title, ", ".join(_summary(line, shown) for line in lines))
     svg = Markup(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{summary}"><title>{summary}</title>{parts}</svg>'
     ).format(w=_WIDTH, h=_HEIGHT, summary=summary, parts=Markup().join(parts))
@@ -230,7 +230,7 @@ def _hits(
     """Yield invisible columns, which say the values below the pointer."""
     width = (_WIDTH - _LEFT - _RIGHT) / max(len(times), 1)
     for at, moment in enumerate(times):
-        told = ", ".join(_value(line.name, line.values[at], shown) for line in lines)
+        text = ", ".join(_value(line.name, line.values[at], shown) for line in lines)
         yield Markup(
             '<rect class="hit" fill="none" pointer-events="all" x="{}" y="{}" width="{}" height="{}">'
             "<title>{}: {}</title></rect>"
@@ -240,7 +240,7 @@ def _hits(
             _number(width),
             _HEIGHT - _TOP - _BOTTOM,
             _moment(moment),
-            told,
+            text,
         )
 
 
@@ -270,7 +270,7 @@ def _table(times: Sequence[datetime], lines: Sequence[Line], shown: Callable[[fl
     ).format(heading, Markup().join(rows))
 
 
-def _told(line: Line, shown: Callable[[float], str]) -> str:
+def _summary(line: Line, shown: Callable[[float], str]) -> str:
     known = [value for value in line.values if value is not None]
     return f"{line.name} {shown(known[-1])}, at most {shown(max(known))}" if known else f"{line.name}: no data"
 
