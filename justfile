@@ -109,7 +109,7 @@ man: install
     {{python}} -m app man > docs/app.1
 
 # measure against the peers, in an environment of their own
-bench *names="startup http auth telemetry workers":
+bench *names="startup http auth telemetry workers console":
     @test -x .venv-bench/bin/python || python3 -m venv .venv-bench
     @.venv-bench/bin/python -m pip install -qr benchmarks/requirements.txt
     for name in {{names}}; do .venv-bench/bin/python -m benchmarks.$name; done
