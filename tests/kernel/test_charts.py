@@ -54,6 +54,13 @@ def test_a_chart_of_anything_is_valid_and_inside_its_frame(seed: int) -> None:
     assert len(figure.findall("details//tbody/tr")) == count
 
 
+@pytest.mark.parametrize("values", [[0.0], [0.0] * 60])
+def test_the_axis_of_nothing_but_zeros_goes_to_one(values: list[float]) -> None:
+    figure = parsed(line_chart("Errors", times(len(values)), [Line("a second", values)]))
+    ticks = [str(text.text) for text in figure.iter("text") if text.get("text-anchor") == "end"]
+    assert ticks == ["0", "0.25", "0.5", "0.75", "1"]
+
+
 def test_the_axes_are_round_and_the_marks_say_which_release_began() -> None:
     values = [float(n % 37) for n in range(61)]
     figure = parsed(

@@ -143,8 +143,9 @@ class _Frame:
 
 
 def _steps(most: float) -> list[float]:
-    """Return the values of the axis: round ones, from 0 to at least the maximum."""
-    raw = max(most, 1e-9) / _TICKS
+    """Return the values of the axis: round ones, from 0 to at least the maximum, or to 1 if all are 0."""
+    most = most or 1.0
+    raw = most / _TICKS
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= raw * 0.999999)
     return [step * n for n in range(_TICKS + 1) if step * (n - 1) < most or n < 2]

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 
 from app.kernel.console import cells, charts
-from app.kernel.console.assets import Assets
 from app.kernel.console.requests import address
+from app.kernel.http.assets import Assets
 from app.kernel.product import NAME, VERSION
 
 _TEMPLATES = Path(__file__).parent / "templates"

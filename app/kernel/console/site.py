@@ -22,6 +22,7 @@ from app.kernel.console.requests import HEADERS, ROOT, Request, address, page, r
 from app.kernel.console.sign_in import SignIn
 from app.kernel.errors import Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
+from app.kernel.http.assets import Assets
 from app.kernel.http.codecs import Response, check_media_type, read_body
 from app.kernel.http.problems import HttpProblem, check_reads, code_and_title, status_of
 from app.kernel.http.results import EventStream, File
@@ -31,8 +32,8 @@ from app.kernel.telemetry import logs
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from app.kernel.console.assets import Assets
     from app.kernel.console.views import Viewer
+_ASSETS = f"{ROOT}/assets/"
 _SEEN = "seen-of-this-page"
 _FORM = "application/x-www-form-urlencoded"
 
@@ -87,14 +88,13 @@ class Console:
             return
         scope["state"]["route"] = f"{ROOT}/{{page}}"
         environment, assets = await self._opened()
+        if path.startswith(_ASSETS):
+            await assets(scope, receive, send)
+            return
         is_post = scope["method"] == "POST"
         if not is_post:
             check_reads(scope)
         request = Request.of(scope, may_be_plain=self._is_unsafe)
-        if request.segments[:1] == ("assets",):
-            if is_post or len(request.segments) != 2 or not await assets.send(request.segments[1], send):
-                raise HttpProblem(404)
-            return
         response = await self._answered(request, receive, environment, is_post=is_post)
         if isinstance(response, EventStream | File):
             await response.send(scope, receive, send, 200, HEADERS)
@@ -108,10 +108,10 @@ class Console:
         return self._loaded
 
     def _load(self) -> "tuple[Environment, Assets]":
-        from app.kernel.console.assets import Assets
         from app.kernel.console.render import environment
 
-        assets = Assets()
+        kept = [each for each in HEADERS if each[0] != b"cache-control"]
+        assets = Assets(_ASSETS, Path(__file__).parent / "static", headers=kept)
         return environment(self._folders, assets, may_change=self._is_unsafe), assets
 
     async def _answered(

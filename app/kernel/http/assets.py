@@ -3,7 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from app.kernel.http.asgi import App, Receive, Scope, Send, respond
+from app.kernel.http.asgi import App, Headers, Receive, Scope, Send, respond
 from app.kernel.http.problems import HttpProblem, check_reads, nothing
 
 _TYPES = {
@@ -21,9 +21,10 @@ class Assets:
     During a release, a page of another replica may ask for another hash: it gets the file of this one, uncached.
     """
 
-    def __init__(self, path: str, folder: Path, app: App = nothing) -> None:
+    def __init__(self, path: str, folder: Path, app: App = nothing, headers: Headers = ()) -> None:
         self._path = path
         self._app = app
+        self._headers = headers
         self._files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in _TYPES}
         self._urls = {name: f"{path}{_hashed(name, content)}" for name, content in self._files.items()}
 
@@ -42,7 +43,7 @@ class Assets:
         name = f"{stem.rpartition('.')[0]}.{suffix}"
         if name not in self._files:
             raise HttpProblem(404)
-        headers = [_KEPT if path == self._urls[name] else _NOT_KEPT]
+        headers = [_KEPT if path == self._urls[name] else _NOT_KEPT, *self._headers]
         await respond(send, 200, _TYPES[f".{suffix}"], self._files[name], headers)
 
 

@@ -17,7 +17,6 @@ from app.kernel.http.authenticators import Authenticate
 from app.kernel.machine import memory_bytes
 from app.kernel.process import Process
 from app.kernel.process.needs import uses
-from app.modules.auth.browser import BrowserSignIn
 from app.modules.auth.callers import TOPIC, Callers
 from app.modules.auth.keyring import Keyring
 from app.modules.auth.master_secret import Sealer, derive
@@ -115,9 +114,11 @@ async def authenticate(p: Process) -> AsyncGenerator[Authenticate]:
 
 
 @asynccontextmanager
-@uses(BrowserSignIn)
+@uses(Database, Keyring, Limits, Passwords, Sealer, Tokens)
 async def browser_sessions(p: Process) -> AsyncGenerator[BrowserSessions]:
     """Provide the sessions of browsers."""
+    from app.modules.auth.browser import BrowserSignIn
+
     yield await make(p, BrowserSignIn)
 
 
