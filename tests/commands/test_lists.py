@@ -63,6 +63,22 @@ def test_a_pipe_gets_whole_ids_times_and_texts(on_migrated: Project, migrated: T
     assert line.endswith(REASON)
 
 
+@pytest.mark.parametrize("how", ["--json", "--csv", "--limit=1"])
+def test_a_terminal_gets_no_control_characters_of_other_people(
+    on_migrated: Project, migrated: TestDatabase, how: str
+) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[/red]"
+    made = letter(migrated, f"hostile{how}")
+    migrated.run("UPDATE kernel.dead_letters SET reason = %s WHERE id = %s", hostile, made)
+    shown = "\n".join(on_terminal(on_migrated, "dead-letters", "list", f"--queue=hostile{how}", how, columns=200))
+    assert "owned" in shown
+    assert "[/red]" in shown
+    assert set(shown).isdisjoint("\x1b\x07\x9b\u202e")
+    if how == "--json":
+        printed = printed_json(on_migrated.app("dead-letters", "list", f"--queue=hostile{how}", how))
+        assert printed["items"][0]["reason"] == hostile
+
+
 @pytest.mark.parametrize(("plain", "escape"), [(True, False), (False, True)])
 def test_states_have_a_colour_unless_none_is_wanted(
     on_migrated: Project, migrated: TestDatabase, plain: bool, escape: bool

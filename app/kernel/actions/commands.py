@@ -234,11 +234,12 @@ async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole:
     if is_whole and hasattr(given, "limit"):
         given = replace(given, limit=_PAGE)
     [row] = get_args(chosen.signature.returns)
-    sys.stdout.write(csv.heading(row.columns))
+    write: Callable[[str], object] = _write_harmless if sys.stdout.isatty() else sys.stdout.write
+    write(csv.heading(row.columns))
     count = 0
     while True:
         page = cast("Page[Any]", await run(chosen.action.id, given))
-        sys.stdout.write(csv.lines(row.columns, page.items))
+        write(csv.lines(row.columns, page.items))
         count += len(page.items)
         if page.next_cursor is None:
             return
@@ -247,6 +248,12 @@ async def _print_csv(p: Process, chosen: _Declared, wanted: _Input, *, is_whole:
             sys.stderr.write(f"there may be more: --cursor {page.next_cursor}\n")
             return
         given = replace(given, cursor=page.next_cursor)
+
+
+def _write_harmless(text: str) -> None:
+    from app.kernel.cli.tables import harmless
+
+    sys.stdout.write(harmless(text.replace("\r\n", "\n")))
 
 
 async def _address(p: Process, chosen: _Declared, wanted: _Input) -> str:

@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 _WHOLE = re.compile("0|[1-9][0-9]{0,18}", re.ASCII)
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters that JSON does not escape, and those of the direction of writing."""
 _SENTENCE = re.compile(r"(?<=\.)\s")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -69,10 +71,10 @@ def single(function: Callable[..., None]) -> Callable[[str], typer.Typer]:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON on stdout, in ASCII if stdout is not UTF-8."""
+    """Print a value as JSON on stdout, in ASCII if stdout is not UTF-8; what a terminal may obey is escaped."""
     from pydantic_core import to_json
 
-    text = to_json(value, indent=2).decode()
+    text = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(value, indent=2).decode())
     if sys.stdout.encoding.lower().replace("-", "") != "utf8":
         text = json.dumps(json.loads(text), indent=2)
     sys.stdout.write(text + "\n")
