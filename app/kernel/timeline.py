@@ -52,7 +52,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class TimelineLog:
-    """Merges what changed."""
+    """Merges the changes of all kinds."""
 
     rollouts: Rollouts
     series: Series

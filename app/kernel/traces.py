@@ -89,7 +89,7 @@ class TraceEntry:
 
 @dataclass(frozen=True, slots=True)
 class TraceLog:
-    """Finds what belongs to a trace."""
+    """Finds the entries of a trace."""
 
     async def entries(self, db: Queries, wanted: str) -> tuple[list[str], list[TraceEntry]]:
         """Return the ids of traces, and what happened in them in order of time; of each kind at most 500 entries."""

@@ -95,7 +95,7 @@ def new_form_token() -> str:
 
 
 def csrf_of(token: str) -> str:
-    """Return the token for the forms of a session; it tells nothing about that of the cookie."""
+    """Return the token for the forms of a session; it reveals nothing about the token in the cookie."""
     return base64.urlsafe_b64encode(_mac(token, b"csrf", b"")).decode().rstrip("=") if token else ""
 
 

@@ -1,12 +1,13 @@
 """Presses: the page of a button, with its form, its question and its count, and what happens when it is pressed."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Any
 
 from app.kernel.actions.operation import Call
+from app.kernel.callers import Caller
 from app.kernel.console.browser import BrowserSessions
 from app.kernel.console.command_line import command_of
 from app.kernel.console.cookies import SESSION
@@ -159,7 +160,7 @@ class Presses:
         return prepare
 
     async def preview(self, pressing: Pressing, request: Request) -> None:
-        """Ask what a button would do that asks for nothing more; a refusal is part of the result."""
+        """Preview a change whose form is complete; a refusal is part of the result."""
         try:
             if pressing.is_ready and pressing.press.preview is not None:
                 await self._preview(pressing, request, pressing.press.form.decode(pressing.texts))
@@ -224,7 +225,7 @@ class Presses:
             asked = press.operation.action.confirm or f"{press.label.removesuffix(' by filter')} {{count}}?"
             pressing.question, pressing.is_ready = _question(asked, pressing.texts, pressing.count), True
 
-    async def _run(self, run: Guarded, caller: Any, given: Any) -> Any:
+    async def _run(self, run: Guarded, caller: Caller, given: Any) -> Any:
         async def prepare() -> tuple[Call, Any]:
             return Call(caller), given
 
@@ -258,7 +259,7 @@ class _Words(dict[str, str]):
         return f"{{{key}}}"
 
 
-def _may(request: Request) -> Any:
+def _may(request: Request) -> Callable[[str], bool]:
     return request.signed_in.caller.may
 
 

@@ -13,7 +13,7 @@ from app.kernel.console.requests import ROOT, Request, address, local, page, red
 from app.kernel.errors import Invalid, Refusal, Unauthenticated, Unavailable
 from app.kernel.http.asgi import header
 from app.kernel.http.codecs import Response
-from app.kernel.http.problems import HttpProblem, status_of
+from app.kernel.http.problems import HttpProblem, retry_after, status_of
 
 Render = Callable[..., str]
 
@@ -67,9 +67,7 @@ class SignIn:
         text = render(
             "sign_in.html", title="Sign in", **context, is_second=is_second, message=str(refusal) if refusal else ""
         )
-        if isinstance(refusal, Unavailable):
-            headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
-        return page(text, *headers, status=status_of(type(refusal)) if refusal else 200)
+        return page(text, *headers, *retry_after(refusal), status=status_of(type(refusal)) if refusal else 200)
 
     async def _password(self, request: Request, render: Render) -> Response:
         check_csrf(request.cookies.get(FORM), request.form.get("_csrf", ""))

@@ -19,13 +19,14 @@ from app.kernel.console.live import CSRF, Live, digest
 from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.press import Presses, Pressing
 from app.kernel.console.requests import HEADERS, ROOT, Request, address, page, redirect, texts
-from app.kernel.console.sign_in import SignIn
-from app.kernel.errors import Invalid, Refusal, Unauthenticated, Unavailable
+from app.kernel.console.sign_in import Render, SignIn
+from app.kernel.errors import Invalid, Refusal, Unauthenticated
 from app.kernel.http.asgi import App, Receive, Scope, Send, respond
 from app.kernel.http.assets import Assets
 from app.kernel.http.codecs import Response, check_media_type, read_body
-from app.kernel.http.problems import HttpProblem, check_reads, code_and_title, status_of
+from app.kernel.http.problems import HttpProblem, check_reads, code_and_title, retry_after, status_of
 from app.kernel.http.results import EventStream, File
+from app.kernel.http.routes import NoteDenied
 from app.kernel.process import Process
 from app.kernel.telemetry import logs
 
@@ -45,7 +46,7 @@ async def console(
     return Console(
         operations,
         await make(p, BrowserSessions),
-        (await make(p, DenialLog)).__call__,
+        await make(p, DenialLog),
         p.settings[HttpServerSettings],
         folders,
         is_unsafe=p.settings.environment in UNSAFE,
@@ -60,7 +61,7 @@ class Console:
         self,
         operations: Sequence[ActionOperation],
         sessions: BrowserSessions,
-        denied: Callable[..., Awaitable[None]],
+        denied: NoteDenied,
         limits: HttpServerSettings,
         folders: Mapping[str, Path],
         *,
@@ -303,10 +304,7 @@ class Console:
             layout="layout.html",
             csrf=csrf_of(_token_of(pressing, request)),
         )
-        headers = list(pressing.headers)
-        if isinstance(refusal, Unavailable):
-            headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
-        return page(text, *headers, status=status)
+        return page(text, *pressing.headers, *retry_after(refusal), status=status)
 
     # refusals
 
@@ -316,9 +314,7 @@ class Console:
             status, headers = refusal.status, [*refusal.headers]
             _, title = code_and_title(status)
         else:
-            status, title = status_of(type(refusal)), refusal.title
-            if isinstance(refusal, Unavailable):
-                headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
+            status, title, headers = status_of(type(refusal)), refusal.title, retry_after(refusal)
         around = self._around(request) if request.visitor else {}
         wrong = refusal.fields if isinstance(refusal, Invalid) else ()
         detail = "; ".join(f"{name} {text}" for name, text in wrong) or str(refusal)
@@ -379,7 +375,7 @@ def _token_of(pressing: Pressing, request: Request) -> str:
     return request.token
 
 
-def _renderer(environment: "Environment") -> Callable[..., str]:
+def _renderer(environment: "Environment") -> Render:
     def render(name: str, **context: Any) -> str:
         return environment.get_template(name).render(context, layout="plain.html")
 

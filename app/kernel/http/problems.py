@@ -62,6 +62,13 @@ def status_of(kind: type[Refusal]) -> int:
     return next(status for base, status in _STATUS.items() if issubclass(kind, base))
 
 
+def retry_after(refusal: Refusal | None) -> list[tuple[bytes, bytes]]:
+    """Return the header field of an Unavailable (RFC 9110, section 10.2.3); none for other refusals."""
+    if not isinstance(refusal, Unavailable):
+        return []
+    return [(b"retry-after", str(refusal.retry_after_s).encode())]
+
+
 def code_and_title(status: int) -> tuple[str, str]:
     """Return the code and the title of the problem of HTTP itself with this status."""
     return _TITLES[status]
@@ -77,8 +84,7 @@ async def send_problem(scope: Scope, send: Send, error: HttpProblem | Refusal) -
     else:
         status = status_of(type(error))
         code, title, detail = error.code, error.title, str(error)
-        if isinstance(error, Unavailable):
-            headers.append((b"retry-after", str(error.retry_after_s).encode()))
+        headers += retry_after(error)
         if isinstance(error, Unauthenticated):
             headers.append((b"www-authenticate", b"Bearer"))
         if isinstance(error, Invalid):

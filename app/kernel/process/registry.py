@@ -32,7 +32,7 @@ class LiveProcess:
     """A process that has reported itself lately.
 
     `worker` of `workers` is its number under its supervisor; null without one. `memory_bytes` is its resident memory;
-    null where the system does not tell.
+    null where the system does not report it.
     """
 
     id: UUID

@@ -1,4 +1,4 @@
-"""What processes were started with: versions and settings, durably, because the registry forgets the dead."""
+"""Versions and settings that processes were started with; unlike rows of the registry, they outlive the processes."""
 
 import json
 from collections.abc import Mapping
