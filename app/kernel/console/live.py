@@ -15,7 +15,7 @@ from app.kernel.errors import Denied, Refusal, Unauthenticated
 from app.kernel.http.results import ServerSentEvent
 
 TICK_S = 2.0
-_MOST = 500
+_MOST_VIEWS = 500
 _TIME = re.compile(r"(<time [^>]*>)[^<]*")
 CSRF = "csrf-of-this-session"
 """Stands for the token of the session in what sessions share."""
@@ -62,7 +62,7 @@ class Live:
 
     async def _rendered(self, key: Hashable, render: Callable[[], Awaitable[str]]) -> str:
         """Return a view that is at most one tick old."""
-        if key not in self._views and len(self._views) >= _MOST:
+        if key not in self._views and len(self._views) >= _MOST_VIEWS:
             return await render()
         view = self._views.setdefault(key, _Shared())
         view.users += 1

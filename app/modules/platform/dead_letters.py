@@ -158,11 +158,11 @@ class DeadLetters:
         permission="platform:dead_letters:read",
         replica=True,
         command="dead-letters causes",
-        empty="jobs that fail permanently are grouped here by what they died of",
+        empty="jobs that fail permanently are grouped here by cause",
         examples=("", "--task reports.render --json"),
     )
     async def causes(self, db: Database, wanted: CausesWanted) -> Page[Cause]:
-        """List what dead letters died of, with their numbers: the causes of the newest jobs first.
+        """List the causes of dead letters with their numbers, those of the newest jobs first.
 
         They are those of the newest 20,000 dead letters. A cause is a task and the fingerprint of its last error: that
         of the group of captured errors, or, without an exception, the text without numbers, ids and quoted parts.

@@ -17,7 +17,7 @@ class CasesWanted:
 
 @dataclass(frozen=True, slots=True)
 class ActionCatalogue:
-    """List what can be done."""
+    """List the actions."""
 
     cases: UseCases
 

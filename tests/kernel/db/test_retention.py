@@ -58,6 +58,27 @@ async def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(bench: Benc
     assert counts == [(3, 1, 1, 1)]
 
 
+async def test_ended_canaries_are_kept_for_a_month_and_rollouts_for_400_days_after_they_were_last_seen(
+    bench: Bench,
+) -> None:
+    await bench.db.run(
+        "INSERT INTO kernel.canaries (id, queue, died_before, rate_per_s, max_failed, started_by, letter_id, last_id,"
+        " total, started_at, ended_at) SELECT kernel.uuid7(), name, now(), 1, 1, 'me', kernel.uuid7(), kernel.uuid7(),"
+        " 1, now() - interval '99 days', now() - ended * interval '1 day'"
+        " FROM (VALUES ('running', NULL), ('recent', 29), ('old', 31)) given (name, ended)"
+    )
+    await bench.db.run("INSERT INTO kernel.canary_letters SELECT id, letter_id FROM kernel.canaries")
+    await bench.db.run(
+        "INSERT INTO kernel.rollouts (id, at, name, version, settings, last_seen_at) SELECT kernel.uuid7(),"
+        " now() - interval '999 days', 'run-' || seen, '1', '{}', now() - seen * interval '1 day'"
+        " FROM unnest(ARRAY[399, 401]) AS seen"
+    )
+    await retention(bench).prune(bench.db)
+    assert await bench.rows("SELECT queue FROM kernel.canaries ORDER BY 1") == [("recent",), ("running",)]
+    assert await bench.rows("SELECT count(*) FROM kernel.canary_letters") == [(2,)]
+    assert await bench.rows("SELECT name FROM kernel.rollouts") == [("run-399",)]
+
+
 async def test_sessions_and_counts_that_are_over_are_removed(bench: Bench) -> None:
     await bench.db.run(
         "INSERT INTO auth.actors (id, type, username, username_key) VALUES (kernel.uuid7(), 'user', 'you', 'you')"
