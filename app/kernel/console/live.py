@@ -19,6 +19,12 @@ _MOST_VIEWS = 500
 _TIME = re.compile(r"(<time [^>]*>)[^<]*")
 CSRF = "csrf-of-this-session"
 """Stands for the token of the session in what sessions share."""
+ENDED = ServerSentEvent("the page is no longer shown", name="end")
+
+
+async def ended() -> AsyncGenerator[ServerSentEvent]:
+    """Yield what ends the stream of a page, which is then loaded again."""
+    yield ENDED
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Live:
     async def stream(
         self, shown: str, look: Callable[[], Awaitable[tuple[Hashable, Callable[[], Awaitable[str]], str]]]
     ) -> AsyncGenerator[ServerSentEvent]:
-        """Yield the part of a page whenever it differs from what is shown.
+        """Yield the part of a page whenever it differs from what is shown; `live` when what is shown is still right.
 
         `look` authenticates the visitor anew; it returns the key of the view, a function that renders it, and the token
         for its forms. The stream ends when the visitor is signed out, or no longer has the permission.
@@ -52,13 +58,15 @@ class Live:
                 key, render, csrf = await look()
                 text = await self._rendered(key, render)
             except (Unauthenticated, Denied):
-                yield ServerSentEvent("the page is no longer shown", name="end")
+                yield ENDED
                 return
-            except Refusal:  # such as an outage: what is shown stays
+            except Refusal:  # such as an outage: what is shown stays, and the page says that it is old
                 continue
             if (found := digest(text)) != last:
                 last = found
                 yield ServerSentEvent(text.replace(CSRF, csrf))
+            else:
+                yield ServerSentEvent("", name="live")
 
     async def _rendered(self, key: Hashable, render: Callable[[], Awaitable[str]]) -> str:
         """Return a view that is at most one tick old."""

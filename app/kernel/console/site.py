@@ -15,7 +15,7 @@ from app.kernel.config import UNSAFE, HttpServerSettings
 from app.kernel.console.browser import BrowserSessions
 from app.kernel.console.cookies import FLASH, check_csrf, check_same_origin
 from app.kernel.console.downloads import SUFFIX, download
-from app.kernel.console.live import CSRF, Live, digest
+from app.kernel.console.live import CSRF, Live, digest, ended
 from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.press import Presses, Pressing
 from app.kernel.console.requests import HEADERS, ROOT, Request, address, page, redirect, texts
@@ -136,7 +136,7 @@ class Console:
             return await self._shown(request, environment)
         except Unauthenticated:
             if request.segments == ("live",):
-                return Response(204, b"text/plain", b"", HEADERS)  # the page says so at its next request
+                return EventStream(ended())
             return self._sign_in.required(request, is_post=is_post)
         except (Refusal, HttpProblem) as refusal:
             return self._refused(request, refusal, environment)

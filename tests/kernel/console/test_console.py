@@ -448,7 +448,7 @@ def test_a_batch_is_counted_before_it_is_run(root: Browser, served: tuple[str, T
     assert served[1].all(count) == [(0,)]
 
 
-def test_a_live_page_gets_what_changes_for_this_session_and_ends_with_it(
+def test_a_live_page_gets_what_changes_and_signs_of_life_and_ends_with_its_session(
     root: Browser, served: tuple[str, TestDatabase]
 ) -> None:
     page = root.get(f"{CONSOLE}/schedules").text
@@ -459,14 +459,13 @@ def test_a_live_page_gets_what_changes_for_this_session_and_ends_with_it(
         assert stream.headers["content-type"] == "text/event-stream"
         for line in stream.iter_lines():
             received += f"{line}\n"
-            if "7,77" in received and "event" not in received and line == "":
+            if "7,77" in received and "event: live" in received and line == "":
                 served[1].run("UPDATE auth.sessions SET ended_at = now() WHERE browser_token IS NOT NULL")
     assert "data: " in received
     assert CSRF not in received
     assert root.token in received
-    assert received.rstrip().endswith("event: end\ndata: the page is no longer shown")
-    answer = root.client.get(html.unescape(href))
-    assert answer.status_code == 204
+    assert received.rstrip().endswith(ended := "event: end\ndata: the page is no longer shown")
+    assert root.client.get(html.unescape(href)).text == f"{ended}\n\n"
 
 
 def test_a_live_page_ends_when_its_permission_is_revoked(visit: Visit, served: tuple[str, TestDatabase]) -> None:

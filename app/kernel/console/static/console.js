@@ -1,4 +1,5 @@
-// What works better with a script: copying commands, relative times that go on, batches that continue by themselves.
+// What works better with a script: copying commands, relative times that go on, batches that continue by themselves,
+// and a page that says when it is no longer live.
 "use strict";
 
 const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
@@ -49,6 +50,19 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("end", () => location.reload());
 setInterval(refresh, 5000);
+
+// each tick of the stream says something, so silence means that what is shown may be old
+const live = document.querySelector("#live[hx-sse\\:connect]");
+let heard = Date.now();
+document.addEventListener("htmx:sse:after:message", () => { heard = Date.now(); });
+document.addEventListener("visibilitychange", () => { heard = Date.now(); });
+if (live) {
+  setInterval(() => {
+    const isOld = !document.hidden && Date.now() - heard > 10000;
+    document.getElementById("old").hidden = !isOld;
+    if (isOld) live.dispatchEvent(new Event("connect")); // does nothing while there is a stream, or one waits to reconnect
+  }, 1000);
+}
 
 const narrow = matchMedia("(max-width: 60rem)");
 const pages = document.querySelector("details.pages");
