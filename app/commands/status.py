@@ -1,6 +1,7 @@
 """`app status`."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -49,13 +50,8 @@ def status(
     found = run_once("status", _look)
     if as_json:
         print_json(found)
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console()
-        console.print(_screen(found, console.width, _LINES))
     else:
-        _print_plain(found)
+        _print(found)
     raise typer.Exit(0 if found.is_well else 1)
 
 
@@ -81,7 +77,8 @@ async def _looking(p: "Process") -> Any:
 
 async def _watch(p: "Process", *, as_json: bool) -> None:
     """Show the overview until interrupted. While the database is unavailable, it shows the last one and says so."""
-    look, is_live = await _looking(p), sys.stdout.isatty() and not as_json
+    look = await _looking(p)
+    is_live = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not as_json
     woken = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, woken.set)
     from app.kernel.errors import Unavailable
@@ -125,7 +122,7 @@ class _Lines:
 
             sys.stdout.write(to_json(found).decode() + "\n")
         else:
-            _print_plain(found)
+            _print(found)
             sys.stdout.write("\n")
         sys.stdout.flush()
 
@@ -237,6 +234,17 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _print(found: "DeploymentOverview") -> None:
+    """Print what fits on a terminal, or everything for a pipe."""
+    if not sys.stdout.isatty():
+        _print_plain(found)
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_screen(found, console.width, _LINES))
 
 
 def _print_plain(found: "DeploymentOverview") -> None:

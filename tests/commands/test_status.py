@@ -104,6 +104,19 @@ def test_watching_survives_an_outage_and_another_size_and_ends_with_ctrl_c(
     assert "\x1b[?1049l" in shown.seen  # the screen of before is back
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_one_overview_below_the_other(
+    on_migrated: Project, emptied: TestDatabase
+) -> None:
+    emptied.run(PROCESS)
+    with terminal(on_migrated, "status", "--watch", env={"TERM": "dumb"}) as shown:
+        shown.expect("all is well")
+        shown.seen = ""
+        shown.expect("all is well", 10)
+        shown.press(INTERRUPT)
+        assert shown.wait() == 130
+    assert "\x1b" not in shown.seen
+
+
 def test_watching_as_json_prints_one_document_a_line(on_migrated: Project, emptied: TestDatabase) -> None:
     emptied.run(PROCESS)
     running = on_migrated.start("status", "--watch", "--json")
