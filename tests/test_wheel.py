@@ -91,8 +91,8 @@ def test_no_migration_is_created_inside_the_installed_package(elsewhere: Project
     assert list((package(installed) / "_bundled/migrations").glob("*add_x*")) == []
 
 
-def test_it_migrates_serves_and_stops(elsewhere: Project, database: TestDatabase) -> None:
-    elsewhere.env |= database.env
+def test_it_migrates_serves_and_stops(elsewhere: Project, empty_database: TestDatabase) -> None:
+    elsewhere.env |= empty_database.env
     planned = printed_json(elsewhere.app("migrate", "plan", "--json"))["items"]
     files = {path.stem for path in (ROOT / "migrations").glob("*.sql") if not path.stem.endswith(".rollback")}
     assert {migration["id"] for migration in planned} == files

@@ -131,7 +131,9 @@ def test_a_part_of_several_ids_is_refused_with_the_ids_and_changes_nothing(
     assert migrated.all("SELECT count(*) FROM kernel.jobs WHERE id = ANY(%s::uuid[])", ids) == [(2,)]
     _, first, second, *_ = on_terminal(on_migrated, "jobs", "list", "--queue", "q", "--task", "t")
     assert {first.split()[0], second.split()[0]} == {"0000abc0", "0000abc1"}
-    assert refused(on_migrated.app("jobs", "show", "abcdef12"), 67).endswith("begins or ends with abcdef12")
+    assert refused(on_migrated.app("jobs", "show", "abcdef12"), 67).endswith(
+        "begins with abcdef12, and none of the newest 100,000 ends with it"
+    )
     for wrong in ("abc", "a---", "a" * 33):
         said = misused(on_migrated.app("jobs", "show", "--", wrong))
         assert "at least 4 of its first or last characters" in said

@@ -18,27 +18,25 @@ from tests.support.project import ROOT, Project, clone, eventually
 JOB, ERROR, DEAD = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("1a2b3c4d", "5e6f7a8b", "9c0d1e2f"))
 CAUSED, PURGED, PURGE = (f"0193f7a0-0000-7000-8000-0000{end}" for end in ("7c6b5a49", "8d7c6b5a", "9f8e7d6c"))
 CAUSE = "1eba2e8e25c707f8b3f60c690fb51f07"
-BEFORE = "now() - interval '2 hours'"  # `app status` exits with 1 for what failed within the last hour
 # what docs/operating.md tells about: a report that fails, one that was given up, and an error that was captured
 EXAMPLES = f"""
     INSERT INTO kernel.queues (name) VALUES ('reports');
     INSERT INTO kernel.jobs (id, queue, task, payload, state, rank, attempt, max_attempts, timeout_s, run_at, errors)
     VALUES ('{JOB}', 'reports', 'reports.render', '{{"report": 7}}', 'scheduled', 0, 1, 10, 60,
         now() + interval '1 day', '[{{"attempt": 1, "at": "2026-11-22T10:00:00Z", "error": "TimeoutError"}}]');
-    INSERT INTO kernel.dead_letters (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, died_at)
-    VALUES ('{DEAD}', 'reports', 'reports.render', 'attempts', 10, 10, 60, {BEFORE}, {BEFORE});
+    INSERT INTO kernel.dead_letters (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at)
+    VALUES ('{DEAD}', 'reports', 'reports.render', 'attempts', 10, 10, 60, now());
     INSERT INTO kernel.dead_letters
         (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, died_at, cause)
-    VALUES ('{CAUSED}', 'reports', 'reports.mail', 'attempts', 10, 10, 60, {BEFORE}, {BEFORE} - interval '1 s',
-        '{CAUSE}');
+    VALUES ('{CAUSED}', 'reports', 'reports.mail', 'attempts', 10, 10, 60, now(), now() - interval '1 s', '{CAUSE}');
     INSERT INTO kernel.purged_dead_letters
         (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, purge_id)
     VALUES ('{PURGED}', 'reports', 'reports.mail', 'attempts', 10, 10, 60, now(), '{PURGE}');
     INSERT INTO kernel.subscriptions (subscriber, event_type) VALUES ('billing.welcome', 'auth.actor_created');
     INSERT INTO kernel.errors (id, fingerprint, kind, type, title, culprit, count, processes, first_seen_at,
         last_seen_at, first_release, last_release, samples)
-    VALUES ('{ERROR}', 'f', 'request', 'KeyError', 'KeyError: x', 'app.x', 3, ARRAY['run-all-in-one'], {BEFORE},
-        {BEFORE}, '1', '1', '[]');
+    VALUES ('{ERROR}', 'f', 'request', 'KeyError', 'KeyError: x', 'app.x', 3, ARRAY['run-all-in-one'], now(), now(),
+        '1', '1', '[]');
 """
 
 

@@ -271,23 +271,28 @@ async def _with_whole_ids(p: Process, chosen: _Declared, wanted: _Input) -> Any:
     return replace(wanted.given, **whole) if whole else wanted.given
 
 
+_Search = tuple[LiteralString, LiteralString, tuple[object, ...]]
+# from the index, which is in order of time: a large table is not read
+_AMONG_NEWEST = " ORDER BY id DESC LIMIT 100000) newest WHERE id::text LIKE %s LIMIT 6"
+
+
 async def _whole_id(db: Database, of: IdOf, part: str) -> UUID:
-    """Return the id that begins with some characters, or else ends with them.
+    """Return the id that begins with some characters, or else is one of the newest and ends with them.
 
     Raises NotFound; Invalid if there are several.
     """
     digits = part.replace("-", "").lower()
     first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
     end = str(UUID(digits.rjust(32, "0")))[-len(digits) - sum(len(digits) > at for at in (12, 16, 20, 24)) :]
-    by_begin: tuple[LiteralString, tuple[object, ...]] = ("id BETWEEN %s AND %s", (first, last))  # from the index
-    by_end: tuple[LiteralString, tuple[object, ...]] = ("id::text LIKE %s", (f"%{end}",))
+    by_begin: _Search = ("SELECT id FROM ", " WHERE id BETWEEN %s AND %s LIMIT 6", (first, last))
+    by_end: _Search = ("SELECT id FROM (SELECT id FROM ", _AMONG_NEWEST, (f"%{end}",))
     found: list[UUID] = []
-    for matches, given in (by_begin, by_end):
+    for before, then, given in (by_begin, by_end):
         for table in of.tables if not found else ():
-            sql = "SELECT id FROM " + table + " WHERE " + matches + " LIMIT 6"  # noqa: S608 - literals
-            found += [key for (key,) in await db.all(sql, given)]
+            found += [key for (key,) in await db.all(before + table + then, given)]
     if not found:
-        raise NotFound(f"no {of.what} has an id that begins or ends with {part}", hint=_listed_by(of))
+        text = f"no {of.what} has an id that begins with {part}, and none of the newest 100,000 ends with it"
+        raise NotFound(text, hint=_listed_by(of))
     if len(found) > 1:
         some = ", ".join(map(str, found[:_SHOWN])) + (", and more" if len(found) > _SHOWN else "")
         raise Invalid(f"{part} is a part of several ids: {some}; give more characters")

@@ -10,7 +10,7 @@ from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change,
 from app.kernel.audit import Audit
 from app.kernel.errors import Denied, RateLimited
 from app.kernel.fields import IdOf
-from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
+from app.kernel.paging import Cursor, Limit, Page, after, mark
 from app.kernel.product import NAME
 from app.kernel.queue.enqueue import Queue
 from app.modules.auth.domain.actors import (
@@ -107,9 +107,14 @@ class ActorAdministration:
         examples=("--q ann", "--type service_acc --csv"),
     )
     async def list(self, db: Database, wanted: ActorsWanted) -> Page[Actor]:
-        """List actors, newest first."""
-        found = await self.actors.page(db, wanted.type, wanted.is_active, wanted.q, wanted.limit, after(wanted.cursor))
-        return Page(found, next_cursor(found, wanted.limit))
+        """List actors, newest first.
+
+        With a part of a username, a page searches the newest 100,000 actors that match the other filters, and
+        `next_cursor` goes on.
+        """
+        wants = (wanted.type, wanted.is_active, wanted.q)
+        found, last = await self.actors.page(db, *wants, wanted.limit, after(wanted.cursor))
+        return Page(found, last and mark(last))
 
     @change(
         "auth.create_actor",

@@ -7,6 +7,9 @@ from uuid import UUID
 from app.kernel.db import Queries, Transaction, where
 from app.modules.auth.domain.actors import Actor, ActorNotFound, ActorType, folded
 
+_SEARCHED = 100_000
+"""Maximum number of actors that a page with a part of a username reads: it has no index."""
+
 
 @dataclass(frozen=True, slots=True)
 class Actors:
@@ -39,21 +42,31 @@ class Actors:
 
     async def page(
         self, db: Queries, kind: ActorType | None, is_active: bool | None, q: str | None, limit: int, after: UUID | None
-    ) -> list[Actor]:
-        """Return a page of actors, newest first; `q` is a part of the username."""
+    ) -> tuple[list[Actor], UUID | None]:
+        """Return a page of actors, newest first, and where the next one begins; None at the end.
+
+        `q` is a part of the username. With it, a page is of the newest 100,000 actors that match the other filters, and
+        may be empty although there is a next one.
+        """
         sql = """
             SELECT id, type, username, is_superuser, is_active, last_active_at, created_at, updated_at
             FROM auth.actors
         """
-        asked = where(
+        asked = (
             "id < %(after)s" if after else "",
             "type = %(type)s" if kind else "",
             "" if is_active is None else "is_active" if is_active else "NOT is_active",
-            "strpos(username_key, %(q)s) > 0" if q is not None else "",
         )
-        part = None if q is None else folded(q.strip())
-        given = {"after": after, "type": kind, "q": part, "limit": limit}
-        return [Actor(*row) for row in await db.all(sql + asked + "ORDER BY id DESC LIMIT %(limit)s", given)]
+        given: dict[str, object] = {"after": after, "type": kind, "limit": limit}
+        last = None
+        if q is not None:
+            oldest = "SELECT id FROM auth.actors" + where(*asked) + "ORDER BY id DESC OFFSET %(searched)s LIMIT 1"  # noqa: S608
+            last = await db.one(oldest, {**given, "searched": _SEARCHED - 1})
+            given |= {"q": folded(q.strip()), "last": last and last[0]}
+            asked += ("strpos(username_key, %(q)s) > 0", "id >= %(last)s" if last else "")
+        rows = await db.all(sql + where(*asked) + "ORDER BY id DESC LIMIT %(limit)s", given)
+        found = [Actor(*row) for row in rows]
+        return found, found[-1].id if len(found) == limit else last and last[0]
 
     async def get(self, db: Queries, actor_id: UUID) -> Actor:
         """Return an actor. Raises ActorNotFound."""
