@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from app.kernel.db.postgres import database
+from app.kernel.process import Process
+from app.modules.auth.postgres.actors import Actors
 from tests.conftest import SUPERUSER, TestDatabase, log_in
 from tests.support.project import Project
 
@@ -86,6 +89,24 @@ def test_actors_are_created_listed_changed_and_stopped(project: Project, root: h
     assert root.patch(path, json={"password": "another good password"}).status_code == 200
     assert again.get(ME).status_code == 401
     assert root.delete(f"{path}/sessions").json() == {"deleted_count": 0}
+
+
+async def test_a_part_of_a_username_is_searched_for_among_the_newest_and_the_cursor_goes_on(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.modules.auth.postgres.actors._SEARCHED", 3)
+    db = await process.use(database)
+    await db.run(
+        "INSERT INTO auth.actors (id, type, username, username_key) SELECT ('0000000' || n ||"
+        " '-0000-7000-8000-000000000000')::uuid, 'user', 'u' || n, 'u' || n FROM generate_series(1, 7) n"
+    )
+    pages, last = list[list[str]](), None
+    while not pages or last is not None:
+        found, last = await Actors().page(db, None, None, "U2", 5, last)
+        pages.append([actor.username for actor in found])
+    assert pages == [[], ["u2"], []]  # of 7 to 5, 4 to 2, and 1
+    found, last = await Actors().page(db, None, None, "u", 2, None)
+    assert ([actor.username for actor in found], last) == (["u7", "u6"], found[-1].id)
 
 
 def test_roles_and_permissions_take_effect_on_the_next_request(project: Project, root: httpx.Client) -> None:
