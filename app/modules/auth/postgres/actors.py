@@ -58,15 +58,16 @@ class Actors:
             "" if is_active is None else "is_active" if is_active else "NOT is_active",
         )
         given: dict[str, object] = {"after": after, "type": kind, "limit": limit}
-        last = None
+        last: UUID | None = None
         if q is not None:
             oldest = "SELECT id FROM auth.actors" + where(*asked) + "ORDER BY id DESC OFFSET %(searched)s LIMIT 1"  # noqa: S608
-            last = await db.one(oldest, {**given, "searched": _SEARCHED - 1})
-            given |= {"q": folded(q.strip()), "last": last and last[0]}
+            row = await db.one(oldest, {**given, "searched": _SEARCHED - 1})
+            last = row[0] if row else None
+            given |= {"q": folded(q.strip()), "last": last}
             asked += ("strpos(username_key, %(q)s) > 0", "id >= %(last)s" if last else "")
         rows = await db.all(sql + where(*asked) + "ORDER BY id DESC LIMIT %(limit)s", given)
         found = [Actor(*row) for row in rows]
-        return found, found[-1].id if len(found) == limit else last and last[0]
+        return found, found[-1].id if len(found) == limit else last
 
     async def get(self, db: Queries, actor_id: UUID) -> Actor:
         """Return an actor. Raises ActorNotFound."""
