@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from typing import cast
 
 from app.kernel.actions.columns import Columns
@@ -38,6 +39,7 @@ def _cell(value: object) -> str:
     """Return a cell. Text that a spreadsheet would take for a formula gets an apostrophe (OWASP, CSV injection)."""
     if value is None:
         return ""
+    value = cast("object", value.value) if isinstance(value, Enum) else value
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, bool):

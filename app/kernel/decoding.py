@@ -1,10 +1,11 @@
 """Decodes inputs from requests and command lines.
 
 Integers are decimal digits, booleans `true` and `false`, times RFC 3339 with a zone, identifiers UUIDs (36 characters).
-In a text, an object is JSON.
+In a text, an object or an array is JSON.
 Values are not trimmed, rounded or guessed. In JSON an integer may be written as 5.0, as in JSON Schema.
 """
 
+from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, Generic, NewType, TypeVar, cast
 
@@ -29,6 +30,7 @@ _WRITTEN = {
 }
 _TEXT_IN_JSON = frozenset({"date", "datetime", "uuid"})
 _MADE_OF_JSON = frozenset({"dataclass", "decimal", "enum", "frozenset", "set", "tuple"})
+_JSON_IN_TEXT = frozenset({"any", "dict", "frozenset", "list", "set", "tuple"})
 _EXACT_FLOATS = 2**53
 
 
@@ -72,23 +74,29 @@ def name_outside(field: str) -> str:
     return field.removesuffix("_")
 
 
-def _written(schema: Any, *, text: bool) -> Any:
+def _written(schema: Any, *, text: bool, is_nested: bool = False) -> Any:
     """Return a pydantic schema that checks the form of each value, in texts or in JSON."""
-    if isinstance(schema, list):
-        return [_written(part, text=text) for part in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
-        return schema
+        parts = cast("list[Any]", schema)
+        return [_written(p, text=text, is_nested=is_nested) for p in parts] if isinstance(schema, list) else schema
+    kind = cast("dict[str, Any]", schema).get("type")
+    if text and isinstance(kind, str) and (kind in _JSON_IN_TEXT or (kind == "dataclass" and is_nested)):
+        inner = _written(cast("Any", schema), text=False)
+        named = {"ref": inner.pop("ref")} if "ref" in inner else {}
+        return {**_before(_parsed, inner), **named}
+    is_nested = is_nested or kind == "dataclass-field"
     found = {
-        key: value if key in {"default", "expected", "metadata"} else _written(value, text=text)
+        key: value
+        if key in {"default", "expected", "metadata"}
+        else _written(value, text=text, is_nested=is_nested or key == "definitions")
         for key, value in cast("dict[str, Any]", schema).items()
     }
-    kind = found.get("type")
-    if not isinstance(kind, str):
-        return found
-    if kind == ("dict" if text else "int"):
-        convert = _object if text else _integer
-        return {"type": "function-before", "function": {"type": "no-info", "function": convert}, "schema": found}
-    if kind in (_WRITTEN if text else _TEXT_IN_JSON):
+    if kind == "int" and not text:
+        return _before(_integer, found)
+    if kind == "literal" and text:
+        by_text = {str(value): value for value in cast("list[object]", found["expected"])}
+        return _before(lambda value: by_text.get(value, value), found)
+    if isinstance(kind, str) and kind in (_WRITTEN if text else _TEXT_IN_JSON):
         pattern, message = _WRITTEN[kind]
         written = {"type": "str", "strict": True, "pattern": pattern}
         checked = {
@@ -98,11 +106,15 @@ def _written(schema: Any, *, text: bool) -> Any:
             "custom_error_message": message,
         }
         return {"type": "chain", "steps": [checked, {**found, "strict": False}]}
-    return {**found, "strict": False} if kind in _MADE_OF_JSON else found
+    return {**found, "strict": False} if isinstance(kind, str) and kind in _MADE_OF_JSON else found
 
 
-def _object(value: Any) -> Any:
-    """Return the object that a text holds, as in a body. Raises an error of its field."""
+def _before(convert: Callable[[Any], Any], schema: Any) -> dict[str, Any]:
+    return {"type": "function-before", "function": {"type": "no-info", "function": convert}, "schema": schema}
+
+
+def _parsed(value: Any) -> Any:
+    """Return what a text holds, as in a body. Raises an error of its field."""
     from app.kernel.http.codecs import parse_json
     from app.kernel.http.problems import HttpProblem
 
@@ -138,6 +150,9 @@ _MESSAGES = {
     "unexpected_keyword_argument": "is unknown",
     "extra_forbidden": "is unknown",
     "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "decimal_parsing": "must be a number, such as 2.5",
+    "decimal_type": "must be a number, such as 2.5",
     "string_type": "must be text",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
@@ -147,6 +162,7 @@ _MESSAGES = {
     "bool_type": "must be true or false",
     "list_type": "must be an array",
     "dict_type": "must be an object",
+    "dataclass_type": "must be an object",
     "too_short": "must have at least {min_length} items",
     "too_long": "must have at most {max_length} items",
     "greater_than_equal": "must be at least {ge}",

@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
-from enum import StrEnum
+from decimal import Decimal
+from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -296,3 +297,48 @@ def test_an_input_class_stays_as_it_is() -> None:
     before = [dict(vars(kind)) for kind in (Plain, Part)]
     Decoder[Plain](Plain)
     assert [dict(vars(kind)) for kind in (Plain, Part)] == before
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+@dataclass(frozen=True)
+class Written:
+    level: Level = Level.LOW
+    size: Literal[1, 2, 3] = 1
+    price: Decimal = Decimal(0)
+    ids: list[UUID] = field(default_factory=list)
+    part: Part = Part("none")
+    other: Part | None = None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("level", "1", Level.LOW),
+        ("size", "3", 3),
+        ("price", "1.50", Decimal("1.50")),
+        ("ids", f'["{ID}"]', [UUID(ID)]),
+        ("part", '{"name": "a"}', Part("a")),
+        ("other", '{"name": "a", "count": 2}', Part("a", 2)),
+    ],
+)
+def test_what_is_no_text_has_a_form_in_texts(name: str, text: str, value: object) -> None:
+    assert getattr(Decoder[Written](Written).text({name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("level", "2", ("level", "must be one of 1")),
+        ("size", "4", ("size", "must be one of 1, 2 or 3")),
+        ("price", "much", ("price", "must be a number, such as 2.5")),
+        ("ids", '["x"]', ("ids.0", f"must be a UUID, such as {ID}")),
+        ("ids", "[", ("ids", "is not acceptable JSON: Expecting value at position 1")),
+        ("part", '{"name": "a", "more": 1}', ("part.more", "is unknown")),
+        ("part", "[]", ("part", "must be an object")),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(name: str, text: str, error: tuple[str, str]) -> None:
+    assert refused(lambda **values: Decoder[Written](Written).text(values), **{name: text}) == [error]

@@ -195,7 +195,9 @@ def _read(chosen: _Declared, options: dict[str, Any]) -> _Input:
         given = Decoder[Any](chosen.signature.input).text(texts)
     except Invalid as refusal:
         name, message = refusal.fields[0] if refusal.fields else ("", str(refusal))
-        wrong = next((p for p in chosen.parameters if name_outside(p.name) == name), None)
+        field, _, inside = name.partition(".")
+        wrong = next((p for p in chosen.parameters if name_outside(p.name) == field), None)
+        message = f"{name} {message}" if inside else message
         if wrong and wrong.id_of:
             message = f"{message}, or at least 4 of its first or last characters"
         raise typer.BadParameter(message, param_hint=f"'{wrong.hint}'" if wrong else None) from None

@@ -4,8 +4,9 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass
+from dataclasses import MISSING, Field, dataclass, is_dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -18,6 +19,7 @@ from app.kernel.fields import Doc, IdOf, NameOf, Option
 T = TypeVar("T")
 _PART_OF_ID = re.compile(r"(?!.{36})(-*[0-9a-fA-F]){4,32}-*", re.ASCII)
 _DAY_S = 86400
+_JSON = (dict, frozenset, list, set, tuple)
 _METAVARS = {"duration": "DURATION", "age": "DURATION", "json": "JSON"}
 
 
@@ -53,7 +55,7 @@ class Parameter:
             bool in parts,
             default if about.default is None else about.default,
             _help(doc.text if doc else "", default, parts, about),
-            option.upper() if is_argument else _METAVARS.get(about.form, "TIME" if parser else "TEXT"),
+            option.upper() if is_argument else _METAVARS.get(about.form) or _metavar(parts),
             parser,
             _first(parts, IdOf),
             _first(parts, NameOf),
@@ -65,11 +67,16 @@ class Parameter:
         """Its name in messages."""
         return self.option.upper() if self.is_argument else f"--{self.option}"
 
+    @property
+    def switch(self) -> str:
+        """The declaration of a flag: one that is set by default has a second option, which unsets it."""
+        return f"--{self.option}/--no-{self.option}" if self.default is True else f"--{self.option}"
+
     def declared(self, *, is_optional: bool) -> inspect.Parameter:
         """Return it for the signature of the command; `is_optional` if another one may replace it."""
         required = self.default is MISSING and not self.about.none and not is_optional
         if self.is_flag:
-            shown: Any = typer.Option(f"--{self.option}", help=self.help)
+            shown: Any = typer.Option(self.switch, help=self.help)
         elif self.is_argument:
             shown = typer.Argument(help=self.help, metavar=self.metavar, show_default=False)
         else:
@@ -123,16 +130,32 @@ def _parts(hint: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
+def _metavar(parts: list[Any]) -> str:
+    kinds = [get_origin(part) or part for part in parts]
+    is_json = any(kind in _JSON or (isinstance(kind, type) and is_dataclass(kind)) for kind in kinds)
+    return "JSON" if is_json else "TIME" if datetime in parts else "TEXT"
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the values of a Literal or an Enum as texts; none of another type."""
+    if get_origin(hint) is Literal:
+        return tuple(map(str, get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return tuple(str(each.value) for each in hint)
+    return ()
+
+
 def _first(parts: list[Any], kind: type[T]) -> T | None:
     return next((part for part in parts if isinstance(part, kind)), None)
 
 
 def _help(text: str, default: Any, parts: list[Any], about: Option) -> str:
-    choices = next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+    choices = next((found for part in parts if (found := choices_of(part))), ())
     if choices:
         text = f"{text} One of {', '.join(choices)}."
     if default not in (None, MISSING) and bool not in parts:
-        shown = f"{default / _DAY_S:g}d" if about.form == "duration" else default
+        plain = default.value if isinstance(default, Enum) else default
+        shown = f"{plain / _DAY_S:g}d" if about.form == "duration" else plain
         text = f"{text} Default: {shown}."
     return text
 
@@ -148,4 +171,4 @@ def _parser(about: Option, parts: list[Any]) -> Callable[[str], str] | None:
         bounds: Any = _first(parts, Interval)
         duration = seconds(least_s=bounds.ge, most_days=int(bounds.le // _DAY_S))
         return lambda text: f"{duration(text):.3f}"
-    return (lambda text: moment(text).isoformat()) if datetime in parts else None
+    return (lambda text: moment(text).isoformat()) if _metavar(parts) == "TIME" else None

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -164,6 +165,8 @@ def _whole(value: object) -> object:
     """Return a cell for a pipe."""
     if value is None:
         return ""
+    if isinstance(value, Enum):
+        return cast("object", value.value)
     if isinstance(value, datetime):
         return exact(value)
     if isinstance(value, tuple | list):
@@ -207,6 +210,8 @@ def _described(rows: dict[str, object]) -> list[tuple[str, object]]:
 
 def _value(value: object) -> object:
     """Return a value for a record; a list of texts has one per line."""
+    if isinstance(value, Enum):
+        return cast("object", value.value)
     if isinstance(value, datetime):
         return f"{exact(value)} ({relative(value, datetime.now(UTC))})" if sys.stdout.isatty() else exact(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[object]", value)):

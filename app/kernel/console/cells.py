@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
 from typing import Any, cast
 from uuid import UUID
 
@@ -61,6 +63,8 @@ def cell(value: object, *, is_state: bool = False, href: str = "") -> Markup:
     """Return a value for a table."""
     if value is None or value == "":
         return _NONE
+    if isinstance(value, Enum):
+        value = cast("object", value.value)
     if isinstance(value, UUID):
         return short(value, href)
     if isinstance(value, datetime):
@@ -75,14 +79,15 @@ def cell(value: object, *, is_state: bool = False, href: str = "") -> Markup:
 def _text(value: object, href: str) -> Markup:
     if isinstance(value, Markup):
         return value
-    if isinstance(value, dict):
-        text = json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, dict) or (is_dataclass(value) and not isinstance(value, type)):
+        found = cast("object", value) if isinstance(value, dict) else asdict(value)
+        text = json.dumps(found, ensure_ascii=False, default=str)
     elif isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
         text = f"{value:,.3f}".rstrip("0").rstrip(".")
     else:
-        text = f"{value:,}" if isinstance(value, int) else str(value)
+        text = f"{value:,}" if isinstance(value, int | Decimal) else str(value)
     found = Markup('<a href="{}">{}</a>').format(href, text) if href else escape(text)
     return Markup('<span class="long">{}</span>').format(found) if len(text) > _LONG else found
 
@@ -119,7 +124,11 @@ def _cell(column: Column, row: object, href: str, link: Link) -> Markup:
 def is_number(column: Column, rows: Sequence[object]) -> bool:
     """Return whether a column has numbers only, which are aligned to the right."""
     values = [column.value(row) for row in rows]
-    numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in values if value is not None]
+    numbers = [
+        isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        for value in values
+        if value is not None
+    ]
     return bool(numbers) and all(numbers)
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from urllib.parse import quote, urlencode
 
 from app.kernel.actions import Action
-from app.kernel.console.forms import Field, Form
+from app.kernel.console.forms import Field, Form, lines_of
 from app.kernel.product import NAME
 
 
@@ -33,6 +33,10 @@ def _option(field: Field, texts: Mapping[str, str]) -> Iterator[str]:
     if field.parameter.is_flag:
         if text in ("true", "on"):
             yield f"--{field.parameter.option}"
+        elif text == "false" and field.parameter.default is True:
+            yield f"--no-{field.parameter.option}"
+    elif text and field.kind == "lines":
+        yield f"--{field.parameter.option} {shlex.quote(json.dumps(lines_of(text), ensure_ascii=False))}"
     elif text:
         yield f"--{field.parameter.option} {_quoted(text)}"
 
@@ -62,7 +66,7 @@ def _request(action: Action, form: Form, texts: Mapping[str, str], origin: str) 
 def _value(field: Field, text: str) -> object:
     """Return a text as the value in a body."""
     if field.kind == "lines":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return lines_of(text)
     if field.kind in ("number", "json") or text in ("true", "false"):
         with suppress(ValueError, RecursionError):
             return json.loads(text)

@@ -6,23 +6,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from dataclasses import Field as DataclassField
 from datetime import datetime
+from enum import Enum
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 from annotated_types import Interval, Len
 
 from app.kernel.actions.operation import ActionOperation
-from app.kernel.actions.parameters import Parameter
+from app.kernel.actions.parameters import Parameter, choices_of
 from app.kernel.decoding import Decoder, name_outside
 from app.kernel.errors import Invalid
 from app.kernel.fields import Choices, Doc
-from app.kernel.http.codecs import parse_json
-from app.kernel.http.problems import HttpProblem
 from app.kernel.http.routes import path_parameters
 from app.kernel.paging import Page
 
 Kind = Literal["text", "number", "checkbox", "select", "lines", "json", "password", "hidden"]
-_PAGING = ("limit", "cursor")
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,8 @@ class Field:
     greatest: float | None = None
     hint: str = ""
     choices: Choices | None = None
-
-    @property
-    def is_paging(self) -> bool:
-        """Whether it selects a page of a list."""
-        return self.name in _PAGING
+    is_paging: bool = False
+    """Whether it selects a page of a list, or where a batch begins."""
 
 
 class Form:
@@ -61,7 +56,8 @@ class Form:
             return
         if is_dataclass(kind):
             hints, in_path = get_type_hints(kind, include_extras=True), path_parameters(operation.action.path)
-            self.fields = tuple(_field(item, hints[item.name], in_path) for item in fields(kind))
+            paging = ("cursor",) if operation.action.changes else ("cursor", "limit")
+            self.fields = tuple(_field(item, hints[item.name], in_path, paging) for item in fields(kind))
         self._decoder = Decoder[Any](kind)
 
     @property
@@ -78,7 +74,7 @@ class Form:
         """Return the input from the texts of a form or an address; unknown ones are ignored. Raises Invalid."""
         if self._decoder is None:
             return None
-        values: dict[str, Any] = {}
+        values: dict[str, str] = {}
         none: dict[str, None] = {}
         problems: list[tuple[str, str]] = []
         for field in self.fields:
@@ -91,19 +87,13 @@ class Form:
                 elif field.required and field.is_nullable:
                     values[field.name], none[field.parameter.name] = "1", None
                 elif field.kind == "lines" and field.required:
-                    values[field.name] = []
+                    values[field.name] = "[]"
             except typer.BadParameter as error:
                 problems.append((field.name, str(error)))
         if problems:
             raise Invalid("the input is invalid; see errors", tuple(problems))
-        if any(field.kind in ("json", "lines") for field in self.fields):
-            given = self._decoder.json({name: _as_json(self._named(name), value) for name, value in values.items()})
-        else:
-            given = self._decoder.text(values)
+        given = self._decoder.text(values)
         return replace(given, **none) if none else given
-
-    def _named(self, name: str) -> Field:
-        return next(field for field in self.fields if field.name == name)
 
     def texts(self, record: object) -> dict[str, str]:
         """Return the texts of a record's fields that have the names of the form's fields, to begin with."""
@@ -119,6 +109,8 @@ def text_of(value: object) -> str:
     """Return a value as the text of a field."""
     if value is None:
         return ""
+    if isinstance(value, Enum):
+        value = cast("object", value.value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime):
@@ -130,29 +122,18 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-def _value(field: Field, text: str) -> Any:
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text without empty ones."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _value(field: Field, text: str) -> str:
     if field.kind == "lines":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    if field.kind == "json":
-        try:
-            return parse_json(text.encode())
-        except HttpProblem as problem:
-            raise typer.BadParameter(str(problem).removeprefix("the body ")) from None
+        return json.dumps(lines_of(text))
     return field.parameter.parser(text.strip()) if field.parameter.parser else text
 
 
-def _as_json(field: Field, value: Any) -> Any:
-    if field.kind == "checkbox" or (field.kind == "select" and field.options == ("true", "false")):
-        return value == "true"
-    if field.kind == "number":
-        try:
-            return parse_json(value.encode())
-        except HttpProblem:
-            return value
-    return value
-
-
-def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
+def _field(item: "DataclassField[Any]", hint: Any, path: list[str], paging: tuple[str, ...]) -> Field:
     parameter, annotations = Parameter.of(item, hint, item.name in path), list(_annotations(hint))
     plain, is_nullable = _plain(hint)
     doc = next((a.text for a in annotations if isinstance(a, Doc)), "")
@@ -175,29 +156,31 @@ def _field(item: "DataclassField[Any]", hint: Any, path: list[str]) -> Field:
         greatest=cast("Any", bounds).le if bounds and kind == "number" and not form else None,
         hint=_hint(doc, kind, parameter),
         choices=next((a for a in annotations if isinstance(a, Choices)), None),
+        is_paging=item.name in paging,
     )
 
 
 def _hint(doc: str, kind: Kind, parameter: Parameter) -> str:
     more = ""
     if kind == "json":
-        more = "A JSON object."
+        more = "JSON."
     elif parameter.about.form:
         more = "A duration such as 12h or 7d."
     elif parameter.parser:
         more = "A time such as 2026-11-22T10:00:00Z, or a day."
     elif kind == "lines":
         more = "One per line."
-    if kind == "number" and parameter.default not in (None, MISSING):
-        more = f"{more} Default: {parameter.default:g}."
+    if kind in ("number", "select") and parameter.default not in (None, MISSING):
+        shown = f"{parameter.default:g}" if kind == "number" else text_of(parameter.default)
+        more = f"{more} Default: {shown}.".strip()
     return f"{doc} {more}".strip()
 
 
 def _kind(
     item: "DataclassField[Any]", plain: Any, *, is_nullable: bool, default: object
 ) -> tuple[Kind, tuple[str, ...]]:
-    if get_origin(plain) is Literal:
-        return "select", tuple(map(str, get_args(plain)))
+    if choices := choices_of(plain):
+        return "select", choices
     if plain is bool:
         is_three = is_nullable or default is not False
         return ("select", ("true", "false")) if is_three else ("checkbox", ())
@@ -212,7 +195,8 @@ def _kind(
 
 def _is_text(hint: Any) -> bool:
     plain, _ = _plain(hint)
-    return isinstance(plain, type) and not is_dataclass(plain) and plain not in (dict, list, object)
+    others = (bool, dict, float, int, list, object)
+    return isinstance(plain, type) and not is_dataclass(plain) and plain not in others
 
 
 def _plain(hint: Any) -> tuple[Any, bool]:

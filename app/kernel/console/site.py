@@ -273,7 +273,8 @@ class Console:
         parts = reading.path.split("/")
         above = [self._pages.at("/".join(parts[:at])) for at in range(len(parts))]
         shown = [found for found in above if found is not None and (found.run or found.sections)]
-        return [(path.get(found.key, found.title), viewer.href(found, path)) for found in shown]
+        named = [path[found.key] if found.path.endswith("}") else found.title for found in shown]
+        return [(name, viewer.href(found, path)) for name, found in zip(named, shown, strict=True)]
 
     def _around(self, request: Request) -> dict[str, Any]:
         """Return what the layout of each page shows."""
