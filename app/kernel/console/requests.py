@@ -111,7 +111,7 @@ def local(target: str) -> str:
     """Return an address if it is one of the console, otherwise that of its first page (open redirects: CWE-601)."""
     is_plain = target.isprintable() and target.isascii() and "\\" not in target and "//" not in target.partition("?")[0]
     parts = urlsplit(target) if is_plain else None
-    if parts is None or parts.scheme or parts.netloc or ".." in parts.path.split("/"):
+    if parts is None or parts.scheme or parts.netloc or ".." in map(unquote, parts.path.split("/")):
         return ROOT
     is_inside = parts.path == ROOT or parts.path.startswith(f"{ROOT}/")
     return target if is_inside and target.startswith(ROOT) else ROOT  # urlsplit strips spaces

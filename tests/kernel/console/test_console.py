@@ -181,6 +181,13 @@ def test_who_only_reads_sees_the_rows_and_no_button_of_a_change(visit: Visit) ->
         assert f'href="{CONSOLE}/{name}"' not in answer.text
 
 
+def test_the_overview_links_to_the_pages_that_may_be_seen(visit: Visit) -> None:
+    for permissions in ((), ("platform:queues:read",)):
+        text = visit("platform:overview:read", *permissions).get(f"{CONSOLE}/overview").text
+        assert 'id="now-queues"' in text
+        assert (f'href="{CONSOLE}/queues"' in text) == bool(permissions)
+
+
 def test_a_denial_is_recorded(visit: Visit, served: tuple[str, TestDatabase]) -> None:
     visit().press("platform.pause_queue", name="default")
     sql = "SELECT count(*) FROM kernel.audit WHERE action = 'platform.pause_queue' AND outcome = 'PERMISSION_DENIED'"
@@ -379,6 +386,7 @@ ELSEWHERE = [
     "/console//evil.example",
     "/console/../..//evil.example",
     "/console/..",
+    "/console/%2e%2E/auth/v1/me",
     "/console\\..\\evil",
     "javascript:alert(1)",
     "console",
