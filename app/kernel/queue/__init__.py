@@ -139,7 +139,8 @@ class Schedule:
 
     `misfire` decides on ticks missed while no cron manager ran, or during a pause that has expired: `skip` enqueues no
     job, `one` a single job, `all` one job each. `overlap` decides on a tick while an earlier job is unfinished: `allow`
-    runs both, `skip` skips the tick, `wait` runs the job afterwards. Raises InvalidDeclaration.
+    runs both, `skip` skips the tick, `wait` runs the job afterwards. `priority` is that of the jobs. Raises
+    InvalidDeclaration.
     """
 
     task: Task[Any]
@@ -149,6 +150,7 @@ class Schedule:
     misfire: Literal["skip", "one", "all"] = "one"
     overlap: Literal["allow", "skip", "wait"] = "allow"
     name: str = field(default="")
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -162,9 +164,9 @@ class Schedule:
             if getattr(self, option) not in choices:
                 raise InvalidDeclaration(f"{about}: {option} must be one of {', '.join(choices)}")
         if self.every_s:
-            _check(about, self, ("name",), ("every_s",))
+            _check(about, self, ("name",), ("every_s", "priority"))
             return
-        _check(about, self, ("name",), ())
+        _check(about, self, ("name",), ("priority",))
         try:
             Crontab(self.cron, self.timezone)
         except ValueError as error:

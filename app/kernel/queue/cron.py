@@ -75,11 +75,13 @@ _ENQUEUE = insert_jobs(
     given="""
     given AS (
         SELECT * FROM unnest(%(queues)s::text[], %(tasks)s::text[], %(keys)s::text[], %(attempts)s::integer[],
-                %(timeouts)s::real[], %(schedules)s::text[], %(waits)s::boolean[])
-            AS tick (queue, task, key, max_attempts, timeout_s, schedule, waits)
+                %(timeouts)s::real[], %(schedules)s::text[], %(waits)s::boolean[],
+                %(priorities)s::integer[])
+            AS tick (queue, task, key, max_attempts, timeout_s, schedule, waits, priority)
     ),
     """,
     rows="given",
+    priority="priority",
     unique_key="key",
     turn_key="CASE WHEN waits THEN 'schedule/' || schedule END",
     in_order="waits",
@@ -218,6 +220,7 @@ class CronManager:
                 "timeouts": [s.task.timeout_s for s, _ in jobs],
                 "schedules": [s.name for s, _ in jobs],
                 "waits": [s.overlap == "wait" for s, _ in jobs],
+                "priorities": [s.priority for s, _ in jobs],
             },
         )
 

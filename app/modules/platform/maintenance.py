@@ -14,7 +14,7 @@ MEASURE = Task[None]("platform.measure", max_attempts=3, timeout_s=30)
 PRUNE = Task[None]("platform.prune")
 SCHEDULES = (
     Schedule(HEARTBEAT, cron="* * * * *"),
-    Schedule(MEASURE, cron="* * * * *", overlap="skip"),
+    Schedule(MEASURE, cron="* * * * *", overlap="skip", priority=1000),  # a backlog is when one looks at figures
     Schedule(PRUNE, cron="17 * * * *", overlap="skip"),
 )
 

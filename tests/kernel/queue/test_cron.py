@@ -16,6 +16,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from app.kernel.queue import InvalidDeclaration, Schedule, Task
 from app.kernel.queue.cron import CronManager, CrontabTrigger, upcoming
 from app.kernel.queue.crontab import Crontab
+from app.modules.platform.maintenance import MEASURE, SCHEDULES
 from tests.conftest import TestDatabase
 from tests.kernel.queue.conftest import GREET, Bench
 from tests.support.project import Project, eventually
@@ -118,6 +119,8 @@ def test_the_task_of_a_schedule_takes_no_payload() -> None:
         ({"every_s": 5, "misfire": "On"}, "misfire must be one of skip, one, all"),
         ({"every_s": 5, "overlap": ""}, "overlap must be one of allow, skip, wait"),
         ({"every_s": 5, "name": "a\nb"}, "name must have"),
+        ({"every_s": 5, "priority": 1001}, "priority must be a whole number, -1000 to 1000"),
+        ({"cron": "0 0 * * *", "priority": 0.5}, "priority must be"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused_by_its_name_where_it_is_declared(arguments: dict, says: str) -> None:
@@ -210,6 +213,20 @@ async def test_twenty_managers_make_one_job_of_each_tick(bench: Bench) -> None:
     found = await bench.rows("SELECT schedule, count(*), count(DISTINCT unique_key) FROM kernel.jobs GROUP BY 1")
     assert len(found) == 5
     assert all(200 <= count == distinct <= 215 for _, count, distinct in found), found
+
+
+async def test_the_job_of_a_schedule_with_priority_goes_before_a_backlog(bench: Bench) -> None:
+    ordinary, urgent = Schedule(TICK, every_s=60, name="ordinary"), Schedule(TICK, every_s=60, priority=1000)
+    for schedule, ago_s in ((ordinary, 30), (urgent, 1)):
+        cron = manager(bench, schedule)
+        await cron.register()
+        await due_since(bench, timedelta(seconds=ago_s))
+        await fire(cron)
+    assert await bench.rows("SELECT schedule, priority FROM kernel.jobs ORDER BY rank") == [
+        ("tick", 1000),
+        ("ordinary", 0),
+    ]
+    assert next(s for s in SCHEDULES if s.task is MEASURE).priority == 1000
 
 
 async def test_an_edited_schedule_goes_on_in_its_new_rhythm_without_losing_a_tick(bench: Bench) -> None:
