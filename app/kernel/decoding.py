@@ -6,7 +6,7 @@ Values are not trimmed, rounded or guessed. In JSON an integer may be written as
 """
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, Generic, NewType, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -72,6 +72,12 @@ def adapter(kind: Any, *, ignore_unknown: bool = False) -> TypeAdapter[Any]:
 def name_outside(field: str) -> str:
     """Return the external name of a field, without the underscore of names such as from_ (a keyword of Python)."""
     return field.removesuffix("_")
+
+
+def fields_outside(record: Any) -> dict[str, Any]:
+    """Return the fields of a record by their external names; none of anything else."""
+    items = fields(record) if is_dataclass(record) else ()
+    return {name_outside(item.name): getattr(record, item.name) for item in items}
 
 
 def _written(schema: Any, *, text: bool, is_nested: bool = False) -> Any:

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any, LiteralString, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
@@ -18,7 +18,7 @@ from app.kernel.actions.web import has_page, page_of
 from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print_json, progress
 from app.kernel.cli import group as new_group
 from app.kernel.config import HttpServerSettings
-from app.kernel.decoding import Decoder, name_outside
+from app.kernel.decoding import Decoder, fields_outside, name_outside
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.fields import IdOf, NameOf
 from app.kernel.paging import Page
@@ -139,7 +139,7 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
             wanted, count = run_once(action.command, lambda p: _prepared(p, chosen, wanted))
             if dry_run:
                 return _show_count(chosen.noun, count, as_json=as_json)
-            confirm(action.confirm.format_map({**_named(wanted.given), "count": count}))
+            confirm(action.confirm.format_map({**fields_outside(wanted.given), "count": count}))
         if as_csv:
             if as_json:
                 raise typer.BadParameter("give one of --csv and --json", param_hint="--csv")
@@ -350,13 +350,7 @@ def _stopped(noun: str, count: int, last: Any) -> str:
 
 
 def _counts(result: Any) -> dict[str, int]:
-    return {name: value for name, value in _named(result).items() if name.endswith("_count")}
-
-
-def _named(record: Any) -> dict[str, Any]:
-    """Return the fields of a record by their external names; empty for None."""
-    items = fields(record) if is_dataclass(record) else ()
-    return {name_outside(item.name): getattr(record, item.name) for item in items}
+    return {name: value for name, value in fields_outside(result).items() if name.endswith("_count")}
 
 
 def _show_count(noun: str, count: int, *, as_json: bool) -> None:
@@ -367,7 +361,7 @@ def _show_count(noun: str, count: int, *, as_json: bool) -> None:
 
 
 def _show(chosen: _Declared, given: Any, result: Any, *, as_json: bool) -> None:
-    action, words = chosen.action, {**_named(given), **_named(result)}
+    action, words = chosen.action, {**fields_outside(given), **fields_outside(result)}
     if as_json:
         print_json(_for_programs(action, given, result))
     elif isinstance(result, Page):
@@ -388,9 +382,9 @@ def _for_programs(action: Action, given: Any, result: Any) -> Any:
     """Return the output of --json: the result, or the input if there is none; counts for a batched change."""
     if action.count:
         words = [name for _, name, _, _ in Formatter().parse(action.message) if name]
-        known = {**_named(given), **_named(result)}
+        known = {**fields_outside(given), **fields_outside(result)}
         return {**{name: value for name, value in known.items() if name in words}, **_counts(result)}
-    return {**_named(given), "done": True} if result is None else result
+    return {**fields_outside(given), "done": True} if result is None else result
 
 
 def _show_page(chosen: _Declared, given: Any, page: Page[Any]) -> None:

@@ -157,7 +157,7 @@ def record(found: Any, link: Link = no_link) -> Record:
 def _described(name: str, value: object, href: str = "") -> Markup:
     """Return a value for a record: whole, with line breaks."""
     if isinstance(value, UUID):
-        whole = Markup('<code class="whole">{}</code>').format(value)
+        whole = Markup("<code>{}</code>").format(value)
         return Markup('<a href="{}">{}</a>').format(href, whole) if href else whole
     if isinstance(value, datetime):
         return Markup('{} <span class="exact">{}</span>').format(when(value), exact(value))

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
-from dataclasses import fields as fields_of
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from app.kernel.actions.operation import Call
@@ -14,7 +13,7 @@ from app.kernel.console.cookies import SESSION
 from app.kernel.console.forms import Field, text_of
 from app.kernel.console.pages import Pages, Press, Reading
 from app.kernel.console.requests import ROOT, Request, local
-from app.kernel.decoding import name_outside
+from app.kernel.decoding import fields_outside
 from app.kernel.errors import Invalid, Refusal, Unauthenticated
 from app.kernel.http.problems import HttpProblem
 from app.kernel.http.routes import Guarded, Prepare, check_may
@@ -71,7 +70,7 @@ class Pressing:
         action, result = self.press.operation.action, self.result
         if result is not None and type(result).__str__ is not object.__str__:
             return str(result)
-        words = {**named(self.given), **named(result)}
+        words = {**fields_outside(self.given), **fields_outside(result)}
         if self.press.count is not None:
             words |= {name: self.done_count for name in words if name.endswith("_count")}
         if action.message:
@@ -83,13 +82,7 @@ class Pressing:
     def has_secrets(self) -> bool:
         """Whether the result has a field that is shown once only."""
         result = self.result
-        return is_dataclass(result) and any(not item.repr for item in fields_of(result))
-
-
-def named(record: Any) -> dict[str, Any]:
-    """Return the fields of a record by their external names."""
-    items = fields_of(record) if is_dataclass(record) else ()
-    return {name_outside(item.name): getattr(record, item.name) for item in items}
+        return is_dataclass(result) and any(not item.repr for item in fields(result))
 
 
 class Presses:
@@ -239,12 +232,14 @@ class Presses:
         cursor = request.form.get("cursor") or None
         while True:
             result = await self._run(pressing.press.run, request.signed_in.caller, replace(given, cursor=cursor))
-            pressing.done_count += sum(value for name, value in named(result).items() if name.endswith("_count"))
+            pressing.done_count += sum(
+                value for name, value in fields_outside(result).items() if name.endswith("_count")
+            )
             cursor = result.next_cursor
             if cursor is None or time.monotonic() >= until:
                 break
         pressing.cursor, pressing.is_done = cursor or "", cursor is None
-        counts = [name for name in named(result) if name.endswith("_count")]
+        counts = [name for name in fields_outside(result) if name.endswith("_count")]
         pressing.result = replace(result, **{counts[0]: pressing.done_count}) if len(counts) == 1 else result
 
 
