@@ -1,4 +1,4 @@
-"""Starts `app` as forks of a process that has loaded its modules: starting Python and importing takes most of the time.
+"""Starts `app` as forks of a process that has loaded its modules: starting Python and importing takes most time.
 
 What is forked runs like `python -m app`: its own process, arguments, environment, folder, streams and exit. Not forked
 is what depends on how Python itself starts, see `may_fork`. What a command loads is tested in test_loaded_modules.
@@ -204,9 +204,9 @@ def _become(env: dict[str, str], streams: Sequence[int]) -> None:
 
 
 def _load() -> None:
-    import app
+    from app import __path__ as path
 
-    for found in walk_packages(app.__path__, "app."):
+    for found in walk_packages(path, "app."):
         if not found.name.endswith("__main__") and not any(name in found.name for name in _LAZY):
             import_module(found.name)
     for name in _USED:

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import pytest
 
-import app.kernel.http.reference
 from app.kernel.actions import Action, declared
 from app.kernel.actions.operation import ActionOperation
+from app.kernel.http import reference
 from app.kernel.http.assets import Assets
 from app.kernel.http.examples import Examples
 from app.kernel.http.openapi import openapi
@@ -25,7 +25,7 @@ from app.kernel.http.reference.page import page
 from app.modules import modules
 from tests.support.serving import serving
 
-FOLDER = Path(app.kernel.http.reference.__file__).parent
+FOLDER = Path(reference.__file__).parent
 STYLE, SCRIPT = "/docs/assets/reference.0.css", "/docs/assets/reference.0.js"
 
 
