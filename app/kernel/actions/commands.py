@@ -15,7 +15,7 @@ from app.kernel.actions import Action, Database, Signature, declared
 from app.kernel.actions.compose import Operations, make, operations
 from app.kernel.actions.parameters import Parameter, flag
 from app.kernel.actions.web import has_page, page_of
-from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print_json, progress
+from app.kernel.cli import can_ask, can_show_progress, confirm, in_chunks, print_count, print_json, progress
 from app.kernel.cli import group as new_group
 from app.kernel.config import HttpServerSettings
 from app.kernel.decoding import Decoder, fields_outside, name_outside
@@ -138,7 +138,7 @@ def _function(actions: list[_Declared], run_once: RunOnce) -> Callable[..., None
         if asks or dry_run:
             wanted, count = run_once(action.command, lambda p: _prepared(p, chosen, wanted))
             if dry_run:
-                return _show_count(chosen.noun, count, as_json=as_json)
+                return print_count(chosen.noun, count, as_json=as_json)
             confirm(action.confirm.format_map({**fields_outside(wanted.given), "count": count}))
         if as_csv:
             if as_json:
@@ -351,13 +351,6 @@ def _stopped(noun: str, count: int, last: Any) -> str:
 
 def _counts(result: Any) -> dict[str, int]:
     return {name: value for name, value in fields_outside(result).items() if name.endswith("_count")}
-
-
-def _show_count(noun: str, count: int, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"dry_run": True, "count": count})
-    else:
-        typer.echo(f"{count} {noun} would be changed; nothing was done")
 
 
 def _show(chosen: _Declared, given: Any, result: Any, *, as_json: bool) -> None:

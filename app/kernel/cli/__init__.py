@@ -80,6 +80,14 @@ def print_json(value: object) -> None:
     sys.stdout.write(text + "\n")
 
 
+def print_count(noun: str, count: int, *, as_json: bool) -> None:
+    """Print the number of rows that --dry-run has counted."""
+    if as_json:
+        print_json({"dry_run": True, "count": count})
+    else:
+        typer.echo(f"{count} {noun} would be changed; nothing was done")
+
+
 def can_ask() -> bool:
     """Return whether stdin is a terminal."""
     return sys.stdin.isatty()
