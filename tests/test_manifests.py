@@ -164,6 +164,20 @@ class NotMade:
         """Get."""
 
 
+def test_a_template_of_no_action_or_with_a_wrong_syntax_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "orders" / "console"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / "orders.get_ordre.html").write_text("{% extends 'item.html' %}\n{% block record %}")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = problems([Module("orders", "Wrong.", serves=False)], {}, [], [])
+    assert said[0] == "orders: the template console/orders.get_ordre.html is named after no action"
+    assert said[1].startswith("orders: the template console/orders.get_ordre.html, line 2: Unexpected end of template")
+    assert len(said) == 2
+
+
 def test_a_feature_that_is_no_dataclass_is_said_with_its_place() -> None:
     module = Module("tests", "Wrong.", features=(Feature("test_manifests:NotMade"),), serves=False)
     assert problems([module], {}, [], []) == ["tests.test_manifests.NotMade is no dataclass, so it cannot be made"]

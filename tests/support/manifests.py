@@ -4,8 +4,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
 from string import Formatter
 from typing import Any, get_args, get_origin, get_type_hints
+
+from jinja2 import Environment, TemplateSyntaxError
 
 from app.cli import COMMANDS
 from app.kernel.actions import Action, Doc, Signature, Work, declared
@@ -26,6 +30,7 @@ def problems(
     return [
         *(line for module in known for line in _names(module)),
         *(line for module in known for line in _loaded(module, lambda m: _declarations(m, known))),
+        *(line for module in known for line in _loaded(module, _templates)),
         *(line for module in known for line in _loaded(module, lambda m: _composition(m, providers, list(sections)))),
         *_duplicates(known, processes),
     ]
@@ -103,6 +108,18 @@ def _declarations(module: Module, known: list[Module]) -> Iterator[str]:
     has_routes = any(action.path for _, action, _, _ in actions(module))
     if has_routes != bool(module.process):
         yield f"{module.package}: say serves={has_routes}, as it has {'a' if has_routes else 'no'} route"
+
+
+def _templates(module: Module) -> Iterator[str]:
+    """Check that each template of the console is one, and named after an action."""
+    ids = {action.id for _, action, _, _ in actions(module)}
+    for file in sorted(Path(import_module(module.package).__path__[0], "console").glob("*.html")):
+        if file.stem not in ids:
+            yield f"{module.package}: the template console/{file.name} is named after no action"
+        try:
+            Environment(autoescape=True).parse(file.read_text())
+        except TemplateSyntaxError as error:
+            yield f"{module.package}: the template console/{file.name}, line {error.lineno}: {error.message}"
 
 
 def _shown(action: Action, signature: Signature, given: set[str]) -> Iterator[str]:
