@@ -47,6 +47,14 @@ def uuid7() -> UUID:
     return UUID(int=_uuid7())
 
 
+def uuid_of(text: str | None) -> UUID | None:
+    """Return the identifier that a text is, or None."""
+    try:
+        return UUID(text or "")
+    except ValueError:
+        return None
+
+
 def first_uuid7(moment: datetime, distance: timedelta) -> UUID:
     """Return an identifier below all those that are made at a distance from a moment or later."""
     milliseconds = (moment - _EPOCH + distance) // timedelta(milliseconds=1)

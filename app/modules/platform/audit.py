@@ -13,6 +13,7 @@ from app.kernel.audit import Audit, Entry, EntryFilters
 from app.kernel.db import Queries, now
 from app.kernel.errors import Invalid
 from app.kernel.http.results import File
+from app.kernel.identifiers import uuid_of
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.modules.auth.portal import Names
 from app.modules.platform.domain.queue import check_zone
@@ -98,13 +99,13 @@ class AuditTrail:
 
     async def _page(self, db: Queries, wanted: EntryFilters, limit: int, last: UUID | None) -> "list[ListedEntry]":
         found = await self.audit.page(db, wanted, limit, last)
-        ids = {entry.actor_id for entry in found} | {_id(entry.target) for entry in found}
+        ids = {entry.actor_id for entry in found} | {uuid_of(entry.target) for entry in found}
         names = await self.names([each for each in ids if each is not None])
         return [
             ListedEntry(
                 *(getattr(entry, item.name) for item in fields(entry)),
                 actor_name=names.get(entry.actor_id, "") if entry.actor_id else "",
-                target_name=names.get(target, "") if (target := _id(entry.target)) else "",
+                target_name=names.get(target, "") if (target := uuid_of(entry.target)) else "",
             )
             for entry in found
         ]
@@ -112,11 +113,3 @@ class AuditTrail:
 
 def _check(filters: EntryFilters) -> None:
     check_zone(**{"from": filters.from_, "to": filters.to})
-
-
-def _id(target: str | None) -> UUID | None:
-    """Return a target that is an id."""
-    try:
-        return UUID(target)
-    except (TypeError, ValueError):
-        return None

@@ -1,11 +1,15 @@
 """The timeline: what changed, and when."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 from app.kernel.actions import Database, read
 from app.kernel.actions.usecases import UseCases
+from app.kernel.identifiers import uuid_of
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.timeline import Changed, TimelineLog
+from app.modules.auth.portal import Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Timeline:
 
     log: TimelineLog
     cases: UseCases
+    names: Names
 
     @read(
         "platform.list_timeline",
@@ -35,4 +40,13 @@ class Timeline:
         """List what changed, newest first: releases, settings, migrations, pauses, role changes, spikes of errors."""
         notable = [case.id for case in self.cases.known if case.notable]
         found = await self.log.page(db, notable, wanted.limit, after(wanted.cursor))
-        return Page(found, next_cursor(found, wanted.limit))
+        ids = {uuid_of(text) for change in found for text in (change.by, change.target)}
+        names = await self.names([each for each in ids if each is not None])
+        return Page([_named(change, names) for change in found], next_cursor(found, wanted.limit))
+
+
+def _named(change: Changed, names: Mapping[UUID, str]) -> Changed:
+    """Return a change that names its actor and its target, as far as they still exist."""
+    by, target = uuid_of(change.by), uuid_of(change.target)
+    what = change.what.replace(str(target), names[target], 1) if target in names else change.what
+    return replace(change, what=what, by=names.get(by, change.by) if by else change.by)

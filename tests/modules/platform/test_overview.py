@@ -30,6 +30,7 @@ from tests.modules.platform.conftest import Acting
 from tests.support.project import ROOT
 
 NOW = datetime.now(UTC)
+ANN = uuid7()
 LETTER = """
     INSERT INTO kernel.dead_letters
         (id, queue, task, reason, attempt, max_attempts, timeout_s, created_at, trace_context)
@@ -128,7 +129,9 @@ async def test_the_timeline_merges_what_is_recorded_and_pages_through_all_of_it(
     await rollouts.roll_out(db, "run-b", "2", {"a.b": "1"})  # the same release in another role
     for action, outcome in (("platform.pause_queue", "done"), ("platform.pause_queue", "PERMISSION_DENIED")):
         await Audit().record(db, Caller(), action, outcome=outcome, target="reports", reason="too slow")
-    await Audit().record(db, Caller(), "auth.set_actor_roles", target="somebody")
+    migrated.run("INSERT INTO auth.actors (id, type, username, username_key) VALUES (%s, 'user', 'Ann', 'ann')", ANN)
+    await Audit().record(db, Caller(), "auth.set_actor_roles", target=ANN)
+    await Audit().record(db, Caller(actor_id=ANN), "auth.set_actor_roles", target="somebody gone")
     await Audit().record(db, Caller(), "platform.retry_job", target="not notable")
     for ago, errors in enumerate([1, 80, 0, 0]):
         migrated.run(
@@ -138,13 +141,15 @@ async def test_the_timeline_merges_what_is_recorded_and_pages_through_all_of_it(
         )
     everything = (await acts.list(ChangesWanted(limit=100))).items
     assert [(change.kind, change.what) for change in everything if change.kind != "migration"] == [
-        ("change", "set actor roles somebody"),
+        ("change", "set actor roles somebody gone"),
+        ("change", "set actor roles Ann"),
         ("change", "pause queue reports (reason too slow)"),
         ("release", "2 started, after 1"),
         ("settings", "run-a: queue.concurrency 10 -> 20"),
         ("release", "1 started"),
         ("errors", "80 errors within a minute"),
     ]
+    assert [change.by for change in everything if change.kind == "change"][:2] == ["Ann", ""]
     assert "migrations, 20261127120000_kernel_init_schema to " in next(
         c.what for c in everything if c.kind == "migration"
     )
