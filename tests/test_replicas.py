@@ -51,7 +51,7 @@ class Fleet:
         headers = {"Authorization": client.headers["Authorization"]}
         answer = httpx.get(f"{process.url()}/platform/v1/audit", params=query, headers=headers, timeout=20)
         assert answer.status_code == 200, answer.text
-        return answer.json()["items"][0]["target"]
+        return next((item["target"] for item in answer.json()["items"]), "")
 
     def reads(self, process: Running, outcome: str = "done", replica: str = "") -> float:
         """Return how many statements had an outcome."""

@@ -11,7 +11,10 @@ from app.kernel.db import Database, Queries
 from app.kernel.identifiers import uuid7
 
 _LOCK = (1802661741, 3)
-_OF_ONE = frozenset({"http_server.host", "http_server.port", "operations.host", "operations.port", "logger.output"})
+_OF_ONE = frozenset(
+    {"http_server.host", "http_server.port", "http_server.tls_cert", "http_server.tls_key"}
+    | {"operations.host", "operations.port", "logger.output"}
+)
 """Settings in which processes of a machine differ."""
 
 _SAME = """

@@ -48,5 +48,5 @@ class Timeline:
 def _named(change: Changed, names: Mapping[UUID, str]) -> Changed:
     """Return a change that names its actor and its target, as far as they still exist."""
     by, target = uuid_of(change.by), uuid_of(change.target)
-    what = change.what.replace(str(target), names[target], 1) if target in names else change.what
+    what = change.what.replace(str(target), names[target], 1) if target and target in names else change.what
     return replace(change, what=what, by=names.get(by, change.by) if by else change.by)

@@ -18,6 +18,7 @@ from app.kernel.config import KeepSettings, load
 from app.kernel.db import Database
 from app.kernel.db.partitions import PostgresPartitions
 from app.kernel.db.retention import Retention
+from app.kernel.errors import NotFound
 from app.kernel.fields import IdOf
 from app.kernel.paging import Cursor, mark
 from app.kernel.queue.dead_letters import DeadLetterAdmin, DeadLetterFilters
@@ -314,7 +315,7 @@ def test_every_table_has_a_declared_bound(loaded: TestDatabase) -> None:
     loaded.run("DROP TABLE kernel.new")
 
 
-async def test_the_beginning_of_an_id_is_found_in_an_index_and_its_end_too(loaded: TestDatabase) -> None:
+async def test_the_beginning_of_an_id_is_found_in_an_index_and_its_end_among_the_newest(loaded: TestDatabase) -> None:
     async with process_on(loaded) as p:
         db = await make(p, Database)
         recording = Recording(db)
@@ -322,4 +323,11 @@ async def test_the_beginning_of_an_id_is_found_in_an_index_and_its_end_too(loade
         for part in ("0100", "01000000", "01000000-00"):
             assert await _whole_id(recording, jobs, part) == RARE_ID
         assert sum([await read_by(db, sql, parameters) for sql, parameters in recording.seen]) <= 3 * 6
-        assert await _whole_id(recording, jobs, "0000abcd") == RARE_ID
+        assert await db.one("SELECT count(*) > 100000 FROM kernel.finished_jobs") == (True,)
+        newest = await db.one("SELECT id FROM kernel.finished_jobs ORDER BY id DESC LIMIT 1")
+        assert newest is not None
+        recording.seen.clear()
+        assert await _whole_id(recording, jobs, str(newest[0])[-12:]) == newest[0]
+        assert max([await read_by(db, sql, parameters) for sql, parameters in recording.seen]) <= 100_001
+        with pytest.raises(NotFound, match="none of the newest 100,000"):
+            await _whole_id(recording, jobs, "0000abcd")

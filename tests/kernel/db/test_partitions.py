@@ -176,25 +176,27 @@ UNBUILT = "SELECT count(*) FROM pg_index x JOIN pg_class c ON c.oid = x.indexrel
 
 
 async def test_the_rows_of_a_default_partition_of_before_are_kept_and_the_release_before_goes_on(
-    tmp_path: Path, database: TestDatabase
+    tmp_path: Path, empty_database: TestDatabase
 ) -> None:
     folder = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", folder, ignore=lambda _, names: [n for n in names if n > "20261127120100_b"])
-    Schema(folder, database).up()
-    database.run(f"DROP TABLE kernel.events_{TODAY + timedelta(days=2):%Y%m%d}")
+    Schema(folder, empty_database).up()
+    empty_database.run(f"DROP TABLE kernel.events_{TODAY + timedelta(days=2):%Y%m%d}")
     days = [-40, -2, -1, 0, 2, 7, 8, 9, 400]
-    database.run(EVENTS, [TODAY + timedelta(days=day) for day in days])
-    Schema(ROOT / "migrations", database).up()
-    assert database.all("SELECT count(*) FROM kernel.events") == [(len(days),)]
-    in_order(database)
-    assert database.all("SELECT count(*) FROM kernel.events_other") == [(1,)]
-    assert database.all("SELECT kernel.make_partitions(7)") == [(0,)]
-    assert database.all("SELECT kernel.drop_partitions('events', %s)", -DAY_S) == [(1,)]  # as if it were tomorrow
-    assert database.all("SELECT count(*) FROM kernel.events") == [(len(days) - 1,)]
-    [(step,)] = database.all("SELECT kernel.index_step('events')")
+    empty_database.run(EVENTS, [TODAY + timedelta(days=day) for day in days])
+    Schema(ROOT / "migrations", empty_database).up()
+    assert empty_database.all("SELECT count(*) FROM kernel.events") == [(len(days),)]
+    in_order(empty_database)
+    assert empty_database.all("SELECT count(*) FROM kernel.events_other") == [(1,)]
+    assert empty_database.all("SELECT kernel.make_partitions(7)") == [(0,)]
+    assert empty_database.all("SELECT kernel.drop_partitions('events', %s)", -DAY_S) == [(1,)]  # as if it were tomorrow
+    assert empty_database.all("SELECT count(*) FROM kernel.events") == [(len(days) - 1,)]
+    [(step,)] = empty_database.all("SELECT kernel.index_step('events')")
     assert step.startswith("CREATE INDEX CONCURRENTLY events_"), "an index of rows is not built by the migration"
-    database.run(step)
-    database.run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", f"kernel.{step.split()[3]}")
-    await keep(database)  # as after a build that was interrupted
-    assert database.all(UNBUILT) == [(0,)]
-    in_order(database)
+    empty_database.run(step)
+    empty_database.run(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", f"kernel.{step.split()[3]}"
+    )
+    await keep(empty_database)  # as after a build that was interrupted
+    assert empty_database.all(UNBUILT) == [(0,)]
+    in_order(empty_database)
