@@ -141,9 +141,11 @@ def test_a_reload_that_fails_keeps_the_former_workers(project: Project, tmp_path
     assert first.isdisjoint(workers_of(running))
     assert said(running, "reloading 2 workers, one by one") == 3
     running.signal(signal.SIGHUP)
-    workers = eventually(lambda: len(found := workers_of(running)) == 3 and found)
+    pids = eventually(lambda: len(found := workers_of(running)) == 3 and found)
+    workers = [psutil.Process(pid) for pid in pids]
     assert running.stop() == 0  # in the middle of the reload
-    assert not any(map(psutil.pid_exists, workers))
+    _, alive = psutil.wait_procs(workers, 10)  # the system reaps what its parent has left
+    assert alive == []
 
 
 def test_the_first_start_fails_as_that_of_one_process(project: Project) -> None:
