@@ -107,8 +107,8 @@ def scratch() -> Generator[Path]:
 
 @contextmanager
 def postgres(folder: Path) -> Generator[PostgresServer]:
-    """A PostgreSQL server of our own."""
-    holder, server = start_server(folder)
+    """A PostgreSQL server of our own, which flushes what it writes."""
+    holder, server = start_server(folder, "flush")
     try:
         yield server
     finally:

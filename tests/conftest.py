@@ -112,9 +112,9 @@ class PostgresServer:
         return int(found.read_text().splitlines()[0])
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen[str], PostgresServer]:
+def start_server(folder: Path, *options: str) -> tuple[subprocess.Popen[str], PostgresServer]:
     holder = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.server", str(folder)],
+        [sys.executable, "-m", "tests.support.server", str(folder), *options],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
