@@ -7,16 +7,13 @@ from uuid import UUID
 from annotated_types import Interval
 
 from app.kernel.actions import Caller, Database, Doc, Note, Transaction, change, read, task
-from app.kernel.errors import Invalid
 from app.kernel.fields import IdOf
 from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.queue import JobExists, Task
 from app.kernel.queue.canaries import STEP_S, Canary, CanaryAdmin
-from app.kernel.queue.dead_letters import DeadLetterFilters
 from app.kernel.queue.enqueue import Queue
-from app.modules.platform.dead_letters import DiedBefore, OfCause, audited
-from app.modules.platform.domain.queue import CanaryNotFound, CanaryRunning, DeadLetterNotFound, check_zone
-from app.modules.platform.jobs import OfQueue, OfTask
+from app.modules.platform.dead_letters import Selection, audited
+from app.modules.platform.domain.queue import CanaryNotFound, CanaryRunning, DeadLetterNotFound
 
 _BEFORE_OTHERS = 1000
 
@@ -32,28 +29,15 @@ RUN_CANARY = Task("platform.run_canary", CanaryStep, max_attempts=1000, timeout_
 
 
 @dataclass(frozen=True, slots=True)
-class CanaryWanted:
+class CanaryWanted(Selection):
     """A selection of dead letters, and how to retry them."""
 
-    queue: OfQueue = None
-    task: OfTask = None
-    cause: OfCause = None
-    died_before: DiedBefore = None
-    all: Annotated[bool, Doc("Select all dead letters.")] = False
     rate: Annotated[
         float, Interval(ge=0.1, le=500), Doc("Dead letters a second, after the first one has succeeded.")
     ] = 10
     max_failed: Annotated[
         int, Interval(ge=0, le=1000), Doc("Stop when more of them than this have failed again, for good or for now.")
     ] = 10
-
-    def filters(self) -> DeadLetterFilters:
-        """Return the filters. Raises Invalid unless there is either a filter or `all`."""
-        check_zone(died_before=self.died_before)
-        filters = DeadLetterFilters(self.queue, self.task, self.cause, self.died_before)
-        if self.all != (filters == DeadLetterFilters()):
-            raise Invalid("select dead letters by queue, task, cause or age, or select all")
-        return filters
 
 
 @dataclass(frozen=True, slots=True)

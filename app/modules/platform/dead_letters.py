@@ -67,7 +67,7 @@ class DeadLetterRef:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLettersChosen:
+class Selection:
     """A selection of dead letters: those that match every filter, or `all` of them."""
 
     queue: OfQueue = None
@@ -75,7 +75,6 @@ class DeadLettersChosen:
     cause: OfCause = None
     died_before: DiedBefore = None
     all: Annotated[bool, Doc("Select all dead letters.")] = False
-    cursor: _ChunkCursor | None = None
 
     def filters(self) -> DeadLetterFilters:
         """Return the filters. Raises Invalid unless there is either a filter or `all`."""
@@ -84,6 +83,13 @@ class DeadLettersChosen:
         if self.all != (filters == DeadLetterFilters()):
             raise Invalid("select dead letters by queue, task, cause or age, or select all")
         return filters
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettersChosen(Selection):
+    """A selection of dead letters, and where to go on."""
+
+    cursor: _ChunkCursor | None = None
 
     def details(self) -> dict[str, str | None]:
         """Return the filters for the audit trail."""
