@@ -7,11 +7,12 @@ secrets, `secret://vault/PATH#KEY`. What only some processes use is checked and 
 """
 
 # ruff: noqa: I001 - it would split the import
+from app.kernel.config.backup import BackupSettings as BackupSettings
 from app.kernel.config.layers import load as load, load_valid as load_valid
 from app.kernel.config.sections import (
     CLOSE_S as CLOSE_S,
     DURATION_FORM as DURATION_FORM,
-    KERNEL_SECTIONS as KERNEL_SECTIONS,
+    KERNEL_SECTIONS as _SECTIONS,
     Duration as Duration,
     HttpServerSettings as HttpServerSettings,
     KeepSettings as KeepSettings,
@@ -43,3 +44,5 @@ from app.kernel.config.settings import (
     environment_name as environment_name,
     schema as schema,
 )
+
+KERNEL_SECTIONS = (*_SECTIONS, BackupSettings)

@@ -1,0 +1,110 @@
+"""What takes, lists, restores and prunes backups: an engine, chosen by `backup.engine`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from app.kernel.backup import Backup
+
+Advance = Callable[[int], None]
+"""Takes the bytes done since the last call. Raises Stopped when the run was asked to stop."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop. What it had begun is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How an engine reports: the name of a step with its size in bytes, if known; then what is done of it."""
+
+    step: Callable[[str, int | None], Advance]
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """What to restore: a backup, by default the newest that fits, and how far to replay WAL after it.
+
+    `to` is the time of the last transaction to restore, `lsn` a position instead; without both, everything stored is
+    replayed. `timeline` is that of WAL to follow, by default the newest. `into` is the data folder to create.
+    """
+
+    into: Path
+    backup: str = ""
+    to: datetime | None = None
+    lsn: str = ""
+    timeline: int | None = None
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A data folder that was fetched and not yet replayed: the backup, and PostgreSQL's programs of its version."""
+
+    backup: Backup
+    folder: Path
+    programs: Path
+    restore_command: str
+    """For recovery: exit status 1 for WAL that is not stored, over 125 when that could not be found out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a pruning deleted, or would delete: backups by id, and the number and size of other objects."""
+
+    backups: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    wal_segments: int = 0
+    freed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wal:
+    """How far WAL is stored. `gap` says what is missing since the oldest kept backup; empty if nothing is."""
+
+    timeline: int
+    lsn: str
+    stored_at: datetime
+    gap: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The result of a verification: problems in one line each, and the bytes that were read."""
+
+    backup: Backup
+    problems: tuple[str, ...]
+    read_bytes: int
+    wal_segments: int
+
+
+class Engine(Protocol):
+    """Takes and restores backups. All methods block; run them in a thread or in a command."""
+
+    name: str
+
+    def create(self, conninfo: str, progress: Progress) -> Backup:
+        """Take a full backup of the server at `conninfo`. It is listed once it is whole. Run one at a time."""
+        ...
+
+    def list(self) -> Sequence[Backup]:
+        """Return the backups on the target, oldest first, of all clusters. Needs no database."""
+        ...
+
+    def wal(self, cluster: str) -> Wal | None:
+        """Return how far the WAL of a cluster is stored; None without any."""
+        ...
+
+    def verify(self, backup: Backup, progress: Progress) -> Verified:
+        """Read everything that the backup needs, also its WAL up to the newest, and check it. Changes nothing."""
+        ...
+
+    def prepare(self, restore: Restore, progress: Progress) -> Prepared:
+        """Fetch a backup into a new data folder. Raises NotFound, BackupInvalid, Conflict if it is not empty."""
+        ...
+
+    def prune(self, *, is_dry: bool) -> Pruned:
+        """Delete what the retention does not keep. Never what a kept backup needs, nor the newest good one."""
+        ...
