@@ -1,0 +1,286 @@
+"""The archive of WAL on the target: what is stored of a cluster, how far, and what is missing."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from app.kernel.backup import BackupInvalid, Stored, Target
+from app.kernel.backup.timelines import (
+    HEADER_BYTES,
+    Fork,
+    Stretch,
+    WalFile,
+    header_of,
+    history_name,
+    history_of,
+    lsn_text,
+    timeline_at,
+    wal_file,
+    way,
+)
+from app.kernel.errors import Conflict, NotFound
+
+SEGMENT_BYTES = 16 * 1024 * 1024
+_PARTIAL, _SUFFIX = ".partial", ".zst.sealed"
+_CHUNK_BYTES, _PAGE_BYTES = 1024 * 1024, 8192
+
+
+class Keys(Protocol):
+    """Seals and opens objects by their names."""
+
+    def pack(self, name: str, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
+    def unpack(self, name: str, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
+
+
+class StoredWal(NamedTuple):
+    """A stored file of WAL, with its object on the target."""
+
+    file: WalFile
+    stored: Stored
+
+
+class Gap(NamedTuple):
+    """WAL that is missing between two stored files: positions in bytes, on a timeline."""
+
+    timeline: int
+    begin: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"WAL from {lsn_text(self.begin)} to {lsn_text(self.end)} of timeline {self.timeline} is not stored"
+
+
+class Position(NamedTuple):
+    """How far WAL is stored: the timeline, the position in bytes, and when."""
+
+    timeline: int
+    lsn: int
+    stored_at: datetime
+
+
+class WalArchive:
+    """The stored WAL of one cluster. Files of another cluster are refused.
+
+    All methods raise TargetUnavailable, and BackupInvalid for what is damaged or sealed with another key.
+    """
+
+    def __init__(self, target: Target, keys: Keys, cluster: str, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.cluster, self.segment_bytes = cluster, segment_bytes
+        self._target, self._keys = target, keys
+        self._partial: tuple[str, int] = ("", 0)  # the name and length of the partial segment stored last
+
+    def put(self, path: Path) -> bool:
+        """Store a segment, a partial segment or a history durably; return whether it was not stored before.
+
+        A partial segment replaces a shorter one only; a full one supersedes it. The same content again changes nothing.
+        Raises Conflict if other content is stored by this name, BackupInvalid if the file is not what its name says.
+        """
+        file = self._known(path.name)
+        if file.number is None:
+            return self._put_whole(path, path.stat().st_size)
+        length = self._length(path, file)
+        if not file.is_partial:
+            is_new = self._put_whole(path, length)
+            self._target.delete([self._object(path.name + _PARTIAL)])
+            return is_new
+        return self._put_partial(path, length)
+
+    def get(self, name: str, into: Path) -> bool:
+        """Write a segment or a history to a file, atomically; return False if it is not stored.
+
+        A segment that is stored partially only is filled up with zeros, at which recovery ends.
+        """
+        if self._fetch(name, into, 0):
+            return True
+        file = wal_file(name, self.segment_bytes)
+        is_whole = file is not None and file.number is not None and not file.is_partial
+        return is_whole and self._fetch(name + _PARTIAL, into, self.segment_bytes)
+
+    def files(self) -> list[StoredWal]:
+        """Return what is stored, by name: histories, and segments in order within each timeline."""
+        prefix = f"{self.cluster}/wal/"
+        found: list[StoredWal] = []
+        for stored in self._target.list(prefix):
+            name = stored.name.removeprefix(prefix).removesuffix(_SUFFIX)
+            if stored.name.endswith(_SUFFIX) and (file := wal_file(name, self.segment_bytes)):
+                found.append(StoredWal(file, stored))
+        return found
+
+    def history(self, timeline: int) -> tuple[Fork, ...] | None:
+        """Return from which timelines one comes, oldest first; None if its history is not stored."""
+        if timeline == 1:
+            return ()
+        name = self._object(history_name(timeline))
+        try:
+            content = b"".join(self._keys.unpack(name, self._target.get(name)))
+        except NotFound:
+            return None
+        return history_of(content.decode(errors="replace"))
+
+    def stretches(self, timeline: int) -> tuple[Stretch, ...]:
+        """Return the way to a timeline; without its history, it is that timeline alone."""
+        return way(timeline, self.history(timeline) or ())
+
+    def gaps(
+        self,
+        begin: int,
+        begin_timeline: int,
+        *,
+        timeline: int | None = None,
+        files: Iterable[StoredWal] | None = None,
+    ) -> list[Gap]:
+        """Return what is missing from a position until the last stored segment of a timeline, by default the newest.
+
+        A position that the timeline does not come from is a gap until the timeline began.
+        """
+        found = [wal.file for wal in (self.files() if files is None else files)]
+        newest = max((file.timeline for file in found), default=begin_timeline) if timeline is None else timeline
+        stretches = self.stretches(newest)
+        size = self.segment_bytes
+        segments = {(file.timeline, file.number) for file in found if file.number is not None and not file.is_partial}
+        partial = {(file.timeline, file.number) for file in found if file.is_partial}
+        on_way = {s.timeline for s in stretches}
+        numbers = [number for line, number in segments | partial if line in on_way and number is not None]
+        numbers = [n for n in numbers if (timeline_at(stretches, n, size), n) in segments | partial]
+        last = max(numbers, default=-1)
+        gaps: list[Gap] = []
+        if not any(s.timeline == begin_timeline and (s.end is None or begin <= s.end) for s in stretches):
+            start = stretches[-1].begin
+            gaps.append(Gap(begin_timeline, begin, max(start, begin)))
+            begin = max(start, begin)
+        for number in range(begin // size, last + 1):
+            line = timeline_at(stretches, number, size)
+            if (line, number) in segments or (number == last and (line, number) in partial):
+                continue
+            start, end = max(begin, number * size), (number + 1) * size
+            if gaps and gaps[-1].end == start and gaps[-1].timeline == line:
+                gaps[-1] = gaps[-1]._replace(end=end)
+            else:
+                gaps.append(Gap(line, start, end))
+        return gaps
+
+    def position(self, timeline: int | None = None) -> Position | None:
+        """Return how far WAL of a timeline is stored, by default the newest; None without any. Ignores gaps.
+
+        Of a partial segment, the position is at most some bytes too low.
+        """
+        segments = [wal for wal in self.files() if wal.file.number is not None]
+        if timeline is None:
+            timeline = max((wal.file.timeline for wal in segments), default=None)
+        newest = max(
+            (wal for wal in segments if wal.file.timeline == timeline),
+            key=lambda wal: (wal.file.number or 0, not wal.file.is_partial),
+            default=None,
+        )
+        if newest is None:
+            return None
+        file, length = newest.file, self.segment_bytes
+        if file.is_partial:
+            name = self._object(file.name)
+            with suppress(NotFound):  # superseded meanwhile
+                length = sum(map(len, self._keys.unpack(name, self._target.get(name))))
+        return Position(file.timeline, file.start(self.segment_bytes) + length, newest.stored.at)
+
+    def _known(self, name: str) -> WalFile:
+        if file := wal_file(name, self.segment_bytes):
+            return file
+        raise BackupInvalid(f"{name} is not the name of a file of WAL")
+
+    def _object(self, name: str) -> str:
+        return f"{self.cluster}/wal/{name}{_SUFFIX}"
+
+    def _length(self, path: Path, file: WalFile) -> int:
+        """Return the length of the content of a segment, after checking that it is what its name says."""
+        size = path.stat().st_size
+        with path.open("rb") as opened:
+            header = header_of(opened.read(HEADER_BYTES))
+        if header is None:
+            if file.is_partial:
+                return 0
+            raise BackupInvalid(f"{path.name} is not a segment of WAL: it does not begin with its header")
+        if header.cluster != self.cluster:
+            raise Conflict(f"{path.name} is WAL of the cluster {header.cluster}, not of {self.cluster}")
+        same = (self.segment_bytes, file.start(self.segment_bytes))
+        if (header.segment_bytes, header.lsn) != same or header.timeline > file.timeline:
+            where = f"{lsn_text(header.lsn)} of timeline {header.timeline}"
+            raise BackupInvalid(f"{path.name} has other WAL than its name says: that from {where}")
+        if not file.is_partial:
+            if size != self.segment_bytes:
+                raise BackupInvalid(f"{path.name} has {size} bytes, not {self.segment_bytes}")
+            return size
+        return _used(path, min(size, self.segment_bytes))
+
+    def _put_whole(self, path: Path, length: int) -> bool:
+        name = self._object(path.name)
+        packed = self._keys.pack(name, _content(path, length))
+        try:
+            self._target.put(name, packed)
+        except Conflict:
+            if not self._is_stored(name, path):
+                message = f"{path.name} is stored already with other content: another server of this cluster wrote it"
+                raise Conflict(message) from None
+            return False
+        return True
+
+    def _put_partial(self, path: Path, length: int) -> bool:
+        name = self._object(path.name)
+        if self._partial[0] != path.name:
+            full = self._object(path.name.removesuffix(_PARTIAL))
+            if any(stored.name == full for stored in self._target.list(full)):
+                return False
+            self._partial = (path.name, self._stored_length(name))
+        if length <= self._partial[1]:
+            return False
+        self._target.put(name, self._keys.pack(name, _content(path, length)), replace=True)
+        self._partial = (path.name, length)
+        return True
+
+    def _stored_length(self, name: str) -> int:
+        try:
+            return sum(map(len, self._keys.unpack(name, self._target.get(name))))
+        except NotFound:
+            return 0
+
+    def _is_stored(self, name: str, path: Path) -> bool:
+        with path.open("rb") as opened:
+            for chunk in self._keys.unpack(name, self._target.get(name)):
+                if opened.read(len(chunk)) != chunk:
+                    return False
+            return not opened.read(1)
+
+    def _fetch(self, name: str, into: Path, size_bytes: int) -> bool:
+        stored = self._object(name)
+        handle, temporary = tempfile.mkstemp(dir=into.parent, prefix=f".{into.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for chunk in self._keys.unpack(stored, self._target.get(stored)):
+                    file.write(chunk)
+                if size_bytes:
+                    file.truncate(size_bytes)
+            Path(temporary).replace(into)
+        except NotFound:
+            return False
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return True
+
+
+def _content(path: Path, length: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while length > 0 and (chunk := file.read(min(length, _CHUNK_BYTES))):
+            length -= len(chunk)
+            yield chunk
+
+
+def _used(path: Path, size: int) -> int:
+    """Return the length of a file without the pages of zeros at its end."""
+    with path.open("rb") as file:
+        for at in range((size - 1) // _PAGE_BYTES * _PAGE_BYTES, -1, -_PAGE_BYTES):
+            file.seek(at)
+            if page := file.read(_PAGE_BYTES).rstrip(b"\0"):
+                return at + len(page)
+    return 0
