@@ -1,0 +1,193 @@
+"""Rows of all tables as one snapshot saw them, and their comparison with a copy that was replayed to that position."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from app.kernel.backup import Count, Counts
+
+_LARGE_BYTES, _READ_BYTES = 2**30, 2**27
+_SEED = 1
+_TABLE_S, _ALL_S, _COMPARE_S = 60.0, 300.0, 600.0
+_LOCK_S = 1.0
+_DELETED = 1000
+"""So many missing rows of a table may be due to each transaction that the snapshot did not see."""
+
+# one statement: whatever the snapshot sees has been written to WAL before the position
+_WHERE: LiteralString = """
+    SELECT pg_current_snapshot()::text, (
+        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END
+    )::text
+"""
+# a restore empties unlogged tables; what the role may not read is left out
+_TABLES: LiteralString = """
+    SELECT format('%I.%I', n.nspname, c.relname), c.oid, n.nspname, c.relname, c.relfilenode,
+        coalesce(pg_relation_size(c.oid), 0)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    ORDER BY 6, 1
+"""
+_FILE: LiteralString = "SELECT pg_relation_filenode(%s)"
+_NAME: LiteralString = """
+    SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = to_regclass(%s)
+"""
+# top-level transactions only: a snapshot does not name the others
+_UNSEEN: LiteralString = """
+    WITH taken AS (SELECT %s::pg_snapshot AS snapshot)
+    SELECT id FROM (
+        SELECT pg_snapshot_xip(snapshot)::text::bigint AS id FROM taken
+        UNION ALL
+        SELECT generate_series(
+            pg_snapshot_xmax(snapshot)::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1
+        ) FROM taken
+    ) ids
+    WHERE id < pg_snapshot_xmax(pg_current_snapshot())::text::bigint AND pg_xact_status(id::text::xid8) = 'committed'
+    LIMIT 10000
+"""
+_MISSING: LiteralString = """
+    WITH taken AS (SELECT %s::pg_snapshot AS snapshot), here AS (SELECT pg_current_snapshot() AS snapshot)
+    SELECT greatest(0, pg_snapshot_xmax(taken.snapshot)::text::bigint - pg_snapshot_xmax(here.snapshot)::text::bigint)
+        + (SELECT count(*) FROM pg_snapshot_xip(here.snapshot) id WHERE pg_visible_in_snapshot(id, taken.snapshot))
+    FROM taken, here
+"""
+
+
+class Table(NamedTuple):
+    """A table: its name in SQL, oid, schema, name, file and size in bytes."""
+
+    text: str
+    oid: int
+    schema: str
+    name: str
+    file: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The result of a comparison in lines: what is wrong, and what could not be compared and why."""
+
+    tables: int
+    rows: int
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def take_counts(conninfo: str) -> Counts:
+    """Count the rows of all permanent tables of a database in one snapshot; blocks nobody who writes rows.
+
+    Of a table over 1 GiB about 128 MiB are read. It takes five minutes at most. A table is left out that is dropped,
+    rewritten or locked meanwhile, takes over a minute, or whose turn does not come. Raises psycopg.Error.
+    """
+    until = time.monotonic() + _ALL_S
+    found: list[Count] = []
+    with psycopg.connect(conninfo, autocommit=True) as connection, connection.transaction():
+        _prepare(connection)
+        snapshot, lsn = _row(connection, _WHERE)
+        for table in [Table(*row) for row in connection.execute(_TABLES)]:
+            left_s = min(_TABLE_S, until - time.monotonic())
+            if left_s > 0 and (count := _counted(connection, table, left_s)) is not None:
+                found.append(count)
+    return Counts(lsn, snapshot, tuple(sorted(found, key=lambda count: count.table)))
+
+
+def compare(conninfo: str, counts: Counts) -> Compared:
+    """Compare a physical copy, paused at the position of the counts, with them. Raises psycopg.Error.
+
+    Everything that the snapshot saw is committed at that position. So may be a transaction that it did not see: rows
+    which such a one inserted are not counted, and rows that it may have deleted are noted. Every difference is noted if
+    the copy could not be replayed to the position.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    rows = 0
+    with psycopg.connect(conninfo, autocommit=True) as connection, connection.transaction():
+        _prepare(connection)
+        _limit(connection, _COMPARE_S)
+        unseen = [int(row[0]) for row in connection.execute(_UNSEEN, (counts.snapshot,))]
+        [missing] = _row(connection, _MISSING, counts.snapshot)
+        for count in counts.tables:
+            try:
+                with connection.transaction(force_rollback=True):
+                    here = _difference(connection, count, unseen)
+            except psycopg.Error as error:
+                problems.append(f"{count.table} cannot be read: {' '.join(str(error).split())}")
+                continue
+            rows += count.rows
+            if here == 0:
+                continue
+            line = f"{count.table} has {count.rows + here:,} rows in place of {count.rows:,}"
+            if missing:
+                notes.append(f"{line}: {missing:,} transactions that were counted are not in the stored WAL")
+            elif here < 0 and -here <= _DELETED * len(unseen):
+                notes.append(f"{line}: the snapshot did not see {len(unseen):,} transactions of that moment")
+            else:
+                problems.append(line)
+    return Compared(len(counts.tables), rows, tuple(problems), tuple(notes))
+
+
+def _prepare(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    for name in ("row_security", "enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"):
+        connection.execute(sql.SQL("SET LOCAL {} = off").format(sql.Identifier(name)))
+    connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+    connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(int(_LOCK_S * 1000)))
+    _limit(connection, _TABLE_S)
+
+
+def _limit(connection: psycopg.Connection[Any], seconds: float) -> None:
+    connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(max(1, int(seconds * 1000))))
+
+
+def _counted(connection: psycopg.Connection[Any], table: Table, seconds: float) -> Count | None:
+    """Count a table; None if it was dropped or rewritten after the snapshot, or cannot be counted in time."""
+    percent = 100.0
+    if table.size_bytes > _LARGE_BYTES:
+        percent = float(f"{100 * _READ_BYTES / table.size_bytes:.3g}")
+    try:
+        with connection.transaction(force_rollback=True):  # releases the lock of the table
+            _limit(connection, seconds)
+            rows = _rows(connection, table.schema, table.name, percent)
+            if _row(connection, _FILE, table.oid)[0] != table.file:
+                return None
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName):
+        return None
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+        return None
+    return Count(table.text, rows, percent)
+
+
+def _difference(connection: psycopg.Connection[Any], count: Count, unseen: Sequence[int]) -> int:
+    """Return how many rows a table has more than were counted, without those of unseen transactions."""
+    found = connection.execute(_NAME, (count.table,)).fetchone()
+    if found is None:
+        raise psycopg.errors.UndefinedTable("it does not exist")
+    schema, name = found
+    more = _rows(connection, schema, name, count.percent) - count.rows
+    if more == 0 or not unseen:
+        return more
+    return more - _rows(connection, schema, name, count.percent, [number % 2**32 for number in unseen])
+
+
+def _rows(
+    connection: psycopg.Connection[Any], schema: str, name: str, percent: float, written_by: Sequence[int] | None = None
+) -> int:
+    statement: sql.Composed = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, name))
+    if percent < 100:  # the blocks depend on their numbers alone, so a physical copy has the same
+        sample = sql.SQL(" TABLESAMPLE SYSTEM ({}) REPEATABLE ({})").format(sql.Literal(percent), sql.Literal(_SEED))
+        statement += sample
+    if written_by is not None:
+        statement += sql.SQL(" WHERE xmin::text::bigint = ANY({})").format(sql.Literal(list(written_by)))
+    return _row(connection, statement)[0]
+
+
+def _row(connection: psycopg.Connection[Any], statement: LiteralString | sql.Composed, *parameters: object) -> Any:
+    row = connection.execute(statement, parameters or None).fetchone()
+    assert row is not None
+    return row
