@@ -1,0 +1,150 @@
+"""The catalogue: a signed record of each whole backup, beside what it describes. The names of all objects."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.kernel.backup import Backup, BackupInvalid, Target
+from app.kernel.backup.sealed import Keys
+from app.kernel.errors import Invalid, NotFound
+from app.kernel.product import NAME
+
+BACKUPS: Final = "backups/"
+_RECORD: Final = "backup.json"
+_LATEST: Final = "latest"
+_RECORD_BYTES: Final = 4 * 1024 * 1024
+_AT_ONCE: Final = 8
+_BACKUP: Final = TypeAdapter(Backup)
+_LIST: Final = f"{NAME} backup list"
+
+
+def backup_prefix(cluster: str, backup: str) -> str:
+    """Return what the names of all objects of a backup begin with."""
+    return f"{BACKUPS}{cluster}/{backup}/"
+
+
+def base_name(cluster: str, backup: str) -> str:
+    """Return the name of the object that holds the data folder of a backup."""
+    return f"{backup_prefix(cluster, backup)}base.tar.zst.sealed"
+
+
+def record_name(cluster: str, backup: str) -> str:
+    """Return the name of the record of a backup. It is stored last: what has none is not a backup."""
+    return f"{backup_prefix(cluster, backup)}{_RECORD}"
+
+
+def wal_prefix(cluster: str) -> str:
+    """Return what the names of all WAL of a cluster begin with."""
+    return f"wal/{cluster}/"
+
+
+def wal_name(cluster: str, file: str) -> str:
+    """Return the name of a WAL segment, a partial one (`SEGMENT.partial`) or a history file (`0000000N.history`)."""
+    return f"{wal_prefix(cluster)}{file}.zst.sealed"
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A record that cannot be trusted, and why. What it describes is not listed."""
+
+    cluster: str
+    backup: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The backups on a target, of all clusters."""
+
+    target: Target
+    keys: Keys
+
+    def backups(self) -> list[Backup]:
+        """Return the whole backups, oldest first."""
+        return self.read()[0]
+
+    def read(self) -> tuple[list[Backup], list[Damaged]]:
+        """Return the whole backups, oldest first, and the records that are damaged or signed with an unknown key."""
+        names = [stored.name for stored in self.target.list(BACKUPS) if _is_record(stored.name)]
+        with ThreadPoolExecutor(_AT_ONCE, "catalogue") as pool:
+            found = list(pool.map(self._try, names))
+        whole = [one for one in found if isinstance(one, Backup)]
+        damaged = [one for one in found if isinstance(one, Damaged)]
+        return sorted(whole, key=lambda backup: (backup.finished_at, backup.id)), damaged
+
+    def get(self, id: str, cluster: str = "") -> Backup:  # noqa: A002 - as in the command
+        """Return a backup by id, by the beginning of one that no other has, or the newest of all: `latest`.
+
+        With `cluster`, only of that one. Raises NotFound, Invalid if several begin so, BackupInvalid if it is damaged.
+        """
+        whole, damaged = self.read()
+        whole = [backup for backup in whole if cluster in ("", backup.cluster)]
+        if id == _LATEST:
+            if not whole:
+                raise NotFound(f"there is no backup on {self.target.label}", hint=f"{NAME} backup create")
+            return whole[-1]
+        fits: Sequence[Backup | Damaged] = [
+            *(backup for backup in whole if id and backup.id.startswith(id)),
+            *(one for one in damaged if id and one.backup.startswith(id) and cluster in ("", one.cluster)),
+        ]
+        exact = [one for one in fits if (one.id if isinstance(one, Backup) else one.backup) == id]
+        match exact or fits:
+            case [Backup() as backup]:
+                return backup
+            case [Damaged(problem=problem)]:
+                raise BackupInvalid(problem)
+            case []:
+                raise NotFound(f"there is no backup {id!r} on {self.target.label}", hint=_LIST)
+            case several:
+                raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
+
+    def add(self, backup: Backup) -> None:
+        """List a backup, all parts of which are stored. Raises Conflict if it is listed."""
+        self.target.put(record_name(backup.cluster, backup.id), [self._encode(backup)])
+
+    def remove(self, backup: Backup) -> None:
+        """Delete a backup, its record first, so that what is listed is always whole. Safe to repeat."""
+        rest = [stored.name for stored in self.target.list(backup_prefix(backup.cluster, backup.id))]
+        record = record_name(backup.cluster, backup.id)
+        self.target.delete([record, *(name for name in rest if name != record)])
+
+    def _encode(self, backup: Backup) -> bytes:
+        content = _BACKUP.dump_python(backup, mode="json")
+        return json.dumps({"backup": content, "signature": self.keys.sign(_canonical(content))}, indent=1).encode()
+
+    def _try(self, name: str) -> Backup | Damaged:
+        try:
+            return self._record(name)
+        except (BackupInvalid, NotFound) as error:
+            _, cluster, backup, _ = name.split("/")
+            return Damaged(cluster, backup, str(error))
+
+    def _record(self, name: str) -> Backup:
+        text = bytearray()
+        for chunk in self.target.get(name):
+            text += chunk
+            if len(text) > _RECORD_BYTES:
+                raise BackupInvalid(f"{name} is damaged: a record is never larger than {_RECORD_BYTES} bytes")
+        try:
+            record: Any = json.loads(text)
+            content, signature = record["backup"], record["signature"]
+            self.keys.check(name, _canonical(content), str(signature))
+            backup = _BACKUP.validate_python(content)
+        except (ValueError, ValidationError, LookupError, TypeError, RecursionError) as error:
+            raise BackupInvalid(f"{name} is damaged: it is not a whole record") from error
+        if name != record_name(backup.cluster, backup.id):
+            raise BackupInvalid(f"{name} is damaged: it is the record of another backup, {backup.id}")
+        return backup
+
+
+def _is_record(name: str) -> bool:
+    return name.count("/") == 3 and name.endswith(f"/{_RECORD}")
+
+
+def _canonical(content: Any) -> bytes:
+    """Return the bytes that are signed: JSON, keys sorted, without white space, all characters ASCII."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
