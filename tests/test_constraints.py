@@ -150,7 +150,7 @@ CANNOT = {
         [
             "auth.actors_pkey", "auth.roles_pkey", "auth.api_keys_pkey", "auth.sessions_pkey", "auth.signing_keys_pkey",
             "kernel.audit_pkey", "kernel.errors_pkey", "kernel.jobs_id", "kernel.rollouts_pkey",
-            "kernel.canaries_pkey",
+            "kernel.canaries_pkey", "kernel.backup_runs_pkey",
         ],
         MADE,
     ),
@@ -175,6 +175,7 @@ CANNOT = {
     "kernel.counters_pkey": "a process upserts its own row only",
     "kernel.counted_pkey": "written by whoever holds the advisory lock of the series",
     "kernel.counted_process_id_fkey": "a row of kernel.counters is removed a day after its process",
+    "kernel.backup_wal_pkey": "no client names one; whoever stores WAL upserts",
     "kernel.series_pkey": "written by whoever holds the advisory lock of the series",
     "kernel.watch_pkey": "one row, made by a migration",
     "kernel.event_outbox_pkey": "the database makes the number",

@@ -13,7 +13,8 @@ from app.processes import sections
 from tests.commands.outcome import refused
 from tests.support.project import ROOT, Project
 
-OWN = {"AUTH_MASTER_SECRET": sha256(b"own").hexdigest()}
+BACKUP_KEY = {"BACKUP_KEY": sha256(b"backups").hexdigest()}
+OWN = {"AUTH_MASTER_SECRET": sha256(b"own").hexdigest(), **BACKUP_KEY}
 PRODUCTION = {
     "APP_ENV": "production",
     "POSTGRES_HOST": "db.example.com",
@@ -24,7 +25,7 @@ PRODUCTION = {
 
 def refusal(environ: dict[str, str]) -> str:
     with pytest.raises(Misconfigured) as caught:
-        load(ROOT, sections(), environ).demand(*sections())
+        load(ROOT, sections(), BACKUP_KEY | environ).demand(*sections())
     [line] = str(caught.value).splitlines()
     return line
 

@@ -333,7 +333,8 @@ class _Layers:
         if key == "queue.events_transport" and text == "nats" and not self.tree["nats"].get("url"):
             self.refuse(key, "nats needs the address of a server; set NATS_URL")
         if self.environment in UNSAFE:
-            if exposed and setting.is_key and (why := why_guessable(text, self.published[key], key=True)):
+            is_used_key = setting.is_key and bool(text or not setting.may_be_empty)
+            if exposed and is_used_key and (why := why_guessable(text, self.published[key], key=True)):
                 self._withhold(key, f"{why}, but {exposed}; {change}")
         elif setting.is_secret:
             self._check_secret(setting, text, change)

@@ -68,7 +68,7 @@ _FORGET_COUNTERS = """
     WHERE n.process_id = c.process_id AND n.counts = c.reported AND c.seen_at < now() - interval '1 day'
 """
 _FORGET_ROLLOUTS = "DELETE FROM kernel.rollouts WHERE last_seen_at < now() - interval '400 days'"
-
+_FORGET_BACKUP_RUNS = "DELETE FROM kernel.backup_runs WHERE finished_at < now() - interval '400 days'"
 _FORGET_QUEUES = """
     DELETE FROM kernel.queues q WHERE seen_at < now() - interval '7 days'
       AND NOT EXISTS (SELECT FROM kernel.jobs WHERE queue = q.name)
@@ -122,6 +122,7 @@ class Retention:
             _FORGET_SERIES,
             _FORGET_COUNTERS,
             _FORGET_ROLLOUTS,
+            _FORGET_BACKUP_RUNS,
         ):
             rows += await db.run(sql)
         return Pruned(*await self.partitions.keep({name: getattr(self.keep, name) for name in PARTITIONED}), rows)

@@ -58,7 +58,7 @@ async def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(bench: Benc
     assert counts == [(3, 1, 1, 1)]
 
 
-async def test_ended_canaries_are_kept_for_a_month_and_rollouts_for_400_days_after_they_were_last_seen(
+async def test_ended_canaries_are_kept_for_a_month_and_rollouts_and_runs_of_backups_for_400_days_after_their_end(
     bench: Bench,
 ) -> None:
     await bench.db.run(
@@ -73,10 +73,16 @@ async def test_ended_canaries_are_kept_for_a_month_and_rollouts_for_400_days_aft
         " now() - interval '999 days', 'run-' || seen, '1', '{}', now() - seen * interval '1 day'"
         " FROM unnest(ARRAY[399, 401]) AS seen"
     )
+    await bench.db.run(
+        "INSERT INTO kernel.backup_runs (id, kind, state, engine, runner, finished_at) SELECT kernel.uuid7(),"
+        " 'backup', 'succeeded', 'builtin', ended::text, now() - ended * interval '1 day'"
+        " FROM unnest(ARRAY[399, 401]) AS ended"
+    )
     await retention(bench).prune(bench.db)
     assert await bench.rows("SELECT queue FROM kernel.canaries ORDER BY 1") == [("recent",), ("running",)]
     assert await bench.rows("SELECT count(*) FROM kernel.canary_letters") == [(2,)]
     assert await bench.rows("SELECT name FROM kernel.rollouts") == [("run-399",)]
+    assert await bench.rows("SELECT runner FROM kernel.backup_runs") == [("399",)]
 
 
 async def test_sessions_and_counts_that_are_over_are_removed(bench: Bench) -> None:
