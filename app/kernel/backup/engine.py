@@ -1,6 +1,7 @@
 """What takes, lists, restores and prunes backups: an engine, chosen by `backup.engine`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,8 +47,9 @@ class Prepared:
     backup: Backup
     folder: Path
     programs: Path
-    restore_command: str
-    """For recovery: exit status 1 for WAL that is not stored, over 125 when that could not be found out."""
+    wal: Callable[[], AbstractContextManager[str]]
+    """While it is open, recovery can use the restore_command that it yields: exit status 1 for WAL that is not stored,
+    over 125 when that could not be found out. Closing it raises why WAL could not be fetched, if that happened."""
 
 
 @dataclass(frozen=True, slots=True)

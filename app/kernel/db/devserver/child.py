@@ -85,6 +85,14 @@ class Adopted:
             os.kill(self.pid, number)
 
 
+def telling(log: bytes) -> str:
+    """Return the most specific line of a server's log."""
+    lines = log.decode(errors="replace").splitlines()
+    lines = [line for line in lines if "the database system is" not in line]  # answers to clients
+    found = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:", "could not"))]
+    return (found or lines or ["it wrote nothing"])[-1].strip()
+
+
 def stop(server: Child | Adopted, *, orderly: bool = True) -> None:
     """Stop the server within a time limit: cleanly, or at once when its data need not be saved."""
     for number, patience_s in STOP if orderly else STOP[1:]:

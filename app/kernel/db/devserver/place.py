@@ -35,10 +35,15 @@ class Place(NamedTuple):
     @property
     def sockets(self) -> Path:
         """The folder of the socket: below the base, or in /tmp when the path is too long."""
-        inside = self.base / "run"
-        if len(os.fsencode(inside / ".s.PGSQL.5432")) < 100:
-            return inside
-        return SHORT / f"{NAME}-postgres-{digest(self.base)}-{self.account.uid}"
+        return socket_folder(self.base, self.account)
+
+
+def socket_folder(base: Path, account: Account) -> Path:
+    """Return the folder `run` below the base, or one in /tmp when the path of a socket in it would be too long."""
+    inside = base / "run"
+    if len(os.fsencode(inside / ".s.PGSQL.5432")) < 100:
+        return inside
+    return SHORT / f"{NAME}-postgres-{digest(base)}-{account.uid}"
 
 
 def adopted(place: Place) -> Adopted | None:
@@ -106,12 +111,12 @@ def account_of(folder: Path) -> Account:
 
 
 def hand_over(path: Path, account: Account) -> None:
-    """Change the owner of a folder's files, except those of other owners, to the account. Follows no links."""
-    former = path.lstat().st_uid
+    """Give a folder, and what its owner or this user has in it, to the account. Follows no links."""
+    former = {path.lstat().st_uid, os.geteuid()}
     os.chown(path, account.uid, account.gid, follow_symlinks=False)
     for _, folders, files, fd in os.fwalk(path):
         for name in (*folders, *files):
-            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid == former:
+            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid in former:
                 os.chown(name, account.uid, account.gid, dir_fd=fd, follow_symlinks=False)
 
 

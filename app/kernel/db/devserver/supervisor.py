@@ -17,7 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # isolated Python does not find the package
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
-from app.kernel.db.devserver.child import STEP_S, Child, stop
+from app.kernel.db.devserver.child import STEP_S, Child, stop, telling
 from app.kernel.db.devserver.place import SHORT, Failure, Place, adopted, find_place, hand_over, private_folder, remove
 from app.kernel.product import NAME
 
@@ -65,10 +65,7 @@ class Supervisor:
     def reason(self) -> str:
         """Return the most specific line of the server's log."""
         size = os.fstat(self.log).st_size
-        lines = os.pread(self.log, 100_000, max(self.read_from, size - 100_000)).decode(errors="replace").splitlines()
-        lines = [line for line in lines if "the database system is" not in line]  # answers to clients
-        telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:", "could not"))]
-        return (telling or lines or ["it wrote nothing"])[-1].strip()
+        return telling(os.pread(self.log, 100_000, max(self.read_from, size - 100_000)))
 
     def start(self, place: Place, program: str, *arguments: str) -> Child:
         """Start a program that writes to the server's log."""
