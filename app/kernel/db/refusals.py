@@ -107,7 +107,8 @@ def _noticed_by_the_client(error: BaseException) -> Refusal | None:
             return Invalid("a text holds a character that the database cannot store")
         case psycopg.OperationalError() | psycopg.InterfaceError():  # connecting failed, or the connection is lost
             return away()
-        case psycopg.DatabaseError() if type(error) is psycopg.DatabaseError:  # the server died while it answered
+        # the server went away while it answered, or after the answer and before it was ready for the next statement
+        case psycopg.DatabaseError() if type(error) in (psycopg.DatabaseError, psycopg.InternalError):
             return away()
         case _:
             return None

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.kernel.process import Process
 from app.processes import sections
 from tests.conftest import PostgresServer, TestDatabase
 from tests.support.project import ROOT
+from tests.support.proxy import proxy_to
 
 BACKENDS = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND starts_with(application_name, 'test@')"
@@ -249,6 +251,26 @@ async def test_a_connection_lost_during_the_commit_is_reported_as_uncertain(
         assert rows(database) == []
 
 
+async def test_a_server_that_goes_away_between_two_messages_about_the_commit_leaves_it_uncertain(
+    connect: Connect, database: TestDatabase
+) -> None:
+    with proxy_to(database.server.host, database.server.port) as network:
+        async with connect(host="127.0.0.1", port=network.port, statement_timeout=30) as db:
+
+            async def body() -> None:
+                async with db.begin() as tx:
+                    await tx.run("INSERT INTO t VALUES (1)")
+                    network.lost = re.compile(rb"(?<=COMMIT\0)Z\0\0\0\x05I")  # ReadyForQuery
+
+            task = asyncio.create_task(body())
+            await soon(lambda: rows(database) == [1])
+            database.run(f"SELECT pg_terminate_backend(pid) FROM ({BACKENDS}) a")
+            with pytest.raises(Unavailable, match="may have been committed"):
+                await task
+            network.lost = re.compile(rb"(?!)")
+            await idle(db, database, 1)
+
+
 async def test_a_transaction_used_after_its_end_is_refused(connect: Connect, database: TestDatabase) -> None:
     async with connect() as db:
         async with db.begin() as tx:
@@ -363,9 +385,12 @@ async def test_a_changed_type_of_a_column_costs_one_statement_not_every_one(
     connect: Connect, database: TestDatabase
 ) -> None:
     async with connect(pool_size=3) as db:
-        for _ in range(10):  # psycopg prepares what is run often
-            await asyncio.gather(*(db.all("SELECT n FROM t") for _ in range(6)))
-        assert await db.one("SELECT count(*) > 0 FROM pg_prepared_statements") == (True,)
+        async with AsyncExitStack() as stack:  # all at once, so each has a connection of its own
+            for tx in [await stack.enter_async_context(db.begin()) for _ in range(3)]:
+                for _ in range(10):  # psycopg prepares what is run often
+                    await tx.all("SELECT n FROM t")
+                assert await tx.one("SELECT count(*) > 0 FROM pg_prepared_statements") == (True,)
+        assert db.pool_use().idle == 3
         database.run("ALTER TABLE t ALTER COLUMN n TYPE bigint")
         with pytest.raises(Unavailable, match="schema has just changed"):
             await db.all("SELECT n FROM t")
