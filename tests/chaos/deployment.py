@@ -23,6 +23,7 @@ from tests.support.project import Project, Running
 
 LEASE_S = 2.0
 CONCURRENCY = 5
+_SAID = 4000  # characters of what a process said last
 CONSUMER, CRON = "run-event-consumer", "run-cron-manager"
 _HERE = Path(__file__).parent
 
@@ -42,7 +43,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that ended without being told to, between two moments of the monotonic clock."""
+    """A process that ended, between two moments of the monotonic clock."""
 
     command: str
     status: int
@@ -89,7 +90,8 @@ class Deployment:
     alive: dict[int, tuple[str, Running]] = field(default_factory=dict)
     ended_early: list[Ended] = field(default_factory=list)
     started_at: dict[int, float] = field(default_factory=dict)
-    exit_statuses: list[tuple[str, int]] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    """What was told to end, and did."""
     lame: set[int] = field(default_factory=set)
     consumers: int = 0
 
@@ -134,9 +136,12 @@ class Deployment:
             status = running.popen.poll()
             if status is not None:
                 del self.alive[pid]
-                began, said = self.started_at[pid], running.said()[-600:]
-                self.ended_early.append(Ended(command, status, began, time.monotonic(), said))
+                self.ended_early.append(self._end(command, running, status))
                 self.start(command)
+
+    def _end(self, command: str, running: Running, status: int) -> Ended:
+        said = running.said()[-_SAID:] if status else ""
+        return Ended(command, status, self.started_at[running.pid], time.monotonic(), said)
 
     # what can be done to it
 
@@ -192,15 +197,21 @@ class Deployment:
         running.signal(signal.SIGTERM)
         self.start(command)
         status = await asyncio.to_thread(running.wait, 60)
-        self.exit_statuses.append((command, status))
+        self.ended.append(self._end(command, running, status))
 
     async def stop(self, command: str) -> None:
         """SIGTERM to all of a command, without replacement."""
-        stopped = [self.alive.pop(pid) for pid in self.pids(command)]
-        for _, running in stopped:
+        stopped: list[Running] = []
+        for running in [self.alive.pop(pid)[1] for pid in self.pids(command)]:
+            status = running.popen.poll()
+            if status is not None:  # it had ended by itself, and nobody has looked since
+                self.ended_early.append(self._end(command, running, status))
+                continue
             running.signal(signal.SIGTERM)
-        for _, running in stopped:
-            self.exit_statuses.append((command, await asyncio.to_thread(running.wait, 60)))
+            stopped.append(running)
+        for running in stopped:
+            status = await asyncio.to_thread(running.wait, 60)
+            self.ended.append(self._end(command, running, status))
 
     async def interrupt(self, holder: Holder, how: str, seconds: float) -> None:
         """Take the server away, cleanly (`fast`) or not (`immediate`, `kill`); it is back after a while, or at once."""

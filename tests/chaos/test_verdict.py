@@ -58,7 +58,7 @@ SENT = (
     _post("r4", outcome="503", begun=31.0, ended=31.1),  # while there was no primary
     _post("r5", outcome="ConnectError('')", begun=41.0, ended=41.0),  # while there was no nginx
 )
-DONE = (Done("auth", 20, 0, 22, 24), Done("primary", 30, 0, 33, 35), Done("nginx", 40, 0, 42, 45))
+DONE = (Done("auth", 20, 0, 22, 24, gone=20.2), Done("primary", 30, 0, 33, 35), Done("nginx", 40, 0, 42, 45))
 
 
 @dataclass

@@ -264,8 +264,8 @@ def _ends(verdict: Verdict, deployment: Deployment) -> None:
         [end for end in deployment.ended_early if end not in gave_up],
     )
     verdict.note("processes that gave up starting in an outage (69)", len(gave_up))
-    bad = [(command, status) for command, status in deployment.exit_statuses if status != 0]
-    verdict.check("processes that did not end with 0 after SIGTERM", bad, len(deployment.exit_statuses))
+    bad = [end for end in deployment.ended if end.status != 0]
+    verdict.check("processes that did not end with 0 after SIGTERM", bad, len(deployment.ended))
     counts = Counter(f"{i.cause} {i.detail}" for i in deployment.incidents)
     for what, count in sorted(counts.items()):
         verdict.note(what, count)
