@@ -26,7 +26,8 @@ class Cache:
     """Computes a value once, and remembers it for a time, or until one of its tags is invalidated.
 
     Many callers at once wait for one computation: in each process, and with Redis in all of them, where a process
-    computes the value itself after two seconds. While invalidations may not arrive, every call computes.
+    computes the value itself after two seconds. That saves work, and promises nothing: a computation that is slow, or
+    an outage of Redis, makes several at once. While invalidations may not arrive, every call computes.
     """
 
     def __init__(self, invalidations: Invalidations, shared: SharedCache | None = None) -> None:

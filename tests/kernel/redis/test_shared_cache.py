@@ -43,8 +43,8 @@ Nodes = Callable[..., Awaitable[list[Node]]]
 
 @pytest.fixture
 def nodes(valkey: Valkey, connect: Connect) -> Nodes:
-    async def made(count: int, **given: bytes) -> list[Node]:
-        return [Node(await connect(valkey.url, timeout_s=0.5), **given) for _ in range(count)]
+    async def made(count: int, timeout_s: float = 0.5, **given: bytes) -> list[Node]:
+        return [Node(await connect(valkey.url, timeout_s=timeout_s), **given) for _ in range(count)]
 
     return made
 
@@ -146,6 +146,7 @@ async def test_a_value_that_is_none_of_ours_is_computed_again(nodes: Nodes, valk
 async def test_a_key_of_another_type_is_written_anew(nodes: Nodes, valkey: Valkey) -> None:
     [node] = await nodes(1)
     await body(node, "warm")
+    await asyncio.sleep(0.002)
     for suffix in ("", ":lease"):
         valkey.ask("DEL", f"app:cache:{TOPIC}:{{k}}")
         valkey.ask("LPUSH", f"app:cache:{TOPIC}:{{k}}{suffix}", "of somebody else")
@@ -155,7 +156,9 @@ async def test_a_key_of_another_type_is_written_anew(nodes: Nodes, valkey: Valke
         assert not node.redis.trouble
 
 
-async def test_many_callers_in_many_processes_compute_once(nodes: Nodes) -> None:
+async def test_many_callers_in_many_processes_compute_once(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.kernel.cache.computed._WAIT_S", 60)  # a process that waits for longer computes, too
+    monkeypatch.setattr("app.kernel.cache.shared.LEASE_S", 60)
     computed = 0
 
     async def compute() -> dict[str, int]:
@@ -167,9 +170,10 @@ async def test_many_callers_in_many_processes_compute_once(nodes: Nodes) -> None
     def asked(found: list[Node]) -> list[Awaitable[dict[str, int]]]:
         return [node.cache.get_or_compute("k", 60, dict[str, int], compute, ["x"]) for node in found * 20]
 
-    found = await nodes(3)
+    found = await nodes(3, timeout_s=60)
     for node in found:
         await body(node, "warm")
+    await asyncio.sleep(0.002)  # a process does not use what began in the millisecond in which it asked for the time
     assert await asyncio.gather(*asked(found)) == [{"number": 1}] * 60
     found[0].hear("x")
     assert await asyncio.gather(*asked(found)) == [{"number": 2}, {"number": 1}, {"number": 1}] * 20
@@ -180,6 +184,37 @@ async def test_many_callers_in_many_processes_compute_once(nodes: Nodes) -> None
     alone[0].is_live = False
     await asyncio.gather(*asked(alone[:1]))
     assert computed == 22, "while invalidations may not arrive, nothing is remembered"
+
+
+async def test_who_has_waited_for_long_computes_too_and_who_lost_the_lease_stores_nothing(
+    nodes: Nodes, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.kernel.cache.computed._WAIT_S", 0.05)
+    slow, other, third = await nodes(3, timeout_s=60)
+    for node in (slow, other, third):
+        await body(node, "warm")
+    await asyncio.sleep(0.002)
+    lease = f"app:cache:{TOPIC}:{{k}}:lease"
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def compute() -> str:
+        begun.set()
+        await may_end.wait()
+        return "late"
+
+    async def compute_too() -> str:
+        return "its own"
+
+    computing = asyncio.ensure_future(slow.cache.get_or_compute("k", 60, str, compute, ["x"]))
+    await begun.wait()
+    assert 0 < int(str(valkey.ask("PTTL", lease))) <= 10_000
+    assert await other.cache.get_or_compute("k", 60, str, compute_too, ["x"]) == "its own"
+    assert await body(third, "k") is None, "only who has the lease stores it"
+    valkey.ask("DEL", lease)  # as if it had run out
+    await stored(other, "k", '"of the next lease"', "x")
+    may_end.set()
+    assert await computing == "late"
+    assert await third.cache.get_or_compute("k", 60, str, compute_too, ["x"]) == "of the next lease"
 
 
 async def test_an_error_reaches_everyone_who_waits_and_is_not_remembered(nodes: Nodes) -> None:

@@ -76,11 +76,11 @@ def test_processes_with_the_old_and_the_new_secret_understand_each_other_until_a
     assert enrolled.status_code == 200, enrolled.text
     step = int(database.all("SELECT extract(epoch FROM now())")[0][0]) // 30
     secret = base64.b32decode(enrolled.json()["secret"])
-    confirmed = old.post("/auth/v1/me/totp/confirm", json={"otp": totp(secret, step - 1)})
+    confirmed = old.post("/auth/v1/me/totp/confirm", json={"otp": totp(secret, step)})
     assert confirmed.status_code == 200, confirmed.text
     codes = confirmed.json()["recovery_codes"]
     assert session(new).json()["code"] == "OTP_REQUIRED"
-    started = session(old, totp(secret, step)).json()["session"]
+    started = session(old, totp(secret, step + 1)).json()["session"]
     token = refreshed(old, refreshed(new, started["refresh_token"]))
     # a wrong previous secret is refused, and changes nothing
     wrong = project.app("run-auth-http", "--port", "0", env=ROTATING | {"AUTH_MASTER_SECRET_PREVIOUS": WRONG})

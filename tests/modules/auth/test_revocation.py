@@ -179,12 +179,13 @@ def of_user(w: World) -> Changes:
             return totp(base64.b32decode(secret), int(time.time()) // 30 + offset)
 
         if path == "remove":  # after the confirmation has ended this session, which is another one now
-            w.ask("POST", f"{ME}/totp/confirm", token=token, otp=otp(-1))
+            w.ask("POST", f"{ME}/totp/confirm", token=token, otp=otp(0))
+            w.connection.execute("UPDATE auth.totp SET last_step = 0")  # as if time had passed
             w.token = w.sign_in(otp=otp(0))["access_token"]
             assert w.seen() == w.seen() == w.truth()
             w.ask("DELETE", f"{ME}/totp", token=token, current_password=PASSWORD, otp=otp(1))
         elif path == "reset":
-            w.ask("POST", f"{ME}/totp/confirm", token=token, otp=otp(-1))
+            w.ask("POST", f"{ME}/totp/confirm", token=token, otp=otp(0))
             w.token = token
             assert w.seen() == w.seen() == w.truth()
             w.command("reset-second-factor", "--username", w.name)
