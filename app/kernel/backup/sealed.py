@@ -186,8 +186,8 @@ def _open(name: str, cipher: AESGCM, counter: int, chunk: bytearray | memoryview
     try:
         return cipher.decrypt(_nonce(counter, is_last=is_last), chunk, None)
     except (InvalidTag, ValueError) as error:
-        where = f"in its chunk {counter}" + (", or cut off there" if is_last else "")
-        raise BackupInvalid(f"{name} is damaged {where}") from error
+        other = ", or another object under this name" if counter == 0 else ", or cut off there" if is_last else ""
+        raise BackupInvalid(f"{name} is damaged in its chunk {counter}{other}") from error
 
 
 def _decompressed(name: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
