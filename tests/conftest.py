@@ -42,6 +42,7 @@ _LONG = {
 }
 if TYPE_CHECKING:
     from tests.support.nats import NatsServer
+    from tests.support.seaweed import Seaweed
 
 SUPERUSER = ("root", "correct horse battery staple")
 _SUPERUSER = """
@@ -146,6 +147,15 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator["NatsServer"]:
     from tests.support.nats import nats_server
 
     with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Seaweed"]:
+    """S3 storage shared by the tests of one worker."""
+    from tests.support.seaweed import seaweed_server
+
+    with seaweed_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 

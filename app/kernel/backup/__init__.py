@@ -65,7 +65,7 @@ class Target(Protocol):
         ...
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects, in the given order. Safe to repeat."""
+        """Delete objects, in any order. Safe to repeat."""
         ...
 
     def clean(self, older_than_s: float) -> int:

@@ -108,9 +108,9 @@ class Catalogue:
 
     def remove(self, backup: Backup) -> None:
         """Delete a backup, its record first, so that what is listed is always whole. Safe to repeat."""
-        rest = [stored.name for stored in self.target.list(backup_prefix(backup.cluster, backup.id))]
-        record = record_name(backup.cluster, backup.id)
-        self.target.delete([record, *(name for name in rest if name != record)])
+        self.target.delete([record_name(backup.cluster, backup.id)])
+        prefix = backup_prefix(backup.cluster, backup.id)
+        self.target.delete([stored.name for stored in self.target.list(prefix)])
 
     def _encode(self, backup: Backup) -> bytes:
         content = _BACKUP.dump_python(backup, mode="json")

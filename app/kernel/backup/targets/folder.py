@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from app.kernel.backup import Stored, TargetUnavailable
-from app.kernel.backup.targets import checked
+from app.kernel.backup.targets import checked, is_name
 from app.kernel.errors import Conflict, NotFound
 
 _UPLOAD: Final = ".upload-"
@@ -128,7 +128,7 @@ class Folder:
             inside = os.path.relpath(folder, self._root)
             for file in files:
                 name = file if inside == "." else f"{inside}/{file}"
-                if file.startswith(_UPLOAD) or not name.startswith(prefix):
+                if not (is_name(name) and name.startswith(prefix)):
                     continue
                 with suppress(FileNotFoundError):
                     found = os.lstat(Path(folder, file))

@@ -1,35 +1,267 @@
 """A bucket of S3, or of storage that speaks its protocol, as a target of backups."""
 
-from collections.abc import Iterable, Iterator
-from typing import Self
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import chain, islice
+from typing import Any, Final, Self, cast
 
-from app.kernel.backup import Stored
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+
+from app.kernel.backup import Stored, TargetUnavailable
+from app.kernel.backup.targets import S3_SCHEME, checked, is_name
+from app.kernel.backup.targets.s3_errors import code_of, explained, meaning
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
+from app.kernel.errors import Conflict, NotFound
+
+_PART_BYTES: Final = 32 * 1024 * 1024
+"""All parts but the last have one size, as some storages demand."""
+_PARTS: Final = 10_000  # what the protocol allows
+_AT_ONCE: Final = 3
+_ATTEMPTS: Final = 5
+_CONNECT_S, _READ_S = 5.0, 30.0
+_CHUNK_BYTES: Final = 1024 * 1024
+_BATCH: Final = 1000  # what the protocol allows
+_MARK: Final = "upload"
+_MISSING: Final = ("404", "NoSuchKey", "NotFound")
+_TAKEN: Final = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchUpload")
+_NOT_SUPPORTED: Final = ("NotImplemented", "501", "InvalidArgument", "MethodNotAllowed", "MissingContentMD5")
+
+Parts = list[dict[str, Any]]
 
 
 class S3:
-    """Objects are uploaded in parts, and become visible when the last is there."""
+    """Objects are uploaded in parts, a bounded number at once, and become visible when the last has arrived."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+        self.label = f"{S3_SCHEME}{bucket}/{prefix}".rstrip("/")
+        self._client, self._bucket, self._prefix = client, bucket, prefix
+        self._refuses_to_overwrite = True  # until the storage says that it cannot
 
     @classmethod
     def of(cls, settings: BackupSettings) -> Self:
-        """Return the target of the settings. Raises Misconfigured without boto3."""
-        raise Misconfigured(f"backup.target: {settings.target}: S3 is not there yet")
+        """Return the target of the settings. Raises Misconfigured."""
+        bucket, _, prefix = settings.target.removeprefix(S3_SCHEME).partition("/")
+        prefix = f"{checked(prefix.strip('/'))}/" if prefix.strip("/") else ""
+        endpoint, secret = settings.s3_endpoint or None, settings.s3_secret_key.get_secret_value()
+        checksums = "when_required" if endpoint else "when_supported"  # others fail on what AWS added in 2025
+        config = Config(
+            connect_timeout=_CONNECT_S,
+            read_timeout=_READ_S,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            request_checksum_calculation=checksums,
+            response_checksum_validation=checksums,
+            s3={"addressing_style": "path" if endpoint else "auto"},
+        )
+        try:
+            session: Any = cast("Any", boto3).session.Session(
+                aws_access_key_id=settings.s3_access_key or None, aws_secret_access_key=secret or None
+            )
+            region = settings.s3_region or session.region_name or ("us-east-1" if endpoint else None)
+            client = session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+        except (BotoCoreError, ProfileNotFound, ValueError) as error:
+            raise Misconfigured(f"backup.target: {settings.target}: {error}") from error
+        return cls(client, bucket, prefix)
 
     def put(self, name: str, content: Iterable[bytes], *, replace: bool = False) -> int:
-        raise NotImplementedError
+        key, mark = self._key(name), secrets.token_hex(16)
+        if not replace and self._mark(key) is not None:
+            raise _exists(name)
+        parts = _parts(content)
+        first = list(islice(parts, 2))
+        if len(first) < 2:
+            body = first[0] if first else b""
+            arguments = {"Bucket": self._bucket, "Key": key, "Body": body, "Metadata": {_MARK: mark}}
+            self._publish(name, mark, self._client.put_object, arguments, replace=replace)
+            return len(body)
+        with self._told():
+            metadata = {_MARK: mark}
+            answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata=metadata)
+        upload = {"Bucket": self._bucket, "Key": key, "UploadId": answer["UploadId"]}
+        try:
+            size, done = self._upload(upload, chain(first, parts))
+            arguments = {**upload, "MultipartUpload": {"Parts": done}}
+            self._publish(name, mark, self._client.complete_multipart_upload, arguments, replace=replace)
+        except BaseException:
+            with suppress(BotoCoreError, ClientError):
+                self._client.abort_multipart_upload(**upload)
+            raise
+        return size
 
     def get(self, name: str) -> Iterator[bytes]:
-        raise NotImplementedError
+        key, tag, at, failures = self._key(name), "", 0, 0
+        while True:
+            answer = self._answer(name, key, at, tag)
+            tag, end = answer["ETag"], at + answer["ContentLength"]
+            try:
+                with closing(answer["Body"]) as body:
+                    for chunk in body.iter_chunks(_CHUNK_BYTES):
+                        at, failures = at + len(chunk), 0
+                        yield chunk
+            except (BotoCoreError, OSError) as error:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise self._unavailable(error) from error
+                time.sleep(0.1 * 2**failures)
+            if at == end:
+                return
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
-        raise NotImplementedError
+        if prefix:
+            checked(prefix.removesuffix("/"))
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        with self._told():
+            for found in chain.from_iterable(page.get("Contents", ()) for page in pages):
+                name = found["Key"].removeprefix(self._prefix)
+                if is_name(name):
+                    yield Stored(name, found["Size"], found["LastModified"].astimezone(UTC))
 
     def delete(self, names: Iterable[str]) -> None:
-        raise NotImplementedError
+        keys = iter([self._key(name) for name in names])
+        while batch := list(islice(keys, _BATCH)):
+            objects = {"Objects": [{"Key": key} for key in batch], "Quiet": True}
+            with self._told():
+                try:
+                    answer = self._client.delete_objects(Bucket=self._bucket, Delete=objects)
+                except ClientError as error:
+                    if code_of(error) not in _NOT_SUPPORTED:
+                        raise
+                    answer: dict[str, Any] = {}
+                    for key in batch:
+                        self._client.delete_object(Bucket=self._bucket, Key=key)
+            refused = [one for one in answer.get("Errors", ()) if one.get("Code") not in _MISSING]
+            if refused:
+                why = meaning(str(refused[0].get("Code")), "DeleteObjects", self._bucket)
+                raise TargetUnavailable(
+                    f"the target {self.label}: {len(refused)} objects are not deleted,"
+                    f" such as {refused[0].get('Key')}: {why}"
+                )
 
     def clean(self, older_than_s: float) -> int:
-        raise NotImplementedError
+        count = 0
+        with self._told():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
+            )
+            for page in pages:
+                now = _clock(page)
+                for found in page.get("Uploads", ()):
+                    upload = {"Bucket": self._bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
+                    with suppress(self._client.exceptions.NoSuchUpload):
+                        if (now - self._last_change(upload, found["Initiated"])).total_seconds() >= older_than_s:
+                            self._client.abort_multipart_upload(**upload)
+                            count += 1
+        return count
+
+    def _key(self, name: str) -> str:
+        return self._prefix + checked(name)
+
+    def _mark(self, key: str) -> str | None:
+        """Return what its upload marked an object with; None if it is not stored."""
+        with self._told():
+            try:
+                answer = self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if code_of(error) in _MISSING:
+                    return None
+                raise
+        return str(answer.get("Metadata", {}).get(_MARK, ""))
+
+    def _publish(
+        self, name: str, mark: str, call: Callable[..., Any], arguments: dict[str, Any], *, replace: bool
+    ) -> None:
+        condition = {} if replace or not self._refuses_to_overwrite else {"IfNoneMatch": "*"}
+        with self._told():
+            try:
+                call(**arguments, **condition)
+            except ClientError as error:
+                code = code_of(error)
+                if condition and code in _NOT_SUPPORTED:
+                    self._refuses_to_overwrite = False
+                    self._publish(name, mark, call, arguments, replace=replace)
+                elif code not in _TAKEN or self._mark(arguments["Key"]) != mark:
+                    raise (_exists(name) if condition and code in _TAKEN else error) from error
+                # else it is ours: the answer was lost, and the request repeated
+
+    def _upload(self, upload: dict[str, str], parts: Iterable[bytes]) -> tuple[int, Parts]:
+        size: int = 0
+        done: Parts = []
+        pending = deque[Future[dict[str, Any]]]()
+        pool = ThreadPoolExecutor(_AT_ONCE, "s3")
+        try:
+            for number, part in enumerate(parts, 1):
+                if number > _PARTS:
+                    raise TargetUnavailable(f"the target {self.label} takes at most {_PARTS * _PART_BYTES} bytes")
+                size += len(part)
+                while len(pending) >= _AT_ONCE:
+                    done.append(pending.popleft().result())
+                pending.append(pool.submit(self._part, upload, number, part))
+            done.extend(future.result() for future in pending)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        return size, done
+
+    def _part(self, upload: dict[str, str], number: int, part: bytes) -> dict[str, Any]:
+        with self._told():
+            answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def _answer(self, name: str, key: str, at: int, tag: str) -> dict[str, Any]:
+        rest = {"Range": f"bytes={at}-", "IfMatch": tag} if at else {}
+        with self._told():
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, **rest)
+            except ClientError as error:
+                if code_of(error) in _MISSING:
+                    raise NotFound(f"{name} is not stored in {self.label}") from error
+                raise
+        if at and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+            raise TargetUnavailable(f"the target {self.label} does not resume a download that was cut off")
+        return answer
+
+    def _last_change(self, upload: dict[str, str], initiated: datetime) -> datetime:
+        pages = self._client.get_paginator("list_parts").paginate(**upload)
+        parts = chain.from_iterable(page.get("Parts", ()) for page in pages)
+        return max([initiated, *(part["LastModified"] for part in parts)])
+
+    @contextmanager
+    def _told(self) -> Generator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> TargetUnavailable:
+        return TargetUnavailable(f"the target {self.label}: {explained(error, self._bucket)}")
+
+
+def _exists(name: str) -> Conflict:
+    return Conflict(f"{name} is stored already")
+
+
+def _clock(answer: dict[str, Any]) -> datetime:
+    """Return the time of the storage, whose clock the times of its uploads are of."""
+    with suppress(KeyError, ValueError):
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return datetime.now(UTC)
+
+
+def _parts(content: Iterable[bytes]) -> Iterator[bytes]:
+    part = bytearray()
+    for chunk in content:
+        part += chunk
+        while len(part) >= _PART_BYTES:
+            yield bytes(part[:_PART_BYTES])
+            del part[:_PART_BYTES]
+    if part:
+        yield bytes(part)
