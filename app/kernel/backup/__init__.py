@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from app.kernel.errors import Conflict, Invalid, Unavailable
 from app.kernel.product import NAME
+
+QUEUE: Final = "backup"
+"""The queue of backups, drills and prunings. Only processes with a backup agent work on it."""
 
 
 class BackupInvalid(Invalid):

@@ -2,13 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from app.kernel.backup import BackupInvalid, Stored, Target
+from app.kernel.backup.catalogue import wal_name, wal_prefix
+from app.kernel.backup.sealed import Keys
 from app.kernel.backup.timelines import (
     HEADER_BYTES,
     Fork,
@@ -29,13 +31,6 @@ _PARTIAL, _SUFFIX = ".partial", ".zst.sealed"
 _CHUNK_BYTES, _PAGE_BYTES = 1024 * 1024, 8192
 
 
-class Keys(Protocol):
-    """Seals and opens objects by their names."""
-
-    def pack(self, name: str, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
-    def unpack(self, name: str, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
-
-
 class StoredWal(NamedTuple):
     """A stored file of WAL, with its object on the target."""
 
@@ -52,6 +47,13 @@ class Gap(NamedTuple):
 
     def __str__(self) -> str:
         return f"WAL from {lsn_text(self.begin)} to {lsn_text(self.end)} of timeline {self.timeline} is not stored"
+
+
+class Reached(NamedTuple):
+    """A position in bytes, on a timeline."""
+
+    timeline: int
+    lsn: int
 
 
 class Position(NamedTuple):
@@ -71,6 +73,8 @@ class WalArchive:
     def __init__(self, target: Target, keys: Keys, cluster: str, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.cluster, self.segment_bytes = cluster, segment_bytes
         self._target, self._keys = target, keys
+        self.reached = Reached(0, 0)
+        """How far the file goes that was put last."""
         self._partial: tuple[str, int] = ("", 0)  # the name and length of the partial segment stored last
 
     def put(self, path: Path) -> bool:
@@ -86,8 +90,10 @@ class WalArchive:
         if not file.is_partial:
             is_new = self._put_whole(path, length)
             self._target.delete([self._object(path.name + _PARTIAL)])
-            return is_new
-        return self._put_partial(path, length)
+        else:
+            is_new = self._put_partial(path, length)
+        self.reached = Reached(file.timeline, file.start(self.segment_bytes) + length)
+        return is_new
 
     def get(self, name: str, into: Path) -> bool:
         """Write a segment or a history to a file, atomically; return False if it is not stored.
@@ -102,7 +108,7 @@ class WalArchive:
 
     def files(self) -> list[StoredWal]:
         """Return what is stored, by name: histories, and segments in order within each timeline."""
-        prefix = f"{self.cluster}/wal/"
+        prefix = wal_prefix(self.cluster)
         found: list[StoredWal] = []
         for stored in self._target.list(prefix):
             name = stored.name.removeprefix(prefix).removesuffix(_SUFFIX)
@@ -128,39 +134,32 @@ class WalArchive:
     def gaps(
         self,
         begin: int,
-        begin_timeline: int,
+        timeline: int,
         *,
-        timeline: int | None = None,
+        stretches: Sequence[Stretch] = (),
         files: Iterable[StoredWal] | None = None,
     ) -> list[Gap]:
-        """Return what is missing from a position until the last stored segment of a timeline, by default the newest.
+        """Return what is missing from a position of a timeline until the last stored segment, on the way given.
 
-        A position that the timeline does not come from is a gap until the timeline began.
+        By default, that is the way to the newest timeline. A position that it does not come through is itself a gap.
         """
-        found = [wal.file for wal in (self.files() if files is None else files)]
-        newest = max((file.timeline for file in found), default=begin_timeline) if timeline is None else timeline
-        stretches = self.stretches(newest)
-        size = self.segment_bytes
-        segments = {(file.timeline, file.number) for file in found if file.number is not None and not file.is_partial}
-        partial = {(file.timeline, file.number) for file in found if file.is_partial}
-        on_way = {s.timeline for s in stretches}
-        numbers = [number for line, number in segments | partial if line in on_way and number is not None]
-        numbers = [n for n in numbers if (timeline_at(stretches, n, size), n) in segments | partial]
-        last = max(numbers, default=-1)
+        size, found = self.segment_bytes, [wal.file for wal in (self.files() if files is None else files)]
+        segments = [file for file in found if file.number is not None]
+        stretches = stretches or self.stretches(max((file.timeline for file in segments), default=timeline))
+        on_way = [file for file in segments if file.timeline == timeline_at(stretches, file.number or 0, size)]
+        last = max((file.number or 0 for file in on_way), default=-1)
+        stored = {file.number for file in on_way if not file.is_partial or file.number == last}
         gaps: list[Gap] = []
-        if not any(s.timeline == begin_timeline and (s.end is None or begin <= s.end) for s in stretches):
-            start = stretches[-1].begin
-            gaps.append(Gap(begin_timeline, begin, max(start, begin)))
-            begin = max(start, begin)
+        if not any(s.timeline == timeline and (s.end is None or begin <= s.end) for s in stretches):
+            gaps.append(Gap(timeline, begin, begin := max(stretches[-1].begin, begin)))
         for number in range(begin // size, last + 1):
-            line = timeline_at(stretches, number, size)
-            if (line, number) in segments or (number == last and (line, number) in partial):
+            if number in stored:
                 continue
+            at = timeline_at(stretches, number, size)
             start, end = max(begin, number * size), (number + 1) * size
-            if gaps and gaps[-1].end == start and gaps[-1].timeline == line:
-                gaps[-1] = gaps[-1]._replace(end=end)
-            else:
-                gaps.append(Gap(line, start, end))
+            if gaps and gaps[-1].end == start and gaps[-1].timeline == at:
+                start = gaps.pop().begin
+            gaps.append(Gap(at, start, end))
         return gaps
 
     def position(self, timeline: int | None = None) -> Position | None:
@@ -191,7 +190,7 @@ class WalArchive:
         raise BackupInvalid(f"{name} is not the name of a file of WAL")
 
     def _object(self, name: str) -> str:
-        return f"{self.cluster}/wal/{name}{_SUFFIX}"
+        return wal_name(self.cluster, name)
 
     def _length(self, path: Path, file: WalFile) -> int:
         """Return the length of the content of a segment, after checking that it is what its name says."""

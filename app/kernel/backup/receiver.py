@@ -1,0 +1,142 @@
+"""pg_receivewal as a child, which writes WAL into a spool: a disposable folder of bounded size."""
+
+import fcntl
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+
+from loguru import logger
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from app.kernel.backup.timelines import WalFile, wal_file
+from app.kernel.errors import Unavailable
+
+SPOOL_BYTES = 256 * 1024 * 1024
+"""Size of the spool at which receiving pauses. WAL waits on the server meanwhile."""
+_LOOK_S = 0.2
+_LINES, _LINE_BYTES = 20, 1000
+_END_S = 5.0
+# sets the death signal (PR_SET_PDEATHSIG), and then becomes the program: after a fork, threads allow no Python
+_BECOME = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, ctypes.c_ulong(9))
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Receiver:
+    """A running pg_receivewal, and the files that it has written."""
+
+    def __init__(self, program: Path, conninfo: str, name: str, spool: Path, begin: str, segment_bytes: int) -> None:
+        """Empty the spool, and begin with the segment `begin`. Raises OSError."""
+        self.begin, self._spool, self._segment_bytes = begin, spool, segment_bytes
+        self._most = max(2, SPOOL_BYTES // segment_bytes)
+        self._lines: deque[str] = deque(maxlen=_LINES)
+        for path in spool.iterdir():
+            path.unlink()
+        (spool / f"{begin}.partial").touch(0o600)
+        parameters = conninfo_to_dict(conninfo)
+        password = parameters.pop("password", None)
+        where = make_conninfo("", **{**parameters, "application_name": name})
+        with_us = [sys.executable, "-ISc", _BECOME, str(os.getpid())] if sys.platform == "linux" else []
+        options = ["--no-loop", "--no-sync", "--no-password", "--status-interval=1"]
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LD_LIBRARY_PATH") if key in os.environ}
+        self._child = subprocess.Popen(  # noqa: S603
+            [*with_us, str(program), *options, "-D", str(spool), "--dbname", where],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**kept, "LC_ALL": "C", **({"PGPASSWORD": str(password)} if password else {})},
+            process_group=0,  # Ctrl-C is ours
+        )
+        self._watcher = Thread(target=self._watch, name="wal-receiver", daemon=True)
+        self._watcher.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
+    def has_ended(self) -> bool:
+        """Return whether it runs no more."""
+        return self._child.poll() is not None
+
+    def reason(self) -> str:
+        """Return what it said last."""
+        self._watcher.join(_END_S)
+        said = " ".join(line.removeprefix("pg_receivewal: ") for line in self._lines)
+        return said or f"pg_receivewal ended with {self._child.returncode}"
+
+    def is_removed(self) -> bool:
+        """Return whether it ended because the server has not the segment any more with which it was to begin."""
+        # the language of the message is the server's
+        return any(self.begin in line and f"/{self.begin}" not in line for line in self._lines)
+
+    def files(self) -> list[tuple[Path, WalFile]]:
+        """Return the files in the spool: histories first, then segments in the order of their writing."""
+        found = [(path, wal_file(path.name, self._segment_bytes)) for path in self._spool.iterdir()]
+        known = [(path, file) for path, file in found if file is not None]
+        return sorted(known, key=lambda each: (each[1].number is not None, each[1].timeline, each[1].number or 0))
+
+    def end(self) -> None:
+        """End it. Safe to repeat."""
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                self._child.send_signal(number)
+                self._child.send_signal(signal.SIGCONT)
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(_END_S)
+                break
+        self._watcher.join(_END_S)
+
+    def _watch(self) -> None:
+        """Take what it says, and let it pause while the spool is full."""
+        assert self._child.stderr is not None
+        is_paused = False
+        with self._child.stderr as said:
+            while True:
+                if select.select([said], [], [], _LOOK_S)[0]:
+                    if not (text := os.read(said.fileno(), 65536)):
+                        return
+                    for line in text.decode(errors="replace").splitlines():
+                        logger.debug("{}", line[:_LINE_BYTES])
+                        self._lines.append(line[:_LINE_BYTES])
+                with suppress(OSError):
+                    waiting = sum(1 for _ in self._spool.iterdir())
+                    if is_paused != (waiting > self._most):
+                        is_paused = not is_paused
+                        self._child.send_signal(signal.SIGSTOP if is_paused else signal.SIGCONT)
+
+
+@contextmanager
+def spool(folder: Path) -> Generator[Path]:
+    """Yield a private folder that no other process uses. Removed at the end. Raises Unavailable."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            raise Unavailable(f"{folder} belongs to another user; set backup.scratch to a folder of your own")
+        folder.chmod(0o700)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise Unavailable(f"WAL cannot be received into {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Unavailable(f"another process receives WAL into {folder}") from None
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)

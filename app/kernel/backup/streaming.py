@@ -1,0 +1,234 @@
+"""Streaming of WAL: what pg_receivewal receives is stored on the target, and only then forgotten by the server."""
+
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+from loguru import logger
+from psycopg import errors
+
+from app.kernel.backup import TargetUnavailable
+from app.kernel.backup.primary import Now, Primary, Slot
+from app.kernel.backup.receiver import Receiver
+from app.kernel.backup.record import Record
+from app.kernel.backup.timelines import WalFile, lsn_text, segment_name, timeline_at
+from app.kernel.backup.wal import Gap, WalArchive
+from app.kernel.errors import Conflict
+
+_SLOT_S = 5.0
+_AGAIN_S, _LATEST_S = 0.5, 30.0
+
+
+class Patience:
+    """Waits longer after each failure, up to half a minute."""
+
+    def __init__(self) -> None:
+        self._wait_s = _AGAIN_S
+        self._at = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether to try again."""
+        return time.monotonic() >= self._at
+
+    def failed(self) -> None:
+        """Note a failure."""
+        self._at = time.monotonic() + self._wait_s
+        self._wait_s = min(2 * self._wait_s, _LATEST_S)
+
+    def succeeded(self) -> None:
+        """Note a success."""
+        self._wait_s, self._at = _AGAIN_S, 0.0
+
+
+class Streaming:
+    """Stores the WAL of a server while the session on it lasts."""
+
+    def __init__(
+        self,
+        server: Primary,
+        archive: WalArchive,
+        record: Record,
+        program: Path,
+        spool: Path,
+        interval_s: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._server, self._archive, self._record = server, archive, record
+        self._program, self._spool, self._interval_s, self._say = program, spool, interval_s, say
+        self._name = f"backup-{uuid.uuid4().hex[:12]}"
+        self._receiver: Receiver | None = None
+        self._slot = self._found_slot()
+        self._slot_at = 0.0
+        self._begin = self._first()  # the number of the next segment
+        self._histories: set[str] = set()
+        self._partial_at = 0.0
+        self._target, self._start = Patience(), Patience()
+        self._started_at = 0.0
+
+    @property
+    def pid(self) -> int:
+        """The process id of pg_receivewal; 0 while it does not run."""
+        return self._receiver.pid if self._receiver else 0
+
+    def run(self, stop: Event) -> None:
+        """Store WAL until asked to stop; then store what was received. Raises psycopg.Error, Refusal, OSError."""
+        tick_s = min(1.0, self._interval_s / 4)
+        try:
+            while not stop.is_set():
+                self._step(is_last=False)
+                stop.wait(tick_s)
+            if self._receiver:
+                self._receiver.end()
+            self._step(is_last=True)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End pg_receivewal. Safe to repeat, and from another thread."""
+        if self._receiver:
+            self._receiver.end()
+
+    def _step(self, *, is_last: bool) -> None:
+        now = self._server.now(self._name)
+        record, problem = self._record, ""
+        record.waiting.note(now)
+        try:
+            if self._target.is_over or is_last:
+                self._store(now, is_last=is_last)
+                self._target.succeeded()
+                record.check()
+        except TargetUnavailable as error:
+            self._target.failed()
+            problem = str(error)
+        self._advance(is_last=is_last)
+        if not is_last:
+            problem = self._received() or problem
+        self._say(problem)
+        record.report(now, problem)
+
+    def _store(self, now: Now, *, is_last: bool) -> None:
+        if self._receiver is None:
+            return
+        files = self._receiver.files()
+        newest = max((file.timeline for _, file in files), default=0)
+        for path, file in files:
+            if file.number is None:
+                if path.name not in self._histories:
+                    self._archive.put(path)
+                    self._histories.add(path.name)
+            elif not file.is_partial:
+                self._archive.put(path)
+                path.unlink()
+                self._begin = file.number + 1
+                self._record.reach(*self._archive.reached)
+            elif file.timeline < newest:  # the server has left that timeline
+                self._archive.put(path)
+                path.unlink()
+            elif is_last or self._is_due():
+                self._store_partial(path, file, now)
+
+    def _is_due(self) -> bool:
+        waits = self._record.waiting.since is not None
+        return waits and time.monotonic() - self._partial_at >= self._interval_s
+
+    def _store_partial(self, path: Path, file: WalFile, now: Now) -> None:
+        began = time.monotonic()
+        try:
+            self._archive.put(path)
+        except FileNotFoundError:  # it has become full
+            return
+        self._partial_at = began
+        # records may end with zeros, which do not tell whether they were written: the receiver knows
+        reached = max(self._archive.reached.lsn, now.received or 0)
+        self._record.reach(file.timeline, reached)
+
+    def _received(self) -> str:
+        """Start pg_receivewal if it does not run; return why it ended."""
+        receiver, problem = self._receiver, ""
+        if receiver is not None:
+            if not receiver.has_ended():
+                if time.monotonic() - self._started_at > _LATEST_S:
+                    self._start.succeeded()
+                return ""
+            if any(file.number is not None and not file.is_partial for _, file in receiver.files()):
+                return receiver.reason()  # these are stored first
+            problem = receiver.reason()
+            self._receiver = None
+            if receiver.is_removed():
+                self._skip()
+            self._start.failed()
+        if self._start.is_over:
+            begin = segment_name(self._timeline_of(self._begin), self._begin * self._size, self._size)
+            server = self._server
+            self._receiver = Receiver(self._program, server.conninfo, self._name, self._spool, begin, self._size)
+            self._started_at = time.monotonic()
+            logger.debug("receiving WAL from {}", begin)
+        return problem
+
+    def _skip(self) -> None:
+        """Go on where the server still has WAL; what was between is lost for restoring."""
+        self._check_slot()
+        begin = max(self._slot.lsn // self._size, self._begin + 1)
+        start = max(self._begin * self._size, self._record.reached.lsn)
+        self._record.miss(Gap(self._timeline_of(self._begin), start, begin * self._size))
+        self._begin = begin
+
+    def _advance(self, *, is_last: bool) -> None:
+        """Let the server forget what is stored."""
+        lsn, size = self._record.reached.lsn, self._size
+        if time.monotonic() >= self._slot_at:
+            self._check_slot()
+            self._slot_at = time.monotonic() + _SLOT_S
+        if self._record.gap is not None and lsn < self._record.gap.end:
+            return
+        if lsn // size > self._slot.lsn // size or (is_last and lsn > self._slot.lsn):
+            try:
+                self._server.advance_slot(lsn)
+            except (errors.UndefinedObject, errors.ObjectNotInPrerequisiteState, errors.ObjectInUse):
+                self._check_slot()
+            else:
+                self._slot = Slot(False, lsn, False)
+
+    def _check_slot(self) -> None:
+        found = self._server.find_slot()
+        if found is not None and found.is_active:
+            raise Conflict(f"another program streams with the replication slot {self._server.slot}, which is ours")
+        if found is None or found.is_lost:
+            how = "lost its WAL (max_slot_wal_keep_size)" if found else "is gone"
+            logger.warning("the replication slot {} {}; making a new one", self._server.slot, how)
+            found = self._found_slot()
+        self._slot = found
+
+    def _found_slot(self) -> Slot:
+        """Return our slot, made anew if it is lost."""
+        found = self._server.find_slot()
+        if found is not None and found.is_lost:
+            self._server.drop_slot()
+            found = None
+        return found or self._server.create_slot()
+
+    def _first(self) -> int:
+        """Return the number of the first segment to receive: after what is stored, else where the slot is."""
+        size, server = self._size, self._server
+        full = [wal.file for wal in self._archive.files() if wal.file.number is not None and not wal.file.is_partial]
+        numbers = [f.number for f in full if f.number is not None and f.timeline == self._timeline_of(f.number)]
+        first = max(numbers) + 1 if numbers else self._slot.lsn // size
+        written = server.now(self._name).written
+        if first > -(-written // size):
+            raise Conflict(
+                f"WAL until {lsn_text(first * size)} of timeline {server.timeline} is stored, and the server has it"
+                f" only until {lsn_text(written)}: it was set back without a new timeline; see docs/backups.md"
+            )
+        self._record.reach(self._timeline_of(first), first * size)
+        logger.info("storing WAL of the cluster {} from {}", server.cluster, lsn_text(first * size))
+        return first
+
+    def _timeline_of(self, number: int) -> int:
+        return timeline_at(self._server.stretches, number, self._size)
+
+    @property
+    def _size(self) -> int:
+        return self._server.segment_bytes
