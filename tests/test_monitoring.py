@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client import ProcessCollector
 
+from app.kernel.backup import metrics as _backups  # noqa: F401 - it registers them
 from app.kernel.telemetry import metrics
 from app.processes import PROCESSES
 from tests.conftest import log_in, program

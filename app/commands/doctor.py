@@ -28,8 +28,8 @@ def doctor(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="Run only this check; repeatable.",
-            autocompletion=starting(lambda: (check.name for check in checks())),
+            help="Run only this check, or those of this group; repeatable.",
+            autocompletion=starting(lambda: dict.fromkeys(name for check in checks() for name in check[:2])),
         ),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Do what is safe to do, after asking.")] = False,
@@ -46,6 +46,7 @@ def doctor(
     Examples:
       app doctor
       app doctor --only migrations --only partitions
+      app doctor --only backup
       app doctor --fix
       app doctor --json
     """
@@ -126,12 +127,13 @@ async def _repair(found: "list[Finding]") -> None:
 
 
 def _chosen(names: list[str]) -> "list[Check]":
-    """Return the named checks, or all. Raises NotFound for an unknown name."""
-    known = {check.name: check for check in checks()}
+    """Return the named checks, those of named groups, or all. Raises NotFound for an unknown name."""
+    found = checks()
+    known, groups = {check.name for check in found}, {check.group for check in found}
     for name in names:
-        if name not in known:
-            raise NotFound(f"there is no check {name}{suggestion(name, known)}", hint=f"{NAME} doctor --list")
-    return [known[name] for name in dict.fromkeys(names)] or list(known.values())
+        if name not in known | groups:
+            raise NotFound(f"there is no check {name}{suggestion(name, known | groups)}", hint=f"{NAME} doctor --list")
+    return [check for check in found if not names or check.name in names or check.group in {*names} - known]
 
 
 def _show_names(chosen: "list[Check]", as_json: bool) -> None:

@@ -142,7 +142,7 @@ def _live() -> Any:
             if problem:
                 parts.append(Text(f"{problem}; trying again", _style("red")))
             if found is not None:
-                needed = 2 * min(len(found.attention), _NEEDS) + len(parts) + 7
+                needed = 2 * min(len(found.attention), _NEEDS) + len(parts) + 7 + 3 * bool(found.backup)
                 sections = 1 + bool(found.queues) + bool(found.schedules) + bool(found.errors)
                 lines = max(1, (height - needed) // sections - 3)
                 parts.append(_screen(found, width, min(lines, 20), f"every {_EVERY_S:g} s, Ctrl-C ends"))
@@ -200,6 +200,7 @@ def _style(colour: str) -> str:
 def _sections(found: "DeploymentOverview") -> "list[tuple[str, Sequence[object], Columns, str]]":
     """Return the lists of the overview: what they are, their rows, columns, and the command that has all."""
     from app.kernel.actions.columns import Column
+    from app.modules.platform.backups import BackupSummary
     from app.modules.platform.overview import Group
 
     traffic = [("last hour", found.last_hour, found.hour), ("last day", found.last_day, found.day)]
@@ -226,6 +227,7 @@ def _sections(found: "DeploymentOverview") -> "list[tuple[str, Sequence[object],
         ("processes", found.processes, Group.columns, "processes list"),
         ("queues", queues, short, "queues list"),
         ("schedules", schedules, type(schedules[0]).columns if schedules else (), "schedules list"),
+        ("backups", [found.backup] if found.backup else [], BackupSummary.columns, "backup status"),
         ("errors", found.errors, type(found.errors[0]).columns if found.errors else (), "errors list"),
     ]
 

@@ -14,10 +14,10 @@ _FEW = 8
 _FAR = timedelta(days=100)
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _COLOURS = {
-    "green": ("done", "resolved", "applied", "accepted"),
+    "green": ("done", "resolved", "applied", "accepted", "succeeded"),
     "yellow": ("leased", "waiting", "pending", "paused", "muted"),
     "red": ("dead", "failed", "open", "regressed", "edited"),
-    "cyan": ("ready",),
+    "cyan": ("ready", "running"),
     "bright_black": ("cancelled", "unknown"),
 }
 COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from app.kernel.errors import Conflict, Invalid, Unavailable
 from app.kernel.product import NAME
 
 QUEUE: Final = "backup"
 """The queue of backups, drills and prunings. Only processes with a backup agent work on it."""
+
+Kind = Literal["backup", "drill", "prune", "verify"]
+"""What a run does."""
 
 
 class BackupInvalid(Invalid):

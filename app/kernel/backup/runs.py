@@ -5,16 +5,15 @@ import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 from loguru import logger
 from psycopg.types.json import Jsonb
 
-from app.kernel.backup import BackupRunning
+from app.kernel.backup import BackupRunning, Kind
 from app.kernel.identifiers import uuid7
 
-Kind = Literal["backup", "drill", "prune", "verify"]
 _LOCK: LiteralString = "SELECT pg_try_advisory_lock(hashtext('backup'), hashtext(%s))"
 _WHO: LiteralString = """
     SELECT runner, started_at FROM kernel.backup_runs WHERE kind = %s AND state = 'running'

@@ -72,6 +72,7 @@ class Reading:
     item: "Reading | None" = None
     """Of a list: the page of a row. It has no read of its own if there are only buttons or sections."""
     sections: list["Reading"] = field(default_factory=list["Reading"])
+    """Further reads below its path."""
 
     @property
     def key(self) -> str:
@@ -120,7 +121,7 @@ class Pages:
                 above.presses.append(press)
         for reading in self._all.values():
             if not path_parameters(reading.path) and (above := self._nearest(reading.path)) is not None:
-                above.sections.append(reading)  # such as /me/sessions below /me
+                above.sections.append(reading)  # such as /me/sessions below /me, or /backups/status below /backups
             elif self._is_page(reading):
                 self._add(reading)
 
@@ -169,14 +170,11 @@ class Pages:
         return None
 
     def _nearest(self, path: str) -> Reading | None:
-        """Return the page of a record above a path without parameters."""
+        """Return the page above a path without parameters."""
         at = path.rpartition("/")[0]
-        while at:
-            if at in self._reads:
-                found = self._reading(at)
-                return None if found.is_list else found
+        while at and at not in self._reads:
             at = at.rpartition("/")[0]
-        return None
+        return self._reading(at) if at else None
 
     def _is_page(self, reading: Reading) -> bool:
         parameters = path_parameters(reading.path)

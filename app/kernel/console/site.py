@@ -213,11 +213,12 @@ class Console:
             path[top.key] = rest.pop(0)
         while rest:
             word = rest.pop(0)
-            below = reading.item if reading.is_list else next((s for s in reading.sections if s.slug == word), None)
+            below = next((section for section in reading.sections if section.slug == word), None)
+            if below is None and reading.item is not None:
+                below = reading.item
+                path[below.key] = word
             if below is None:
                 raise HttpProblem(404)
-            if reading.is_list:
-                path[below.key] = word
             reading = below
         return reading, path
 

@@ -2,6 +2,7 @@
 
 from app.kernel.doctor import (
     Check,
+    backups,
     broker,
     configuration,
     embedded,
@@ -22,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     *embedded.CHECKS,
     *schema.CHECKS,
     *work.CHECKS,
+    *backups.CHECKS,
     *broker.CHECKS,
     *network.CHECKS,
     *redis.CHECKS,

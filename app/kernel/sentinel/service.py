@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 from app.kernel.actions.compose import make
-from app.kernel.config import SentinelSettings
+from app.kernel.backup import QUEUE
+from app.kernel.config import UNSAFE, BackupSettings, SentinelSettings
 from app.kernel.db import Database
 from app.kernel.db.postgres import PoolUse, database
 from app.kernel.db.server import server
@@ -17,6 +18,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.process import Process, pause
 from app.kernel.product import VERSION
 from app.kernel.queue.enqueue import Queue
+from app.kernel.sentinel.backups import BackupWatch
 from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.connections import ConnectionWatch
 from app.kernel.sentinel.postgres import Errors
@@ -101,6 +103,7 @@ class Sentinel:
     process: str
     pool: PoolWatch
     connections: ConnectionWatch
+    backups: BackupWatch
 
     @property
     def _notifier(self) -> Queue | None:
@@ -118,6 +121,7 @@ class Sentinel:
                 await self.store()
                 if not stopping:
                     await self.connections.measure()
+                    await self.backups.measure()
                 if not stopping and await self.db.run(_MY_TURN):
                     await self.detect_outages()
             except Unavailable:
@@ -135,7 +139,7 @@ class Sentinel:
             raise
 
     async def detect_outages(self) -> None:
-        """Capture lost processes, late schedules, stuck queues, held snapshots, and a nearly full server."""
+        """Capture lost processes, late schedules, stuck queues, held snapshots, a nearly full server, bad backups."""
         limits = self.settings
         checks: tuple[tuple[str, LiteralString, tuple[float, ...]], ...] = (
             ("ProcessGone", _GONE, (_GONE_AFTER_S,)),
@@ -147,6 +151,8 @@ class Sentinel:
         for type_, sql, parameters in checks:
             for name, message in await self.db.all(sql, parameters):
                 self.capture.add("outage", type_, message, name)
+        for problem in await self.backups.problems():
+            self.capture.add("outage", problem.type, problem.text, QUEUE)
         if self._notifier is not None:
             async with self.db.begin() as tx:  # for groups that have become due again
                 await self.errors.notify(tx, self._notifier)
@@ -162,5 +168,6 @@ async def sentinel(p: Process) -> Run:
     db = await p.use(database)
     errors, pool = Errors(settings.cooldown), PoolWatch(db.pool_use)
     connections = ConnectionWatch(db, await p.use(server))
-    watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool, connections)
+    backups = BackupWatch(db, p.settings[BackupSettings], is_published=p.settings.environment in UNSAFE)
+    watching = Sentinel(capture, db, await make(p, Queue), errors, settings, p.name, pool, connections, backups)
     return watching.run

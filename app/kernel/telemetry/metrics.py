@@ -222,6 +222,11 @@ def _exposition(registry: Any, media_type: str) -> tuple[bytes, bytes]:
     return partly_annotated.generate_latest(registry), b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
+def register(collector: Collector) -> None:
+    """Expose the metrics of a part that not every process has."""
+    _REGISTRY.register(collector)
+
+
 def before_scrape(refresh: Callable[[], None]) -> Callable[[], None]:
     """Call `refresh` before each scrape. Returns the function that stops it."""
     _before_scrape.append(refresh)

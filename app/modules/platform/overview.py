@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from app.kernel.actions import Database, read
 from app.kernel.actions.columns import Column, Columns
+from app.kernel.backup.watching import look
 from app.kernel.config import Settings
 from app.kernel.db import now
 from app.kernel.doctor import Attention, Need
@@ -16,6 +17,7 @@ from app.kernel.queue.schedules import ListedSchedule, ScheduleAdmin
 from app.kernel.sentinel import StoredError
 from app.kernel.sentinel.postgres import Errors
 from app.kernel.series import Point, Series
+from app.modules.platform.backups import BackupSummary, summary
 
 _HOUR_S, _DAY_S = 3600.0, 86400.0
 _ERRORS = 5
@@ -63,6 +65,7 @@ class DeploymentOverview:
     queues: list[ListedQueue]
     schedules: list[ListedSchedule]
     errors: list[StoredError]
+    backup: BackupSummary | None
     hour: list[Point]
     day: list[Point]
 
@@ -99,6 +102,7 @@ class Overview:
             queues,
             schedules,
             await self.errors.latest(db, _ERRORS),
+            summary(await look(db.all)),
             hour,
             day,
         )

@@ -69,6 +69,9 @@ async def test_a_healthy_system_has_no_findings_and_skips_only_what_is_not_used(
         "redis",
         "replicas",
         "notifications",
+        "backups",
+        "wal",
+        "drills",
     }
     assert all(result.status in ("ok", "skip") for result in planted.results)
 

@@ -19,6 +19,8 @@ from tests.commands.terminal import terminal
 from tests.conftest import required
 from tests.kernel.doctor.planted import Planted
 from tests.kernel.doctor.test_machine import GOOD, PRODUCTION
+from tests.support.backups import GOOD as GOOD_BACKUPS
+from tests.support.backups import record
 from tests.support.debian import Authority, DebianServer, debian_server, free_port, installed
 from tests.support.project import Project, eventually
 
@@ -38,6 +40,8 @@ def server(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> It
         found.certify(authority, "localhost", "127.0.0.1", days=60)
         done = Project(Path.cwd(), tmp_path_factory.mktemp("up"), dict(found.env)).app("migrate", "up")
         assert done.returncode == 0, done.stderr
+        with found.connect("app") as connection:
+            record(connection, *GOOD_BACKUPS)
         yield found
 
 

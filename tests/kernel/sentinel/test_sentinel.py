@@ -13,12 +13,13 @@ import psycopg
 import pytest
 from loguru import logger
 
-from app.kernel.config import LoggerSettings, SentinelSettings, Settings, load
+from app.kernel.config import BackupSettings, LoggerSettings, SentinelSettings, Settings, load
 from app.kernel.db.postgres import PoolUse
 from app.kernel.db.server import Server
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.queue import Handler
 from app.kernel.sentinel import NOTIFY, ErrorNotFound, service
+from app.kernel.sentinel.backups import BackupWatch
 from app.kernel.sentinel.capture import Capture
 from app.kernel.sentinel.connections import ConnectionWatch
 from app.kernel.sentinel.postgres import Errors
@@ -28,11 +29,13 @@ from app.modules.platform.alerts import Alerts
 from app.modules.platform.domain.messages import SEND_MESSAGE, Message
 from app.processes import sections
 from tests.kernel.queue.conftest import Bench, bench
+from tests.support.backups import GOOD, recorded
 from tests.support.project import ROOT
 
 __all__ = ["bench"]
 
 SETTINGS = load(ROOT, sections(), {"APP_ENV": "test", "SENTINEL_NOTIFY_URLS": "json://x"})[SentinelSettings]
+BACKUPS = load(ROOT, sections(), {"APP_ENV": "test"})[BackupSettings]
 
 
 class Mailbox:
@@ -63,7 +66,9 @@ class Watch:
         self.pool = PoolUse(0, 1, 0, 10)
         pool = PoolWatch(lambda: self.pool)
         connections = ConnectionWatch(bench.db, Server("there:1", {}))
-        self.sentinel = Sentinel(self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test", pool, connections)
+        backups = BackupWatch(bench.db, BACKUPS, is_published=False)
+        given = (self.capture, bench.db, bench.queue, self.errors, SETTINGS, "test", pool, connections, backups)
+        self.sentinel = Sentinel(*given)
         self.mailbox = Mailbox()
 
     def handlers(self) -> list[Handler]:
@@ -308,6 +313,25 @@ async def test_outages_of_others_are_captured(watch: Watch, bench: Bench) -> Non
     found = {(group.type, group.culprit): group.title for group in watch.capture.drain()}
     assert set(found) == {("ProcessGone", "run-x"), ("ScheduleLate", "late"), ("QueueStuck", "stuck")}
     assert "run-x on there (pid 7) has not reported for 6" in found["ProcessGone", "run-x"]
+
+
+async def test_bad_backups_are_told_once_and_no_more_when_they_are_well_again(watch: Watch, bench: Bench) -> None:
+    async with bench.consuming(watch.handlers()):
+        recorded(bench.test, ("backup", "succeeded", 27), ("drill", "failed", 1))
+        for _ in range(3):
+            await watch.sentinel.detect_outages()
+        messages = await watch.told(2)
+        recorded(bench.test, *GOOD)
+        await watch.sentinel.detect_outages()
+        assert watch.capture.drain() == []
+        await watch.told(2)
+    told = "\n".join(message.title for message in messages)
+    assert "the newest backup is 27 h old, more than backup.max_age (26 h)" in told
+    assert "failed: the target is full" in told
+    assert {(type_, state, count) for _, type_, _, state, count in await watch.groups()} == {
+        ("BackupStale", "open", 3),
+        ("DrillFailed", "open", 3),
+    }
 
 
 def test_a_pool_is_complained_of_when_it_stays_nearly_full() -> None:

@@ -1,0 +1,224 @@
+"""Whether backups are well, as the database knows it: any process can tell, also one that knows no target."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Literal, LiteralString, NamedTuple
+from uuid import UUID
+
+from app.kernel.actions.columns import Column, Columns
+from app.kernel.backup import QUEUE, Kind
+from app.kernel.config import BackupSettings
+from app.kernel.product import NAME
+from app.kernel.text import exact, lasting
+
+DRILL_MAX_AGE_S = 8 * 86400.0
+"""A newest good drill older than this is reported: they run weekly."""
+_SERIOUS = 6
+"""WAL that is stored so many times later than `backup.max_wal_lag` is a failure."""
+
+COLUMNS: LiteralString = """
+    SELECT id, kind, state, engine, backup_id, started_at, finished_at, size_bytes, stored_bytes, problem, runner,
+        details
+    FROM kernel.backup_runs
+"""
+_LATEST: LiteralString = (
+    COLUMNS.replace("SELECT", "SELECT DISTINCT ON (kind, state)", 1)
+    + "WHERE kind IN ('backup', 'drill') ORDER BY kind, state, started_at DESC"
+)
+_NOW: LiteralString = """
+    SELECT now(), (SELECT min(at) FROM kernel.rollouts),
+        EXISTS (SELECT FROM kernel.queues WHERE name = %s AND seen_at > now() - interval '3 minutes'),
+        w.cluster, w.timeline, w.lsn::text, w.stored_at, w.reported_at, w.problem,
+        CASE WHEN w.cluster IS NULL THEN NULL
+            WHEN NOT pg_is_in_recovery() AND pg_current_wal_lsn() <= w.lsn THEN 0
+            ELSE greatest(extract(epoch FROM now() - coalesce(w.waiting_since, w.reported_at)), 0) END::float8
+    FROM pg_control_system() c LEFT JOIN kernel.backup_wal w ON w.cluster = c.system_identifier::text
+"""
+
+
+def megabytes(size: int | None) -> str:
+    """Return a size in megabytes or gigabytes; an empty text for None."""
+    return "" if size is None else f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRun:
+    """A run of a backup, a drill, a pruning or a verification. `details` depend on the kind."""
+
+    id: UUID
+    kind: Kind
+    state: Literal["running", "succeeded", "failed"]
+    engine: str
+    backup_id: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    size_bytes: int | None
+    stored_bytes: int | None
+    problem: str | None
+    runner: str
+    details: Mapping[str, Any]
+
+    columns: ClassVar[Columns] = (
+        Column("run", "id"),
+        Column("kind"),
+        Column("state", is_state=True),
+        Column("started", "started_at"),
+        Column("took", lambda run: lasting(run.took_s)),
+        Column("backup", lambda run: run.backup_id),
+        Column("size", lambda run: megabytes(run.size_bytes)),
+        Column("stored", lambda run: megabytes(run.stored_bytes)),
+        Column("problem"),
+        Column("engine", extra=True),
+        Column("runner", extra=True),
+    )
+
+    @property
+    def took_s(self) -> float | None:
+        """Duration in seconds; None while it runs."""
+        return None if self.finished_at is None else (self.finished_at - self.started_at).total_seconds()
+
+    @property
+    def rto_s(self) -> float | None:
+        """Of a drill: seconds until the restored server answered."""
+        return self.details.get("rto_s")
+
+    @property
+    def rpo_s(self) -> float | None:
+        """Of a drill: age in seconds of the last restored commit when the drill began."""
+        return self.details.get("rpo_s")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWal:
+    """How far the WAL of this database cluster is stored. `lag_s` is the age of the oldest WAL that is not."""
+
+    cluster: str
+    timeline: int
+    lsn: str
+    stored_at: datetime
+    reported_at: datetime
+    problem: str | None
+    lag_s: float
+
+    @property
+    def has_gap(self) -> bool:
+        """Return whether a part of it is missing since the oldest backup that needs it."""
+        return self.problem is not None and "gap" in self.problem
+
+
+class Problem(NamedTuple):
+    """What is wrong: the name of its alert and runbook, a line about it, and the command that helps."""
+
+    type: str
+    level: Literal["warn", "fail"]
+    text: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackupState:
+    """What is recorded of backups: the newest good ones, the last ones that ended, what runs, and the stored WAL.
+
+    `is_attended` says whether somebody works on the queue of backups.
+    """
+
+    at: datetime
+    since: datetime | None
+    is_attended: bool
+    wal: StoredWal | None
+    runs: Mapping[tuple[str, str], BackupRun]
+
+    def good(self, kind: Kind) -> BackupRun | None:
+        """Return the newest run that succeeded."""
+        return self.runs.get((kind, "succeeded"))
+
+    def last(self, kind: Kind) -> BackupRun | None:
+        """Return the newest run that ended."""
+        ended = [run for state in ("succeeded", "failed") if (run := self.runs.get((kind, state)))]
+        return max(ended, key=lambda run: run.started_at, default=None)
+
+    def running(self) -> list[BackupRun]:
+        """Return what runs, or whose process ended without a word."""
+        found = [self.runs.get((kind, "running")) for kind in ("backup", "drill")]
+        return [run for run in found if run is not None and (run.started_at > self._newest(run.kind))]
+
+    def _newest(self, kind: Kind) -> datetime:
+        last = self.last(kind)
+        return last.started_at if last else datetime.min.replace(tzinfo=self.at.tzinfo)
+
+    def age_s(self, run: BackupRun) -> float:
+        """Return how many seconds ago a run ended."""
+        return (self.at - (run.finished_at or run.started_at)).total_seconds()
+
+    def is_expected(self, settings: BackupSettings) -> bool:
+        """Return whether there should be backups: these settings say so, or somebody has made one."""
+        return bool(settings.target) or settings.engine != "builtin" or bool(self.runs) or self.wal is not None
+
+    def is_long(self, since: datetime | None, seconds: float) -> bool:
+        """Return whether a moment is so long ago."""
+        return since is not None and self.at - since > timedelta(seconds=seconds)
+
+
+async def look(ask: Callable[[LiteralString, tuple[Any, ...]], Awaitable[list[tuple[Any, ...]]]]) -> BackupState:
+    """Return what is recorded; `ask` runs a statement. Raises what it raises."""
+    runs = [BackupRun(*row) for row in await ask(_LATEST, ())]
+    ((at, since, is_attended, cluster, *stored),) = await ask(_NOW, (QUEUE,))
+    wal = None if cluster is None else StoredWal(cluster, *stored)
+    return BackupState(at, since, is_attended, wal, {(run.kind, run.state): run for run in runs})
+
+
+def problems(state: BackupState, settings: BackupSettings, *, is_published: bool) -> Iterator[Problem]:
+    """Yield what is wrong with backups. Nothing if there should be none.
+
+    In an environment for one machine (`is_published`), also nothing while nobody works on backups.
+    """
+    if not state.is_expected(settings) or (is_published and not state.is_attended):
+        return
+    if not state.is_attended:
+        yield Problem("BackupUnattended", "fail", f"nobody works on the queue {QUEUE}", f"{NAME} run-backup-agent")
+    yield from _of_backups(state, settings)
+    yield from _of_wal(state, settings)
+    yield from _of_drills(state)
+
+
+def _of_backups(state: BackupState, settings: BackupSettings) -> Iterator[Problem]:
+    good, last = state.good("backup"), state.last("backup")
+    create = f"{NAME} backup create"
+    if last is not None and last.state == "failed":
+        text = f"the backup of {exact(last.started_at)} failed: {last.problem}"
+        yield Problem("BackupFailed", "warn", text, create)
+    if good is None:
+        level = "fail" if state.is_long(state.since, settings.max_age) else "warn"
+        yield Problem("BackupMissing", level, "there is no backup of this database", create)
+    elif state.is_long(good.finished_at, settings.max_age):
+        age, most = state.age_s(good) / 3600, settings.max_age / 3600
+        text = f"the newest backup is {age:.0f} h old, more than backup.max_age ({most:.3g} h)"
+        yield Problem("BackupStale", "fail", text, create)
+
+
+def _of_wal(state: BackupState, settings: BackupSettings) -> Iterator[Problem]:
+    wal, status = state.wal, f"{NAME} backup status"
+    if wal is None:
+        if settings.target and settings.engine == "builtin" and settings.wal != "none" and state.good("backup"):
+            text = "WAL is not stored, so only the moments of backups can be restored"
+            yield Problem("WalNotStored", "fail", text, f"{NAME} run-backup-agent")
+        return
+    if wal.problem:
+        yield Problem("WalGap" if wal.has_gap else "WalNotStored", "fail", f"WAL: {wal.problem}", status)
+    elif wal.lag_s > settings.max_wal_lag:
+        level = "fail" if wal.lag_s > _SERIOUS * settings.max_wal_lag else "warn"
+        text = f"WAL has waited for {lasting(wal.lag_s)} to be stored, longer than backup.max_wal_lag"
+        yield Problem("WalNotStored", level, f"{text} ({lasting(settings.max_wal_lag)})", status)
+
+
+def _of_drills(state: BackupState) -> Iterator[Problem]:
+    good, last, backup = state.good("drill"), state.last("drill"), state.good("backup")
+    drill = f"{NAME} backup drill"
+    if last is not None and last.state == "failed":
+        yield Problem("DrillFailed", "fail", f"the drill of {exact(last.started_at)} failed: {last.problem}", drill)
+    elif good is not None and state.is_long(good.finished_at, DRILL_MAX_AGE_S):
+        age = lasting(state.age_s(good))
+        yield Problem("DrillStale", "warn", f"no backup was restored for {age}: drills should run every week", drill)
+    elif good is None and backup is not None and state.is_long(state.since, DRILL_MAX_AGE_S):
+        yield Problem("DrillStale", "warn", "no backup of this database was ever restored", drill)

@@ -1,0 +1,55 @@
+"""Checks of backups: what the database says of them, wherever it is asked."""
+
+from collections.abc import AsyncIterator
+
+from app.kernel.backup.watching import Problem, look, problems
+from app.kernel.config import BackupSettings
+from app.kernel.doctor import Check, Finding, NotChecked, warn
+from app.kernel.doctor.deployment import Deployment
+from app.kernel.product import NAME
+
+_SET = f"export BACKUP_TARGET=s3://BUCKET/PREFIX BACKUP_KEY_FILE=FILE  # then {NAME} run-backup-agent; docs/backups.md"
+
+
+async def _problems(d: Deployment) -> list[Problem]:
+    """Return what is wrong. Raises NotChecked where there should be no backups."""
+    state = await look(d.all)
+    if not state.is_expected(d[BackupSettings]):
+        raise NotChecked("there are no backups (backup.target)")
+    return [*problems(state, d[BackupSettings], is_published=d.is_published)]
+
+
+def _findings(found: list[Problem], about: str) -> list[Finding]:
+    return [Finding(each.level, each.text, each.fix) for each in found if each.type.startswith(about)]
+
+
+async def backups(d: Deployment) -> AsyncIterator[Finding]:
+    """Report backups that are missing, old or failed, and that nobody works on them."""
+    try:
+        found = await _problems(d)
+    except NotChecked:
+        if d.is_published:
+            raise
+        yield warn("nobody takes backups of this database", _SET)
+        return
+    for finding in _findings(found, "Backup"):
+        yield finding
+
+
+async def wal(d: Deployment) -> AsyncIterator[Finding]:
+    """Report WAL that is missing on the target, or stored late."""
+    for finding in _findings(await _problems(d), "Wal"):
+        yield finding
+
+
+async def drills(d: Deployment) -> AsyncIterator[Finding]:
+    """Report a restore that failed, and that no backup was restored for long."""
+    for finding in _findings(await _problems(d), "Drill"):
+        yield finding
+
+
+CHECKS = (
+    Check("backups", "backup", "The newest backup is young and whole.", backups, quick=True, runbook="BackupStale"),
+    Check("wal", "backup", "WAL is stored in time, without gaps.", wal, quick=True, runbook="WalNotStored"),
+    Check("drills", "backup", "The last drill restored a backup.", drills, quick=True, runbook="DrillFailed"),
+)
