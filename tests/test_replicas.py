@@ -123,7 +123,7 @@ def test_a_session_sees_what_it_wrote_while_others_read_a_paused_replica_until_t
         paused_at = time.monotonic()
         assert fleet.newest(fleet.writer, fleet.first) == made
         # another process is notified when the transaction commits; nothing waits for that
-        assert eventually(lambda: fleet.newest(fleet.writer, fleet.second) == made, 0.5)
+        assert eventually(lambda: fleet.newest(fleet.writer, fleet.second) == made, LAG_S / 2)
         for process in (fleet.first, fleet.second):
             assert fleet.newest(fleet.reader, process) == before
         for process in (fleet.first, fleet.second):

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from app.kernel.concurrency import Deadlines
 
 
@@ -37,23 +39,37 @@ async def test_a_callback_may_begin_another_deadline() -> None:
             deadlines.begin(again)
 
     deadlines.begin(again)
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(10):
+        while len(called) < 3:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
     assert called == ["x"] * 3
 
 
-async def test_a_callback_that_fails_or_begins_another_does_not_delay_those_that_follow() -> None:
-    loop, deadlines = asyncio.get_running_loop(), Deadlines(0.05)
-    failures, called = list[object](), list[float]()
+async def test_a_callback_that_fails_or_begins_another_does_not_delay_those_that_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, deadlines = asyncio.get_running_loop(), Deadlines(5)
+    failures, called = list[object](), list[str]()
     loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+
+    async def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     def fail() -> None:
         deadlines.begin(lambda: None)
         raise ValueError
 
     deadlines.begin(fail)
-    await asyncio.sleep(0.02)
-    began = loop.time()
-    deadlines.begin(lambda: called.append(loop.time() - began))
-    await asyncio.sleep(0.15)
+    await passes(2)
+    deadlines.begin(lambda: called.append("the next"))
+    await passes(3.5)
     assert [type(failure) for failure in failures] == [ValueError]
-    assert 0.05 <= called[0] < 0.08
+    assert called == []
+    await passes(2)
+    assert called == ["the next"]

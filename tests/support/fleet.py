@@ -38,6 +38,7 @@ STREAM = "fleet-events"
 DOWN_S = 1.0  # until what was killed is started again
 CLOSED_S = 0.5  # after a reload, until nginx has closed idle connections
 DELIVERED_S = 120.0  # an event of a killed worker is delivered again after its lease
+GOES_ON_S = 60.0
 APIS = {"auth": 3, "platform": 2}
 
 
@@ -306,6 +307,7 @@ async def unleash(fleet: Fleet, kinds: Iterator[str], settle_s: float, say: Call
                         deployment.incidents.append(Incident("outage", done.began, done.ended, detail=kind))
                     failed = Counter(s.outcome for s in clients.sent if s.failed and s.ended > done.began)
                     say(f"{kind}: {done.back - done.began:.1f} s until all was back; {dict(failed) or 'no error'}")
+                await _goes_on(fleet, clients.sent)
                 stop.set()
     began = time.monotonic()
     await _delivered(fleet)
@@ -317,8 +319,17 @@ async def unleash(fleet: Fleet, kinds: Iterator[str], settle_s: float, say: Call
     verdict.check("APIs that did not end with 0 after SIGTERM", [end for end in ends if end[1]], len(ends))
     back_s: dict[str, list[dict[str, float]]] = defaultdict(list)
     for done in fleet.done:
-        back_s[done.kind].append(_back(fleet, clients.sent, done))
+        back_s[done.kind].append(seconds := _back(fleet, clients.sent, done))
+        verdict.check(f"did not go on after {done.kind}", [what for what, s in seconds.items() if s == float("inf")])
     return Outcome(verdict, Counter((sent.method, sent.outcome) for sent in clients.sent), dict(back_s))
+
+
+async def _goes_on(fleet: Fleet, sent: list[Sent]) -> None:
+    """Keep the load up until everything has succeeded after the last incident, too; the verdict finds what has not."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GOES_ON_S):
+            while float("inf") in (await asyncio.to_thread(_back, fleet, sent, fleet.done[-1])).values():
+                await asyncio.sleep(0.2)
 
 
 async def _delivered(fleet: Fleet) -> None:

@@ -30,7 +30,8 @@ async def test_a_host_that_does_not_answer_takes_its_share_of_the_time_once(data
         assert 2 < time.monotonic() - started < 5
         started = time.monotonic()
         (await server.open()).drop()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 2
+        started = time.monotonic()
         psycopg.connect(server.conninfo(), autocommit=True).close()  # of a thread, or of a migration
         assert time.monotonic() - started < 2
 

@@ -42,8 +42,8 @@ def test_what_ends_or_changes_takes_effect_at_once_in_every_process(project: Pro
     assert sorted(p["name"] for p in other.get(processes).json()["items"]) == ["run-auth-http", "run-platform-http"]
 
     def soon(expected: str) -> bool:
-        """Wait for a code, or `items`."""
-        return eventually(lambda: expected in other.get(processes).json().get("code", "items"), 1, every=0.001)
+        """Wait for a code, or `items`: a caller is remembered for a minute, unless the process is notified."""
+        return eventually(lambda: expected in other.get(processes).json().get("code", "items"), every=0.001)
 
     database.run("UPDATE auth.actors SET is_superuser = false")
     assert soon("PERMISSION_DENIED")
