@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 COMMANDS = {
+    "backup": (".commands.backup", "Take, check and restore backups of the database."),
     "capacity": (".commands.capacity", "Compute what a load needs."),
     "cheat": (".commands.cheat", "Show the ten commands of a bad night."),
     "completion": (".commands.completion", "Print the completion script of bash, zsh or fish."),
@@ -199,6 +200,7 @@ def _reported(error: Exception) -> int:
 
 def _status(error: Exception) -> int | None:
     """Return the exit status of an expected error. The imports here make completion faster."""
+    from app.kernel.backup import BackupRunning
     from app.kernel.config import Misconfigured, StoresUnavailable
     from app.kernel.errors import (
         Conflict,
@@ -221,6 +223,7 @@ def _status(error: Exception) -> int | None:
         Invalid: 65,
         NotFound: 67,
         RateLimited: 75,
+        BackupRunning: 75,
         Unavailable: 69,
         Conflict: 73,
         Denied: 77,

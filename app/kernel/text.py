@@ -13,10 +13,11 @@ _LONGEST_NAME = 128
 _FEW = 8
 _FAR = timedelta(days=100)
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _COLOURS = {
     "green": ("done", "resolved", "applied", "accepted", "succeeded"),
     "yellow": ("leased", "waiting", "pending", "paused", "muted"),
-    "red": ("dead", "failed", "open", "regressed", "edited"),
+    "red": ("dead", "failed", "open", "regressed", "edited", "damaged"),
     "cyan": ("ready", "running"),
     "bright_black": ("cancelled", "unknown"),
 }
@@ -98,6 +99,16 @@ def lasting(seconds: float | None) -> str:
         return ""
     unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
     return f"{int(seconds) // size} {unit}"
+
+
+def size_text(size_bytes: int | None) -> str:
+    """Return a size in its largest decimal unit: `1.4 GB`; an empty text for None."""
+    if size_bytes is None:
+        return ""
+    for unit, factor in _SIZES:
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes} B"
 
 
 def exact(moment: datetime | None) -> str:

@@ -5,9 +5,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from app.kernel.backup import Backup
+
+if TYPE_CHECKING:
+    from app.kernel.backup.catalogue import Damaged
+    from app.kernel.process import Process
 
 Advance = Callable[[int], None]
 """Takes the bytes done since the last call. Raises Stopped when the run was asked to stop."""
@@ -85,7 +89,15 @@ class Verified:
 class Engine(Protocol):
     """Takes and restores backups. All methods block; run them in a thread or in a command."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The value of backup.engine."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Where backups are stored, for people."""
+        ...
 
     def create(self, conninfo: str, progress: Progress) -> Backup:
         """Take a full backup of the server at `conninfo`. It is listed once it is whole. Run one at a time."""
@@ -93,6 +105,17 @@ class Engine(Protocol):
 
     def list(self) -> Sequence[Backup]:
         """Return the backups on the target, oldest first, of all clusters. Needs no database."""
+        ...
+
+    def get(self, id: str, cluster: str = "") -> Backup:  # noqa: A002 - as in the command
+        """Return a backup by id, by the beginning of one that no other has, or the newest: `latest`.
+
+        With `cluster`, only of that one. Raises NotFound, Invalid if several begin so, BackupInvalid if it is damaged.
+        """
+        ...
+
+    def damaged(self) -> "Sequence[Damaged]":
+        """Return the backups that are known to be damaged without reading them: records, missing parts, sizes."""
         ...
 
     def wal(self, cluster: str) -> Wal | None:
@@ -110,3 +133,21 @@ class Engine(Protocol):
     def prune(self, *, is_dry: bool) -> Pruned:
         """Delete what the retention does not keep. Never what a kept backup needs, nor the newest good one."""
         ...
+
+
+def engine_of(p: "Process") -> Engine:
+    """Return the engine of the settings. It fetches secrets, which may take seconds; it does not connect.
+
+    Raises Misconfigured without a target or a key, StoresUnavailable.
+    """
+    from app.kernel.backup.builtin import Builtin
+    from app.kernel.backup.sealed import Keys
+    from app.kernel.backup.targets import target_of
+    from app.kernel.config import BackupSettings, Misconfigured
+    from app.kernel.db.devserver.embedded import embedded_binaries
+
+    p.settings.demand(BackupSettings)
+    settings = p.settings[BackupSettings]
+    if settings.engine != "builtin":
+        raise Misconfigured(f"backup.engine: {settings.engine} is not there yet")
+    return Builtin(settings, target_of(settings, p.data), Keys.of(settings), embedded_binaries())

@@ -1,0 +1,16 @@
+"""`app backup`."""
+
+import typer
+
+from app.kernel.cli import group
+
+_app = group("Take, check and restore backups of the database.")
+
+
+def typer_app(name: str) -> typer.Typer:  # noqa: ARG001 - the same for every name
+    """Return the group. Each file adds its commands."""
+    from app.commands.backup import create, listing
+
+    for file in (create, listing):
+        file.add(_app)
+    return _app

@@ -1,0 +1,105 @@
+"""Runs the blocking work of a backup command: with progress, and stopped by a signal."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from app.commands.once import run_once
+from app.kernel.cli import can_show_progress
+
+if TYPE_CHECKING:
+    from app.kernel.backup.engine import Advance, Engine, Progress
+    from app.kernel.process import Process
+
+T = TypeVar("T")
+
+
+def with_engine(name: str, work: "Callable[[Engine, Progress], T]") -> T:
+    """Run work that needs the target and not the database."""
+    return run_once(f"backup {name}", lambda p: _in_thread(lambda progress: work(_engine(p), progress)))
+
+
+def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
+    """Run work that needs the target and the database; it is given the connection string of the server itself."""
+
+    async def body(p: "Process") -> T:
+        from app.kernel.db.server import server
+
+        found = await p.use(server)
+        return await _in_thread(lambda progress: work(_engine(p), progress, found.conninfo()))
+
+    return run_once(f"backup {name}", body)
+
+
+def _engine(p: "Process") -> "Engine":
+    from app.kernel.backup.engine import engine_of
+
+    return engine_of(p)
+
+
+async def _in_thread(work: "Callable[[Progress], T]") -> T:
+    """Run work in a thread. SIGTERM and Ctrl-C stop it, and what it began is undone before this returns.
+
+    Raises as the work does, KeyboardInterrupt if it was stopped.
+    """
+    stopping = threading.Event()
+    loop = asyncio.get_running_loop()
+    with _shown(stopping) as progress:
+        task = asyncio.ensure_future(asyncio.to_thread(work, progress))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may end after it is waited for
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            stopping.set()
+            await asyncio.wait({task})
+            raise
+        except Exception as error:
+            from app.kernel.backup.engine import Stopped
+
+            if isinstance(error, Stopped):
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+
+
+@contextmanager
+def _shown(stopping: threading.Event) -> "Generator[Progress]":
+    """Yield progress that raises Stopped once that is asked for; shown as a bar if stderr is a terminal."""
+    from app.kernel.backup.engine import Progress, Stopped
+
+    def checked(advance: "Advance") -> "Advance":
+        def step(done: int) -> None:
+            if stopping.is_set():
+                raise Stopped
+            advance(done)
+
+        return step
+
+    if not can_show_progress():
+        yield Progress(lambda _, __: checked(lambda _: None))
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import (
+        Progress as Bar,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+
+        def begin(what: str, total: int | None) -> "Advance":
+            task = bar.add_task(what, total=total)
+            return checked(lambda done: bar.advance(task, done))
+
+        yield Progress(begin)

@@ -1,0 +1,71 @@
+"""The engine `builtin`: backups by PostgreSQL's own programs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.kernel.backup import Backup, Target
+from app.kernel.backup.catalogue import BACKUPS, Catalogue, Damaged
+from app.kernel.backup.engine import Prepared, Progress, Pruned, Restore, Verified, Wal
+from app.kernel.backup.sealed import Keys
+from app.kernel.backup.timelines import lsn_text
+from app.kernel.backup.wal import WalArchive
+from app.kernel.config.backup import BackupSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """Takes backups with pg_basebackup and stores them sealed on a target. `embedded`: PostgreSQL's programs there."""
+
+    settings: BackupSettings
+    target: Target
+    keys: Keys
+    embedded: Path | None = None
+    name: str = "builtin"
+    _read_wal: set[str] = field(default_factory=set[str], repr=False)
+
+    @property
+    def label(self) -> str:
+        return self.target.label
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue of the target."""
+        return Catalogue(self.target, self.keys)
+
+    def create(self, conninfo: str, progress: Progress) -> Backup:
+        from app.kernel.backup.taking import take
+
+        return take(conninfo, self.settings, self.target, self.keys, self.embedded, progress)
+
+    def list(self) -> Sequence[Backup]:
+        return self.catalogue.backups()
+
+    def get(self, id: str, cluster: str = "") -> Backup:  # noqa: A002 - as in the command
+        return self.catalogue.get(id, cluster)
+
+    def damaged(self) -> Sequence[Damaged]:
+        whole, damaged = self.catalogue.read()
+        sizes = {stored.name: stored.size_bytes for stored in self.target.list(BACKUPS)}
+        for backup in whole:
+            for part in backup.parts:
+                if (size := sizes.get(part.name)) != part.stored_bytes:
+                    problem = "is missing" if size is None else f"has {size} bytes, not {part.stored_bytes}"
+                    damaged.append(Damaged(backup.cluster, backup.id, f"{part.name} {problem}"))
+        return damaged
+
+    def wal(self, cluster: str) -> Wal | None:
+        archive = WalArchive(self.target, self.keys, cluster)
+        position = archive.position()
+        if position is None:
+            return None
+        return Wal(position.timeline, lsn_text(position.lsn), position.stored_at)
+
+    def verify(self, backup: Backup, progress: Progress) -> Verified:
+        raise NotImplementedError
+
+    def prepare(self, restore: Restore, progress: Progress) -> Prepared:
+        raise NotImplementedError
+
+    def prune(self, *, is_dry: bool) -> Pruned:
+        raise NotImplementedError
