@@ -22,7 +22,7 @@ class Builtin:
     keys: Keys
     embedded: Path | None = None
     name: str = "builtin"
-    _read_wal: set[str] = field(default_factory=set[str], repr=False)
+    _verifications: "list[Verification]" = field(default_factory=lambda: [], repr=False)
 
     @property
     def label(self) -> str:
@@ -62,7 +62,11 @@ class Builtin:
         return Wal(position.timeline, lsn_text(position.lsn), position.stored_at)
 
     def verify(self, backup: Backup, progress: Progress) -> Verified:
-        raise NotImplementedError
+        from app.kernel.backup.verifying import Verification
+
+        if not self._verifications:
+            self._verifications.append(Verification(self.target, self.keys))
+        return self._verifications[0].verify(backup, progress)
 
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
         raise NotImplementedError

@@ -1,0 +1,69 @@
+"""`app backup verify`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.commands.backup.listing import Id
+from app.commands.backup.running import with_engine
+from app.kernel.cli import Json, print_json
+from app.kernel.text import size_text
+
+if TYPE_CHECKING:
+    from app.kernel.backup.engine import Engine, Progress, Verified
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(verify)
+
+
+def verify(
+    backup: Id = "",
+    every: Annotated[bool, typer.Option("--all", help="Verify all backups.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read a backup and its WAL up to the newest, and check everything. Changes nothing. Needs no database.
+
+    \b
+    Examples:
+      app backup verify latest
+      app backup verify --all --json
+    """
+    if bool(backup) == every:
+        raise typer.BadParameter("give a backup, or --all", param_hint="BACKUP")
+    found = with_engine("verify", lambda engine, progress: _verify(engine, progress, backup))
+    has_problems = any(one["problems"] for one in found)
+    if as_json:
+        print_json({"items": found})
+    for one in [] if as_json else found:
+        problems = one["problems"]
+        read = f"{size_text(one['read_bytes'])} read, {one['wal_segments']} segments of WAL"
+        typer.echo(f"{one['id']}: {f'{len(problems)} problems' if problems else 'whole'}; {read}")
+        for problem in problems:
+            typer.echo(f"  {problem}")
+    if has_problems:
+        sys.stdout.flush()
+        raise typer.Exit(1)
+
+
+def _verify(engine: "Engine", progress: "Progress", backup: str) -> list[dict[str, Any]]:
+    if backup:
+        return [_result(engine.verify(engine.get(backup), progress))]
+    found: list[dict[str, Any]] = []
+    whole = {each.id: each for each in engine.list()}
+    for one in engine.damaged():
+        if one.backup not in whole:  # its record cannot be trusted
+            found.append({"id": one.backup, "problems": [one.problem], "read_bytes": 0, "wal_segments": 0})
+    found += [_result(engine.verify(each, progress)) for each in whole.values()]
+    return found
+
+
+def _result(verified: "Verified") -> dict[str, Any]:
+    return {
+        "id": verified.backup.id,
+        "problems": list(verified.problems),
+        "read_bytes": verified.read_bytes,
+        "wal_segments": verified.wal_segments,
+    }
