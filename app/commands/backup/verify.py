@@ -40,7 +40,7 @@ def verify(
     for one in [] if as_json else found:
         problems = one["problems"]
         read = f"{size_text(one['read_bytes'])} read, {one['wal_segments']} segments of WAL"
-        typer.echo(f"{one['id']}: {f'{len(problems)} problems' if problems else 'whole'}; {read}")
+        typer.echo(f"{one['id']}: {'damaged' if problems else 'whole'}; {read}")
         for problem in problems:
             typer.echo(f"  {problem}")
     if has_problems:
@@ -51,13 +51,12 @@ def verify(
 def _verify(engine: "Engine", progress: "Progress", backup: str) -> list[dict[str, Any]]:
     if backup:
         return [_result(engine.verify(engine.get(backup), progress))]
-    found: list[dict[str, Any]] = []
     whole = {each.id: each for each in engine.list()}
-    for one in engine.damaged():
-        if one.backup not in whole:  # its record cannot be trusted
-            found.append({"id": one.backup, "problems": [one.problem], "read_bytes": 0, "wal_segments": 0})
-    found += [_result(engine.verify(each, progress)) for each in whole.values()]
-    return found
+    records = [one for one in engine.damaged() if one.backup not in whole]
+    return [
+        *({"id": one.backup, "problems": [one.problem], "read_bytes": 0, "wal_segments": 0} for one in records),
+        *(_result(engine.verify(each, progress)) for each in whole.values()),
+    ]
 
 
 def _result(verified: "Verified") -> dict[str, Any]:

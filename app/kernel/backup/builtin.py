@@ -1,8 +1,9 @@
 """The engine `builtin`: backups by PostgreSQL's own programs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.kernel.backup import Backup, Target
 from app.kernel.backup.catalogue import BACKUPS, Catalogue, Damaged
@@ -12,8 +13,11 @@ from app.kernel.backup.timelines import lsn_text
 from app.kernel.backup.wal import WalArchive
 from app.kernel.config.backup import BackupSettings
 
+if TYPE_CHECKING:
+    from app.kernel.backup.verifying import Verification
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Builtin:
     """Takes backups with pg_basebackup and stores them sealed on a target. `embedded`: PostgreSQL's programs there."""
 
@@ -22,7 +26,7 @@ class Builtin:
     keys: Keys
     embedded: Path | None = None
     name: str = "builtin"
-    _verifications: "list[Verification]" = field(default_factory=lambda: [], repr=False)
+    _verification: "Verification | None" = None
 
     @property
     def label(self) -> str:
@@ -64,9 +68,9 @@ class Builtin:
     def verify(self, backup: Backup, progress: Progress) -> Verified:
         from app.kernel.backup.verifying import Verification
 
-        if not self._verifications:
-            self._verifications.append(Verification(self.target, self.keys))
-        return self._verifications[0].verify(backup, progress)
+        if self._verification is None:
+            self._verification = Verification(self.target, self.keys)
+        return self._verification.verify(backup, progress)
 
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
         raise NotImplementedError

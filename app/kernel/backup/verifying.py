@@ -122,7 +122,6 @@ class _Files:
         self.reader = TarReader(name, self._opened)
         self._backup = backup
         self._found: dict[str, tuple[int, str]] = {}
-        self._wal: dict[str, int] = {}
         self._manifest = bytearray()
         self._open: tuple[Entry, Any] | None = None
 
@@ -151,14 +150,16 @@ class _Files:
                 yield f"{path} has {found[0]} bytes, not {file['Size']}"
             elif file["Checksum-Algorithm"] != CHECKSUMS or found[1] != file["Checksum"]:
                 yield f"{path} has another checksum than in the manifest"
-        yield from (f"{path} is not in the manifest" for path in self._found.keys() - listed.keys() - {*_UNLISTED})
+        for path in sorted(self._found.keys() - listed.keys()):
+            if path not in _UNLISTED and not path.startswith(_WAL):
+                yield f"{path} is not in the manifest"
 
     def _missing_wal(self, span: Any) -> Iterator[str]:
         size = self._backup.wal_segment_bytes
         begin, end = lsn_number(span["Start-LSN"]), lsn_number(span["End-LSN"])
         for lsn in range(begin // size * size, end, size):
             name = segment_name(span["Timeline"], lsn, size)
-            if self._wal.get(name) != size:
+            if self._found.get(f"{_WAL}{name}", (0, ""))[0] != size:
                 yield f"{_WAL}{name} is missing or not whole: the backup cannot be made consistent"
 
     def _opened(self, entry: Entry) -> Take | None:
@@ -167,9 +168,6 @@ class _Files:
             return None
         if entry.name == MANIFEST:
             return self._manifest.extend
-        if entry.name.startswith(_WAL):
-            self._wal[entry.name.removeprefix(_WAL)] = entry.size_bytes
-            return None
         digest = hashlib.new(CHECKSUMS)
         self._open = entry, digest
         return digest.update
