@@ -1,7 +1,7 @@
 """What is kept, against an oracle that tries every moment."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +9,7 @@ import pytest
 
 from app.kernel.backup import Backup
 from app.kernel.backup.retention import Line, Policy, retained, trusted_now
-from app.kernel.backup.timelines import Fork, lsn_text, timeline_at, way
+from app.kernel.backup.timelines import Fork, Stretch, lsn_text, timeline_at, way
 
 SEGMENT = 16 * 1024 * 1024
 BEGIN = datetime(2026, 1, 5, tzinfo=UTC)
@@ -67,8 +67,11 @@ class World:
     rng: random.Random
     hour: int = 0
     branches: list[Branch] = field(default_factory=lambda: [Branch(1, 0, SEGMENT)])
+    all_backups: list[Backup] = field(default_factory=list)
+    all_wal: dict[tuple[int, int], datetime] = field(default_factory=dict)
     backups: list[Backup] = field(default_factory=list)
-    wal: dict[tuple[int, int], datetime] = field(default_factory=dict)
+    """What the prunings have left, as `wal`."""
+    wal: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def now(self) -> datetime:
@@ -78,38 +81,52 @@ class World:
         """Let an hour pass."""
         branch = self.branches[-1]
         position = branch.position_at(self.hour)
-        self.wal[branch.timeline, position // SEGMENT] = self.now + HOUR
+        segment = branch.timeline, position // SEGMENT
+        self.all_wal[segment] = self.now + HOUR
+        self.wal.add(segment)
         if self.rng.random() < 1 / 20:
-            self.backups.append(backup(self.now + HOUR / 2, position / SEGMENT, branch.timeline))
+            one = backup(self.now + HOUR / 2, position / SEGMENT, branch.timeline)
+            self.all_backups.append(one)
+            self.backups.append(one)
         self.hour += 1
         if (chance := self.rng.random()) < 1 / 100:
             back = 0 if chance < 1 / 300 else self.rng.randrange(1, 100)  # a failover, or a restore
-            self.fork(max(SEGMENT, branch.position_at(self.hour) - back * SEGMENT))
+            self.fork(max(SEGMENT, branch.position_at(self.hour) - back * SEGMENT), is_restored=back > 0)
 
-    def fork(self, position: int) -> None:
+    def fork(self, position: int, *, is_restored: bool) -> None:
         branch = self.branches[-1]
         line = next(s.timeline for s in reversed(way(branch.timeline, branch.forks)) if s.begin <= position)
-        forks = (*(fork for fork in branch.forks if fork.timeline < line), Fork(line, position))
+        before = tuple(fork for fork in branch.forks if fork.timeline < line)
+        if is_restored and not reachable(way(line, before), position - 1, self.now, self.backups, self.wal):
+            return
         branch.until = self.hour
-        self.branches.append(Branch(branch.timeline + 1, self.hour, position, forks))
+        self.branches.append(Branch(branch.timeline + 1, self.hour, position, (*before, Fork(line, position))))
 
-    def lines(self, wal: Collection[tuple[int, int]]) -> dict[int, Line]:
+    def prune(self, end: datetime) -> None:
         stored = {branch.timeline: BEGIN + branch.since * HOUR for branch in self.branches}  # its history
-        for line, number in wal:
-            stored[line] = max(stored[line], self.wal[line, number])
-        return {branch.timeline: Line(branch.forks, stored[branch.timeline]) for branch in self.branches}
+        for line, number in self.wal:
+            stored[line] = max(stored[line], self.all_wal[line, number])
+        lines = {branch.timeline: Line(branch.forks, stored[branch.timeline]) for branch in self.branches}
+        kept = retained(self.backups, lines, POLICY, end)
+        firsts = {line: kept.first_segment(line, SEGMENT) for line in lines}
+        self.backups = [*kept.window, *kept.longer]
+        self.wal = {one for one in self.wal if (first := firsts[one[0]]) is not None and one[1] >= first}
 
 
-def restorable(branch: Branch, hour: int, backups: Collection[Backup], wal: Collection[tuple[int, int]]) -> bool:
-    """Say whether the state of a timeline in an hour can be restored, by trying every backup."""
-    end, moment = branch.position_at(hour), BEGIN + hour * HOUR
-    stretches = way(branch.timeline, branch.forks)
+def reachable(
+    stretches: Sequence[Stretch],
+    position: int,
+    moment: datetime,
+    backups: Collection[Backup],
+    wal: Collection[tuple[int, int]],
+) -> bool:
+    """Say whether a position can be restored as it was at a moment, by trying every backup."""
     for one in backups:
         start = number_of(one.start_lsn)
         on_way = any(s.timeline == one.timeline and (s.end is None or start + 1000 <= s.end) for s in stretches)
-        numbers = range(start // SEGMENT, end // SEGMENT + 1)
-        if not on_way or one.finished_at > moment or start + 1000 > end:
+        if not on_way or one.finished_at > moment or start + 1000 > position:
             continue
+        numbers = range(start // SEGMENT, position // SEGMENT + 1)
         if all((timeline_at(stretches, number, SEGMENT), number) in wal for number in numbers):
             return True
     return False
@@ -122,35 +139,23 @@ def number_of(lsn: str) -> int:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_moment_of_the_window_can_be_restored_after_any_prunings(seed: int) -> None:
-    world = World(random.Random(seed))
-    backups: list[Backup] = []
-    wal: set[tuple[int, int]] = set()
-    known_backups, known_wal, tried, deleted = 0, set[tuple[int, int]](), 0, 0
+    world, tried = World(random.Random(seed)), 0
     for _ in range(700):
         world.live()
-        backups += world.backups[known_backups:]
-        known_backups = len(world.backups)
-        wal |= set(world.wal) - known_wal
-        known_wal = set(world.wal)
-        if world.rng.random() > 1 / 25:
+        end = trusted_now(world.backups, world.now)
+        if world.rng.random() > 1 / 25 or end is None:
             continue
-        end = trusted_now(backups, world.now)
-        if end is None:
-            continue
-        kept = retained(backups, world.lines(wal), POLICY, end)
-        firsts = {branch.timeline: kept.first_segment(branch.timeline, SEGMENT) for branch in world.branches}
-        deleted += len(backups) - len(kept.window) - len(kept.longer)
-        backups = [*kept.window, *kept.longer]
-        wal = {one for one in wal if (first := firsts[one[0]]) is not None and one[1] >= first}
+        world.prune(end)
         for branch in world.branches:
             last = (world.hour if branch.until is None else branch.until) - 1
             for hour in range(max(branch.since, world.hour - 240), last, 11):
-                if restorable(branch, hour, world.backups, world.wal):
+                state = way(branch.timeline, branch.forks), branch.position_at(hour), BEGIN + hour * HOUR
+                if reachable(*state, world.all_backups, world.all_wal):
                     tried += 1
-                    assert restorable(branch, hour, backups, wal), f"timeline {branch.timeline}, hour {hour}"
+                    assert reachable(*state, world.backups, world.wal), f"timeline {branch.timeline}, hour {hour}"
     assert tried > 100
-    assert deleted > 0
-    assert len(wal) < len(world.wal)
+    assert len(world.backups) < len(world.all_backups)
+    assert len(world.wal) < len(world.all_wal)
 
 
 def test_older_backups_are_kept_by_week_and_by_month_and_only_these() -> None:
