@@ -58,6 +58,7 @@ class Folder:
     def get(self, name: str) -> Iterator[bytes]:
         place = self._place(name)
         with self._told():
+            self._check_inside(place.parent)
             try:
                 descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except (FileNotFoundError, NotADirectoryError) as error:
@@ -79,6 +80,7 @@ class Folder:
             self._available()
             for name in names:
                 place = self._place(name)
+                self._check_inside(place.parent)
                 with suppress(FileNotFoundError, NotADirectoryError):
                     place.unlink()
                     _sync(place.parent)
@@ -119,6 +121,9 @@ class Folder:
         for path in reversed(missing):
             path.mkdir(mode=0o700, exist_ok=True)
             _sync(path.parent)
+        self._check_inside(folder)
+
+    def _check_inside(self, folder: Path) -> None:
         if not folder.resolve().is_relative_to(self._root.resolve()):
             raise TargetUnavailable(f"the target {self.label} has a symbolic link to elsewhere: {folder}")
 

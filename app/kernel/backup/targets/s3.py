@@ -29,7 +29,7 @@ _AT_ONCE: Final = 3
 _ATTEMPTS: Final = 5
 _CONNECT_S, _READ_S = 5.0, 30.0
 _CHUNK_BYTES: Final = 1024 * 1024
-_BATCH: Final = 1000  # what the protocol allows
+_BATCH: Final = 1000  # objects in one request: what the protocol allows
 _MARK: Final = "upload"
 _MISSING: Final = ("404", "NoSuchKey", "NotFound")
 _TAKEN: Final = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchUpload")
@@ -117,14 +117,13 @@ class S3:
     def list(self, prefix: str = "") -> Iterator[Stored]:
         if prefix:
             checked(prefix.removesuffix("/"))
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + prefix
-        )
         with self._told():
-            for found in chain.from_iterable(page.get("Contents", ()) for page in pages):
-                name = found["Key"].removeprefix(self._prefix)
-                if is_name(name):
-                    yield Stored(name, found["Size"], found["LastModified"].astimezone(UTC))
+            pages = self._pages("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix + prefix)
+            found = [one for page in pages for one in page.get("Contents", ())]
+        for one in sorted(found, key=lambda one: str(one["Key"])):  # not all storages sort alike
+            name = one["Key"].removeprefix(self._prefix)
+            if is_name(name):
+                yield Stored(name, one["Size"], one["LastModified"].astimezone(UTC))
 
     def delete(self, names: Iterable[str]) -> None:
         keys = iter([self._key(name) for name in names])
@@ -150,10 +149,7 @@ class S3:
     def clean(self, older_than_s: float) -> int:
         count = 0
         with self._told():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=self._prefix
-            )
-            for page in pages:
+            for page in self._pages("list_multipart_uploads", Bucket=self._bucket, Prefix=self._prefix):
                 now = _clock(page)
                 for found in page.get("Uploads", ()):
                     upload = {"Bucket": self._bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
@@ -162,6 +158,9 @@ class S3:
                             self._client.abort_multipart_upload(**upload)
                             count += 1
         return count
+
+    def _pages(self, operation: str, **arguments: str) -> Iterator[dict[str, Any]]:
+        return iter(self._client.get_paginator(operation).paginate(**arguments, PaginationConfig={"PageSize": _BATCH}))
 
     def _key(self, name: str) -> str:
         return self._prefix + checked(name)
@@ -230,8 +229,7 @@ class S3:
         return answer
 
     def _last_change(self, upload: dict[str, str], initiated: datetime) -> datetime:
-        pages = self._client.get_paginator("list_parts").paginate(**upload)
-        parts = chain.from_iterable(page.get("Parts", ()) for page in pages)
+        parts = chain.from_iterable(page.get("Parts", ()) for page in self._pages("list_parts", **upload))
         return max([initiated, *(part["LastModified"] for part in parts)])
 
     @contextmanager

@@ -1,0 +1,84 @@
+"""Targets of backups: a folder, and S3 on a real server, with a proxy before it that fails on demand."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from app.kernel.backup import Target
+from app.kernel.backup.targets.folder import Folder
+from app.kernel.config import load
+from app.kernel.config.backup import BackupSettings
+from app.processes import sections
+from tests.support.project import ROOT
+from tests.support.seaweed import ACCESS, SECRET, Seaweed
+
+
+@cache
+def _settings() -> BackupSettings:
+    return load(ROOT, sections(), {"APP_ENV": "test"})[BackupSettings]
+
+
+def settings_of(**changes: object) -> BackupSettings:
+    """Return the settings of the test environment, with changes."""
+    return replace(_settings(), **changes)
+
+
+def s3_settings(seaweed: Seaweed, **changes: object) -> BackupSettings:
+    """Return the settings of a bucket as target, with a prefix that no other test has."""
+    usual = {
+        "target": f"s3://{seaweed.bucket}/{uuid.uuid4().hex}",
+        "s3_endpoint": seaweed.endpoint,
+        "s3_access_key": ACCESS,
+        "s3_secret_key": SecretStr(SECRET),
+    }
+    return settings_of(**{**usual, **changes})
+
+
+def s3_of(seaweed: Seaweed, **changes: object) -> Target:
+    """Return S3 as a target."""
+    from app.kernel.backup.targets.s3 import S3
+
+    return S3.of(s3_settings(seaweed, **changes))
+
+
+@pytest.fixture(scope="session")
+def client(seaweed: Seaweed) -> object:
+    """Return the client of S3 as a target, which takes long to make."""
+    return vars(s3_of(seaweed))["_client"]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+    """Each kind of target, empty."""
+    if request.param == "s3":
+        from app.kernel.backup.targets.s3 import S3
+
+        return S3(request.getfixturevalue("client"), request.getfixturevalue("seaweed").bucket, f"{uuid.uuid4().hex}/")
+    (tmp_path / "target").mkdir()
+    return Folder(tmp_path / "target")
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Give up, until the end of the test, what root may do in spite of permissions."""
+    is_root = os.geteuid() == 0
+    for path in (tmp_path, *tmp_path.parents) if is_root else ():
+        if path.stat().st_mode & 0o777 == 0o700 and path.is_relative_to(Path(tempfile.gettempdir())):
+            os.chown(path, 65534, -1)
+
+    def drop() -> None:
+        for path in tmp_path.rglob("*") if is_root else ():
+            os.chown(path, 65534, -1)
+        if is_root:
+            os.seteuid(65534)
+
+    yield drop
+    if is_root:
+        os.seteuid(0)
