@@ -15,6 +15,7 @@ import typer
 from app import DATA
 from app.commands.run import Host, Port
 from app.kernel.cli import single
+from app.kernel.config.alone import ALONE
 from app.kernel.errors import Conflict, Denied
 from app.kernel.product import NAME, VERSION
 from app.kernel.services import Service
@@ -27,18 +28,10 @@ if TYPE_CHECKING:
 
 USER = "demo"
 _PROCESS = "run-all-in-one"
-# whatever is configured, the demo uses nothing but its own folder
 _OWN: dict[str, object] = {
+    **ALONE,
     "postgres.host": "",
-    "postgres.direct_host": "",
-    "postgres.replica_hosts": "",
-    "redis.url": "",
-    "nats.url": "",
-    "queue.events_transport": "postgres",
     "queue.names": ["default", "imports", "partners", "payments", "pictures", "reports", "search"],
-    "sentinel.notify_urls": "",
-    "telemetry.otlp_endpoint": "",
-    "operations.expose": "same",
 }
 Folder = Annotated[Path, typer.Option("--data", help="Folder of its database and its log.", show_default="demo")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the data of the last demo first.")]

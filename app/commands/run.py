@@ -111,7 +111,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
     from app.kernel.config import LoggerSettings
     from app.kernel.config.renewal import renewed
     from app.kernel.process import run_to_end
-    from app.kernel.process.launch import Launch
+    from app.kernel.process.launch import PRIVATE, Launch
     from app.kernel.sockets import Sockets
     from app.kernel.systemd.notify import Notifier
     from app.kernel.telemetry.logs import configure
@@ -128,6 +128,7 @@ def _run(name: str, spec: Spec, overrides: dict[str, object], workers: int = 1) 
         sockets=worker.sockets if worker else Sockets.taken_from(os.environ),
         worker=worker,
         on_terminal=settings[LoggerSettings].format == "console" and output.is_terminal,
+        is_private=bool(os.environ.pop(PRIVATE, "")),
     )
     process = new_process(name, settings, launch)
     process.on_reload("log", output.reopened)

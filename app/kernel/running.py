@@ -73,12 +73,12 @@ def trusted() -> set[int]:
 
 
 def ask(
-    url: str, path: str, timeout_s: float, body: object = None, *, verified: bool = False
+    url: str, path: str, timeout_s: float, body: object = None, *, verified: bool = False, token: str = ""
 ) -> tuple[int, dict[str, Any]] | None:
     """Return the status and the JSON object that a listener answers; None without such an answer.
 
     A `body` is posted as JSON. `verified` checks the certificate; that of a process on this machine is for the public
-    name.
+    name. `token` is an access token.
     """
     import http.client
     import ssl
@@ -92,11 +92,12 @@ def ask(
         connection = http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         if body is None:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=headers)
         else:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", path, json.dumps(body), {**headers, "Content-Type": "application/json"})
         response = connection.getresponse()
         answer: object = json.loads(response.read(_LONGEST_ANSWER))
     except (OSError, ValueError, RecursionError, http.client.HTTPException):

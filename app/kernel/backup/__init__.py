@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
-from app.kernel.errors import Conflict, Invalid, Unavailable
+from app.kernel.errors import Conflict, Invalid, Refusal, Unavailable
 from app.kernel.product import NAME
 
 QUEUE: Final = "backup"
@@ -29,6 +29,14 @@ class TargetUnavailable(Unavailable):
     code = "BACKUP_TARGET_UNAVAILABLE"
     title = "The target of backups does not answer, is full, or refuses"
     hint = f"{NAME} doctor --only backup"
+
+
+class DrillFailed(Refusal):
+    """A backup was restored, and is not what it should be."""
+
+    code = "DRILL_FAILED"
+    title = "A backup was restored, and is not what it should be"
+    hint = f"{NAME} backup drill --keep"
 
 
 class BackupRunning(Conflict):

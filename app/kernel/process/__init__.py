@@ -139,6 +139,8 @@ class Process:
         if self.launch.worker:
             self.launch.worker.tell("serving", url)
             return contextlib.nullcontext(True)
+        if self.launch.is_private:
+            return contextlib.nullcontext(True)
         return announced(self.name, url, self.root)
 
     @contextlib.asynccontextmanager
