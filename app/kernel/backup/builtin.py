@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,11 @@ class Builtin:
         return self._verification.verify(backup, progress)
 
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
-        raise NotImplementedError
+        from app.kernel.backup.programs import programs_for
+        from app.kernel.backup.restoring import prepare
+
+        programs = partial(programs_for, settings=self.settings, embedded=self.embedded, exact=True)
+        return prepare(restore, progress, self.target, self.keys, programs)
 
     def prune(self, *, is_dry: bool) -> Pruned:
         raise NotImplementedError

@@ -45,6 +45,16 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class Wal:
+    """How far WAL is stored. `gap` says what is missing since the oldest kept backup; empty if nothing is."""
+
+    timeline: int
+    lsn: str
+    stored_at: datetime
+    gap: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A data folder that was fetched and not yet replayed: the backup, and PostgreSQL's programs of its version."""
 
@@ -54,6 +64,12 @@ class Prepared:
     wal: Callable[[], AbstractContextManager[str]]
     """While it is open, recovery can use the restore_command that it yields: exit status 1 for WAL that is not stored,
     over 125 when that could not be found out. Closing it raises why WAL could not be fetched, if that happened."""
+    timeline: int | None = None
+    """That of the WAL to follow; None for the newest."""
+    stored: Wal | None = None
+    """How far WAL is stored on the way there; None if only the backup is."""
+    store: Callable[[Path], object] = lambda _: None
+    """Stores the history of a timeline that the restored server begins, so that its number is not used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +80,6 @@ class Pruned:
     kept: tuple[str, ...] = ()
     wal_segments: int = 0
     freed_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Wal:
-    """How far WAL is stored. `gap` says what is missing since the oldest kept backup; empty if nothing is."""
-
-    timeline: int
-    lsn: str
-    stored_at: datetime
-    gap: str = ""
 
 
 @dataclass(frozen=True, slots=True)

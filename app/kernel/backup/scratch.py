@@ -7,9 +7,10 @@ addresses that are not here, and archive, replicate or subscribe where the serve
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,14 @@ _OPTIONS = {
 }
 
 
+class ServerEnded(Unavailable):
+    """The server ended by itself; `output` is the end of its log."""
+
+    def __init__(self, folder: Path, output: bytes) -> None:
+        super().__init__(f"PostgreSQL ended on {folder}: {telling(output)}")
+        self.output = output
+
+
 @dataclass(slots=True)
 class Scratch:
     """A running server. `user` is its superuser, whatever the name; connections need no password."""
@@ -86,22 +95,36 @@ class Scratch:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
             return log.read()
 
-    def wait(self, *states: str, idle_s: float = _IDLE_S, tick: Callable[["Scratch"], object] = lambda _: None) -> None:
-        """Wait for one of the states; call `tick` meanwhile, which may raise.
+    def wait(
+        self,
+        done: Callable[["Scratch"], bool],
+        *,
+        idle_s: float = _IDLE_S,
+        tick: Callable[["Scratch"], object] = lambda _: None,
+    ) -> None:
+        """Wait until `done`; call `tick` meanwhile. Both may raise.
 
-        Raises Unavailable with the reason from its log when it ended, or logged nothing for `idle_s`: a server that
+        Raises ServerEnded with the reason from its log, or Unavailable when it logged nothing for `idle_s`: one that
         starts, flushes or replays logs its progress.
         """
         seen, deadline = -1, time.monotonic() + idle_s
-        while self.state not in states:
+        while not done(self):
             if self.child is None or self.child.poll() is not None:
-                raise Unavailable(f"PostgreSQL ended on {self.folder}: {telling(self.output)}")
+                raise ServerEnded(self.folder, self.output)
             tick(self)
             if (size := self.log.stat().st_size) != seen:
                 seen, deadline = size, time.monotonic() + idle_s
             if time.monotonic() > deadline:
                 raise Unavailable(f"PostgreSQL made no progress on {self.folder} in {idle_s:g} s")
             time.sleep(STEP_S)
+
+    def accepts_reads(self) -> bool:
+        """Return whether it accepts connections, at least for reads; that is without `hot_standby=off`."""
+        return self.state in {"standby", "ready"}
+
+    def accepts_writes(self) -> bool:
+        """Return whether it accepts writes."""
+        return self.state == "ready"
 
 
 @contextmanager
@@ -110,13 +133,13 @@ def scratch_server(
     programs: Path,
     options: Mapping[str, str] | None = None,
     *,
-    until: tuple[str, ...] = ("standby", "ready"),
+    until: Callable[[Scratch], bool] = Scratch.accepts_reads,
     users: Sequence[str] = (),
     idle_s: float = _IDLE_S,
     tick: Callable[[Scratch], object] = lambda _: None,
     orderly: bool = True,
 ) -> Generator[Scratch]:
-    """Run a server on a data folder with `options` of PostgreSQL; yield it once its state is one of `until`.
+    """Run a server on a data folder with `options` of PostgreSQL; yield it once `until` is true.
 
     It runs as the owner of the folder; root's folder is given to an account of its own. It ends with the block, with
     this process, and with the thread that enters the block; `orderly`: cleanly, so that the folder can be used again.
@@ -138,7 +161,7 @@ def scratch_server(
             finally:
                 os.close(output)
             undo.callback(_end, server.child, orderly)
-            server.wait(*until, idle_s=idle_s, tick=tick)
+            server.wait(until, idle_s=idle_s, tick=tick)
             server.user = _superuser(server, users)
             yield server
     except (Failure, OSError, subprocess.SubprocessError) as error:
@@ -167,11 +190,20 @@ def _place(folder: Path, programs: Path) -> tuple[Account, Path, Path]:
     folder.chmod(0o700)
     runtime = private_folder(socket_folder(folder, account), account)
     for candidate in (account, account._replace(search=True))[: 2 if LINUX and os.geteuid() == 0 else 1]:
-        if version(Place(programs, folder, candidate)):
+        if version(Place(programs, folder, candidate)) and _runs_python(candidate, folder):
             return candidate, programs, runtime
     if os.geteuid() == 0 and version(Place(near := copied(programs, runtime), folder, account)):
         return account, near, runtime
-    raise Failure(f"the user {account.uid} cannot reach the folder, or {programs}: choose another folder")
+    raise Failure(
+        f"the user {account.uid} cannot reach the folder, {programs} or {sys.executable}: name another folder"
+    )
+
+
+def _runs_python(account: Account, folder: Path) -> bool:
+    """Return whether the account can run a restore_command of ours."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return Child([sys.executable, "-I", "-S", "-c", ""], account, subprocess.DEVNULL, folder).wait() == 0
+    return False
 
 
 def _set_aside(folder: Path, undo: ExitStack) -> None:

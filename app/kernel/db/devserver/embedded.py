@@ -8,16 +8,17 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 from psycopg import errors, sql
 
+from app.kernel.db.devserver.place import Failure, Place, find_place
 from app.kernel.db.libpq import forget_variables
-from app.kernel.errors import Unavailable
+from app.kernel.errors import Conflict, Unavailable
 from app.kernel.product import NAME
 
 _PROGRAM = Path(__file__).with_name("supervisor.py")
@@ -104,6 +105,31 @@ def running_server(folder: Path) -> EmbeddedServer | None:
     if not shared.supervised() or not (socket_dir := shared.existing("socket", ".s.PGSQL.5432")):
         return None
     return EmbeddedServer(socket_dir, NAME, NAME, programs, 0)
+
+
+@contextmanager
+def kept_stopped(folder: Path) -> Generator[Place]:
+    """Keep the server of a folder from running; yield its place, whose data may not exist.
+
+    Raises EmbeddedUnavailable without the binaries, Conflict while a process uses the server, Unavailable.
+    """
+    programs = embedded_binaries()
+    if programs is None:
+        raise EmbeddedUnavailable
+    shared = _Shared(folder, programs)
+    shared.prepare()
+    lock = os.open(shared.folder / "owners.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            place = find_place(shared.folder, programs)
+        except BlockingIOError:
+            raise Conflict(f"the embedded PostgreSQL runs on {folder}: stop every process that uses it") from None
+        except Failure as error:
+            raise Unavailable(f"the embedded PostgreSQL cannot use {folder}: {error}", hint=_LOOK) from error
+        yield place
+    finally:
+        os.close(lock)
 
 
 class _Child:

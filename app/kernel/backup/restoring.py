@@ -1,0 +1,246 @@
+"""Chooses a backup of `builtin`, checks that the wanted moment can be reached from it, and fetches it."""
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from app.kernel.backup import Backup, BackupInvalid, Target
+from app.kernel.backup.catalogue import Catalogue, base_name
+from app.kernel.backup.engine import Prepared, Progress, Restore, Wal
+from app.kernel.backup.fetching import fetching
+from app.kernel.backup.sealed import Keys
+from app.kernel.backup.tar import Entry, Take, TarReader
+from app.kernel.backup.timelines import Stretch, lsn_number, lsn_text, timeline_at
+from app.kernel.backup.wal import Position, StoredWal, WalArchive
+from app.kernel.errors import Conflict, Invalid, NotFound, Unavailable
+from app.kernel.product import NAME
+from app.kernel.text import exact
+
+_LIST = f"{NAME} backup list"
+_SPARE_BYTES = 512 * 2**20
+"""What recovery needs besides the data, for WAL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A backup, and the WAL that is stored on the way from it to a timeline. `lsn` and `begin` are in bytes."""
+
+    backup: Backup
+    archive: WalArchive
+    stretches: tuple[Stretch, ...]
+    timeline: int
+    begin: int
+    """The end of the WAL that the backup itself has."""
+    lsn: int
+    """How far WAL is stored, and when it was."""
+    stored_at: datetime
+    segments: int
+    """How many segments will be replayed, about."""
+
+    def __str__(self) -> str:
+        return (
+            f"from {exact(self.backup.finished_at)} ({self.backup.stop_lsn}, backup {self.backup.id})"
+            f" to {exact(self.stored_at)} ({lsn_text(self.lsn)}) on timeline {self.timeline}"
+        )
+
+
+def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
+    """Return the newest backup from which the wanted moment can be reached, and the way.
+
+    Raises NotFound with the range that can be restored, Invalid, BackupInvalid for missing WAL.
+    """
+    catalogue = Catalogue(target, keys)
+    if restore.backup:
+        named = catalogue.get(restore.backup, restore.cluster)
+        backups = [named]
+    else:
+        backups = _of_one_cluster(catalogue.backups(), restore.cluster, target.label)
+    archive = WalArchive(target, keys, backups[-1].cluster, backups[-1].wal_segment_bytes)
+    files = [wal for wal in archive.files() if wal.file.number is not None]
+    known = {wal.file.timeline for wal in files} | {backup.timeline for backup in backups}
+    timeline = restore.timeline or max(known)  # not one that only has a history: that restore has written nothing
+    history = archive.history(timeline)
+    if history is None and timeline not in known:
+        stored = ", ".join(map(str, sorted(known)))
+        raise NotFound(f"timeline {timeline} is not stored on {target.label}; stored are {stored}", hint=_LIST)
+    stretches = archive.stretches(timeline)
+    position = cache(archive.position)
+    plans = [
+        _plan(backup, archive, stretches, timeline, files, restore.to, position)
+        for backup in backups
+        if any(s.timeline == backup.timeline and _is_before(backup, s.end) for s in stretches)
+    ]
+    if not plans:
+        ids = ", ".join(f"{backup.id} (timeline {backup.timeline})" for backup in backups[-3:])
+        raise NotFound(f"no backup leads to timeline {timeline}; there are {ids}", hint=_LIST)
+    fit = [plan for plan in plans if _reaches(plan, restore)]
+    if not fit:
+        wanted = exact(restore.to) if restore.to else restore.lsn
+        whole = f"{str(plans[0]).partition(' to ')[0]} to {str(plans[-1]).partition(' to ')[2]}"
+        raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}", hint=_LIST)
+    _refuse_gap(fit[-1], restore, files)
+    return fit[-1]
+
+
+def _of_one_cluster(backups: Sequence[Backup], cluster: str, label: str) -> list[Backup]:
+    found = [backup for backup in backups if cluster in ("", backup.cluster)]
+    if not found:
+        raise NotFound(f"there is no backup{cluster and f' of the cluster {cluster}'} on {label}", hint=_LIST)
+    newest = {backup.cluster: backup for backup in found}
+    if len(newest) > 1:
+        each = ", ".join(f"{name} (newest backup {exact(backup.finished_at)})" for name, backup in newest.items())
+        raise Invalid(f"{label} has backups of {len(newest)} clusters; name one with --cluster: {each}", hint=_LIST)
+    return found
+
+
+def _is_before(backup: Backup, lsn: int | None) -> bool:
+    return lsn is None or lsn_number(backup.stop_lsn) <= lsn
+
+
+def _plan(
+    backup: Backup,
+    archive: WalArchive,
+    stretches: tuple[Stretch, ...],
+    timeline: int,
+    files: Sequence[StoredWal],
+    to: datetime | None,
+    position: Callable[[int], Position | None],
+) -> Plan:
+    size, stop = backup.wal_segment_bytes, lsn_number(backup.stop_lsn)
+    begin = -(-stop // size) * size
+    way = [wal for wal in files if _is_on_way(wal, stretches, size) and wal.file.start(size) + size > stop]
+    if not way:
+        return Plan(backup, archive, stretches, timeline, begin, stop, backup.finished_at, 0)
+    last = max(way, key=lambda wal: (wal.file.number or 0, not wal.file.is_partial))
+    reached = position(last.file.timeline)
+    lsn = -(-reached.lsn // 8) * 8 if reached else stop  # records are aligned
+    end = next((s.end for s in stretches if s.timeline == last.file.timeline and s.end is not None), lsn)
+    replayed = sum(1 for wal in way if to is None or wal.stored.at <= to) + 1
+    return Plan(backup, archive, stretches, timeline, begin, min(lsn, end), last.stored.at, replayed)
+
+
+def _is_on_way(wal: StoredWal, stretches: Sequence[Stretch], size: int) -> bool:
+    return wal.file.timeline == timeline_at(stretches, wal.file.number or 0, size)
+
+
+def _reaches(plan: Plan, restore: Restore) -> bool:
+    if restore.to is not None:
+        return plan.backup.finished_at <= restore.to <= plan.stored_at
+    return not restore.lsn or lsn_number(plan.backup.stop_lsn) <= lsn_number(restore.lsn) <= plan.lsn
+
+
+def _refuse_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> None:
+    """Raise BackupInvalid for WAL that is missing, unless it is missing after the wanted moment."""
+    gaps = plan.archive.gaps(plan.begin, plan.backup.timeline, stretches=plan.stretches, files=files)
+    if not gaps:
+        return
+    size = plan.archive.segment_bytes
+    before = [wal for wal in files if _is_on_way(wal, plan.stretches, size) and wal.file.start(size) < gaps[0].begin]
+    until = max((wal.stored.at for wal in before), default=plan.backup.finished_at)
+    if restore.to is not None and restore.to <= until:
+        return
+    if restore.lsn and lsn_number(restore.lsn) <= gaps[0].begin:
+        return
+    raise BackupInvalid(
+        f"{gaps[0]}; the last moment before it is --to-lsn {lsn_text(gaps[0].begin)}, before {exact(until)}",
+        hint=f"{NAME} backup verify",
+    )
+
+
+def prepare(
+    restore: Restore, progress: Progress, target: Target, keys: Keys, programs_for: Callable[[int], Path]
+) -> Prepared:
+    """Fetch a backup into a new data folder. See Engine.prepare."""
+    plan = planned(restore, target, keys)
+    backup, folder = plan.backup, restore.into
+    programs = programs_for(backup.server_version)
+    if folder.exists() and any(folder.iterdir()):
+        raise Conflict(f"{folder} is not empty: name another folder")
+    free = shutil.disk_usage(folder.parent).free
+    if free < (wanted := backup.size_bytes + _SPARE_BYTES):
+        raise Unavailable(f"{folder.parent} has {free / 1e9:.1f} GB free, and the restore needs {wanted / 1e9:.1f} GB")
+    name = base_name(backup.cluster, backup.id)
+    advance = progress.step("fetch", backup.size_bytes)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with _Unpacking(folder, name) as unpacking:
+        for chunk in keys.unpack(name, target.get(name)):
+            unpacking.feed(chunk)
+            advance(len(chunk))
+    _check(folder, backup, programs)
+    wal = _Wal(plan, folder, progress)
+    stored = Wal(plan.timeline, lsn_text(plan.lsn), plan.stored_at) if plan.segments else None
+    return Prepared(backup, folder, programs, wal.open, plan.timeline, stored, plan.archive.put)
+
+
+class _Unpacking:
+    """Writes the files of an archive below a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._open: int | None = None
+        self._reader = TarReader(name, self._opened)
+
+    def __enter__(self) -> "_Unpacking":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._close()
+        if kind is None:
+            self._reader.end()
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(f"the disk of {self._folder.parent} is full: free some space") from error
+
+    def feed(self, chunk: bytes) -> None:
+        self._reader.feed(chunk)
+
+    def _opened(self, entry: Entry) -> Take | None:
+        self._close()
+        path = self._folder / entry.name
+        if ".." in path.parts or not path.is_relative_to(self._folder):
+            raise BackupInvalid(f"{self._name} has a file outside of the data folder: {entry.name!r}")
+        if not entry.is_file:
+            path.mkdir(mode=0o700, exist_ok=True)
+            return None
+        self._open = descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+        def write(piece: memoryview) -> None:
+            while piece:
+                piece = piece[os.write(descriptor, piece) :]
+
+        return write
+
+    def _close(self) -> None:
+        if self._open is not None:
+            os.close(self._open)
+            self._open = None
+
+
+def _check(folder: Path, backup: Backup, programs: Path) -> None:
+    """Raise BackupInvalid unless the folder is that of the cluster."""
+    command = [programs / "pg_controldata", "-D", folder]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"LC_ALL": "C"}, check=False)  # noqa: S603
+    if ended.returncode != 0 or not any(backup.cluster in line.split() for line in ended.stdout.splitlines()):
+        raise BackupInvalid(f"backup {backup.id} is not one of the cluster {backup.cluster}: {ended.stderr.strip()}")
+    if not (folder / "backup_label").exists():
+        raise BackupInvalid(f"backup {backup.id} has no backup_label: it is not whole")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wal:
+    plan: Plan
+    folder: Path
+    progress: Progress
+
+    @contextmanager
+    def open(self) -> Generator[str]:
+        plan = self.plan
+        advance = self.progress.step("replay", plan.segments * plan.archive.segment_bytes)
+        with fetching(plan.archive, self.folder, plan.stretches, plan.begin, advance) as command:
+            yield command
