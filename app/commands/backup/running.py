@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from app.commands.once import run_once
 from app.kernel.cli import can_show_progress
+from app.kernel.product import NAME
 
 if TYPE_CHECKING:
     from app.kernel.backup.engine import Advance, Engine, Progress
@@ -29,9 +30,26 @@ def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
         from app.kernel.db.server import server
 
         found = await p.use(server)
-        return await _in_thread(lambda progress: work(_engine(p), progress, found.conninfo()))
+        return await _in_thread(lambda progress: _answered(work, _engine(p), progress, found.conninfo()))
 
     return run_once(f"backup {name}", body)
+
+
+def _answered(work: "Callable[[Engine, Progress, str], T]", engine: "Engine", progress: "Progress", conninfo: str) -> T:
+    """Run work; what goes wrong with the database is one line."""
+    import psycopg
+
+    from app.kernel.db.refusals import refusal_of
+    from app.kernel.errors import Conflict
+
+    try:
+        return work(engine, progress, conninfo)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise Conflict("the tables of backups do not exist yet", hint=f"{NAME} migrate up") from error
+    except psycopg.Error as error:
+        if (refusal := refusal_of(error)) is None:
+            raise
+        raise refusal from error
 
 
 def _engine(p: "Process") -> "Engine":

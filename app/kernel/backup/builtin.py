@@ -81,4 +81,7 @@ class Builtin:
         return prepare(restore, progress, self.target, self.keys, programs)
 
     def prune(self, *, is_dry: bool) -> Pruned:
-        raise NotImplementedError
+        from app.kernel.backup.pruning import prune
+        from app.kernel.backup.retention import Policy
+
+        return prune(self.target, self.keys, Policy.of(self.settings), is_dry=is_dry)

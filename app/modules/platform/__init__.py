@@ -47,6 +47,7 @@ MODULE = Module(
         Feature("errors:CapturedErrors", "errors", "List, show, resolve and mute captured errors."),
         Feature("orphans:Orphans", "orphans", "List and remove queue rows of removed modules."),
         Feature("alerts:Alerts", "errors"),
+        Feature("backup_jobs:BackupJobs"),
         Feature("maintenance:Maintenance"),
     ),
     providers="providers:PROVIDERS",

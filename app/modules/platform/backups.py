@@ -1,4 +1,4 @@
-"""Backups: their tasks, what is recorded of them, and whether they are well."""
+"""Backups: what is recorded of them, and whether they are well."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +9,6 @@ from annotated_types import Interval
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.actions.columns import Column, Columns
-from app.kernel.backup import QUEUE
 from app.kernel.backup.watching import COLUMNS, BackupRun, BackupState, StoredWal, look, megabytes
 from app.kernel.db import where
 from app.kernel.doctor import Attention, Need
@@ -19,10 +18,8 @@ from app.kernel.product import NAME
 from app.kernel.queue import Task
 from app.kernel.queue.enqueue import Queue
 from app.kernel.text import lasting
+from app.modules.platform.backup_jobs import BACKUP, DRILL, PRUNE
 
-BACKUP = Task[None]("platform.backup", queue=QUEUE)
-DRILL = Task[None]("platform.backup_drill", queue=QUEUE)
-PRUNE = Task[None]("platform.backup_prune", queue=QUEUE)
 _CHECKS = frozenset({"backups", "wal", "drills"})
 
 

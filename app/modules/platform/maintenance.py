@@ -8,6 +8,7 @@ from app.kernel.actions import Database, Transaction, task
 from app.kernel.db.retention import Pruned, Retention
 from app.kernel.queue import Schedule, Task
 from app.kernel.series import Series
+from app.modules.platform import backup_jobs
 
 HEARTBEAT = Task[None]("platform.heartbeat")
 MEASURE = Task[None]("platform.measure", max_attempts=3, timeout_s=30)
@@ -16,6 +17,7 @@ SCHEDULES = (
     Schedule(HEARTBEAT, cron="* * * * *"),
     Schedule(MEASURE, cron="* * * * *", overlap="skip", priority=1000),  # a backlog is when one looks at figures
     Schedule(PRUNE, cron="17 * * * *", overlap="skip"),
+    *backup_jobs.SCHEDULES,
 )
 
 
