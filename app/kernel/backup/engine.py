@@ -20,6 +20,9 @@ Advance = Callable[[int], None]
 class Stopped(Exception):
     """The run was asked to stop. What it had begun is undone."""
 
+    def __str__(self) -> str:
+        return "it was stopped"
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
