@@ -3,8 +3,9 @@
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from app.kernel.config.backup import BackupSettings
 from app.processes import sections
 from tests.support.project import ROOT
 from tests.support.seaweed import ACCESS, SECRET, Seaweed
+
+_NOBODY = 65534
 
 
 @cache
@@ -65,20 +68,28 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
     return Folder(tmp_path / "target")
 
 
+@dataclass(frozen=True)
+class Unprivileged:
+    """A folder of an account without privileges, which a test may become."""
+
+    folder: Path
+
+    @contextmanager
+    def account(self) -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        for path in (self.folder, *self.folder.rglob("*")):
+            os.chown(path, _NOBODY, -1)
+        os.seteuid(_NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+
 @pytest.fixture
-def unprivileged(tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """Give up, until the end of the test, what root may do in spite of permissions."""
-    is_root = os.geteuid() == 0
-    for path in (tmp_path, *tmp_path.parents) if is_root else ():
-        if path.stat().st_mode & 0o777 == 0o700 and path.is_relative_to(Path(tempfile.gettempdir())):
-            os.chown(path, 65534, -1)
-
-    def drop() -> None:
-        for path in tmp_path.rglob("*") if is_root else ():
-            os.chown(path, 65534, -1)
-        if is_root:
-            os.seteuid(65534)
-
-    yield drop
-    if is_root:
-        os.seteuid(0)
+def unprivileged() -> Iterator[Unprivileged]:
+    """A folder that is none of pytest's, since the account could not reach those."""
+    with tempfile.TemporaryDirectory(prefix="app-backup-") as folder:
+        yield Unprivileged(Path(folder))

@@ -16,7 +16,7 @@ from app.kernel.backup.targets import s3, target_of
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, NotFound
-from tests.kernel.backup.conftest import settings_of
+from tests.kernel.backup.conftest import Unprivileged, settings_of
 
 PART = 5 * 1024 * 1024  # S3 takes no smaller ones
 SOME = 3 * 1024 * 1024
@@ -238,16 +238,17 @@ def test_a_disk_that_is_full_is_named_in_one_line_and_leaves_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_folder_without_permission_is_named_in_one_line(tmp_path: Path, unprivileged: Callable[[], None]) -> None:
-    target = Folder(tmp_path)
+def test_a_folder_without_permission_is_named_in_one_line(unprivileged: Unprivileged) -> None:
+    root = unprivileged.folder
+    target = Folder(root)
     target.put("a/b", [b"x"])
-    (tmp_path / "a").chmod(0o500)
-    tmp_path.chmod(0o500)
-    unprivileged()
-    for use in (lambda: target.put("c", [b"x"]), lambda: target.put("a/c", [b"x"]), lambda: target.delete(["a/b"])):
-        with pytest.raises(TargetUnavailable, match=f"the target {tmp_path}: Permission denied") as caught:
-            use()
-        assert "\n" not in str(caught.value)
+    (root / "a").chmod(0o500)
+    root.chmod(0o500)
+    with unprivileged.account():
+        for use in (lambda: target.put("c", [b"x"]), lambda: target.put("a/c", [b"x"]), lambda: target.delete(["a/b"])):
+            with pytest.raises(TargetUnavailable, match=f"the target {root}: Permission denied") as caught:
+                use()
+            assert "\n" not in str(caught.value)
 
 
 def test_leftovers_of_a_folder_are_deleted_when_they_are_old_and_nobody_writes_them(tmp_path: Path) -> None:
