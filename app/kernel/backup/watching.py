@@ -1,5 +1,6 @@
 """Whether backups are well, as the database knows it: any process can tell, also one that knows no target."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,9 @@ DRILL_MAX_AGE_S = 8 * 86400.0
 """A newest good drill older than this is reported: they run weekly."""
 _SERIOUS = 6
 """WAL that is stored so many times later than `backup.max_wal_lag` is a failure."""
+
+_GAP = re.compile(r"WAL from \S+ to \S+ of timeline \d+ is not stored")
+"""The text of a Gap."""
 
 COLUMNS: LiteralString = """
     SELECT id, kind, state, engine, backup_id, started_at, finished_at, size_bytes, stored_bytes, problem, runner,
@@ -104,7 +108,7 @@ class StoredWal:
     @property
     def has_gap(self) -> bool:
         """Return whether a part of it is missing since the oldest backup that needs it."""
-        return self.problem is not None and "gap" in self.problem
+        return self.problem is not None and _GAP.search(self.problem) is not None
 
 
 class Problem(NamedTuple):
@@ -204,10 +208,13 @@ def _of_wal(state: BackupState, settings: BackupSettings) -> Iterator[Problem]:
             text = "WAL is not stored, so only the moments of backups can be restored"
             yield Problem("WalNotStored", "fail", text, f"{NAME} run-backup-agent")
         return
-    if wal.problem:
-        yield Problem("WalGap" if wal.has_gap else "WalNotStored", "fail", f"WAL: {wal.problem}", status)
-    elif wal.lag_s > settings.max_wal_lag:
-        level = "fail" if wal.lag_s > _SERIOUS * settings.max_wal_lag else "warn"
+    most = max(settings.max_wal_lag, 2 * settings.wal_interval)
+    if wal.problem and wal.has_gap:
+        yield Problem("WalGap", "fail", wal.problem, f"{NAME} backup create")
+    elif wal.problem:
+        yield Problem("WalNotStored", "fail", f"WAL is not stored: {wal.problem}", status)
+    if wal.lag_s > most and (wal.has_gap or not wal.problem):
+        level = "fail" if wal.lag_s > _SERIOUS * most else "warn"
         text = f"WAL has waited for {lasting(wal.lag_s)} to be stored, longer than backup.max_wal_lag"
         yield Problem("WalNotStored", level, f"{text} ({lasting(settings.max_wal_lag)})", status)
 

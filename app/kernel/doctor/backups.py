@@ -11,25 +11,25 @@ from app.kernel.product import NAME
 _SET = f"export BACKUP_TARGET=s3://BUCKET/PREFIX BACKUP_KEY_FILE=FILE  # then {NAME} run-backup-agent; docs/backups.md"
 
 
-async def _problems(d: Deployment) -> list[Problem]:
-    """Return what is wrong. Raises NotChecked where there should be no backups."""
+async def _problems(d: Deployment) -> list[Problem] | None:
+    """Return what is wrong; None where there are no backups."""
     state = await look(d.all)
     if not state.is_expected(d[BackupSettings]):
-        raise NotChecked("there are no backups (backup.target)")
+        return None
     return [*problems(state, d[BackupSettings], is_published=d.is_published)]
 
 
-def _findings(found: list[Problem], about: str) -> list[Finding]:
+def _findings(found: list[Problem] | None, about: str) -> list[Finding]:
+    """Return the findings of a kind. Raises NotChecked where there are no backups."""
+    if found is None:
+        raise NotChecked("there are no backups (backup.target)")
     return [Finding(each.level, each.text, each.fix) for each in found if each.type.startswith(about)]
 
 
 async def backups(d: Deployment) -> AsyncIterator[Finding]:
     """Report backups that are missing, old or failed, and that nobody works on them."""
-    try:
-        found = await _problems(d)
-    except NotChecked:
-        if d.is_published:
-            raise
+    found = await _problems(d)
+    if found is None and not d.is_published:
         yield warn("nobody takes backups of this database", _SET)
         return
     for finding in _findings(found, "Backup"):

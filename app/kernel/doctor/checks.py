@@ -2,6 +2,7 @@
 
 from app.kernel.doctor import (
     Check,
+    backup_machine,
     backups,
     broker,
     configuration,
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     *schema.CHECKS,
     *work.CHECKS,
     *backups.CHECKS,
+    *backup_machine.CHECKS,
     *broker.CHECKS,
     *network.CHECKS,
     *redis.CHECKS,

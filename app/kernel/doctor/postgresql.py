@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.kernel.addresses import endpoints
+from app.kernel.backup.primary import slot_name
 from app.kernel.config import PostgresSettings
 from app.kernel.db.libpq import Attempt
 from app.kernel.db.server import pooler, too_old
@@ -138,6 +139,8 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
     """
     for name, kept_bytes, status in await d.all(slots):
         is_full = kept_bytes > _KEPT_FAIL_BYTES or status in ("unreserved", "lost")
+        if name.startswith(slot_name("")) and not is_full:
+            continue  # the agent of backups advances it without streaming with it
         problem = f"nobody reads the replication slot {name}, which keeps {kept_bytes / 1e6:.0f} MB of WAL on the disk"
         drop = in_shell(f"SELECT pg_drop_replication_slot('{name}')") + "  # unless its reader returns soon"
         yield (fail if is_full else warn)(problem, drop)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.kernel.backup import metrics
+from app.kernel.backup.wal import Gap
 from app.kernel.backup.watching import Problem, look, problems
 from app.kernel.config import BackupSettings, load
 from app.kernel.sentinel.backups import BackupWatch
@@ -39,7 +40,8 @@ CASES: list[tuple[tuple[Run, ...], dict[str, Any], set[tuple[str, str]]]] = [
     (GOOD, {"wal_lag_s": 299}, set()),
     (GOOD, {"wal_lag_s": 301}, {("WalNotStored", "warn")}),
     (GOOD, {"wal_lag_s": 1801}, {("WalNotStored", "fail")}),
-    (GOOD, {"wal_problem": "a gap: 00000001000000000000002A is missing"}, {("WalGap", "fail")}),
+    (GOOD, {"wal_problem": str(Gap(1, 0, 99))}, {("WalGap", "fail")}),
+    (GOOD, {"wal_problem": str(Gap(1, 0, 99)), "wal_lag_s": 301}, {("WalGap", "fail"), ("WalNotStored", "warn")}),
     (GOOD, {"wal_problem": "the target does not answer"}, {("WalNotStored", "fail")}),
     ((BACKUP, ("drill", "failed", 1)), {}, {("DrillFailed", "fail")}),
     ((*GOOD, ("drill", "failed", 1)), {}, {("DrillFailed", "fail")}),
@@ -107,7 +109,9 @@ async def test_metrics_say_what_is_known_and_are_absent_otherwise(bench: Bench) 
     watch = BackupWatch(bench.db, ELSEWHERE, is_published=False)
     await watch.measure()
     assert exposed() == {"backup_expected": 0}
-    recorded(bench.test, *GOOD, ("backup", "failed", 1), wal_lag_s=7, wal_problem="a gap: X is missing")
+    recorded(
+        bench.test, *GOOD, ("backup", "failed", 1), wal_lag_s=7, wal_problem=f"{Gap(1, 0, 99)}. the target is full"
+    )
     await watch.measure()
     assert exposed() == {"backup_expected": 0}  # not due yet
     watch.due_at = 0

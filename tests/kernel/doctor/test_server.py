@@ -42,6 +42,8 @@ def server(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> It
         assert done.returncode == 0, done.stderr
         with found.connect("app") as connection:
             record(connection, *GOOD_BACKUPS)
+        found.run("ALTER ROLE app REPLICATION")
+        set_again(found, "max_slot_wal_keep_size", "'5GB'")
         yield found
 
 
@@ -63,7 +65,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:Deprecati
 
 async def test_a_healthy_production_has_no_findings(planted: Planted) -> None:
     assert await planted.examine() == {}
-    assert planted.skipped == {"tls", "embedded", "collector", "nats", "redis", "replicas"}
+    here = {"backup-target", "backup-machine"}  # no target
+    assert planted.skipped == {"tls", "embedded", "collector", "nats", "redis", "replicas"} | here
 
 
 # Reachable
@@ -148,7 +151,7 @@ def set_again(server: DebianServer, name: str, value: str | None) -> None:
     server.run(f"ALTER SYSTEM RESET {name}" if value is None else f"ALTER SYSTEM SET {name} = {value}", "postgres")
     server.run("SELECT pg_reload_conf()", "postgres")
     expected = "on" if value is None else value
-    eventually(lambda: server.all(f"SHOW {name}", "postgres") == [(expected,)])
+    eventually(lambda: server.all(f"SHOW {name}", "postgres") == [(expected.strip("'"),)])
 
 
 def as_admin(server: DebianServer, fix: str) -> str:
@@ -214,6 +217,25 @@ async def test_a_replication_slot_that_nobody_reads_is_found(planted: Planted, s
     assert "nobody reads the replication slot backup" in found["replication"][1]
     assert "pg_drop_replication_slot" in planted.findings[0].fix
     server.run("SELECT pg_drop_replication_slot('backup')")
+
+
+async def test_a_server_without_what_backups_need_is_found_and_the_remedy_gives_it(
+    planted: Planted, server: DebianServer
+) -> None:
+    server.run("ALTER ROLE app NOREPLICATION")
+    found = await planted.examine()
+    assert found == {"backup-server": ("fail", "the role app may take no backups: it lacks REPLICATION")}
+    planted.apply(as_admin(server, planted.findings[0].fix))
+    set_again(server, "max_slot_wal_keep_size", "-1")
+    found = await planted.examine()
+    assert found.keys() == {"backup-server"}
+    assert found["backup-server"][0] == "warn"
+    planted.apply(as_admin(server, planted.findings[0].fix))
+    eventually(lambda: server.all("SHOW max_slot_wal_keep_size", "postgres") == [("20GB",)])
+    planted.env["BACKUP_WAL"] = "archive"
+    found = await planted.examine("backup-server")
+    assert found == {"backup-server": ("fail", "archive_mode is off, so no WAL is stored (backup.wal: archive)")}
+    del planted.env["BACKUP_WAL"]
 
 
 async def test_a_standby_is_found(planted: Planted, server: DebianServer) -> None:
