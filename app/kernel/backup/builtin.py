@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.kernel.backup import Backup, Target
-from app.kernel.backup.catalogue import BACKUPS, Catalogue, Damaged
-from app.kernel.backup.engine import Prepared, Progress, Pruned, Restore, Verified, Wal
+from app.kernel.backup.catalogue import BACKUPS, Catalogue
+from app.kernel.backup.engine import Damaged, Prepared, Progress, Pruned, Restore, Verified, Wal
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.timelines import lsn_text
 from app.kernel.backup.wal import WalArchive

@@ -1,7 +1,6 @@
 """The catalogue: a signed record of each whole backup, beside what it describes. The names of all objects."""
 
 import json
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,17 +8,15 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from app.kernel.backup import Backup, BackupInvalid, Target
+from app.kernel.backup.engine import Damaged, named
 from app.kernel.backup.sealed import Keys
-from app.kernel.errors import Invalid, NotFound
-from app.kernel.product import NAME
+from app.kernel.errors import NotFound
 
 BACKUPS: Final = "backups/"
 _RECORD: Final = "backup.json"
-_LATEST: Final = "latest"
 _RECORD_BYTES: Final = 4 * 1024 * 1024
 _AT_ONCE: Final = 8
 _BACKUP: Final = TypeAdapter(Backup)
-_LIST: Final = f"{NAME} backup list"
 
 
 def backup_prefix(cluster: str, backup: str) -> str:
@@ -48,15 +45,6 @@ def wal_name(cluster: str, file: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Damaged:
-    """A record that cannot be trusted, and why. What it describes is not listed."""
-
-    cluster: str
-    backup: str
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
 class Catalogue:
     """The backups on a target, of all clusters."""
 
@@ -82,25 +70,7 @@ class Catalogue:
         With `cluster`, only of that one. Raises NotFound, Invalid if several begin so, BackupInvalid if it is damaged.
         """
         whole, damaged = self.read()
-        whole = [backup for backup in whole if cluster in ("", backup.cluster)]
-        if id == _LATEST:
-            if not whole:
-                raise NotFound(f"there is no backup on {self.target.label}", hint=f"{NAME} backup create")
-            return whole[-1]
-        fits: Sequence[Backup | Damaged] = [
-            *(backup for backup in whole if id and backup.id.startswith(id)),
-            *(one for one in damaged if id and one.backup.startswith(id) and cluster in ("", one.cluster)),
-        ]
-        exact = [one for one in fits if (one.id if isinstance(one, Backup) else one.backup) == id]
-        match exact or fits:
-            case [Backup() as backup]:
-                return backup
-            case [Damaged(problem=problem)]:
-                raise BackupInvalid(problem)
-            case []:
-                raise NotFound(f"there is no backup {id!r} on {self.target.label}", hint=_LIST)
-            case several:
-                raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
+        return named(whole, id, cluster, self.target.label, damaged)
 
     def add(self, backup: Backup) -> None:
         """List a backup, all parts of which are stored. Raises Conflict if it is listed."""

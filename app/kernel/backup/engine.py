@@ -7,11 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from app.kernel.backup import Backup
+from app.kernel.backup import Backup, BackupInvalid
+from app.kernel.errors import Invalid, NotFound
+from app.kernel.product import NAME
 
 if TYPE_CHECKING:
-    from app.kernel.backup.catalogue import Damaged
     from app.kernel.process import Process
+
+_LATEST, _LIST = "latest", f"{NAME} backup list"
 
 Advance = Callable[[int], None]
 """Takes the bytes done since the last call. Raises Stopped when the run was asked to stop."""
@@ -95,6 +98,15 @@ class Verified:
     wal_segments: int
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A record that cannot be trusted, and why. What it describes is not listed."""
+
+    cluster: str
+    backup: str
+    problem: str
+
+
 class Engine(Protocol):
     """Takes and restores backups. All methods block; run them in a thread or in a command."""
 
@@ -123,7 +135,7 @@ class Engine(Protocol):
         """
         ...
 
-    def damaged(self) -> "Sequence[Damaged]":
+    def damaged(self) -> Sequence[Damaged]:
         """Return the backups that are known to be damaged without reading them: records, missing parts, sizes."""
         ...
 
@@ -144,19 +156,53 @@ class Engine(Protocol):
         ...
 
 
+def named(
+    whole: Sequence[Backup],
+    id: str,  # noqa: A002 - as in the command
+    cluster: str,
+    label: str,
+    damaged: Sequence[Damaged] = (),
+) -> Backup:
+    """Return one of the backups, oldest first, as `Engine.get` does. `label` says where they are."""
+    whole = [backup for backup in whole if cluster in ("", backup.cluster)]
+    if id == _LATEST:
+        if not whole:
+            raise NotFound(f"there is no backup on {label}", hint=f"{NAME} backup create")
+        return whole[-1]
+    fits: Sequence[Backup | Damaged] = [
+        *(backup for backup in whole if id and backup.id.startswith(id)),
+        *(one for one in damaged if id and one.backup.startswith(id) and cluster in ("", one.cluster)),
+    ]
+    exact = [one for one in fits if (one.id if isinstance(one, Backup) else one.backup) == id]
+    match exact or fits:
+        case [Backup() as backup]:
+            return backup
+        case [Damaged(problem=problem)]:
+            raise BackupInvalid(problem)
+        case []:
+            raise NotFound(f"there is no backup {id!r} on {label}", hint=_LIST)
+        case several:
+            raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
+
+
 def engine_of(p: "Process") -> Engine:
     """Return the engine of the settings. It fetches secrets, which may take seconds; it does not connect.
 
     Raises Misconfigured without a target or a key, StoresUnavailable.
     """
-    from app.kernel.backup.builtin import Builtin
-    from app.kernel.backup.sealed import Keys
-    from app.kernel.backup.targets import target_of
     from app.kernel.config import BackupSettings, Misconfigured
     from app.kernel.db.devserver.embedded import embedded_binaries
 
-    p.settings.demand(BackupSettings)
     settings = p.settings[BackupSettings]
+    if settings.engine == "pgbackrest":
+        from app.kernel.backup.pgbackrest import PgBackRest
+
+        return PgBackRest(settings, embedded_binaries())
     if settings.engine != "builtin":
         raise Misconfigured(f"backup.engine: {settings.engine} is not there yet")
+    from app.kernel.backup.builtin import Builtin
+    from app.kernel.backup.sealed import Keys
+    from app.kernel.backup.targets import target_of
+
+    p.settings.demand(BackupSettings)
     return Builtin(settings, target_of(settings, p.data), Keys.of(settings), embedded_binaries())

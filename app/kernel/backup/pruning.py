@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from loguru import logger
 
 from app.kernel.backup import Backup, BackupInvalid, Stored, Target
-from app.kernel.backup.catalogue import BACKUPS, Catalogue, Damaged, backup_prefix, record_name
-from app.kernel.backup.engine import Pruned
+from app.kernel.backup.catalogue import BACKUPS, Catalogue, backup_prefix, record_name
+from app.kernel.backup.engine import Damaged, Pruned
 from app.kernel.backup.retention import Line, Policy, Retained, retained, trusted_now
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.wal import StoredWal, WalArchive

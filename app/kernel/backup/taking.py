@@ -70,7 +70,7 @@ _REMEDIES: tuple[tuple[str, type[Misconfigured | Unavailable], str, str], ...] =
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
+class Server:
     """What is known of the server."""
 
     cluster: str
@@ -97,8 +97,9 @@ def take(
     """Take a backup and list it. Raises Unavailable, Misconfigured, Denied, TargetUnavailable, Stopped."""
     started_at = datetime.now(UTC)
     id_ = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    with _session(conninfo) as connection:
-        server = _examined(connection)
+    with session(conninfo) as connection:
+        server = examined(connection)
+        _refuse_unfit(server)
         programs = programs_for(server.version, settings, embedded, exact=False)
         connection.execute(_KEEP_WAL, (f"{NAME}_{id_.replace('-', '_').lower()}",))
         command = _command(programs, connection, settings, id_)
@@ -126,7 +127,7 @@ def take(
             wal_segment_bytes=server.segment_bytes,
             key_id=keys.id,
             parts=(part,),
-            counts=_counts(conninfo, progress),
+            counts=counted(conninfo, progress),
         )
     )
     Catalogue(target, keys).add(backup)
@@ -134,7 +135,8 @@ def take(
 
 
 @contextmanager
-def _session(conninfo: str) -> Generator[psycopg.Connection[Any]]:
+def session(conninfo: str) -> Generator[psycopg.Connection[Any]]:
+    """Connect for a backup: without limits of time. Raises Unavailable."""
     try:
         with psycopg.connect(conninfo, autocommit=True) as connection:
             for name in ("idle_session_timeout", "statement_timeout"):
@@ -146,11 +148,21 @@ def _session(conninfo: str) -> Generator[psycopg.Connection[Any]]:
         raise Unavailable(f"the database refused: {' '.join(str(error).split())}") from error
 
 
-def _examined(connection: psycopg.Connection[Any]) -> _Server:
-    """Return what is known of the server. Raises what keeps it from being backed up."""
+def examined(connection: psycopg.Connection[Any]) -> Server:
+    """Return what is known of the server. Raises Unavailable for a standby."""
     row = connection.execute(_SERVER).fetchone()
     assert row is not None
-    server = _Server(*row)
+    server = Server(*row)
+    if server.is_standby:
+        raise Unavailable("the server is a standby: backups are taken from the one that accepts writes")
+    with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+        if found := connection.execute(_SCHEMA).fetchone():
+            return replace(server, schema=found[0])
+    return server
+
+
+def _refuse_unfit(server: Server) -> None:
+    """Raise what keeps it from being backed up with pg_basebackup."""
     if not server.may_replicate:
         raise Denied(
             f"the role {server.user} may not replicate, which backups need",
@@ -164,12 +176,6 @@ def _examined(connection: psycopg.Connection[Any]) -> _Server:
         )
     if server.wal_level == "minimal":
         raise Misconfigured("wal_level of the server is minimal; backups need replica, which takes a restart")
-    if server.is_standby:
-        raise Unavailable("the server is a standby: backups are taken from the one that accepts writes")
-    with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
-        if found := connection.execute(_SCHEMA).fetchone():
-            return replace(server, schema=found[0])
-    return server
 
 
 def _command(programs: Path, connection: psycopg.Connection[Any], settings: BackupSettings, id_: str) -> list[str]:
@@ -198,7 +204,7 @@ def _command(programs: Path, connection: psycopg.Connection[Any], settings: Back
 class _Stream:
     """The archive that pg_basebackup writes, and what is read of it as it passes."""
 
-    def __init__(self, command: list[str], password: str, server: _Server) -> None:
+    def __init__(self, command: list[str], password: str, server: Server) -> None:
         self._server = server
         self.child = child.start(command, {"PGPASSWORD": password} if password else {}, stdout=subprocess.PIPE)
         self._label, self._manifest_end = bytearray(), bytearray()
@@ -281,7 +287,8 @@ class _Stream:
         return Unavailable(f"pg_basebackup failed: {said}")
 
 
-def _counts(conninfo: str, progress: Progress) -> Counts | None:
+def counted(conninfo: str, progress: Progress) -> Counts | None:
+    """Return the rows of all tables; None, with a warning, if they cannot be counted."""
     progress.step("count rows", None)
     try:
         return take_counts(conninfo)

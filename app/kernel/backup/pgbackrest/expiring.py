@@ -1,0 +1,75 @@
+"""Expires backups and WAL by our retention; pgBackRest's own settings of it are not used."""
+
+import re
+from datetime import UTC, datetime
+
+from app.kernel.backup import Backup
+from app.kernel.backup.engine import Pruned
+from app.kernel.backup.pgbackrest.program import Program
+from app.kernel.backup.pgbackrest.repository import read, segments, stored_at
+from app.kernel.backup.retention import Line, Policy, retained, trusted_now
+from app.kernel.backup.timelines import history_name, history_of, wal_file
+
+_EXPIRED = re.compile(r"remove archive, start = ([0-9A-F]{24}), stop = ([0-9A-F]{24})")
+
+
+def expire(program: Program, policy: Policy, now: datetime, *, is_dry: bool) -> Pruned:
+    """Expire the backups that a retention does not keep, and the WAL before those of its window."""
+    repository = read(program)
+    end = trusted_now(repository.backups, now)
+    if end is None:
+        return Pruned(kept=tuple(backup.id for backup in repository.backups))
+    window: list[Backup] = []
+    longer: list[Backup] = []
+    for cluster in {backup.cluster for backup in repository.backups}:
+        found = [backup for backup in repository.backups if backup.cluster == cluster]
+        archive = next((name for of, name, _ in repository.archives if of == cluster), "")
+        lines = _lines(program, archive, found[-1].wal_segment_bytes) if archive else {}
+        kept = retained(found, lines, policy, end)
+        window += kept.window
+        longer += kept.longer
+    ids = {backup.id for backup in (*window, *longer)}
+    expired = [backup for backup in repository.backups if backup.id not in ids]
+    for backup in reversed(expired if not is_dry else expired[:0]):  # what depends on others is newer
+        program.run("expire", "--repo=1", f"--set={backup.id}")
+    now_there, since = read(program), min(backup.finished_at for backup in window)
+    kept_fulls = [backup for backup in now_there.backups if backup.id in now_there.full and backup not in expired]
+    in_window = sum(backup.finished_at >= since for backup in kept_fulls)
+    return Pruned(
+        tuple(backup.id for backup in expired),
+        tuple(backup.id for backup in repository.backups if backup.id in ids),
+        _expire_wal(program, repository.backups[0].finished_at, in_window, window[0].wal_segment_bytes, is_dry=is_dry),
+        sum(backup.stored_bytes for backup in expired),
+    )
+
+
+def _lines(program: Program, archive: str, size: int) -> dict[int, Line]:
+    """Return the timelines of an archive: what they come from, and when WAL of them was stored last."""
+    newest = {file.timeline: file.name for file in segments(program, archive, size)}
+    found: dict[int, Line] = {}
+    for timeline, name in newest.items():
+        forks = ()
+        if timeline > 1:
+            path = f"archive/{program.stanza}/{archive}/{history_name(timeline)}"
+            forks = history_of(program.run("repo-get", "--repo=1", "--ignore-missing", path))
+        found[timeline] = Line(forks, stored_at(program, archive, name))
+    return found
+
+
+def _expire_wal(program: Program, oldest: datetime, fulls: int, size: int, *, is_dry: bool) -> int:
+    """Expire the WAL before the newest full backups but what older ones need; return the number of its segments.
+
+    In the same run, pgBackRest expires backups by age: none is that old.
+    """
+    days = (datetime.now(UTC) - oldest).days + 2
+    printed = program.run(
+        *("expire", "--repo=1", "--repo1-retention-full-type=time", f"--repo1-retention-full={days}"),
+        *("--repo1-retention-archive-type=full", f"--repo1-retention-archive={fulls}"),
+        *("--log-level-console=detail", *(["--dry-run"] if is_dry else [])),
+    )
+    return sum(_between(first, last, size) for first, last in _EXPIRED.findall(printed))
+
+
+def _between(first: str, last: str, size: int) -> int:
+    begin, end = (wal_file(name, size) for name in (first, last))
+    return 1 + (end.number or 0) - (begin.number or 0) if begin and end else 0

@@ -1,0 +1,296 @@
+"""The engine `pgbackrest`, with Debian's pgBackRest and PostgreSQL 15."""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from app.kernel.backup import Backup, BackupInvalid, BackupRunning, TargetUnavailable
+from app.kernel.backup.counts import compare
+from app.kernel.backup.engine import Progress, Restore, Stopped
+from app.kernel.backup.pgbackrest import PgBackRest
+from app.kernel.backup.pgbackrest.expiring import expire
+from app.kernel.backup.pgbackrest.program import Program
+from app.kernel.backup.retention import Policy
+from app.kernel.backup.scratch import scratch_server
+from app.kernel.config import BackupSettings, Misconfigured, load
+from app.kernel.errors import Conflict, NotFound
+from app.processes import sections
+from tests.conftest import PostgresServer, program, required
+from tests.support.debian import DebianServer, debian_server, installed
+from tests.support.project import ROOT, eventually
+
+SILENT = Progress(lambda _name, _size: lambda _done: None)
+PACKAGE = "repo1-bundle=y\ncompress-type=none\nprocess-max=2\nlog-level-file=off\n"
+
+
+@dataclass
+class Stanza:
+    """A server whose WAL pgBackRest archives, and the engine."""
+
+    server: DebianServer
+    engine: PgBackRest
+
+    @property
+    def repository(self) -> Path:
+        return self.server.folder / "repository"
+
+    @property
+    def program(self) -> Program:
+        return Program("main", self.engine.settings.pgbackrest_config)
+
+    @property
+    def conninfo(self) -> str:
+        return f"host={self.server.folder} port={self.server.port} user=admin dbname=app"
+
+    def take(self) -> Backup:
+        return self.engine.create(self.conninfo, SILENT)
+
+    def newest(self) -> Backup:
+        """Return the newest backup, or a new one."""
+        return next(reversed(self.engine.list()), None) or self.take()
+
+    def archived(self) -> None:
+        """Fill a segment of WAL, and wait until it is stored."""
+        self.server.run("SELECT pg_current_xact_id()")
+        [(name,)] = self.server.all("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        self.server.run("SELECT pg_switch_wal()")
+        eventually(lambda: any(self.repository.rglob(f"{name}-*")))
+
+    @contextmanager
+    def restored(self, folder: Path) -> Iterator[psycopg.Connection]:
+        """Restore all that is stored; give a connection to it."""
+        prepared = self.engine.prepare(Restore(folder), SILENT)
+        (folder / "recovery.signal").touch()
+        with prepared.wal() as command:
+            options = {"restore_command": command, "hot_standby": "off"}
+            with (
+                scratch_server(folder, prepared.programs, options, users=("admin",), until=("ready",)) as server,
+                psycopg.connect(server.conninfo("app")) as connection,
+            ):
+                yield connection
+
+
+@contextmanager
+def moved(path: Path, away: Path) -> Iterator[None]:
+    """Have a file or a folder elsewhere."""
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+def settings(**changes: str) -> BackupSettings:
+    found = load(ROOT, sections(), {"APP_ENV": "test"})[BackupSettings]
+    return replace(found, engine="pgbackrest", pgbackrest_stanza="main", **changes)
+
+
+def configure(server: Path, data: Path, where: str, owner: int) -> Path:
+    """Write the configuration of pgBackRest, of an account."""
+    for name in ("repository", "lock"):
+        (server / name).mkdir()
+        os.chown(server / name, owner, owner)
+    config = server / "pgbackrest.conf"
+    paths = f"repo1-path={server / 'repository'}\nlock-path={server / 'lock'}\n"
+    config.write_text(f"[global]\n{paths}{PACKAGE}[main]\npg1-path={data}\n{where}\n")
+    os.chown(config, owner, owner)
+    return config
+
+
+@pytest.fixture(scope="module")
+def stanza() -> Iterator[Stanza]:
+    program("pgbackrest")
+    binaries = installed(15)
+    if binaries is None:
+        required("PostgreSQL 15")
+    with debian_server(Path(str(binaries)), fsync="off", wal_level="replica", archive_mode="on") as server:
+        server.folder.chmod(0o711)  # the account of a restored server passes through
+        where = f"pg1-port={server.port}\npg1-socket-path={server.folder}\npg1-user=admin"
+        config = configure(server.folder, server.data, where, server.folder.stat().st_uid)
+        made = Stanza(server, PgBackRest(settings(pgbackrest_config=str(config))))
+        with pytest.raises(Misconfigured, match="has no stanza main") as refused:
+            made.engine.list()
+        assert refused.value.hint == f"pgbackrest --config={config} --stanza=main stanza-create"
+        made.program.run("stanza-create")
+        server.run(f"ALTER SYSTEM SET archive_command = 'pgbackrest --config={config} --stanza=main archive-push %p'")
+        server.run("SELECT pg_reload_conf()")
+        server.run("CREATE TABLE rows AS SELECT generate_series(1, 1000) AS number")
+        yield made
+        server.kill()  # a clean stop waits for the archive
+
+
+def test_a_backup_has_what_a_drill_needs_in_the_repository_and_restores_to_the_last_stored_row(
+    stanza: Stanza, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    taken = stanza.engine.create(stanza.conninfo, Progress(lambda _name, _size: done.append))
+    assert sum(done) > 20_000_000
+    assert taken.counts is not None
+    assert [(count.table, count.rows) for count in taken.counts.tables] == [("public.rows", 1000)]
+    assert (taken.server_version // 10_000, taken.database, taken.app_version != "") == (15, "app", True)
+    assert list(stanza.engine.list()) == [taken]
+    assert stanza.engine.get("latest") == stanza.engine.get(taken.id[:-1]) == taken
+    assert stanza.engine.verify(taken, SILENT).problems == ()
+
+    stanza.server.run("INSERT INTO rows VALUES (1001)")
+    stanza.archived()
+    wal = stanza.engine.wal(taken.cluster)
+    assert wal is not None
+    assert (wal.gap, wal.timeline) == ("", 1)
+    folder = stanza.server.folder / "restored"
+    with stanza.restored(folder) as copy:
+        assert copy.execute("SELECT count(*) FROM rows").fetchone() == (1001,)
+        assert compare(copy.info.dsn, taken.counts).problems == ()  # knows of the row that was inserted after them
+    with pytest.raises(Conflict, match="is not empty"):
+        stanza.engine.prepare(Restore(folder), SILENT)
+    with pytest.raises(NotFound, match="what can be restored begins at"):
+        stanza.engine.prepare(Restore(tmp_path / "early", to=taken.finished_at - timedelta(seconds=1)), SILENT)
+
+
+def test_a_missing_segment_is_reported_and_ends_no_recovery_early(stanza: Stanza) -> None:
+    taken = stanza.newest()
+    stanza.archived()
+    stanza.archived()
+    missing = sorted(stanza.repository.rglob("0000000100000000*-*"))[-2]
+    name = missing.name.partition("-")[0]
+    with moved(missing, stanza.server.folder / missing.name):
+        wal = stanza.engine.wal(taken.cluster)
+        assert wal is not None
+        assert wal.gap.startswith("WAL is missing between 0000000100000000")
+        assert stanza.engine.verify(taken, SILENT).problems == (wal.gap,)
+        told = f"the WAL segment {name} is not stored, although later ones are"
+        with pytest.raises(BackupInvalid, match=told), stanza.restored(stanza.server.folder / "cut"):
+            pass
+
+
+def test_a_repository_that_cannot_be_read_ends_no_recovery_early(stanza: Stanza) -> None:
+    stanza.newest()
+    folder = stanza.server.folder / "unread"
+    prepared = stanza.engine.prepare(Restore(folder), SILENT)
+    (folder / "recovery.signal").touch()
+    away = stanza.repository.with_name("away")
+
+    def recover() -> None:
+        with prepared.wal() as command:
+            stanza.repository.rename(away)
+            with scratch_server(folder, prepared.programs, {"restore_command": command}, until=("ready",)):
+                pass
+
+    with pytest.raises(Misconfigured, match="has no stanza"):
+        recover()
+    away.rename(stanza.repository)
+    stanza.repository.chmod(0)
+    if os.geteuid() != 0 or stanza.program.account():
+        with pytest.raises(TargetUnavailable, match="Permission denied"):
+            stanza.engine.list()
+    stanza.repository.chmod(0o700)
+
+
+def test_a_flipped_bit_in_a_backup_is_found(stanza: Stanza) -> None:
+    taken = stanza.newest()
+    largest = max(
+        (stanza.repository / "backup/main" / taken.id).rglob("bundle/*"), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    [problem] = stanza.engine.verify(taken, SILENT).problems
+    assert problem.startswith(f"the backup {taken.id} is invalid: 1 of ")
+
+
+def test_our_retention_expires_backups_and_their_wal(stanza: Stanza) -> None:
+    while len(stanza.engine.list()) < 5:
+        stanza.take()
+    before = [backup.id for backup in stanza.engine.list()]
+    first = min(path.name for path in stanza.repository.rglob("0000000100000000*-*"))
+    assert stanza.engine.prune(is_dry=False).backups == ()
+    policy, later = Policy(timedelta(seconds=1), 0, 0), datetime.now(UTC) + timedelta(days=1)
+    would = expire(stanza.program, policy, later, is_dry=True)
+    assert [backup.id for backup in stanza.engine.list()] == before
+    done = expire(stanza.program, policy, later, is_dry=False)
+    assert would.backups == done.backups == tuple(before[:-4])  # three are the window, and one leads into it
+    assert [backup.id for backup in stanza.engine.list()] == list(done.kept) == before[-4:]
+    assert done.wal_segments > 0
+    assert done.freed_bytes > 0
+    assert min(path.name for path in stanza.repository.rglob("0000000100000000*-*")) > first
+    assert stanza.engine.verify(stanza.engine.get("latest"), SILENT).problems == ()
+
+
+def test_a_backup_that_is_asked_to_stop_ends_and_is_not_listed(stanza: Stanza) -> None:
+    def advance(_done: int) -> None:
+        raise Stopped
+
+    before = stanza.engine.list()
+    with pytest.raises(Stopped):
+        stanza.engine.create(stanza.conninfo, Progress(lambda _name, _size: advance))
+    assert stanza.engine.list() == before
+
+
+def _other_cluster(stanza: Stanza, postgres: PostgresServer) -> None:
+    stanza.engine.create(postgres.conninfo(), SILENT)
+
+
+def _locked(stanza: Stanza, _postgres: PostgresServer) -> None:
+    with (stanza.server.folder / "lock/main-backup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        Path(lock.name).chmod(0o666)
+        stanza.take()
+
+
+def _no_program(stanza: Stanza, _postgres: PostgresServer) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        stanza.engine.list()
+
+
+def _unknown_stanza(stanza: Stanza, _postgres: PostgresServer) -> None:
+    PgBackRest(replace(stanza.engine.settings, pgbackrest_stanza="other")).list()
+
+
+def _unreachable(stanza: Stanza, _postgres: PostgresServer) -> None:
+    PgBackRest(replace(stanza.engine.settings, pgbackrest_config="/nowhere/pgbackrest.conf")).list()
+
+
+def _too_new(stanza: Stanza, _postgres: PostgresServer) -> None:
+    data = stanza.server.folder / "newer/global"
+    data.mkdir(parents=True)
+    control = struct.pack("=QII", 1, 9900, 299901010).ljust(8192, b"\0")  # of a PostgreSQL that nobody knows yet
+    (data / "pg_control").write_bytes(control)
+    into = str(stanza.server.folder / "segment")
+    stanza.program.run(f"--pg1-path={data.parent}", "archive-get", "000000010000000000000001", into)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "told"),
+    [
+        (_other_cluster, Misconfigured, "is of the cluster"),
+        (_locked, BackupRunning, "unable to acquire lock"),
+        (_no_program, Misconfigured, "there is no program pgbackrest here"),
+        (_unknown_stanza, Misconfigured, "has no stanza other"),
+        (_unreachable, Exception, "pgbackrest.conf|as root"),
+        (_too_new, Misconfigured, r"pgBackRest 2\.\d+ is too old for this version of PostgreSQL"),
+    ],
+)
+def test_what_pgbackrest_refuses_is_one_line(
+    stanza: Stanza,
+    postgres: PostgresServer,
+    case: Callable[[Stanza, PostgresServer], None],
+    kind: type[Exception],
+    told: str,
+) -> None:
+    with pytest.raises(kind, match=told) as refused:
+        case(stanza, postgres)
+    assert "\n" not in str(refused.value)
+
+
+def test_root_runs_pgbackrest_as_the_owner_of_its_configuration(stanza: Stanza) -> None:
+    owner = Path(stanza.engine.settings.pgbackrest_config).stat().st_uid
+    assert {path.stat().st_uid for path in stanza.repository.rglob("*")} == {owner}
