@@ -15,11 +15,11 @@ _FAR = timedelta(days=100)
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _COLOURS = {
-    "green": ("done", "resolved", "applied", "accepted", "succeeded"),
+    "green": ("done", "resolved", "applied", "accepted", "succeeded", "ok"),
     "yellow": ("leased", "waiting", "pending", "paused", "muted"),
     "red": ("dead", "failed", "open", "regressed", "edited", "damaged"),
     "cyan": ("ready", "running"),
-    "bright_black": ("cancelled", "unknown"),
+    "bright_black": ("cancelled", "unknown", "skipped"),
 }
 COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
 """The colours of states."""

@@ -11,7 +11,7 @@ from app.kernel.actions.columns import Column, Columns
 from app.kernel.backup import QUEUE, Kind
 from app.kernel.config import BackupSettings
 from app.kernel.product import NAME
-from app.kernel.text import exact, lasting
+from app.kernel.text import exact, lasting, size_text
 
 DRILL_MAX_AGE_S = 8 * 86400.0
 """A newest good drill older than this is reported: they run weekly."""
@@ -41,11 +41,6 @@ _NOW: LiteralString = """
 """
 
 
-def megabytes(size: int | None) -> str:
-    """Return a size in megabytes or gigabytes; an empty text for None."""
-    return "" if size is None else f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
-
-
 @dataclass(frozen=True, slots=True)
 class BackupRun:
     """A run of a backup, a drill, a pruning or a verification. `details` depend on the kind."""
@@ -70,11 +65,9 @@ class BackupRun:
         Column("started", "started_at"),
         Column("took", lambda run: lasting(run.took_s)),
         Column("backup", lambda run: run.backup_id),
-        Column("size", lambda run: megabytes(run.size_bytes)),
-        Column("stored", lambda run: megabytes(run.stored_bytes)),
+        Column("size", lambda run: size_text(run.size_bytes)),
+        Column("stored", lambda run: size_text(run.stored_bytes)),
         Column("problem"),
-        Column("engine", extra=True),
-        Column("runner", extra=True),
     )
 
     @property
@@ -181,20 +174,22 @@ def problems(state: BackupState, settings: BackupSettings, *, is_published: bool
         return
     if not state.is_attended:
         yield Problem("BackupUnattended", "fail", f"nobody works on the queue {QUEUE}", f"{NAME} run-backup-agent")
-    yield from _of_backups(state, settings)
+    yield from _of_backups(state, settings, is_published=is_published)
     yield from _of_wal(state, settings)
     yield from _of_drills(state)
 
 
-def _of_backups(state: BackupState, settings: BackupSettings) -> Iterator[Problem]:
+def _of_backups(state: BackupState, settings: BackupSettings, *, is_published: bool) -> Iterator[Problem]:
     good, last = state.good("backup"), state.last("backup")
     create = f"{NAME} backup create"
     if last is not None and last.state == "failed":
         text = f"the backup of {exact(last.started_at)} failed: {last.problem}"
         yield Problem("BackupFailed", "warn", text, create)
     if good is None:
-        level = "fail" if state.is_long(state.since, settings.max_age) else "warn"
-        yield Problem("BackupMissing", level, "there is no backup of this database", create)
+        is_due = state.is_long(state.since, settings.max_age)
+        if is_due or not is_published:
+            text = "there is no backup of this database"
+            yield Problem("BackupMissing", "fail" if is_due else "warn", text, create)
     elif state.is_long(good.finished_at, settings.max_age):
         age, most = state.age_s(good) / 3600, settings.max_age / 3600
         text = f"the newest backup is {age:.0f} h old, more than backup.max_age ({most:.3g} h)"

@@ -17,7 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 6, 16, 20
 _TICKS, _TIMES = 4, 5
 _GAP = 2.5
 """A line is interrupted where the next point is so many times farther away than usual."""
-_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720, 1440, 2880, 10080)
+_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720, 1440, 2880, 10080, 20160, 43200, 129600)
 
 
 @dataclass(frozen=True, slots=True)

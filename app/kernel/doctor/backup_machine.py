@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.kernel.backup.primary import slot_name
-from app.kernel.backup.watching import look, megabytes
+from app.kernel.backup.watching import look
 from app.kernel.config import BackupSettings, Misconfigured, PostgresSettings
 from app.kernel.db import Row
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import NotFound, Refusal
 from app.kernel.product import NAME
+from app.kernel.text import size_text
 
 if TYPE_CHECKING:
     from app.kernel.backup.builtin import Builtin
@@ -175,7 +176,7 @@ async def machine(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(f"backup.scratch: {scratch}: {error.strerror}", f"mkdir -p {shlex.quote(str(scratch))}")
         return
     if newest is not None and newest.size_bytes is not None and free < _ROOM * newest.size_bytes:
-        text = f"a drill needs {megabytes(int(_ROOM * newest.size_bytes))}, and {scratch} has {megabytes(free)}"
+        text = f"a drill needs {size_text(int(_ROOM * newest.size_bytes))}, and {scratch} has {size_text(free)}"
         yield warn(text, "export BACKUP_SCRATCH=FOLDER  # with more room")
 
 

@@ -71,6 +71,33 @@ _ROLLOUT = """
     FROM kernel.rollouts WHERE version <> %s
 """
 _START_EARLIER = "UPDATE kernel.rollouts SET at = now() - interval '38 minutes' WHERE version = %s"
+# a backup each night, of which one failed; a drill each week, the last one an hour ago
+_BACKUPS = """
+    INSERT INTO kernel.backup_runs (id, kind, state, engine, backup_id, started_at, finished_at, runner, size_bytes,
+        stored_bytes, problem, details)
+    SELECT overlay(kernel.uuid7()::text placing substr(ms, 1, 8) || '-' || substr(ms, 9) from 1)::uuid, kind,
+        CASE WHEN is_bad THEN 'failed' ELSE 'succeeded' END, 'builtin',
+        CASE WHEN NOT is_bad THEN to_char(at, 'YYYYMMDD"T021500Z-3f2a"') END, at, at + took, 'agent-1:77',
+        CASE WHEN NOT is_bad THEN 5e9 - age * 1e6 END, CASE WHEN NOT is_bad THEN 12e8 - age * 3e5 END,
+        CASE WHEN is_bad THEN 's3://backups/shop: the target does not answer' END, details
+    FROM (
+        SELECT *, lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') AS ms FROM (
+        SELECT 'backup' AS kind, n * 24 AS age, now() - n * interval '24 hours' - interval '2 hours' AS at,
+            interval '70 s' + random() * interval '20 s' AS took, n = 9 AS is_bad, '{}'::jsonb AS details
+        FROM generate_series(0, 27) n
+        UNION ALL
+        SELECT 'drill', n * 168, now() - n * interval '168 hours' - interval '1 hour', interval '140 s', false,
+            jsonb_build_object('rto_s', 138 - n * 3 + random() * 6, 'rpo_s', 20 + random() * 30, 'checks', '[
+                {"name": "files", "state": "ok", "summary": "1,213 files as in the manifest", "problems": [],
+                 "notes": [], "seconds": 6.1},
+                {"name": "rows", "state": "ok", "summary": "48 tables, 8,123,456 rows", "problems": [], "notes": [],
+                 "seconds": 11.4},
+                {"name": "login", "state": "ok", "summary": "a new account signed in", "problems": [], "notes": [],
+                 "seconds": 2.2}]'::jsonb)
+        FROM generate_series(0, 11) n
+        ) each
+    ) made
+"""
 _POINT = """
     INSERT INTO kernel.series (resolution, at, measured_at, seconds, counts, gauges)
     VALUES (%s, date_trunc(%s, %s::timestamptz, 'UTC'), %s, %s, %s, %s) ON CONFLICT DO NOTHING
@@ -92,6 +119,7 @@ async def write(db: Database, act: Act, shop: Shop) -> None:
     await db.run(_ROLLOUT, (FORMER, FORMER))
     await db.run(_START_EARLIER, (VERSION,))
     await _series(db)
+    await db.run(_BACKUPS)
     for number in range(_ORDERS + 1, _ORDERS + 60):  # what was resolved comes back
         await shop.sell(db, number)
     await _idle(db)

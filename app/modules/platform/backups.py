@@ -9,7 +9,7 @@ from annotated_types import Interval
 
 from app.kernel.actions import Database, Doc, Note, Transaction, change, read
 from app.kernel.actions.columns import Column, Columns
-from app.kernel.backup.watching import COLUMNS, BackupRun, BackupState, StoredWal, look, megabytes
+from app.kernel.backup.watching import COLUMNS, BackupRun, BackupState, StoredWal, look
 from app.kernel.db import where
 from app.kernel.doctor import Attention, Need
 from app.kernel.errors import NotFound
@@ -17,7 +17,7 @@ from app.kernel.paging import Cursor, Limit, Page, after, next_cursor
 from app.kernel.product import NAME
 from app.kernel.queue import Task
 from app.kernel.queue.enqueue import Queue
-from app.kernel.text import lasting
+from app.kernel.text import lasting, size_text
 from app.modules.platform.backup_jobs import BACKUP, DRILL, PRUNE
 
 _CHECKS = frozenset({"backups", "wal", "drills"})
@@ -97,7 +97,7 @@ class BackupSummary:
 
     columns: ClassVar[Columns] = (
         Column("newest backup", "backup_at"),
-        Column("size", lambda summary: megabytes(summary.size_bytes)),
+        Column("size", lambda summary: size_text(summary.size_bytes)),
         Column("WAL lag", lambda summary: lasting(summary.wal_lag_s)),
         Column("last drill", "drill_at"),
         Column("RTO", lambda summary: lasting(summary.rto_s)),

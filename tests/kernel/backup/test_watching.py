@@ -68,6 +68,7 @@ async def test_where_there_should_be_no_backups_nothing_is_missed_and_where_ther
     assert await found(bench, ELSEWHERE) == []
     recorded(bench.test, wal_lag_s=None)
     assert [(each.type, each.level) for each in await found(bench, HERE)] == [("BackupMissing", "warn")]
+    assert await found(bench, HERE, is_published=True) == []
     watch = BackupWatch(bench.db, HERE, is_published=False)
     assert await watch.problems() == []  # a first backup is not due yet
     age = (
