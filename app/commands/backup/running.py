@@ -20,7 +20,17 @@ T = TypeVar("T")
 
 def with_engine(name: str, work: "Callable[[Engine, Progress], T]") -> T:
     """Run work that needs the target and not the database."""
-    return run_once(f"backup {name}", lambda p: _in_thread(lambda progress: work(engine_for(p), progress)))
+    return run_once(f"backup {name}", lambda p: _in_thread(lambda progress: work(_engine(p), progress)))
+
+
+def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]") -> T:
+    """Run work that needs no database; it is given the connection string of the server if one answers."""
+
+    async def body(p: "Process") -> T:
+        where = await _reachable(p)
+        return await _in_thread(lambda progress: work(p, progress, where))
+
+    return run_once(f"backup {name}", body)
 
 
 def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
@@ -30,7 +40,7 @@ def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
         from app.kernel.db.server import server
 
         found = await p.use(server)
-        return await _in_thread(lambda progress: _answered(work, engine_for(p), progress, found.conninfo()))
+        return await _in_thread(lambda progress: _answered(work, _engine(p), progress, found.conninfo()))
 
     return run_once(f"backup {name}", body)
 
@@ -52,8 +62,19 @@ def _answered(work: "Callable[[Engine, Progress, str], T]", engine: "Engine", pr
         raise refusal from error
 
 
-def engine_for(p: "Process") -> "Engine":
-    """Return the engine of the settings, which is imported on use."""
+async def _reachable(p: "Process") -> str | None:
+    """Return the connection string of the server if it answers now; the embedded one starts, but is not created."""
+    from app.kernel.config import PostgresSettings
+    from app.kernel.db.server import configured_server, server
+
+    settings = p.settings[PostgresSettings]
+    if not settings.host:
+        return (await p.use(server)).conninfo() if (p.data / "postgres").is_dir() else None
+    found = configured_server(settings, p.name)
+    return found.conninfo() if (await found.attempt()).server_version else None
+
+
+def _engine(p: "Process") -> "Engine":
     from app.kernel.backup.engine import engine_of
 
     return engine_of(p)

@@ -25,14 +25,14 @@ _WHERE: LiteralString = """
 """
 # a restore empties unlogged tables; what the role may not read is left out
 _TABLES: LiteralString = """
-    SELECT format('%I.%I', n.nspname, c.relname), c.oid, n.nspname, c.relname, c.relfilenode,
-        coalesce(pg_relation_size(c.oid), 0)
+    SELECT format('%I.%I', n.nspname, c.relname), c.oid, n.nspname, c.relname, c.relfilenode
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
-    ORDER BY 6, 1
+    ORDER BY c.relpages, 1
 """
 _FILE: LiteralString = "SELECT pg_relation_filenode(%s)"
+_SIZE: LiteralString = "SELECT coalesce(pg_relation_size(%s), 0)"  # waits for who has locked the table
 _NAME: LiteralString = """
     SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = to_regclass(%s)
@@ -59,14 +59,13 @@ _MISSING: LiteralString = """
 
 
 class Table(NamedTuple):
-    """A table: its name in SQL, oid, schema, name, file and size in bytes."""
+    """A table: its name in SQL, oid, schema, name, and file."""
 
     text: str
     oid: int
     schema: str
     name: str
     file: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +147,12 @@ def _limit(connection: psycopg.Connection[Any], seconds: float) -> None:
 def _counted(connection: psycopg.Connection[Any], table: Table, seconds: float) -> Count | None:
     """Count a table; None if it was dropped or rewritten after the snapshot, or cannot be counted in time."""
     percent = 100.0
-    if table.size_bytes > _LARGE_BYTES:
-        percent = float(f"{100 * _READ_BYTES / table.size_bytes:.3g}")
     try:
         with connection.transaction(force_rollback=True):  # releases the lock of the table
             _limit(connection, seconds)
+            [size_bytes] = _row(connection, _SIZE, table.oid)
+            if size_bytes > _LARGE_BYTES:
+                percent = float(f"{100 * _READ_BYTES / size_bytes:.3g}")
             rows = _rows(connection, table.schema, table.name, percent)
             if _row(connection, _FILE, table.oid)[0] != table.file:
                 return None

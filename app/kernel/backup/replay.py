@@ -18,7 +18,9 @@ _ATTEMPTS = 6
 _MISSED = "recovery ended before configured recovery target was reached"
 _TOO_LOW = ("insufficient parameter settings", "is a lower setting than on the")
 _LAST_TRANSACTION = re.compile(rb"last completed transaction was at log time (\S+ \S+)")
-_IS_PAUSED: LiteralString = "SELECT pg_is_wal_replay_paused()"
+_IS_THERE: LiteralString = """
+    SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() = 'paused' ELSE true END
+"""
 _STATE: LiteralString = """
     SELECT pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp(),
         CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END
@@ -111,19 +113,17 @@ def replaying(
 
 def _wait(server: Scratch, tick: Callable[[Scratch], object]) -> None:
     """Wait until it is paused at the target, or accepts writes."""
-    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
 
-        def is_there(server: Scratch) -> bool:
-            if server.accepts_writes():
-                return True
-            if any(text.encode() in server.output for text in _TOO_LOW):
-                raise ServerEnded(server.folder, server.output)
-            try:
-                return bool(_one(connection, _IS_PAUSED)[0])
-            except psycopg.OperationalError:  # it ends
-                return False
+    def is_there(server: Scratch) -> bool:
+        if any(text.encode() in server.output for text in _TOO_LOW):
+            raise ServerEnded(server.folder, server.output)
+        try:
+            with psycopg.connect(server.conninfo()) as connection:
+                return bool(_one(connection, _IS_THERE)[0])
+        except psycopg.OperationalError:  # it ends
+            return False
 
-        server.wait(is_there, tick=tick)
+    server.wait(is_there, tick=tick)
 
 
 def _replayed(server: Scratch, newest: datetime | None, *, is_reached: bool) -> Replayed:

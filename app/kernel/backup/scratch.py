@@ -32,6 +32,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.product import NAME
 
 _IDLE_S = 300.0
+_ENDING_S = 2.0
 _LOG_BYTES = 200_000
 _ASIDE = "postgresql.auto.conf"
 _REPORTING, _LOGIN_TRIGGERS = 15, 17  # major versions since which a server reports progress of recovery, has these
@@ -55,6 +56,10 @@ _OPTIONS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+
+
+class _NoProgress(Unavailable):
+    """The server has logged nothing for long."""
 
 
 class ServerEnded(Unavailable):
@@ -115,7 +120,7 @@ class Scratch:
             if (size := self.log.stat().st_size) != seen:
                 seen, deadline = size, time.monotonic() + idle_s
             if time.monotonic() > deadline:
-                raise Unavailable(f"PostgreSQL made no progress on {self.folder} in {idle_s:g} s")
+                raise _NoProgress(f"PostgreSQL made no progress on {self.folder} in {idle_s:g} s")
             time.sleep(STEP_S)
 
     def accepts_reads(self) -> bool:
@@ -123,7 +128,7 @@ class Scratch:
         return self.state in {"standby", "ready"}
 
     def accepts_writes(self) -> bool:
-        """Return whether it accepts writes."""
+        """Return whether it accepts writes, if it was started with `hot_standby=off`; else at least reads."""
         return self.state == "ready"
 
 
@@ -252,4 +257,6 @@ def _superuser(server: Scratch, users: Sequence[str]) -> str:
         except psycopg.OperationalError as error:
             if "role " not in (told := telling(str(error).encode())):
                 reason = told.partition("failed: ")[2] or told
+    with suppress(_NoProgress):  # it may be ending, which has a better reason
+        server.wait(lambda _: False, idle_s=_ENDING_S)
     raise Unavailable(f"PostgreSQL runs on {server.folder}, but refuses connections: {reason}")

@@ -10,8 +10,8 @@ from app.kernel.backup.drill.database import content, foreign_keys, indexes, ses
 from app.kernel.backup.drill.manifest import manifest
 from app.kernel.backup.drill.migrated import migrations
 from app.kernel.backup.drill.queue import INVARIANTS, queue
-from tests.conftest import TestDatabase, postgres_binaries
-from tests.kernel.backup.copies import programs
+from app.kernel.db.devserver.embedded import embedded_binaries
+from tests.conftest import TestDatabase, postgres_binaries, program
 from tests.support.debian import debian_server
 from tests.support.project import ROOT
 
@@ -156,7 +156,8 @@ def test_files_that_are_changed_cut_missing_or_added_do_not_match_the_manifest(
     folder, server = tmp_path / "copy", database.server
     where = ("-h", server.host, "-p", str(server.port), "-U", server.user)
     given = ("-X", "none", "--checkpoint=fast", "--no-sync", "--manifest-checksums=SHA512")
-    subprocess.run([programs() / "pg_basebackup", *where, "-D", folder, *given], check=True, timeout=60)
+    programs = embedded_binaries() or Path(program("postgres")).parent
+    subprocess.run([programs / "pg_basebackup", *where, "-D", folder, *given], check=True, timeout=60)
     assert manifest(folder).problems == ()
     victims = sorted(path for path in (folder / "base").rglob("*") if path.is_file() and path.stat().st_size > 8192)
     changed, cut, missing = victims[:3]

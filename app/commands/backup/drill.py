@@ -1,0 +1,133 @@
+"""`app backup drill`."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from app.commands.backup.listing import Id
+from app.commands.backup.running import with_process
+from app.kernel.actions.columns import Column, Columns
+from app.kernel.backup import DrillFailed
+from app.kernel.cli import Json, NoInput, print_json
+from app.kernel.text import exact, size_text
+
+if TYPE_CHECKING:
+    from app.kernel.backup.drill import Drill
+    from app.kernel.backup.engine import Progress
+    from app.kernel.backup.runs import Outcome
+    from app.kernel.process import Process
+
+Keep = Annotated[bool, typer.Option("--keep", help="Keep the restored data folder, to look at.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    check: str
+    state: str
+    seconds: float
+    summary: str
+
+    columns: ClassVar[Columns] = (
+        Column("check"),
+        Column("state", is_state=True),
+        Column("seconds"),
+        Column("what was checked", "summary"),
+    )
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(drill)
+
+
+def drill(
+    backup: Id = "latest",
+    keep: Keep = False,
+    as_json: Json = False,
+    no_input: NoInput = False,  # noqa: ARG001 - it never asks
+) -> None:
+    """Restore a backup on a scratch server, from the target alone, and prove what came back.
+
+    It needs no database: without one, only the record of the result is missing. Exit status: 0, or 1 if a check failed.
+
+    \b
+    Examples:
+      app backup drill
+      app backup drill 20261127T021500Z-3f2a --keep
+    """
+    result = with_process("drill", lambda p, progress, where: _drill(p, progress, where, backup, keep=keep))
+    if as_json:
+        print_json(result.details())
+    else:
+        _print(result)
+    if result.problem:
+        raise DrillFailed(result.problem)
+
+
+def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *, keep: bool) -> "Drill":
+    import tempfile
+    from functools import partial
+    from pathlib import Path
+
+    from loguru import logger
+
+    from app.commands.canary import sign_in_on
+    from app.kernel.backup.drill.place import scratch_folder
+    from app.kernel.backup.drill.run import Course, begun
+    from app.kernel.backup.engine import engine_of
+    from app.kernel.config import BackupSettings, PostgresSettings
+
+    engine, user = engine_of(p), p.settings[PostgresSettings].user
+    parent = Path(p.settings[BackupSettings].scratch or tempfile.gettempdir()).expanduser()
+    with _recorded(where, engine.name) as outcome:
+        backup = engine.get(wanted)
+        result = begun(engine, backup)
+        outcome.backup_id, outcome.size_bytes, outcome.stored_bytes = backup.id, backup.size_bytes, backup.stored_bytes
+        with scratch_folder(parent, backup, keep=keep) as folder:
+            if keep:
+                logger.warning("the restored data folder is kept: {}", folder / "data")
+            try:
+                login = partial(sign_in_on, folder=folder)
+                Course(engine, folder, p.root / "migrations", user, login, progress).run(result)
+            finally:
+                outcome.details = result.details()
+        outcome.problem = result.problem
+    return result
+
+
+@contextmanager
+def _recorded(where: str | None, engine: str) -> "Generator[Outcome]":
+    """Record the drill in the database, if there is one with the tables for it."""
+    import psycopg
+    from loguru import logger
+
+    from app.kernel.backup.runs import Outcome, recorded
+
+    with ExitStack() as stack:
+        outcome, reason = Outcome(), "there is no database"
+        if where is not None:
+            try:
+                outcome, reason = stack.enter_context(recorded(where, "drill", engine)), ""
+            except psycopg.Error as error:
+                reason = " ".join(str(error).split())
+        if reason:
+            logger.warning("the result of this drill is not recorded: {}", reason)
+        yield outcome
+
+
+def _print(result: "Drill") -> None:
+    from app.kernel.cli.tables import print_list
+
+    print_list([_Row(c.name, c.state, c.seconds, c.summary) for c in result.checks], _Row.columns)
+    for check in result.checks:
+        for line in (*check.problems, *check.notes):
+            typer.echo(f"{check.name}: {line}")
+    typer.echo(f"backup {result.backup_id}: {size_text(result.size_bytes)}, stored as {size_text(result.stored_bytes)}")
+    if result.rto_s is not None:
+        typer.echo(f"recovery took {result.rto_s:.1f} s, until a login was answered")
+    if result.rpo_s is not None:
+        last = f" (the last one restored: {exact(result.restored_to)})" if result.restored_to else ""
+        typer.echo(f"of the time before the drill, {result.rpo_s:.1f} s of commits were not stored{last}")
