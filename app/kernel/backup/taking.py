@@ -7,7 +7,7 @@ import secrets
 import select
 import subprocess
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -102,8 +102,9 @@ def take(
         _refuse_unfit(server)
         programs = programs_for(server.version, settings, embedded, exact=False)
         connection.execute(_KEEP_WAL, (f"{NAME}_{id_.replace('-', '_').lower()}",))
-        command = _command(programs, connection, settings, id_)
-        stream = _Stream(command, str(conninfo_to_dict(conninfo).get("password") or ""), server)
+        given = conninfo_to_dict(conninfo)
+        command = _command(programs, connection.info, given, settings, id_)
+        stream = _Stream(command, str(given.get("password") or ""), server)
         try:
             part = stream.store(target, keys, base_name(server.cluster, id_), progress)
         finally:
@@ -178,10 +179,11 @@ def _refuse_unfit(server: Server) -> None:
         raise Misconfigured("wal_level of the server is minimal; backups need replica, which takes a restart")
 
 
-def _command(programs: Path, connection: psycopg.Connection[Any], settings: BackupSettings, id_: str) -> list[str]:
+def _command(
+    programs: Path, info: psycopg.ConnectionInfo, given: Mapping[str, Any], settings: BackupSettings, id_: str
+) -> list[str]:
     """Return the command, for the very server of the connection, without its password."""
-    info = connection.info
-    known = {k: v for k, v in conninfo_to_dict(info.dsn).items() if k not in ("password", "options", "dbname")}
+    known = {name: value for name, value in given.items() if name not in ("password", "options", "dbname")}
     known |= {"host": info.host, "port": info.port}
     if info.hostaddr:
         known["hostaddr"] = info.hostaddr

@@ -1,0 +1,135 @@
+"""Taking backups by the command: what the server must allow, what stops it, and that only whole ones are listed."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.commands.outcome import refused
+from tests.conftest import TestDatabase
+from tests.support.debian import DebianServer, debian_server, installed
+from tests.support.project import Project, eventually
+
+UNDER_WAY = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 1000000"
+SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'app_2%%'"
+SLOW = {"BACKUP_MAX_RATE": "3000000"}
+
+
+@pytest.fixture
+def backing_up(project: Project, tmp_path: Path) -> Project:
+    (tmp_path / "target").mkdir()
+    project.env["BACKUP_TARGET"] = str(tmp_path / "target")
+    return project
+
+
+def listed(project: Project) -> list[dict[str, object]]:
+    done = project.app("backup", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["items"]
+
+
+def created(project: Project) -> dict[str, object]:
+    done = project.app("backup", "create", "--json", "--no-input")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_backup_is_listed_shown_verified_and_recorded(backing_up: Project, database: TestDatabase) -> None:
+    made = created(backing_up)
+    assert [one["id"] for one in listed(backing_up)] == [made["id"]]
+    assert (made["state"], made["database"], made["timeline"]) == ("whole", database.name, 1)
+    [(cluster, schema)] = database.all(
+        "SELECT system_identifier::text, (SELECT max(migration_id) FROM _migrations) FROM pg_control_system()"
+    )
+    assert (made["cluster"], made["schema"]) == (cluster, schema)
+    shown = json.loads(backing_up.app("backup", "show", str(made["id"])[:12], "--json").stdout)
+    assert shown["counts"]["tables"], "rows of tables were counted"
+    verified = backing_up.app("backup", "verify", "latest", "--json")
+    assert json.loads(verified.stdout)["items"][0]["problems"] == [], verified.stdout
+    assert database.all("SELECT kind, state, backup_id FROM kernel.backup_runs") == [
+        ("backup", "succeeded", made["id"])
+    ]
+    status = json.loads(backing_up.app("backup", "status", "--json").stdout)
+    assert status["newest"]["id"] == made["id"]
+    assert status["used_bytes"] >= made["stored_bytes"]
+
+
+def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
+    backing_up: Project, database: TestDatabase, tmp_path: Path
+) -> None:
+    for number, status in ((signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        running = backing_up.start("backup", "create", env=SLOW)
+        eventually(lambda: database.all(UNDER_WAY) == [(1,)])
+        if number == signal.SIGTERM:
+            line = refused(backing_up.app("backup", "create"), 75)
+            assert f":{running.pid} since" in line, "it says who runs"
+        running.signal(number)
+        assert running.wait() == status, running.said()
+        eventually(lambda: database.all("SELECT count(*) FROM pg_stat_progress_basebackup") == [(0,)])
+        eventually(lambda: database.all(SLOTS) == [(0,)])
+        assert listed(backing_up) == []
+    left = [path.name for path in (tmp_path / "target").rglob("*") if path.is_file()]
+    assert len(left) <= 1, "only what was killed leaves an upload, which is no object"
+    created(backing_up)
+    assert len(listed(backing_up)) == 1
+    problems = database.all("SELECT problem FROM kernel.backup_runs ORDER BY started_at")
+    assert problems == [("it was stopped",), ("it was stopped",), ("its process ended",), (None,)]
+
+
+@pytest.fixture
+def debian(cli: Project, tmp_path: Path) -> Iterator[tuple[Project, DebianServer]]:
+    """The project on Debian's server, as an operator finds it: over TCP, with a password, without rights."""
+    binaries = installed(15)
+    if binaries is None:
+        pytest.skip("PostgreSQL 15 of Debian is not installed")
+    (tmp_path / "target").mkdir()
+    with debian_server(binaries, fsync="off", wal_level="replica", max_wal_senders="2") as server:
+        cli.env |= server.env | {"BACKUP_TARGET": str(tmp_path / "target")}
+        done = cli.app("migrate", "up")
+        assert done.returncode == 0, done.stderr
+        yield cli, server
+
+
+def test_a_server_that_does_not_allow_it_is_refused_with_the_remedy(debian: tuple[Project, DebianServer]) -> None:
+    project, server = debian
+
+    def fails(status: int) -> str:
+        done = project.app("backup", "create")
+        assert server.password not in done.stderr
+        return refused(done, status) + done.stderr
+
+    assert "ALTER ROLE" in fails(77)
+    server.run("ALTER ROLE app REPLICATION", "postgres")
+    assert "host replication app" in fails(78)
+    access = server.data / "pg_hba.conf"
+    access.write_text("host replication app 127.0.0.1/32 scram-sha-256\n" + access.read_text())
+    server.run("SELECT pg_reload_conf()", "postgres")
+    with replicating(server), replicating(server):
+        assert "max_wal_senders" in fails(69)
+    project.env["POSTGRES_HOST"] = f"127.0.0.1:1,127.0.0.1:{server.port}"
+    made = created(project)
+    assert str(made["server_version"]).startswith("15.")
+    verified = project.app("backup", "verify", "--all")
+    assert verified.returncode == 0, verified.stdout
+    place = server.folder / "space"
+    server._tool("initdb", "-D", str(place), "--no-sync")  # makes a folder of the right owner
+    for path in sorted(place.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    server.run(f"CREATE TABLESPACE elsewhere LOCATION '{place}'", "postgres")
+    assert "pgbackrest" in fails(78)
+    assert len(listed(project)) == 1
+
+
+def replicating(server: DebianServer) -> psycopg.Connection:
+    """Take a WAL sender."""
+    return psycopg.connect(
+        host=str(server.folder),
+        port=server.port,
+        user="admin",
+        dbname="postgres",
+        replication="database",
+        autocommit=True,
+    )
