@@ -1,0 +1,174 @@
+"""Verification against archives made here, each wrong in one way, and the reader of archives against Python's."""
+
+import hashlib
+import io
+import json
+import random
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from app.kernel.backup import Backup, BackupInvalid, Part
+from app.kernel.backup.catalogue import base_name, wal_name
+from app.kernel.backup.engine import Progress
+from app.kernel.backup.sealed import Keys
+from app.kernel.backup.tar import Entry, TarReader
+from app.kernel.backup.targets.folder import Folder
+from app.kernel.backup.verifying import Verification
+
+QUIET = Progress(lambda _, __: lambda _: None)
+KEYS = Keys("k" * 40)
+SEGMENT = 2**20
+Files = dict[str, bytes]
+AT = datetime(2026, 11, 27, tzinfo=UTC)
+
+
+def archive(files: Files) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        folder = tarfile.TarInfo("base")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in files.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    return made.getvalue()
+
+
+def manifest(files: Files) -> bytes:
+    listed = [
+        {"Path": name, "Size": len(content), "Checksum-Algorithm": "SHA512",
+         "Checksum": hashlib.sha512(content).hexdigest()}
+        for name, content in files.items() if not name.startswith("pg_wal/0")
+    ]  # fmt: skip
+    span = [{"Timeline": 1, "Start-LSN": "0/100028", "End-LSN": "0/200100"}]
+    text = json.dumps({"PostgreSQL-Backup-Manifest-Version": 2, "Files": listed, "WAL-Ranges": span})[:-1] + ",\n"
+    return f'{text}"Manifest-Checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}\n'.encode()
+
+
+def whole() -> Files:
+    files = {
+        "backup_label": b"START WAL LOCATION: 0/100028",
+        "base/1/1259": random.Random(1).randbytes(300_000),
+        "base/1/empty": b"",
+        "global/pg_control": b"control",
+        "pg_wal/archive_status/000000010000000000000001.done": b"",
+        "pg_wal/000000010000000000000001": bytes(SEGMENT),
+        "pg_wal/000000010000000000000002": bytes(SEGMENT),
+    }
+    return {**files, "backup_manifest": manifest(files)}
+
+
+def stored(folder: Path, content: bytes) -> tuple[Folder, Backup]:
+    folder.mkdir()
+    target, name = Folder(folder), base_name("7", "20261127T000000Z-0001")
+    packed = KEYS.pack(name, [content])
+    target.put(name, packed)
+    backup = Backup(
+        "20261127T000000Z-0001", "7", "builtin", AT, AT, 1, "0/100028", "0/200100", 180004, "1", "", "app",
+        len(content), packed.part.stored_bytes, SEGMENT, KEYS.id, (packed.part,),
+    )  # fmt: skip
+    return target, backup
+
+
+def problems(folder: Path, content: bytes, change: Callable[[Backup], Backup] = lambda b: b) -> tuple[str, ...]:
+    target, backup = stored(folder, content)
+    return Verification(target, KEYS).verify(change(backup), QUIET).problems
+
+
+def without(files: Files, name: str) -> Files:
+    return {other: content for other, content in files.items() if other != name}
+
+
+CHANGED: dict[str, tuple[Callable[[Files], Files], str]] = {
+    "a file is missing": (lambda f: without(f, "base/1/empty"), "base/1/empty is missing"),
+    "a file is added": (lambda f: {"base/1/new": b"x", **f}, "base/1/new is not in the manifest"),
+    "a bit is flipped": (lambda f: f | {"global/pg_control": b"controm"}, "global/pg_control has another checksum"),
+    "a file is cut off": (lambda f: f | {"global/pg_control": b"contro"}, "global/pg_control has 6 bytes, not 7"),
+    "a segment is missing": (lambda f: without(f, "pg_wal/000000010000000000000002"), "000000010000000000000002"),
+    "a segment is cut off": (lambda f: f | {"pg_wal/000000010000000000000001": b""}, "000000010000000000000001"),
+    "the manifest is missing": (lambda f: without(f, "backup_manifest"), "backup_manifest is missing or damaged"),
+    "the manifest is another": (
+        lambda f: f | {"backup_manifest": f["backup_manifest"].replace(b'"Size": 7', b'"Size":  7')},
+        "its own checksum differs",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_an_archive_that_is_not_what_the_server_sent_is_found(tmp_path: Path, how: str) -> None:
+    change, expected = CHANGED[how]
+    [problem] = problems(tmp_path / "target", archive(change(whole())))
+    assert expected in problem
+
+
+def test_a_whole_archive_has_no_problem_and_any_cut_or_other_record_is_found(tmp_path: Path) -> None:
+    content = archive(whole())
+    assert problems(tmp_path / "whole", content) == ()
+    assert "ends early" in problems(tmp_path / "cut", content[: len(content) // 2])[0]
+    assert "a header of it is wrong" in problems(tmp_path / "other", b"x" * 2000)[0]
+    forged = lambda b: replace(b, parts=tuple(replace(part, sha256="0" * 64) for part in b.parts))  # noqa: E731
+    assert "not what was stored" in problems(tmp_path / "forged", content, forged)[0]
+    gone = lambda b: replace(b, parts=(Part("backups/7/x/base.tar.zst.sealed", "", 1, 1),))  # noqa: E731
+    assert "is not stored" in problems(tmp_path / "gone", content, gone)[0]
+
+
+def test_any_flipped_bit_of_what_is_stored_is_found(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    [path] = [path for path in (tmp_path / "target").rglob("*") if path.is_file()]
+    good, chosen = path.read_bytes(), random.Random(20261127)
+    for at in (0, len(good) - 1, *(chosen.randrange(len(good)) for _ in range(30))):
+        bad = bytearray(good)
+        bad[at] ^= 1 << chosen.randrange(8)
+        path.write_bytes(bad)
+        assert Verification(target, KEYS).verify(backup, QUIET).problems, f"byte {at}"
+    path.write_bytes(good)
+    assert Verification(target, KEYS).verify(backup, QUIET).problems == ()
+
+
+def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    for number in (2, 3, 5):
+        name = wal_name("7", f"{1:08X}{0:08X}{number:08X}")
+        header = bytearray(SEGMENT)
+        header[2] = 2
+        header[4] = 1
+        header[8:16] = (number * SEGMENT).to_bytes(8, "little")
+        header[24:32] = (7).to_bytes(8, "little")
+        header[32:36] = SEGMENT.to_bytes(4, "little")
+        target.put(name, KEYS.pack(name, [bytes(header)]))
+    verification = Verification(target, KEYS)
+    found = verification.verify(backup, QUIET)
+    assert found.wal_segments == 3
+    assert found.problems == ("WAL from 0/400000 to 0/500000 of timeline 1 is not stored",)
+    segment = tmp_path / "target" / wal_name("7", f"{1:08X}{0:08X}{3:08X}")
+    segment.write_bytes(segment.read_bytes()[:-1])
+    assert verification.verify(backup, QUIET).problems == found.problems, "it was read before"
+    assert len(Verification(target, KEYS).verify(backup, QUIET).problems) == 2
+
+
+def test_archives_are_read_as_python_reads_them_whatever_the_pieces(tmp_path: Path) -> None:
+    chosen = random.Random(7)
+    for _ in range(40):
+        files = {f"f/{n}": chosen.randbytes(chosen.choice((0, 1, 511, 512, 513, 9_000))) for n in range(9)}
+        content, seen = archive(files), dict[str, bytearray]()
+
+        def opened(entry: Entry, seen: dict[str, bytearray] = seen) -> Callable[[memoryview], object] | None:
+            return seen.setdefault(entry.name, bytearray()).extend if entry.is_file else None
+
+        reader, at = TarReader("archive", opened), 0
+        while at < len(content):
+            size = chosen.choice((1, 100, 511, 512, 513, 5_000, 100_000))
+            reader.feed(content[at : at + size])
+            at += size
+        reader.end()
+        assert {name: bytes(found) for name, found in seen.items()} == files
+        early = TarReader("archive", opened)
+        early.feed(content[: chosen.randrange(len(content.rstrip(b"\0")))])
+        with pytest.raises(BackupInvalid):
+            early.end()
