@@ -50,6 +50,10 @@ reloads count="20": install
 outages *options: install
     {{python}} -m tests.outages "$@"
 
+# kill what stores WAL, the server and its target, at random, then look for gaps: just wal --seconds 600
+wal *options: install
+    APP_ENV=test {{python}} -m tests.wal "$@"
+
 # kill the primary under load and let its standby take over, again and again, then count: just failover --times 20
 failover *options: install
     {{python}} -m tests.failover "$@"
@@ -93,6 +97,12 @@ rename name: install
 # build the image; the builder is buildah, podman or docker: just image app:1.2.0 podman
 image tag="app" builder="buildah": install
     {{builder}} build $(test {{builder}} = docker || echo --format docker) -t {{tag}} \
+        --build-arg VERSION="$({{python}} -m app --version)" --build-arg REVISION="$(git rev-parse HEAD)" \
+        --build-arg SOURCE="$(git remote get-url origin)" .
+
+# build the image of the backup agent, which also has a PostgreSQL server for drills: just image-agent app-agent:1.2.0
+image-agent tag="app-agent" builder="buildah": install
+    {{builder}} build $(test {{builder}} = docker || echo --format docker) --target agent -t {{tag}} \
         --build-arg VERSION="$({{python}} -m app --version)" --build-arg REVISION="$(git rev-parse HEAD)" \
         --build-arg SOURCE="$(git remote get-url origin)" .
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.kernel.actions.operation import ActionOperation
-    from app.kernel.config import Section, Settings
+    from app.kernel.config import QueueSettings, Section, Settings
     from app.kernel.doctor.deployment import Deployment
     from app.kernel.module import Module
     from app.kernel.process import Process, Provider
@@ -140,12 +140,55 @@ async def cron(p: "Process") -> "Run":
 
 
 async def consumer(p: "Process") -> "Run":
-    """Return the consumer of the jobs and events of all modules."""
+    """Return the consumer of the jobs and events of all modules, but for backups."""
+    from app.kernel.config import QueueSettings
+
+    return await _consumer(p, _working(is_backup=False), p.settings[QueueSettings])
+
+
+async def whole_consumer(p: "Process") -> "Run":
+    """Return the consumer of the jobs and events of all modules, and of backups."""
+    from dataclasses import replace
+
+    from app.kernel.backup import QUEUE
+    from app.kernel.config import QueueSettings
+
+    settings = p.settings[QueueSettings]
+    return await _consumer(p, features(modules()), replace(settings, names=(*settings.names, QUEUE)))
+
+
+async def backup_consumer(p: "Process") -> "Run":
+    """Return the consumer of the jobs of backups."""
+    from dataclasses import replace
+
+    from app.kernel.backup import QUEUE
+    from app.kernel.config import QueueSettings
+
+    settings = replace(p.settings[QueueSettings], names=(QUEUE,), concurrency=_BACKUPS_AT_ONCE)
+    return await _consumer(p, _working(is_backup=True), settings)
+
+
+async def _consumer(p: "Process", kinds: "list[type[Any]]", settings: "QueueSettings") -> "Run":
     from app.kernel.actions.compose import handlers
     from app.kernel.queue.consumer import consumer
 
-    found = await handlers(p, features(modules()))
-    return await consumer(p, found)
+    return await consumer(p, await handlers(p, kinds), settings)
+
+
+async def backup_agent(p: "Process") -> "Run | None":
+    """Return the service that stores WAL, if that is configured."""
+    from app.kernel.actions.compose import make
+    from app.kernel.backup.agent import agent
+    from app.kernel.db import Database
+    from app.kernel.queue.enqueue import Queue
+    from app.modules.platform.backups import BACKUP
+
+    db, queue = await make(p, Database), await make(p, Queue)
+
+    async def request_backup() -> None:
+        await queue.enqueue(db, BACKUP, unique_key="gap")
+
+    return await agent(p, request_backup)
 
 
 async def relay(p: "Process") -> "Run | None":
@@ -206,6 +249,14 @@ def _handlers_need() -> "list[type[Any]]":
     return working(features(modules()))
 
 
+def _working(*, is_backup: bool) -> "list[type[Any]]":
+    """Return the features that have handlers or subscribers: those of backups, or all others."""
+    from app.kernel.actions.compose import queues, working
+    from app.kernel.backup import QUEUE
+
+    return [kind for kind in working(features(modules())) if (QUEUE in queues(kind)) == is_backup]
+
+
 def _types(*names: str) -> "list[type[Any]]":
     """Return types by their names, such as .kernel.db:Database. They are imported on use."""
     return [
@@ -217,6 +268,10 @@ _DATABASE = partial(_types, ".kernel.db:Database")
 _SENTINEL = partial(_types, ".kernel.config:SentinelSettings", ".kernel.queue.enqueue:Queue")
 _NATS = partial(_types, ".kernel.config:NatsSettings", ".kernel.db:Database")
 _TELEMETRY = partial(_types, ".kernel.config:TelemetrySettings")
+
+
+_BACKUPS = partial(_types, ".kernel.config:BackupSettings", ".kernel.db:Database")
+_BACKUPS_AT_ONCE = 2
 
 
 class Spec(NamedTuple):
@@ -246,9 +301,15 @@ def _processes() -> dict[str, Spec]:
     serving = [module for module in modules() if module.process]
     crons = partial(Service, "cron manager", cron, needs=_DATABASE)
     relays = partial(Service, "relay", relay, needs=_NATS)
-    consumers = partial(Service, "consumer", consumer, needs=_handlers_need)
+    consumers = partial(Service, "consumer", consumer, needs=partial(_working, is_backup=False))
+    agents = partial(Service, "backup agent", backup_agent, needs=_BACKUPS)
     after = (*_AFTER, _OPERATIONS.name)
-    jobs = (crons(after=_AFTER), relays(after=_AFTER), consumers(after=(*_AFTER, "relay")))
+    jobs = (
+        crons(after=_AFTER),
+        relays(after=_AFTER),
+        Service("consumer", whole_consumer, (*_AFTER, "relay"), _handlers_need),
+        agents(after=_AFTER),
+    )
     return {
         "run-all-in-one": Spec("Run everything in one process.", (_SETTINGS, *_api(*serving), *jobs, *_SUPPORT)),
         **{f"run-{m.name}-http": Spec(m.process, (_SETTINGS, *_api(m), *_SUPPORT)) for m in serving},
@@ -260,6 +321,17 @@ def _processes() -> dict[str, Spec]:
             (_SETTINGS, _OPERATIONS, relays(after=after), consumers(after=(*after, "relay")), *_SUPPORT),
             "operations",
             has_instances=True,
+        ),
+        "run-backup-agent": Spec(
+            "Store WAL, and take, restore and prune backups.",
+            (
+                _SETTINGS,
+                _OPERATIONS,
+                Service("consumer", backup_consumer, after, partial(_working, is_backup=True)),
+                agents(after=after),
+                *_SUPPORT,
+            ),
+            "operations",
         ),
     }
 

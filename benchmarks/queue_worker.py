@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import uvloop
 
-from app.kernel.config import LoggerSettings
+from app.kernel.config import LoggerSettings, QueueSettings
 from app.kernel.db import Transaction
 from app.kernel.process import Process
 from app.kernel.queue import Handler, Subscriber, Task
@@ -78,7 +78,7 @@ def main() -> None:
         handlers = [Handler(NOTHING, of_group_tx, mode="tx")]
 
     async def consuming(p: Process) -> Run:
-        run = await consumer(p, handlers)
+        run = await consumer(p, handlers, p.settings[QueueSettings])
         say_ready()
         return run
 

@@ -32,7 +32,7 @@ def compose(name: str) -> dict[str, Any]:
 
 def ours(name: str) -> dict[str, dict[str, Any]]:
     """Return the services of our image."""
-    return {key: one for key, one in compose(name)["services"].items() if one["image"] == "${APP_IMAGE:-app}"}
+    return {key: one for key, one in compose(name)["services"].items() if one["image"].startswith("${APP_")}
 
 
 def environment(service: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -61,7 +61,7 @@ def test_what_a_file_names_exists(name: str) -> None:
         "secrets",
     }
     for key, service in content["services"].items():
-        assert re.fullmatch(r"\$\{APP_IMAGE:-app\}|[a-z.]+/[a-z/-]+:[\w.-]+", service["image"]), key
+        assert re.fullmatch(r"\$\{APP_(AGENT_)?IMAGE:-app(-agent)?\}|[a-z.]+/[a-z/-]+:[\w.-]+", service["image"]), key
         assert set(service.get("secrets", [])) <= set(content["secrets"])
         assert set(service["networks"]) <= set(content["networks"])
         assert set(service.get("depends_on", [])) <= set(content["services"])

@@ -157,7 +157,7 @@ def test_selectors_find_what_they_are_for(kustomization: str) -> None:
         assert scaler["spec"]["scaleTargetRef"]["name"] == name
         assert scaler["spec"]["minReplicas"] == 2
         assert "replicas" not in of_kind(kustomization, "Deployment")[name]["spec"]  # or each rollout would undo it
-    assert set(scaled) == set(ROLES) - {"run-cron-manager"}
+    assert set(scaled) == set(ROLES) - {"run-backup-agent", "run-cron-manager"}
     policies = of_kind(kustomization, "NetworkPolicy")
     reached = {name: selected(policy["spec"]["podSelector"]["matchLabels"]) for name, policy in policies.items()}
     everything = set(labels)

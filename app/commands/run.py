@@ -75,7 +75,7 @@ def typer_app(name: str) -> typer.Typer:
         more: dict[str, object] = {"queue.names": queue or None, "queue.concurrency": concurrency}
         _run(name, spec, _overrides(spec, host, port, no_migrate) | _given(more), workers)
 
-    run = {"run-event-consumer": consume, "run-cron-manager": manage}.get(name, serve)
+    run = {"run-event-consumer": consume, "run-cron-manager": manage, "run-backup-agent": manage}.get(name, serve)
     app.command(name, help=summary)(run)
     return app
 

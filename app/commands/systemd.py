@@ -111,12 +111,12 @@ class _Units:
     """The units of some processes, by the current settings. Raises NotFound for an unknown process."""
 
     def __init__(self, names: list[str], command: Path | None, environment_file: Path) -> None:
-        from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings
+        from app.kernel.config import BackupSettings, HttpServerSettings, OperationsSettings, ProcessSettings
         from app.kernel.systemd.units import units
 
         for name in names:
             check_process(name)
-        self._settings = load_settings(only=(HttpServerSettings, OperationsSettings, ProcessSettings))
+        self._settings = load_settings(only=(BackupSettings, HttpServerSettings, OperationsSettings, ProcessSettings))
         self._installation = _installation(command, environment_file)
         self._roles = _roles()
         self._chosen = [role for role in self._roles if not names or role.command in names]

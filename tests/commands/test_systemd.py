@@ -60,7 +60,11 @@ def test_every_process_has_a_unit_with_its_own_ports_and_an_api_a_socket(cli: Pr
             assert "OPERATIONS_PORT=" in service
         if name != "run-all-in-one":
             listeners += [port, *(v.partition("=")[2] for v in value(service, "Environment") if "OPERATIONS_PORT" in v)]
-        assert value(service, "MemoryMax") == [f"{limit_mib}M"]
+        is_agent = name == "run-backup-agent"
+        assert value(service, "MemoryMax") == ["1G" if is_agent else f"{limit_mib}M"]
+        assert value(service, "Nice") == (["10"] if is_agent else [])
+        secrets = [each for each in value(service, "LoadCredential") if each.startswith("backup.key:")]
+        assert bool(secrets) == bool(value(service, "CacheDirectory")) == (is_agent or name == "run-all-in-one")
         assert value(service, "TimeoutStopSec") == ["48"]  # 3 s + 25 s + 15 s, and 5 s to spare
     assert sorted(found) == [f"{NAME}-migrate.service", f"{NAME}.target"]
     assert len(set(listeners)) == len(listeners)

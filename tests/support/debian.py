@@ -55,6 +55,7 @@ class DebianServer:
     password: str = field(default_factory=lambda: f"pw-{secrets.token_hex(12)}", repr=False)
     options: dict[str, str] = field(default_factory=lambda: {"fsync": "off"})
     process: subprocess.Popen[bytes] | None = None
+    segment_mb: int = 16
 
     @property
     def data(self) -> Path:
@@ -95,7 +96,8 @@ class DebianServer:
 
     def create(self) -> None:
         """Make the data folder with `admin` (local only) and `app`, who owns the database `app`."""
-        self._tool("initdb", "-D", str(self.data), "-U", "admin", "-E", "UTF8", "--no-sync", "--auth-local=trust")
+        how = ("-U", "admin", "-E", "UTF8", "--no-sync", "--auth-local=trust", f"--wal-segsize={self.segment_mb}")
+        self._tool("initdb", "-D", str(self.data), *how)
         hba = "local all admin trust\nhost all app 127.0.0.1/32 scram-sha-256\nhost all app ::1/128 scram-sha-256\n"
         (self.data / "pg_hba.conf").write_text(hba)
         self.start()

@@ -33,8 +33,10 @@ class Fault:
     body: bytes = b""
     resets_before: bool = False
     """Reset the connection while the request is sent."""
-    resets_after: int = -1
-    """Reset it after so many bytes of the body of the answer; before its first line with 0."""
+    loses_answer: bool = False
+    """Reset the connection instead of answering."""
+    cuts_after: int = 0
+    """Close it after so many bytes of the body of the answer."""
     delay_s: float = 0.0
 
 
@@ -107,17 +109,13 @@ class FaultyProxy:
                     content, headers = answer.read(), dict(answer.getheaders())
                 finally:
                     far.close()
-                if fault.resets_after == 0:
+                if fault.loses_answer:
                     self._reset()
                     return
                 length = int(headers.pop("Content-Length", len(content)))
                 headers.pop("Transfer-Encoding", None)
-                self._answer(
-                    answer.status, headers, content[: fault.resets_after] if fault.resets_after > 0 else content, length
-                )
-                if fault.resets_after > 0:
-                    self.wfile.flush()
-                    self._reset()
+                self._answer(answer.status, headers, content[: fault.cuts_after or None], length)
+                self.close_connection = fault.cuts_after > 0
 
             def _answer(self, status: int, headers: dict[str, str], body: bytes, length: int) -> None:
                 self.send_response_only(status)

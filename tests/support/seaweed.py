@@ -19,13 +19,12 @@ from tests.support.nats import free_ports
 
 ACCESS, SECRET = "tests-access-key", "tests-secret-of-the-access-key"
 READER, READER_SECRET = "tests-reader-key", "tests-secret-of-the-reader"
-WRITER, WRITER_SECRET = "tests-writer-key", "tests-secret-of-the-writer"
 _NAMED = ("master", "volume", "filer", "admin", "s3")
 
 
 @dataclass
 class Seaweed:
-    """S3 storage with a bucket `backups`, and keys that may do everything, only read, or all but make buckets."""
+    """S3 storage with a bucket `backups`, and keys that may do everything, and only read."""
 
     folder: Path
     port: int
@@ -56,11 +55,7 @@ def seaweed_server(folder: Path) -> Iterator[Seaweed]:
     ports = free_ports(2 * len(_NAMED))
     options = [f"-{name}.port={port}" for name, port in zip(_NAMED, ports, strict=False)]
     options += [f"-{name}.port.grpc={port}" for name, port in zip(_NAMED, ports[len(_NAMED) :], strict=True)]
-    keys = [
-        (ACCESS, SECRET, ["Admin"]),
-        (READER, READER_SECRET, ["Read", "List"]),
-        (WRITER, WRITER_SECRET, ["Read", "List", "Write"]),
-    ]
+    keys = [(ACCESS, SECRET, ["Admin"]), (READER, READER_SECRET, ["Read", "List"])]
     identities = [
         {"name": access, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
         for access, secret, actions in keys

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def with_engine(name: str, work: "Callable[[Engine, Progress], T]") -> T:
     """Run work that needs the target and not the database."""
-    return run_once(f"backup {name}", lambda p: _in_thread(lambda progress: work(_engine(p), progress)))
+    return run_once(f"backup {name}", lambda p: _in_thread(lambda progress: work(engine_for(p), progress)))
 
 
 def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]") -> T:
@@ -40,7 +40,7 @@ def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
         from app.kernel.db.server import server
 
         found = await p.use(server)
-        return await _in_thread(lambda progress: _answered(work, _engine(p), progress, found.conninfo()))
+        return await _in_thread(lambda progress: _answered(work, engine_for(p), progress, found.conninfo()))
 
     return run_once(f"backup {name}", body)
 
@@ -74,7 +74,8 @@ async def _reachable(p: "Process") -> str | None:
     return found.conninfo() if (await found.attempt()).server_version else None
 
 
-def _engine(p: "Process") -> "Engine":
+def engine_for(p: "Process") -> "Engine":
+    """Return the engine of the settings, which is imported on use."""
     from app.kernel.backup.engine import engine_of
 
     return engine_of(p)

@@ -150,6 +150,12 @@ def working(features: Iterable[type[Any]]) -> list[type[Any]]:
     return [kind for kind in features if any(isinstance(work, Work) for _, work, _ in declared(kind))]
 
 
+def queues(kind: type[Any]) -> set[str]:
+    """Return the queues of the tasks that a feature runs."""
+    works = [work for _, work, _ in declared(kind) if isinstance(work, Work)]
+    return {work.task.queue for work in works if work.task is not None}
+
+
 class JobOperation:
     """A method of a feature that runs jobs. Logs each run; the worker creates the span."""
 

@@ -59,6 +59,9 @@ class Builtin:
                     damaged.append(Damaged(backup.cluster, backup.id, f"{part.name} {problem}"))
         return damaged
 
+    def used_bytes(self) -> int | None:
+        return sum(stored.size_bytes for stored in self.target.list())
+
     def wal(self, cluster: str) -> Wal | None:
         archive = WalArchive(self.target, self.keys, cluster)
         position = archive.position()

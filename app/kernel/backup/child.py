@@ -59,7 +59,8 @@ def _become(parent: int, nice: int, command: list[str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:
             sys.exit(1)
-    os.nice(nice)
+    with suppress(OSError):  # units of systemd forbid it, and set their own
+        os.nice(nice)
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell
     except OSError as error:

@@ -139,6 +139,10 @@ class Engine(Protocol):
         """Return the backups that are known to be damaged without reading them: records, missing parts, sizes."""
         ...
 
+    def used_bytes(self) -> int | None:
+        """Return the space that backups and WAL take, of all clusters; None if that is not known."""
+        ...
+
     def wal(self, cluster: str) -> Wal | None:
         """Return how far the WAL of a cluster is stored; None without any."""
         ...

@@ -6,7 +6,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -16,22 +15,15 @@ from threading import Thread
 from loguru import logger
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from app.kernel.backup.child import start
 from app.kernel.backup.timelines import WalFile, wal_file
 from app.kernel.errors import Unavailable
 
 SPOOL_BYTES = 256 * 1024 * 1024
-"""Size of the spool at which receiving pauses. WAL waits on the server meanwhile."""
+"""Size of the spool at which receiving ends until that is stored. WAL waits on the server meanwhile."""
 _LOOK_S = 0.2
 _LINES, _LINE_BYTES = 20, 1000
 _END_S = 5.0
-# sets the death signal (PR_SET_PDEATHSIG), and then becomes the program: after a fork, threads allow no Python
-_BECOME = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, ctypes.c_ulong(9))
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Receiver:
@@ -40,6 +32,8 @@ class Receiver:
     def __init__(self, program: Path, conninfo: str, name: str, spool: Path, begin: str, segment_bytes: int) -> None:
         """Empty the spool, and begin with the segment `begin`. Raises OSError."""
         self.begin, self._spool, self._segment_bytes = begin, spool, segment_bytes
+        self.is_full = False
+        """Whether it was ended because the spool is full."""
         self._most = max(2, SPOOL_BYTES // segment_bytes)
         self._lines: deque[str] = deque(maxlen=_LINES)
         for path in spool.iterdir():
@@ -48,17 +42,9 @@ class Receiver:
         parameters = conninfo_to_dict(conninfo)
         password = parameters.pop("password", None)
         where = make_conninfo("", **{**parameters, "application_name": name})
-        with_us = [sys.executable, "-ISc", _BECOME, str(os.getpid())] if sys.platform == "linux" else []
-        options = ["--no-loop", "--no-sync", "--no-password", "--status-interval=1"]
-        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LD_LIBRARY_PATH") if key in os.environ}
-        self._child = subprocess.Popen(  # noqa: S603
-            [*with_us, str(program), *options, "-D", str(spool), "--dbname", where],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**kept, "LC_ALL": "C", **({"PGPASSWORD": str(password)} if password else {})},
-            process_group=0,  # Ctrl-C is ours
-        )
+        options = ["--no-loop", "--no-sync", "--no-password", "--status-interval=1", "-D", str(spool)]
+        secret = {"PGPASSWORD": str(password)} if password else {}
+        self._child = start([str(program), *options, "--dbname", where], secret)
         self._watcher = Thread(target=self._watch, name="wal-receiver", daemon=True)
         self._watcher.start()
 
@@ -74,6 +60,8 @@ class Receiver:
     def reason(self) -> str:
         """Return what it said last."""
         self._watcher.join(_END_S)
+        if self.is_full:
+            return f"{self._spool} is full: WAL comes faster than the target takes it"
         said = " ".join(line.removeprefix("pg_receivewal: ") for line in self._lines)
         return said or f"pg_receivewal ended with {self._child.returncode}"
 
@@ -91,18 +79,15 @@ class Receiver:
     def end(self) -> None:
         """End it. Safe to repeat."""
         for number in (signal.SIGINT, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                self._child.send_signal(number)
-                self._child.send_signal(signal.SIGCONT)
+            self._child.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self._child.wait(_END_S)
                 break
         self._watcher.join(_END_S)
 
     def _watch(self) -> None:
-        """Take what it says, and let it pause while the spool is full."""
+        """Take what it says, and end it when the spool is full."""
         assert self._child.stderr is not None
-        is_paused = False
         with self._child.stderr as said:
             while True:
                 if select.select([said], [], [], _LOOK_S)[0]:
@@ -111,11 +96,9 @@ class Receiver:
                     for line in text.decode(errors="replace").splitlines():
                         logger.debug("{}", line[:_LINE_BYTES])
                         self._lines.append(line[:_LINE_BYTES])
-                with suppress(OSError):
-                    waiting = sum(1 for _ in self._spool.iterdir())
-                    if is_paused != (waiting > self._most):
-                        is_paused = not is_paused
-                        self._child.send_signal(signal.SIGSTOP if is_paused else signal.SIGCONT)
+                elif not self.is_full and sum(1 for _ in self._spool.iterdir()) > self._most:
+                    self.is_full = True
+                    self._child.terminate()
 
 
 @contextmanager

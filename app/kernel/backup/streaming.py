@@ -154,12 +154,13 @@ class Streaming:
                     self._start.succeeded()
                 return ""
             if any(file.number is not None and not file.is_partial for _, file in receiver.files()):
-                return receiver.reason()  # these are stored first
-            problem = receiver.reason()
+                return "" if receiver.is_full else receiver.reason()  # these are stored first
             self._receiver = None
+            if not receiver.is_full:
+                problem = receiver.reason()
+                self._start.failed()
             if receiver.is_removed():
                 self._skip()
-            self._start.failed()
         if self._start.is_over:
             begin = segment_name(self._timeline_of(self._begin), self._begin * self._size, self._size)
             server = self._server

@@ -46,7 +46,7 @@ class Gap(NamedTuple):
     end: int
 
     def __str__(self) -> str:
-        return f"WAL from {lsn_text(self.begin)} to {lsn_text(self.end)} of timeline {self.timeline} is not stored"
+        return f"gap: WAL from {lsn_text(self.begin)} to {lsn_text(self.end)} of timeline {self.timeline} is not stored"
 
 
 class Reached(NamedTuple):

@@ -145,14 +145,13 @@ async def _beside(*works: Any) -> AsyncGenerator[None]:
             task.cancel()
 
 
-async def consumer(p: Process, handlers: Sequence[Handler | Subscriber]) -> Run:
+async def consumer(p: Process, handlers: Sequence[Handler | Subscriber], settings: QueueSettings) -> Run:
     """Register the subscriptions; return the service of the consumer."""
     db = await p.use(database)
     found = await p.use(server)
     events = await make(p, EventTransport)
-    settings = p.settings[QueueSettings]
     stream, broker = None, p.settings[NatsSettings]
-    if broker.url.get_secret_value():
+    if broker.url.get_secret_value() and any(isinstance(handler, Subscriber) for handler in handlers):
         stream = Stream(await p.use(nats), broker, settings.lease)
     worker = Consumer(db, found.conninfo, await p.use(listener), handlers, settings, events, stream=stream)
     for queue in worker.unhandled():

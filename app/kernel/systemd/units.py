@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from app.kernel.config import HttpServerSettings, OperationsSettings, ProcessSettings, Settings
+from app.kernel.config import BackupSettings, HttpServerSettings, OperationsSettings, ProcessSettings, Settings
 from app.kernel.errors import Invalid
 from app.kernel.product import NAME
 from app.kernel.sockets import BACKLOG, resolved
@@ -13,6 +13,8 @@ TARGET = f"{NAME}.target"
 _MIGRATE = f"{NAME}-migrate.service"
 _WATCHDOG_S = 30
 _MEMORY = "512M"
+_INSTANCES = 8
+_AGENT_MEMORY = "1G"  # with the PostgreSQL on which drills restore
 _START_S = 60
 _SPARE_S = 5
 _USAGE, _DATA, _CONFIGURATION = 2, 65, 78
@@ -41,6 +43,11 @@ class Role(NamedTuple):
     def files(self) -> tuple[str, ...]:
         """The names of its units."""
         return (self.unit, self.socket) if self.serves else (self.unit,)
+
+    @property
+    def is_agent(self) -> bool:
+        """Whether it stores backups."""
+        return self.command == "run-backup-agent" or self.is_whole
 
     @property
     def is_whole(self) -> bool:
@@ -98,11 +105,13 @@ def ports_of(roles: Iterable[Role], settings: Settings) -> dict[Role, Ports]:
             raise Invalid(f"{key} is 0, and a unit needs a fixed port: set {key.replace('.', '_').upper()}")
     taken: set[int] = set()
     found: dict[Role, Ports] = {}
-    for role in sorted(roles, key=lambda role: (not role.serves, role.is_template)):
+    for role in sorted(roles, key=lambda role: (not role.serves, role.is_agent, role.is_template)):
         if role.is_whole:  # alone on its machine
             found[role] = Ports(http, operations)
         elif role.serves:
             found[role] = Ports(_free(http, taken, 10), _free(operations, taken, 10))
+        elif role.is_agent:  # after the instances of workers
+            found[role] = Ports(0, _free(operations + _INSTANCES, taken, 1))
         else:
             found[role] = Ports(0, _free(operations, taken, 1))
     return found
@@ -193,7 +202,7 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
             "Type=notify",
             f"ExecStart={_command(installation, role.command, *where)}",
             "ExecReload=kill -HUP $MAINPID",
-            *_environment(settings, installation),
+            *_environment(settings, installation, is_agent=role.is_agent),
             *([f"Environment=OPERATIONS_PORT={ports.operations}"] if role.serves else []),
             "# to load; then the process asks for the time that it needs",
             f"TimeoutStartSec={_START_S}",
@@ -208,8 +217,9 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
             "# usage, bad data, configuration: another start would fail in the same way",
             f"RestartPreventExitStatus={_USAGE} {_DATA} {_CONFIGURATION}",
             "# above it the kernel kills; of several workers only the largest, which is replaced",
-            f"MemoryMax={_MEMORY}",
+            f"MemoryMax={_AGENT_MEMORY if role.is_agent and not role.is_whole else _MEMORY}",
             "OOMPolicy=continue",
+            *(_agent(role, settings) if role.is_agent else []),
             "",
             *_sandbox(installation),
             "",
@@ -218,6 +228,20 @@ def _service(role: Role, roles: Sequence[Role], ports: Ports, settings: Settings
             "",
         ]
     )
+
+
+def _agent(role: Role, settings: Settings) -> Iterator[str]:
+    """Yield where WAL is received and drills restore, what they may write, and that others come first."""
+    yield "# for WAL on its way, and for drills: room for a copy of the database"
+    yield f"CacheDirectory={NAME}"
+    yield f"Environment=BACKUP_SCRATCH=%C/{NAME}"
+    target = settings[BackupSettings].target
+    if target.startswith("/"):
+        yield f"ReadWritePaths={_escaped(target)}"
+    if not role.is_whole:
+        yield "Nice=10"
+        yield "IOSchedulingClass=best-effort"
+        yield "IOSchedulingPriority=7"
 
 
 def _migrate(settings: Settings, installation: Installation) -> str:
@@ -232,7 +256,7 @@ def _migrate(settings: Settings, installation: Installation) -> str:
             "[Service]",
             "Type=oneshot",
             f"ExecStart={_command(installation, 'migrate', 'up')}",
-            *_environment(settings, installation),
+            *_environment(settings, installation, is_agent=False),
             "TimeoutStartSec=1h",
             "",
             *_sandbox(installation),
@@ -248,13 +272,14 @@ def _description(role: Role) -> str:
     return f"{NAME} {role.command.removeprefix('run-')}: {role.help.rstrip('.')}"
 
 
-def _environment(settings: Settings, installation: Installation) -> Iterator[str]:
+def _environment(settings: Settings, installation: Installation, *, is_agent: bool) -> Iterator[str]:
     yield f"Environment=APP_ENV={settings.environment}"
     yield "# overrides of settings, such as POSTGRES_HOST"
     yield f"EnvironmentFile={_escaped(str(installation.environment_file))}"
     yield f"# from /etc/credstore/{NAME}.*, readable by root only; those that do not exist are not passed"
     for key in installation.secrets:
-        yield f"LoadCredential={key}:{NAME}.{key}"
+        if is_agent or not key.startswith(f"{BackupSettings.section}."):
+            yield f"LoadCredential={key}:{NAME}.{key}"
 
 
 def _command(installation: Installation, *arguments: str) -> str:

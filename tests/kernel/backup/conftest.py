@@ -51,10 +51,15 @@ def s3_of(seaweed: Seaweed, **changes: object) -> Target:
     return S3.of(s3_settings(seaweed, **changes))
 
 
+def client_of(target: Target) -> object:
+    """Return the client that S3 as a target uses, which takes long to make."""
+    return vars(target)["_client"]
+
+
 @pytest.fixture(scope="session")
 def client(seaweed: Seaweed) -> object:
-    """Return the client of S3 as a target, which takes long to make."""
-    return vars(s3_of(seaweed))["_client"]
+    """A client for all targets of S3 that need no other."""
+    return client_of(s3_of(seaweed))
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -84,6 +84,10 @@ class PgBackRest:
         """Return nothing: pgBackRest knows of damage only when it has read all."""
         return ()
 
+    def used_bytes(self) -> int | None:
+        """Return None: pgBackRest does not tell the size of WAL."""
+        return None
+
     def wal(self, cluster: str) -> Wal | None:
         """Return how far WAL is stored, and whether segments are missing since the first backup within `keep`."""
         program = self._program

@@ -28,7 +28,7 @@ _PARTS: Final = 10_000  # what the protocol allows
 _AT_ONCE: Final = 3
 _ATTEMPTS: Final = 5
 _CONNECT_S, _READ_S = 5.0, 30.0
-_CHUNK_BYTES: Final = 1024 * 1024
+_CHUNK_BYTES: Final = 256 * 1024
 _BATCH: Final = 1000  # objects in one request: what the protocol allows
 _MARK: Final = "upload"
 _MISSING: Final = ("404", "NoSuchKey", "NotFound")
@@ -226,6 +226,8 @@ class S3:
                 raise
         if at and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
             raise TargetUnavailable(f"the target {self.label} does not resume a download that was cut off")
+        if at and answer["ETag"] != tag:  # not all storages check it
+            raise self._unavailable(ClientError({"Error": {"Code": "PreconditionFailed"}}, "GetObject"))
         return answer
 
     def _last_change(self, upload: dict[str, str], initiated: datetime) -> datetime:

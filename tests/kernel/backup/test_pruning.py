@@ -1,0 +1,196 @@
+"""Pruning a target: only what is not kept goes, and an interruption at any moment leaves nothing half."""
+
+import os
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.kernel.backup import Backup, Target
+from app.kernel.backup.catalogue import Catalogue, base_name, record_name, wal_name
+from app.kernel.backup.pruning import needing_wal, prune
+from app.kernel.backup.retention import Policy
+from app.kernel.backup.sealed import Keys
+from app.kernel.backup.targets.folder import Folder
+from app.kernel.backup.timelines import history_name, segment_name
+from tests.kernel.backup.test_retention import SEGMENT, backup
+
+KEYS = Keys("k" * 32)
+DAY = timedelta(days=1)
+NOW = datetime.now(UTC).replace(microsecond=0)
+POLICY = Policy(keep=5 * DAY, weekly=0, monthly=0)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Mortal(Folder):
+    """A folder whose process dies after some deletions."""
+
+    def __init__(self, root: Path, lives: int) -> None:
+        super().__init__(root)
+        self.lives = lives
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.lives == 0:
+                raise Killed
+            self.lives -= 1
+            super().delete([name])
+
+
+def filled(target: Target, days: int = 12, cluster: str = "7", size: int = 1) -> list[Backup]:
+    """Store a backup, and a segment of WAL, of each of the days before now."""
+    backups = [backup(NOW - (days - number) * DAY, number, cluster=cluster) for number in range(1, days + 1)]
+    for number, one in enumerate(backups, 1):
+        target.put(base_name(cluster, one.id), [bytes(size)])
+        Catalogue(target, KEYS).add(one)
+        target.put(wal_name(cluster, segment_name(1, number * SEGMENT, SEGMENT)), [bytes(size)])
+    return backups
+
+
+def snapshot(target: Target) -> set[str]:
+    return {stored.name for stored in target.list()}
+
+
+def run(target: Target, *, is_dry: bool = False, keys: Keys = KEYS, now: datetime = NOW) -> Any:
+    return prune(target, keys, POLICY, is_dry=is_dry, now=now)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_what_is_not_kept_goes_and_a_dry_run_says_the_same_and_changes_nothing(target: Target) -> None:
+    backups = filled(target, 12, size=1000)
+    before = snapshot(target)
+    said = run(target, is_dry=True)
+    assert snapshot(target) == before
+    pruned = run(target)
+    assert pruned == said
+    kept = backups[3:]  # five days before the third newest, and the one before
+    assert pruned.kept == tuple(one.id for one in kept)
+    assert pruned.backups == tuple(one.id for one in backups[:3])
+    assert pruned.wal_segments == 3
+    assert Catalogue(target, KEYS).backups() == kept
+    assert pruned.freed_bytes > 6000
+    wanted = {base_name("7", one.id) for one in kept} | {record_name("7", one.id) for one in kept}
+    assert snapshot(target) == wanted | {wal_name("7", segment_name(1, n * SEGMENT, SEGMENT)) for n in range(4, 13)}
+    again = run(target)
+    assert (again.backups, again.wal_segments, again.freed_bytes) == ((), 0, 0)
+    assert needing_wal(Catalogue(target, KEYS), POLICY, "7", NOW) == tuple(kept)
+
+
+@pytest.mark.parametrize("steps", range(9))
+def test_a_pruning_that_is_killed_leaves_only_whole_backups_and_the_next_one_ends_it(
+    folder: Folder, tmp_path: Path, steps: int
+) -> None:
+    backups = filled(folder, 12)
+    every = sorted(name for name in snapshot(folder) if name.startswith("wal/"))
+    with pytest.raises(Killed):
+        run(Mortal(tmp_path, steps))
+    names = snapshot(folder)
+    listed = Catalogue(folder, KEYS).backups()
+    assert {base_name("7", one.id) for one in listed} <= names
+    assert set(backups[3:]) <= set(listed)
+    left = sorted(name for name in names if name.startswith("wal/"))
+    assert left == every[-len(left) :]  # no hole
+    run(folder)
+    assert Catalogue(folder, KEYS).backups() == backups[3:]
+    assert sorted(name for name in snapshot(folder) if name.startswith("wal/")) == every[3:]
+
+
+def test_two_prunings_at_once_keep_the_same(folder: Folder) -> None:
+    backups = filled(folder, 14)
+    errors: list[Exception] = []
+
+    def one() -> None:
+        try:
+            run(folder)
+        except Exception as error:  # noqa: BLE001 - the test says which
+            errors.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    assert Catalogue(folder, KEYS).backups() == backups[5:]
+
+
+def test_every_cluster_keeps_its_newest_and_other_clusters_lose_nothing_for_it(folder: Folder) -> None:
+    old = backup(NOW - 400 * DAY, 5, cluster="3")
+    folder.put(base_name("3", old.id), [b"x"])
+    Catalogue(folder, KEYS).add(old)
+    folder.put(wal_name("3", segment_name(1, 4 * SEGMENT, SEGMENT)), [b"x"])
+    folder.put(wal_name("3", segment_name(1, 5 * SEGMENT, SEGMENT)), [b"x"])
+    new = filled(folder, 12)
+    pruned = run(folder)
+    assert pruned.kept == (old.id, *(one.id for one in new[3:]))
+    assert wal_name("3", segment_name(1, 5 * SEGMENT, SEGMENT)) in snapshot(folder)
+    assert wal_name("3", segment_name(1, 4 * SEGMENT, SEGMENT)) not in snapshot(folder)
+
+
+@pytest.mark.parametrize("damage", ["half", "another key", "history"])
+def test_nothing_goes_of_a_cluster_that_cannot_be_understood(folder: Folder, damage: str) -> None:
+    backups, others = filled(folder, 12), filled(folder, 12, cluster="8")
+    if damage == "history":  # timeline 2, of which nobody can tell where it left timeline 1
+        folder.put(wal_name("7", segment_name(2, 9 * SEGMENT, SEGMENT)), [b"x"])
+    else:
+        key = Keys("o" * 32) if damage == "another key" else KEYS
+        folder.delete([record_name("7", backups[6].id)])
+        Catalogue(folder, key).add(backups[6])
+    if damage == "half":
+        whole = b"".join(folder.get(record_name("7", backups[6].id)))
+        folder.put(record_name("7", backups[6].id), [whole[:-9]], replace=True)
+    before = {name for name in snapshot(folder) if "/7/" in name}
+    pruned = run(folder)
+    assert {name for name in snapshot(folder) if "/7/" in name} == before
+    assert set(pruned.backups) <= {one.id for one in others}
+    assert pruned.backups
+
+
+def test_the_history_of_a_timeline_is_kept_and_shows_what_it_comes_from(folder: Folder) -> None:
+    backups = filled(folder, 12)
+    name = wal_name("7", history_name(2))
+    text = b"1\t0/2800000\tbefore a mistake\n"  # within segment 2
+    folder.put(name, KEYS.pack(name, [text]))
+    folder.put(wal_name("7", segment_name(2, 2 * SEGMENT, SEGMENT)), [b"x"])
+    pruned = run(folder)
+    assert backups[1].id in pruned.kept  # from which timeline 2, which is written now, is reached
+    assert backups[0].id in pruned.backups
+    assert {name, wal_name("7", segment_name(1, 2 * SEGMENT, SEGMENT))} <= snapshot(folder)
+
+
+def test_a_clock_a_year_ahead_prunes_no_more_than_the_right_one(tmp_path: Path) -> None:
+    outcomes: list[set[str]] = []
+    for name, now in (("right", NOW), ("wrong", NOW + 365 * DAY)):
+        (tmp_path / name).mkdir()
+        filled(Folder(tmp_path / name), 12)
+        run(Folder(tmp_path / name), now=now)
+        outcomes.append(snapshot(Folder(tmp_path / name)))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_an_upload_or_a_removal_left_goes_after_a_day_and_a_later_backup(folder: Folder, tmp_path: Path) -> None:
+    left = base_name("7", "20260101T000000Z-0000")
+    folder.put(left, [b"left"])
+    filled(folder, 3)
+    run(folder)
+    assert left in snapshot(folder)  # it may be a backup that runs
+    old = (NOW - 2 * DAY).timestamp()
+    os.utime(tmp_path / left, (old, old))
+    upload = tmp_path / "backups/7/.upload-0123456789abcdef"
+    upload.write_bytes(b"half")
+    os.utime(upload, (old, old))
+    assert run(folder, is_dry=True).freed_bytes == 4
+    assert left in snapshot(folder)
+    assert run(folder).freed_bytes == 4
+    assert left not in snapshot(folder)
+    assert not upload.exists()
