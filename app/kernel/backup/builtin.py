@@ -70,11 +70,14 @@ class Builtin:
         return Wal(position.timeline, lsn_text(position.lsn), position.stored_at)
 
     def verify(self, backup: Backup, progress: Progress) -> Verified:
+        from app.kernel.backup.pruning import needing_wal
+        from app.kernel.backup.retention import Policy
         from app.kernel.backup.verifying import Verification
 
         if self._verification is None:
             self._verification = Verification(self.target, self.keys)
-        return self._verification.verify(backup, progress)
+        with_wal = needing_wal(self.catalogue, Policy.of(self.settings), backup.cluster)
+        return self._verification.verify(backup, progress, has_wal=backup in with_wal)
 
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
         from app.kernel.backup.programs import programs_for

@@ -68,7 +68,11 @@ def needing_wal(catalogue: Catalogue, policy: Policy, cluster: str, now: datetim
     if not own or end is None:
         return tuple(own)
     archive = WalArchive(catalogue.target, catalogue.keys, cluster, own[-1].wal_segment_bytes)
-    return retained(own, _lines(archive, archive.files(), own), policy, end).window
+    try:
+        lines = _lines(archive, archive.files(), own)
+    except BackupInvalid:
+        return tuple(own)
+    return retained(own, lines, policy, end).window
 
 
 def _doomed(

@@ -29,13 +29,16 @@ class Verification:
         self._read: dict[str, str] = {}
         """The problems of WAL that was read, by the name of its object."""
 
-    def verify(self, backup: Backup, progress: Progress) -> Verified:
-        """Read everything that the backup needs, also its WAL up to the newest. Raises TargetUnavailable, Stopped."""
+    def verify(self, backup: Backup, progress: Progress, *, has_wal: bool = True) -> Verified:
+        """Read everything that the backup needs, also its WAL up to the newest, unless the retention keeps it without.
+
+        Raises TargetUnavailable, Stopped.
+        """
         advance = progress.step(backup.id, backup.stored_bytes)
         problems: list[str] = []
         for part in backup.parts:
             problems += self._part(part, backup, advance)
-        size, segments, found = self._wal(backup, progress)
+        size, segments, found = self._wal(backup, progress) if has_wal else (0, 0, [])
         problems += found
         if len(problems) > _MOST_PROBLEMS:
             problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} more"]

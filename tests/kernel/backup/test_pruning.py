@@ -86,6 +86,18 @@ def test_what_is_not_kept_goes_and_a_dry_run_says_the_same_and_changes_nothing(t
     assert needing_wal(Catalogue(target, KEYS), POLICY, "7", NOW) == tuple(kept)
 
 
+def test_backups_that_are_kept_for_longer_are_kept_without_their_wal(folder: Folder) -> None:
+    backups, policy = filled(folder, 20), Policy(keep=5 * DAY, weekly=2, monthly=0)
+    pruned = prune(folder, KEYS, policy, is_dry=False, now=NOW)
+    needing = needing_wal(Catalogue(folder, KEYS), policy, "7", NOW)
+    assert needing == tuple(backups[11:])
+    assert set(pruned.kept) - {one.id for one in needing}
+    assert Catalogue(folder, KEYS).get("latest") == backups[-1]
+    assert min(name for name in snapshot(folder) if name.startswith("wal/")) == wal_name(
+        "7", segment_name(1, 12 * SEGMENT, SEGMENT)
+    )
+
+
 @pytest.mark.parametrize("steps", range(9))
 def test_a_pruning_that_is_killed_leaves_only_whole_backups_and_the_next_one_ends_it(
     folder: Folder, tmp_path: Path, steps: int

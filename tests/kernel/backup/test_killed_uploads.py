@@ -1,0 +1,59 @@
+"""Uploads that are killed at any moment: what is visible is whole, and what is left is cleaned."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.kernel.backup import Target
+from app.kernel.backup.targets.folder import Folder
+from tests.support.project import ROOT
+from tests.support.uploads import REPLACED, is_whole
+
+KILLS = int(os.environ.get("KILLS", "12"))
+
+
+@contextmanager
+def uploader(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.support.uploads", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+        process.wait(20)
+
+
+@pytest.fixture
+def place(target: Target, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    if isinstance(target, Folder):
+        return "folder", target.label
+    return "s3", str(request.getfixturevalue("seaweed").port), target.label
+
+
+def test_what_a_killed_upload_leaves_is_whole_or_not_visible(target: Target, place: tuple[str, ...]) -> None:
+    rng, seen, left = random.Random(), set[str](), 0
+    with uploader(*place) as process:
+        for kill in range(KILLS):
+            print(kill, file=process.stdin, flush=True)
+            pid = int(process.stdout.readline())
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(pid, signal.SIGKILL)
+            for stored in list(target.list()):
+                if stored.name not in seen or stored.name == REPLACED:
+                    assert is_whole(b"".join(target.get(stored.name))), stored.name
+                    seen.add(stored.name)
+            left += target.clean(0)
+    assert seen
+    assert target.clean(0) <= 1
+    assert target.clean(0) == 0
+    assert left > 0  # some were killed in the middle
+    if isinstance(target, Folder):
+        assert not list(Path(target.label).rglob(".*"))
