@@ -3,15 +3,20 @@
 import itertools
 import random
 import secrets
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kernel.backup import BackupInvalid, sealed
 from app.kernel.backup.sealed import CHUNK_BYTES, HEADER_BYTES, Keys
+from tests.support.project import ROOT
 
 KEY, OTHER = "k" * 32, "o" * 32
 NAME = "backups/7/20261127T021500Z-3f2a/base.tar.zst.sealed"
@@ -232,3 +237,19 @@ def test_unpacking_that_is_given_up_ends_its_thread_and_source() -> None:
     chunks.close()
     assert is_closed.wait(10)
     assert no_thread_runs()
+
+
+def test_the_documented_script_opens_an_object_without_the_program(tmp_path: Path) -> None:
+    code = (ROOT / "docs/backups.md").read_text().partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "unseal.py").write_text(code)
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    for size in (0, 5, CHUNK_BYTES * 3):
+        content = secrets.token_bytes(size)
+        command = [sys.executable, str(tmp_path / "unseal.py"), str(tmp_path / "key"), NAME]
+        done = subprocess.run(command, input=packed(content), stdout=subprocess.PIPE, check=True, timeout=30)
+        assert zstandard.ZstdDecompressor().decompressobj().decompress(done.stdout) == content
+    full = b"".join(Keys(KEY).sealed(NAME, [bytes(CHUNK_BYTES)]))
+    assert subprocess.run(command, input=full, stdout=subprocess.PIPE, check=True, timeout=30).stdout == bytes(
+        CHUNK_BYTES
+    )
+    assert subprocess.run(command, input=full[:-1], capture_output=True, timeout=30, check=False).returncode != 0
