@@ -33,16 +33,14 @@ def fetching(
     stretches: Sequence[Stretch],
     begin: int,
     advance: Advance = lambda _: None,
-    *,
-    patience_s: float = _PATIENCE_S,
 ) -> Generator[str]:
     """Serve WAL to the server that recovers on a data folder; yield its restore_command.
 
     `stretches` is the way to its timeline. From the position `begin` on, a segment that is not stored although a later
-    one is, is missing: an error, not the end of WAL. A target that does not answer is asked again for `patience_s`.
+    one is, is missing: an error, not the end of WAL. A target that does not answer is asked again for a minute.
     Closing raises TargetUnavailable or BackupInvalid if WAL could not be fetched.
     """
-    server = _Server(archive, folder / SPOOL, stretches, begin, advance, patience_s)
+    server = _Server(archive, folder / SPOOL, stretches, begin, advance)
     try:
         server.start()
         yield _restore_command()
@@ -67,11 +65,10 @@ class _Server:
         stretches: Sequence[Stretch],
         begin: int,
         advance: Advance,
-        patience_s: float,
     ) -> None:
         self.problem: Exception | None = None
         self._archive, self._spool, self._stretches, self._begin = archive, spool, stretches, begin
-        self._advance, self._patience_s = advance, patience_s
+        self._advance = advance
         self._size = archive.segment_bytes
         self._window = max(2, min(16, _AHEAD_BYTES // self._size))
         stored = [wal.file for wal in archive.files() if wal.file.number is not None]
@@ -150,7 +147,7 @@ class _Server:
                 self._ahead[name] = self._pool.submit(self._fetch, name)
 
     def _fetch(self, name: str) -> bool:
-        deadline, pause_s = time.monotonic() + self._patience_s, _PAUSE_S
+        deadline, pause_s = time.monotonic() + _PATIENCE_S, _PAUSE_S
         while True:
             try:
                 return self._archive.get(name, self._spool / name)

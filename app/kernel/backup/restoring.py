@@ -61,7 +61,10 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         named = catalogue.get(restore.backup, restore.cluster)
         backups = [named]
     else:
-        backups = _of_one_cluster(catalogue.backups(), restore.cluster, target.label)
+        whole, damaged = catalogue.read()
+        if damaged and not whole:
+            raise BackupInvalid(damaged[0].problem, hint=_LIST)
+        backups = _of_one_cluster(whole, restore.cluster, target.label)
     archive = WalArchive(target, keys, backups[-1].cluster, backups[-1].wal_segment_bytes)
     files = [wal for wal in archive.files() if wal.file.number is not None]
     known = {wal.file.timeline for wal in files} | {backup.timeline for backup in backups}

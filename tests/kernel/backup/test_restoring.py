@@ -1,0 +1,274 @@
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
+from app.kernel.backup.builtin import Builtin
+from app.kernel.backup.catalogue import Catalogue, base_name, wal_name
+from app.kernel.backup.engine import Restore
+from app.kernel.backup.recovery import Restored, restore
+from app.kernel.backup.restoring import planned
+from app.kernel.backup.scratch import scratch_server
+from app.kernel.backup.sealed import Keys
+from app.kernel.backup.targets.folder import Folder
+from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name
+from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
+from app.kernel.errors import Conflict, Invalid, NotFound, Refusal
+from tests.conftest import start_server, stop_server
+from tests.kernel.backup.conftest import settings_of
+from tests.kernel.backup.copies import PROGRESS, programs
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+KEYS = Keys("a key of forty characters that nobody uses")
+
+
+def at(minutes: float) -> datetime:
+    return NOON + timedelta(minutes=minutes)
+
+
+def backup(id_: str, minutes: float, segment: int, timeline: int = 1, cluster: str = "1") -> Backup:
+    """A backup that began in a segment and ended in the next one."""
+    return Backup(
+        id_, cluster, "builtin", at(minutes - 1), at(minutes), timeline, lsn_text(segment * SEGMENT_BYTES + 40),
+        lsn_text((segment + 1) * SEGMENT_BYTES + 512), 180004, "1", "", "app", 1000, 100,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Callable[..., Folder]:
+    """Return a target with backups and WAL segments, each stored in the minute of its number."""
+
+    def make(backups: list[Backup], segments: dict[int, list[int]], histories: dict[int, str] | None = None) -> Folder:
+        root = tmp_path / "target"
+        root.mkdir()
+        target = Folder(root)
+        for each in backups:
+            Catalogue(target, KEYS).add(each)
+        cluster = backups[0].cluster
+        for timeline, numbers in segments.items():
+            for number in numbers:
+                name = wal_name(cluster, segment_name(timeline, number * SEGMENT_BYTES, SEGMENT_BYTES))
+                target.put(name, [b"not read"])
+                os.utime(root / name, (at(number).timestamp(),) * 2)
+        for timeline, text in (histories or {}).items():
+            name = wal_name(cluster, history_name(timeline))
+            target.put(name, KEYS.pack(name, [text.encode()]))
+        return target
+
+    return make
+
+
+def chosen(target: Folder, **wanted: object) -> str:
+    return planned(Restore(Path(), **wanted), target, KEYS).backup.id  # type: ignore[arg-type]
+
+
+def test_the_newest_backup_before_the_moment_is_chosen(listed: Callable[..., Folder]) -> None:
+    target = listed([backup("a", 2, 1), backup("b", 6, 5)], {1: list(range(1, 11))})
+    assert chosen(target) == "b"
+    assert chosen(target, to=at(6)) == "b"
+    assert chosen(target, to=at(6) - timedelta(microseconds=1)) == "a"
+    assert chosen(target, to=at(10), backup="a") == "a"
+    assert chosen(target, lsn=backup("b", 6, 5).stop_lsn) == "b"
+    assert chosen(target, lsn=lsn_text(lsn_number(backup("b", 6, 5).stop_lsn) - 1)) == "a"
+    assert chosen(target, lsn=lsn_text(11 * SEGMENT_BYTES)) == "b"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"to": at(2) - timedelta(microseconds=1)},
+        {"to": at(10) + timedelta(microseconds=1)},
+        {"lsn": lsn_text(11 * SEGMENT_BYTES + 1)},
+        {"lsn": "0/1000"},
+        {"to": at(5), "backup": "b"},
+    ],
+)
+def test_another_moment_is_refused_with_those_that_can_be_restored(
+    listed: Callable[..., Folder], wanted: dict[str, object]
+) -> None:
+    target = listed([backup("a", 2, 1), backup("b", 6, 5)], {1: list(range(1, 11))})
+    with pytest.raises(
+        NotFound, match=rf"has everything from .*to 2026-11-22 12:10:00Z \({lsn_text(11 * SEGMENT_BYTES)}\)"
+    ):
+        chosen(target, **wanted)
+
+
+def test_missing_wal_is_refused_unless_it_is_after_the_moment(listed: Callable[..., Folder]) -> None:
+    target = listed([backup("a", 2, 1)], {1: [1, 2, 3, 5, 6]})
+    for wanted in ({}, {"to": at(6)}, {"lsn": lsn_text(4 * SEGMENT_BYTES + 8)}):
+        with pytest.raises(BackupInvalid, match=f"{lsn_text(4 * SEGMENT_BYTES)} to {lsn_text(5 * SEGMENT_BYTES)}"):
+            chosen(target, **wanted)
+    assert chosen(target, to=at(3)) == "a"
+    assert chosen(target, lsn=lsn_text(4 * SEGMENT_BYTES)) == "a"
+
+
+def test_wal_that_the_backup_itself_has_need_not_be_stored(listed: Callable[..., Folder]) -> None:
+    assert chosen(listed([backup("a", 2, 1)], {1: [3, 4]}), to=at(4)) == "a"
+
+
+def test_a_timeline_is_followed_from_the_backups_that_lead_to_it(listed: Callable[..., Folder]) -> None:
+    fork = f"1\t{lsn_text(5 * SEGMENT_BYTES + 8)}\tno recovery target specified\n"
+    backups = [backup("a", 2, 1), backup("left", 8, 7), backup("b", 9, 8, timeline=2)]
+    target = listed(backups, {1: list(range(1, 12)), 2: list(range(5, 14))}, {2: fork, 3: fork})
+    assert chosen(target) == "b"
+    assert chosen(target, to=at(8)) == "a"  # `left` was taken after the fork
+    assert chosen(target, to=at(8), timeline=1) == "left"
+    with pytest.raises(NotFound, match=r"timeline 4 is not stored.*stored are 1, 2"):
+        chosen(target, timeline=4)
+    with pytest.raises(NotFound, match="no backup leads to timeline 2; there are left"):
+        chosen(target, timeline=2, backup="left")
+
+
+def test_one_of_several_clusters_must_be_named(listed: Callable[..., Folder]) -> None:
+    target = listed([backup("a", 2, 1), backup("b", 3, 1, cluster="2")], {})
+    with pytest.raises(Invalid, match=r"--cluster: 1 .*, 2 "):
+        chosen(target)
+    assert chosen(target, cluster="2") == "b"
+    assert chosen(target, backup="a") == "a"
+    with pytest.raises(NotFound, match="cluster 3"):
+        chosen(target, cluster="3")
+
+
+SEGMENTS = 4
+
+
+class Failing(Folder):
+    """A target that fails so many times when the WAL segment of a name is read."""
+
+    name, times = "", 0
+
+    def get(self, name: str) -> Iterator[bytes]:
+        if self.name and self.name in name and self.times:
+            self.times -= 1
+            raise TargetUnavailable("503 Slow Down")
+        return super().get(name)
+
+
+@dataclass
+class Stored:
+    """A target with a backup, and WAL in which each segment has one more row, 1 to SEGMENTS."""
+
+    folder: Path
+    segments: list[str] = field(default_factory=list)
+    cluster: str = ""
+    backup: str = ""
+
+    def target(self, to: Path) -> Failing:
+        shutil.copytree(self.folder, to / "target", symlinks=True)
+        return Failing(to / "target")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    folder = tmp_path_factory.mktemp("stored")
+    (folder / "target").mkdir()
+    holder, server = start_server(folder / "pg")
+    target = Folder(folder / "target")
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        connection.execute("CREATE TABLE counted (n int)")
+        taken = Builtin(settings_of(), target, KEYS, programs()).create(server.conninfo(), PROGRESS)
+        made = Stored(folder / "target", cluster=taken.cluster, backup=taken.id)
+        archive = WalArchive(target, KEYS, taken.cluster)
+        for n in range(1, SEGMENTS + 1):
+            connection.execute("INSERT INTO counted VALUES (%s)", (n,))
+            row = connection.execute("SELECT pg_walfile_name(pg_switch_wal() - 1)").fetchone()
+            assert row is not None
+            made.segments.append(row[0])
+            archive.put(next((folder / "pg").rglob(row[0])))
+    stop_server(holder)
+    return made
+
+
+def restored(target: Folder, into: Path, keys: Keys = KEYS, **wanted: object) -> Restored:
+    engine = Builtin(settings_of(), target, keys, programs())
+    return restore(engine, Restore(into, **wanted), PROGRESS)  # type: ignore[arg-type]
+
+
+def rows(folder: Path) -> list[int]:
+    with scratch_server(folder, programs()) as server, psycopg.connect(server.conninfo("app")) as connection:
+        return [n for (n,) in connection.execute("SELECT n FROM counted ORDER BY n")]
+
+
+def test_a_target_that_fails_for_a_while_is_waited_for(stored: Stored, tmp_path: Path) -> None:
+    target = stored.target(tmp_path)
+    target.name, target.times = stored.segments[1], 3
+    done = restored(target, tmp_path / "into")
+    assert target.times == 0
+    assert rows(tmp_path / "into") == list(range(1, SEGMENTS + 1))
+    assert (done.replayed.timeline, done.former, done.warning) == (2, None, "")
+    names = {path.name for path in (tmp_path / "into").iterdir()}
+    assert not names & {"recovery.signal", "backup_label", "backup_label.old", "run", fetching.SPOOL}
+    assert {path.name for path in tmp_path.iterdir()} == {"into", "target"}
+    with pytest.raises(Conflict, match="is not empty"):
+        restored(target, tmp_path / "into")
+    again = restored(
+        target, tmp_path / "again", lsn=lsn_text(lsn_number(done.replayed.lsn) // SEGMENT_BYTES * SEGMENT_BYTES)
+    )
+    assert again.replayed.timeline == 3
+
+
+def fail(target: Failing, stored: Stored) -> None:
+    target.name, target.times = stored.segments[2], 10**6
+
+
+def flip(target: Failing, stored: Stored) -> None:
+    path = Path(target.label) / wal_name(stored.cluster, stored.segments[2])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def flip_base(target: Failing, stored: Stored) -> None:
+    path = Path(target.label) / base_name(stored.cluster, stored.backup)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def remove(target: Failing, stored: Stored) -> None:
+    (Path(target.label) / wal_name(stored.cluster, stored.segments[2])).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "says"),
+    [
+        (fail, TargetUnavailable, "503 Slow Down"),
+        (flip, BackupInvalid, "{segment}.zst.sealed is damaged"),
+        (flip_base, BackupInvalid, "base.tar.zst.sealed is damaged"),
+        (remove, BackupInvalid, "is not stored"),
+    ],
+)
+def test_what_cannot_be_fetched_ends_a_restore_and_leaves_nothing(
+    stored: Stored,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Failing, Stored], None],
+    kind: type[Refusal],
+    says: str,
+) -> None:
+    monkeypatch.setattr(fetching, "_PATIENCE_S", 0.5)
+    target = stored.target(tmp_path)
+    spoil(target, stored)
+    with pytest.raises(kind, match=says.format(segment=stored.segments[2])):
+        restored(target, tmp_path / "into")
+    assert {path.name for path in tmp_path.iterdir()} == {"target"}
+
+
+def test_what_is_missing_is_found_out_before_anything_is_fetched(stored: Stored, tmp_path: Path) -> None:
+    target = stored.target(tmp_path)
+    with pytest.raises(BackupInvalid, match="key"):
+        restored(
+            target, tmp_path / "into", Keys("another key of more than thirty-two characters"), backup=stored.backup
+        )
+    with pytest.raises(NotFound, match="create it"):
+        restored(target, tmp_path / "nowhere" / "into")
+    (tmp_path / "into.restoring").mkdir()
+    (tmp_path / "into.restoring" / "mine").touch()
+    with pytest.raises(Conflict, match="was not made by a restore"):
+        restored(target, tmp_path / "into")
