@@ -54,6 +54,10 @@ outages *options: install
 wal *options: install
     APP_ENV=test {{python}} -m tests.wal "$@"
 
+# back up under load, destroy the data folder, restore to a random moment, again and again: just restores --times 50
+restores *options: install
+    {{python}} -m tests.backup.restores "$@"
+
 # kill the primary under load and let its standby take over, again and again, then count: just failover --times 20
 failover *options: install
     {{python}} -m tests.failover "$@"

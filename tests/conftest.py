@@ -38,6 +38,7 @@ _LONG = {
     "test_streams.py",
     "test_blocks.py",
     "test_read_only.py",
+    "test_restores.py",
     "test_openapi.py",
 }
 if TYPE_CHECKING:
