@@ -33,14 +33,17 @@ def fetching(
     stretches: Sequence[Stretch],
     begin: int,
     advance: Advance = lambda _: None,
+    *,
+    end: int | None = None,
 ) -> Generator[str]:
     """Serve WAL to the server that recovers on a data folder; yield its restore_command.
 
     `stretches` is the way to its timeline. From the position `begin` on, a segment that is not stored although a later
-    one is, is missing: an error, not the end of WAL. A target that does not answer is asked again for a minute.
+    one is, is missing: an error, not the end of WAL. From `end` on, nothing counts as stored. A target that does not
+    answer is asked again for a minute.
     Closing raises TargetUnavailable or BackupInvalid if WAL could not be fetched.
     """
-    server = _Server(archive, folder / SPOOL, stretches, begin, advance)
+    server = _Server(archive, folder / SPOOL, stretches, begin, advance, end)
     try:
         server.start()
         yield _restore_command()
@@ -65,6 +68,7 @@ class _Server:
         stretches: Sequence[Stretch],
         begin: int,
         advance: Advance,
+        end: int | None,
     ) -> None:
         self.problem: Exception | None = None
         self._archive, self._spool, self._stretches, self._begin = archive, spool, stretches, begin
@@ -75,6 +79,9 @@ class _Server:
         self._last = max(
             (f.number for f in stored if f.number is not None and self._is_on_way(f.timeline, f.number)), default=-1
         )
+        self._end = None if end is None else end // self._size
+        if self._end is not None:
+            self._last = min(self._last, self._end - 1)
         self._ahead: dict[str, Future[bool]] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE, "wal")
         self._stopping = threading.Event()
@@ -116,7 +123,7 @@ class _Server:
 
     def _answer(self, name: str) -> bytes:
         file = wal_file(name, self._size)
-        if file is None or file.is_partial:
+        if file is None or file.is_partial or (file.number or 0) >= (self._end or sys.maxsize):
             return client.NOT_STORED
         try:
             if not self._wait(name):

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from app.kernel.product import NAME
 from app.kernel.text import exact
 
 _LIST = f"{NAME} backup list"
+_VERIFY = f"{NAME} backup verify"
 _SPARE_BYTES = 512 * 2**20
 """What recovery needs besides the data, for WAL."""
 
@@ -42,7 +43,9 @@ class Plan:
     """How far WAL is stored, and when it was."""
     stored_at: datetime
     segments: int
-    """How many segments will be replayed, about."""
+    """How many segments will be replayed, about; 0 if the backup alone is restored."""
+    end: int | None = None
+    """Where the WAL ends that is replayed, if not where it is stored."""
 
     def __str__(self) -> str:
         return (
@@ -88,8 +91,7 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         wanted = exact(restore.to) if restore.to else restore.lsn
         whole = f"{str(plans[0]).partition(' to ')[0]} to {str(plans[-1]).partition(' to ')[2]}"
         raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}", hint=_LIST)
-    _refuse_gap(fit[-1], restore, files)
-    return fit[-1]
+    return _up_to_gap(fit[-1], restore, files)
 
 
 def _of_one_cluster(backups: Sequence[Backup], cluster: str, label: str) -> list[Backup]:
@@ -139,22 +141,27 @@ def _reaches(plan: Plan, restore: Restore) -> bool:
     return not restore.lsn or lsn_number(plan.backup.stop_lsn) <= lsn_number(restore.lsn) <= plan.lsn
 
 
-def _refuse_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> None:
-    """Raise BackupInvalid for WAL that is missing, unless it is missing after the wanted moment."""
+def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan:
+    """Return the plan, ended before WAL that is missing; raise BackupInvalid if the wanted moment is after that.
+
+    A backup that is named, and has no WAL after it, is restored as it was: those that are kept for long have none.
+    """
     gaps = plan.archive.gaps(plan.begin, plan.backup.timeline, stretches=plan.stretches, files=files)
     if not gaps:
-        return
-    size = plan.archive.segment_bytes
-    before = [wal for wal in files if _is_on_way(wal, plan.stretches, size) and wal.file.start(size) < gaps[0].begin]
-    until = max((wal.stored.at for wal in before), default=plan.backup.finished_at)
+        return plan
+    end, size, backup = gaps[0].begin, plan.archive.segment_bytes, plan.backup
+    before = [wal for wal in files if _is_on_way(wal, plan.stretches, size) and wal.file.start(size) < end]
+    until = max((wal.stored.at for wal in before), default=backup.finished_at)
     if restore.to is not None and restore.to <= until:
-        return
-    if restore.lsn and lsn_number(restore.lsn) <= gaps[0].begin:
-        return
-    raise BackupInvalid(
-        f"{gaps[0]}; the last moment before it is --to-lsn {lsn_text(gaps[0].begin)}, before {exact(until)}",
-        hint=f"{NAME} backup verify",
-    )
+        return plan  # unless what is missing is needed to know
+    if restore.lsn and lsn_number(restore.lsn) <= end:
+        return replace(plan, end=end)
+    if end > plan.begin:
+        raise BackupInvalid(f"{gaps[0]}; what is before can be restored with --to-lsn {lsn_text(end)}", hint=_VERIFY)
+    if restore.backup and not restore.to and not restore.lsn:
+        return replace(plan, end=end, segments=0)
+    message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"
+    raise BackupInvalid(message, hint=_VERIFY)
 
 
 def prepare(
@@ -245,5 +252,5 @@ class _Wal:
     def open(self) -> Generator[str]:
         plan = self.plan
         advance = self.progress.step("replay", plan.segments * plan.archive.segment_bytes)
-        with fetching(plan.archive, self.folder, plan.stretches, plan.begin, advance) as command:
+        with fetching(plan.archive, self.folder, plan.stretches, plan.begin, advance, end=plan.end) as command:
             yield command

@@ -11,7 +11,7 @@ import pytest
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
 from app.kernel.backup.builtin import Builtin
 from app.kernel.backup.catalogue import Catalogue, base_name, wal_name
-from app.kernel.backup.engine import Restore
+from app.kernel.backup.engine import Progress, Restore
 from app.kernel.backup.recovery import Restored, restore
 from app.kernel.backup.restoring import planned
 from app.kernel.backup.scratch import scratch_server
@@ -19,13 +19,18 @@ from app.kernel.backup.sealed import Keys
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name
 from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
+from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.errors import Conflict, Invalid, NotFound, Refusal
-from tests.conftest import start_server, stop_server
+from tests.conftest import program, start_server, stop_server
 from tests.kernel.backup.conftest import settings_of
-from tests.kernel.backup.copies import PROGRESS, programs
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+PROGRESS = Progress(lambda _name, _size: lambda _done: None)
 KEYS = Keys("a key of forty characters that nobody uses")
+
+
+def programs() -> Path:
+    return embedded_binaries() or Path(program("postgres")).parent
 
 
 def at(minutes: float) -> datetime:
@@ -105,7 +110,18 @@ def test_missing_wal_is_refused_unless_it_is_after_the_moment(listed: Callable[.
         with pytest.raises(BackupInvalid, match=f"{lsn_text(4 * SEGMENT_BYTES)} to {lsn_text(5 * SEGMENT_BYTES)}"):
             chosen(target, **wanted)
     assert chosen(target, to=at(3)) == "a"
-    assert chosen(target, lsn=lsn_text(4 * SEGMENT_BYTES)) == "a"
+    plan = planned(Restore(Path(), lsn=lsn_text(4 * SEGMENT_BYTES)), target, KEYS)
+    assert (plan.backup.id, plan.end) == ("a", 4 * SEGMENT_BYTES)
+
+
+def test_a_backup_whose_wal_is_not_kept_is_restored_alone_if_it_is_named(listed: Callable[..., Folder]) -> None:
+    target = listed([backup("old", 2, 1)], {1: [8, 9]})
+    with pytest.raises(BackupInvalid, match="app backup restore old --into"):
+        chosen(target)
+    plan = planned(Restore(Path(), backup="old"), target, KEYS)
+    assert (plan.end, plan.segments) == (3 * SEGMENT_BYTES, 0)
+    with pytest.raises(BackupInvalid, match="app backup restore old --into"):
+        chosen(target, backup="old", to=at(9))
 
 
 def test_wal_that_the_backup_itself_has_need_not_be_stored(listed: Callable[..., Folder]) -> None:
@@ -231,8 +247,8 @@ def flip_base(target: Failing, stored: Stored) -> None:
     path.write_bytes(content)
 
 
-def remove(target: Failing, stored: Stored) -> None:
-    (Path(target.label) / wal_name(stored.cluster, stored.segments[2])).unlink()
+def remove(target: Failing, stored: Stored, number: int = 2) -> None:
+    (Path(target.label) / wal_name(stored.cluster, stored.segments[number])).unlink()
 
 
 @pytest.mark.parametrize(
