@@ -15,7 +15,7 @@ from app.kernel.db.devserver.child import LINUX, Account
 from app.kernel.db.devserver.place import Failure, account_of, hand_over, private_folder
 from app.kernel.errors import Conflict, NotFound
 
-_SUFFIX = ".restoring"
+SUFFIX = ".restoring"
 _LOCK, _DATA = "lock", "data"
 _ENDS_WITHIN_S = 30.0
 _POLL_S = 0.1
@@ -55,7 +55,7 @@ def staged(place: Path, *, replaces: bool, account: Account | None = None) -> Ge
     place = Path(os.path.abspath(place))  # noqa: PTH100 - a link to the place is replaced, not what it leads to
     _refuse(place, replaces=replaces)
     account = account or _owner(place)
-    folder = place.with_name(place.name + _SUFFIX)
+    folder = place.with_name(place.name + SUFFIX)
     with _locked(folder, account):
         try:
             yield Staging(place, folder / _DATA, replaces, account)

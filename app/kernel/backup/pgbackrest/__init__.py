@@ -18,6 +18,7 @@ from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.pgbackrest.repository import Notes, encode, holes, read, segments, stored_at
 from app.kernel.backup.programs import programs_for
 from app.kernel.backup.retention import Policy
+from app.kernel.backup.staging import SUFFIX
 from app.kernel.backup.taking import counted, examined, session
 from app.kernel.backup.timelines import lsn_number, lsn_text, segment_name, wal_file
 from app.kernel.config.backup import BackupSettings
@@ -143,7 +144,7 @@ class PgBackRest:
             program.run(
                 *("--repo=1", f"--set={backup.id}", f"--pg1-path={folder}", "--type=preserve"),
                 *(
-                    f"--tablespace-map-all={folder}.tablespaces",
+                    f"--tablespace-map-all={_beside(folder)}.tablespaces",
                     f"--spool-path={folder}.spool",
                     "--log-level-console=detail",
                     "restore",
@@ -153,7 +154,14 @@ class PgBackRest:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Prepared(backup, folder, programs, lambda: self._recovering(backup, folder))
+        return Prepared(
+            *(backup, folder, programs, lambda: self._recovering(backup, folder)),
+            timeline=restore.timeline,
+            stored=self.wal(backup.cluster),
+            store=lambda history: program.run(
+                f"--pg1-path={folder}", "--no-archive-async", "archive-push", str(history)
+            ),
+        )
 
     def prune(self, *, is_dry: bool) -> Pruned:
         """Expire what our retention does not keep, in place of that in the configuration of pgBackRest."""
@@ -184,6 +192,12 @@ class PgBackRest:
         found = [f"{before.name} and {after.name}" for before, after in holes(segments(program, archive, size), since)]
         more = f", and in {len(found) - 1} more places" if len(found) > 1 else ""
         return f"WAL is missing between {found[0]}{more}" if found else ""
+
+
+def _beside(folder: Path) -> Path:
+    """Return the name of a data folder once it is in its place: tablespaces are restored where they stay."""
+    staging = folder.parent
+    return staging.with_name(staging.name.removesuffix(SUFFIX)) if staging.name.endswith(SUFFIX) else folder
 
 
 def chosen(backups: Sequence[Backup], restore: Restore) -> Backup:
