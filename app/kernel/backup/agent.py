@@ -14,6 +14,7 @@ from loguru import logger
 
 from app.kernel.backup import Target, TargetUnavailable
 from app.kernel.backup.catalogue import Catalogue
+from app.kernel.backup.observing import observer
 from app.kernel.backup.primary import Primary, primary
 from app.kernel.backup.programs import programs_for
 from app.kernel.backup.receiver import spool
@@ -154,7 +155,9 @@ class Agent:
 async def agent(p: Process, request_backup: Callable[[], Awaitable[None]]) -> Run | None:
     """Return the service that stores WAL, if that is configured. `request_backup` enqueues a backup."""
     settings = p.settings[BackupSettings]
-    if settings.engine != "builtin" or settings.wal == "none" or not settings.target:
+    if settings.engine != "builtin":
+        return await observer(p)
+    if settings.wal == "none" or not settings.target:
         return None
     found, loop = await p.use(server), asyncio.get_running_loop()
 

@@ -194,7 +194,7 @@ def engine_of(p: "Process") -> Engine:
 
     Raises Misconfigured without a target or a key, StoresUnavailable.
     """
-    from app.kernel.config import BackupSettings, Misconfigured
+    from app.kernel.config import BackupSettings
     from app.kernel.db.devserver.embedded import embedded_binaries
 
     settings = p.settings[BackupSettings]
@@ -202,8 +202,10 @@ def engine_of(p: "Process") -> Engine:
         from app.kernel.backup.pgbackrest import PgBackRest
 
         return PgBackRest(settings, embedded_binaries())
-    if settings.engine != "builtin":
-        raise Misconfigured(f"backup.engine: {settings.engine} is not there yet")
+    if settings.engine == "managed":
+        from app.kernel.backup.managed import Managed
+
+        return Managed(settings, tuple(f"{kind.section.upper()}_" for kind in p.settings.sections))
     from app.kernel.backup.builtin import Builtin
     from app.kernel.backup.sealed import Keys
     from app.kernel.backup.targets import target_of

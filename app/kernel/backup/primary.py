@@ -33,7 +33,7 @@ _SLOT: LiteralString = """
 _CREATE: LiteralString = "SELECT (lsn - '0/0')::bigint FROM pg_create_physical_replication_slot(%s, true)"
 _DROP: LiteralString = "SELECT pg_drop_replication_slot(%s)"
 _ADVANCE: LiteralString = "SELECT pg_replication_slot_advance(%s, %s::pg_lsn)"
-_ARCHIVER: LiteralString = """
+ARCHIVER: LiteralString = """
     SELECT last_failed_wal, last_failed_time, failed_count FROM pg_stat_archiver
     WHERE last_failed_time > coalesce(last_archived_time, '-infinity')
 """
@@ -42,7 +42,7 @@ _BEGIN: LiteralString = """
     SELECT coalesce(timeline, 0), coalesce(lsn - '0/0', 0)::bigint, coalesce(stored_at, now())
     FROM (VALUES (1)) one LEFT JOIN kernel.backup_wal ON cluster = %(cluster)s
 """
-_REPORT: LiteralString = """
+REPORT: LiteralString = """
     INSERT INTO kernel.backup_wal
         (cluster, timeline, lsn, stored_at, waiting_since, problem, runner, reported_at)
     VALUES (%(cluster)s, %(timeline)s, %(lsn)s, %(stored_at)s, %(waiting_since)s, %(problem)s, %(runner)s, now())
@@ -159,7 +159,7 @@ class Primary:
 
     def failing_archiver(self) -> str:
         """Return how archive_command fails, if it does."""
-        row = self._connection.execute(_ARCHIVER).fetchone()
+        row = self._connection.execute(ARCHIVER).fetchone()
         return f"archive_command fails: {row[0]} at {row[1]:%Y-%m-%d %H:%M:%S %Z}, {row[2]} times" if row else ""
 
     def recorded(self) -> Report:
@@ -174,7 +174,7 @@ class Primary:
     def report(self, report: Report, runner: str) -> int:
         """Record what is stored; return the id of the transaction."""
         row = self._connection.execute(
-            _REPORT,
+            REPORT,
             {
                 "cluster": self.cluster,
                 "timeline": report.timeline,

@@ -30,8 +30,8 @@ class BackupJobs:
 
     @task(BACKUP)
     async def back_up(self) -> Any:
-        """Take a backup; return it as the command does. Raises CommandFailed."""
-        return await self._run("create")
+        """Take a backup, or record that of the provider; return it as the command does. Raises CommandFailed."""
+        return await self._run("record" if self.settings[BackupSettings].engine == "managed" else "create")
 
     @task(DRILL)
     async def drill(self) -> Any:
@@ -41,6 +41,9 @@ class BackupJobs:
     @task(PRUNE)
     async def prune(self) -> Any:
         """Delete what the retention does not keep; return what was deleted. Raises CommandFailed."""
+        if self.settings[BackupSettings].engine == "managed":
+            logger.info("nothing is deleted: the provider deletes backups by its own retention")
+            return None
         return await self._run("prune", "--yes")
 
     async def _run(self, *arguments: str) -> Any:

@@ -21,6 +21,7 @@ from app.kernel.backup.retention import Policy
 from app.kernel.backup.staging import SUFFIX
 from app.kernel.backup.taking import counted, examined, session
 from app.kernel.backup.timelines import lsn_number, lsn_text, segment_name, wal_file
+from app.kernel.backup.wal import Gap
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, NotFound, Unavailable
@@ -189,9 +190,11 @@ class PgBackRest:
 
     @staticmethod
     def _gap(program: Program, archive: str, size: int, since: int) -> str:
-        found = [f"{before.name} and {after.name}" for before, after in holes(segments(program, archive, size), since)]
-        more = f", and in {len(found) - 1} more places" if len(found) > 1 else ""
-        return f"WAL is missing between {found[0]}{more}" if found else ""
+        gaps = [
+            str(Gap(after.timeline, before.start(size) + size, after.start(size)))
+            for before, after in holes(segments(program, archive, size), since)
+        ]
+        return f"{gaps[0]}, and {len(gaps) - 1} more parts" if len(gaps) > 1 else "".join(gaps)
 
 
 def _beside(folder: Path) -> Path:
