@@ -25,7 +25,6 @@ _START_S, _STOP_S, _ASK_S = 60.0, 10.0, 40.0
 _POLL_S = 0.05
 _OWN: Mapping[str, object] = {
     **ALONE,
-    "postgres.ssl": "disable",
     "postgres.startup_timeout": "30s",
     "process.drain_delay": "0s",
     "http_server.host": "127.0.0.1",
@@ -51,8 +50,13 @@ def sign_in_on(where: str, folder: Path) -> "Found":
 
     known = conninfo_to_dict(where)
     database = {f"postgres.{key}": known[name] for key, name in _KNOWN.items()}
-    password = {"postgres.password": secrets.token_urlsafe(24)}  # the server asks for none, the settings do
-    env = {**environment({**_OWN, **database, **password}), PRIVATE: "yes"}
+    # a server that asks for no password: the settings do
+    database |= {"postgres.password": known.get("password", secrets.token_urlsafe(24))}
+    database |= {
+        "postgres.ssl": known.get("sslmode", "disable"),
+        "postgres.ssl_root_cert": known.get("sslrootcert", ""),
+    }
+    env = {**environment({**_OWN, **database}), PRIVATE: "yes"}
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         env.pop(name, None)
     username, password = f"drill-{secrets.token_hex(6)}", secrets.token_urlsafe(24)

@@ -12,12 +12,15 @@ from app.commands.backup.running import with_process
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.backup import DrillFailed
 from app.kernel.cli import Json, NoInput, print_json
+from app.kernel.product import NAME
 from app.kernel.text import exact, size_text
 
 if TYPE_CHECKING:
     from app.kernel.backup.drill import Drill
     from app.kernel.backup.engine import Progress
+    from app.kernel.backup.managed import Address
     from app.kernel.backup.runs import Outcome
+    from app.kernel.config import PostgresSettings
     from app.kernel.process import Process
 
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the restored data folder, to look at.")]
@@ -69,6 +72,7 @@ def drill(
 
 def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *, keep: bool) -> "Drill":
     import tempfile
+    from dataclasses import replace
     from functools import partial
     from pathlib import Path
 
@@ -86,16 +90,30 @@ def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *
         backup = engine.get(wanted)
         result = begun(engine, backup)
         outcome.backup_id, outcome.size_bytes, outcome.stored_bytes = backup.id, backup.size_bytes, backup.stored_bytes
-        with scratch_folder(parent, backup, keep=keep) as folder:
+        here = replace(backup, size_bytes=0) if engine.name == "managed" else backup  # nothing is restored here
+        with scratch_folder(parent, here, keep=keep) as folder:
             if keep:
                 logger.warning("the restored data folder is kept: {}", folder / "data")
             try:
                 login = partial(sign_in_on, folder=folder)
-                Course(engine, folder, p.root / "migrations", user, login, progress).run(result)
+                files, at = p.root / "migrations", partial(scratch_conninfo, p.settings[PostgresSettings])
+                Course(engine, folder, files, user, login, progress, at).run(result)
             finally:
                 outcome.details = result.details()
         outcome.problem = result.problem
     return result
+
+
+def scratch_conninfo(settings: "PostgresSettings", address: "Address") -> str:
+    """Return where a scratch server of the provider is: roles, passwords and databases are those of the settings."""
+    from dataclasses import replace
+
+    from psycopg.conninfo import make_conninfo
+
+    from app.kernel.db.server import configured_server
+
+    there = replace(settings, host=address.host, port=address.port, direct_host="", replica_hosts="")
+    return make_conninfo("", **configured_server(there, f"{NAME}-drill").in_order())
 
 
 @contextmanager

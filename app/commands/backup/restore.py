@@ -16,7 +16,8 @@ from app.kernel.product import NAME
 from app.kernel.text import exact
 
 if TYPE_CHECKING:
-    from app.kernel.backup.engine import Engine, Progress
+    from app.kernel.backup.engine import Engine, Progress, Restore
+    from app.kernel.backup.managed import Address
     from app.kernel.backup.recovery import Restored
 
 
@@ -74,12 +75,16 @@ def restore(
       app backup restore --replace --into /var/lib/postgresql/18/main --yes
     """
     from app.kernel.backup.engine import Restore
-    from app.kernel.config import PostgresSettings
+    from app.kernel.config import BackupSettings, PostgresSettings
     from app.processes import load_settings
 
     if to and to_lsn:
         raise typer.BadParameter("name a time or a position, not both", param_hint="--to-lsn")
-    settings = load_settings(only=[PostgresSettings])[PostgresSettings]
+    loaded = load_settings(only=[BackupSettings, PostgresSettings])
+    if loaded[BackupSettings].engine == "managed":
+        _provided(Restore(Path(), backup, to, to_lsn or "", timeline), into, as_json=as_json)
+        return
+    settings = loaded[PostgresSettings]
     if into is None and (not replace or settings.host):
         raise typer.BadParameter("name the data folder", param_hint="--into")
     if replace and not yes:
@@ -106,6 +111,26 @@ def restore(
         print_json({**_shown(done), "start": start})
     else:
         _print(done, start)
+
+
+def _provided(wanted: "Restore", into: Path | None, *, as_json: bool) -> None:
+    """Let the provider restore to a server, which stays."""
+    if into is not None:
+        raise typer.BadParameter("the provider restores to a server, not to a folder", param_hint="--into")
+    scratch = f"{NAME}-restore"
+
+    def work(engine: "Engine", progress: "Progress") -> "Address":
+        from app.kernel.backup.managed import Managed
+
+        assert isinstance(engine, Managed)
+        return engine.restore(scratch, wanted, progress)
+
+    address = with_engine("restore", work)
+    if as_json:
+        print_json({"name": scratch, "host": address.host, "port": address.port, "restored_to": address.restored_to})
+    else:
+        until = f", up to {exact(address.restored_to)}" if address.restored_to else ""
+        typer.echo(f"restored to the server {scratch} at {address.host}:{address.port}{until}")
 
 
 def _shown(done: "Restored") -> dict[str, object]:

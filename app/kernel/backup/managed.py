@@ -110,6 +110,9 @@ class Managed:
     def damaged(self) -> Sequence[Damaged]:
         return ()
 
+    def used_bytes(self) -> int | None:
+        return None
+
     def wal(self, cluster: str) -> Wal | None:  # noqa: ARG002 - the provider has one
         until = self.status().restorable_until
         return Wal(0, _NOWHERE, until) if until else None
@@ -135,12 +138,15 @@ class Managed:
         backup = self._chosen(restore)
         self.remove(scratch, progress)
         try:
-            yield self.restore(scratch, backup, restore, progress)
+            yield self._restore(scratch, backup, restore, progress)
         finally:
             self.remove(scratch, Progress(lambda _name, _size: lambda _done: None))
 
-    def restore(self, scratch: str, backup: str, restore: Restore, progress: Progress) -> Address:
+    def restore(self, scratch: str, restore: Restore, progress: Progress) -> Address:
         """Restore to a scratch server of a name, which stays. Raises like `restored`."""
+        return self._restore(scratch, self._chosen(restore), restore, progress)
+
+    def _restore(self, scratch: str, backup: str, restore: Restore, progress: Progress) -> Address:
         to = restore.to.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if restore.to else ""
         variables = {
             "RESTORE_ACTION": "restore",

@@ -76,6 +76,7 @@ def provided() -> Iterator[Provider]:
         access.write_text(f"local replication admin trust\n{access.read_text()}")
         server.run("SELECT pg_reload_conf()")
         server.run("CREATE TABLE rows AS SELECT generate_series(1, 1000) AS number")
+        server.run("ALTER TABLE rows OWNER TO app")
         words = ("python3", provider.__file__)
         where = (str(server.folder / "copies"), str(binaries))
         env = {
@@ -131,6 +132,28 @@ def test_the_newest_backup_of_the_provider_is_recorded_with_its_own_time(
         refused = project.app("backup", *command)
         assert (refused.returncode, refused.stderr.count("\n")) == (77, 2), refused.stderr
         assert "backup.engine is managed: the provider of the database" in refused.stderr
+
+
+def test_a_drill_restores_through_the_provider_and_refuses_a_server_that_it_did_not_start(
+    provided: Provider, cli: Project, tmp_path: Path
+) -> None:
+    cli.env |= {**provided.env, **provided.server.env, "BACKUP_SCRATCH": str(tmp_path)}
+    migrated = cli.app("migrate", "up")
+    assert migrated.returncode == 0, migrated.stderr
+    provided.copy("tuesday")
+    done = cli.app("backup", "drill", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {check["name"] for check in result["checks"] if check["state"] == "ok"} >= {"restore", "migrations", "login"}
+    assert (result["backup_id"], result["rto_s"] > 0, result["rpo_s"] < 60) == ("tuesday", True, True)
+    assert provided.server.all("SELECT state, backup_id FROM kernel.backup_runs") == [("succeeded", "tuesday")]
+    assert not list(provided.server.folder.glob("scratch-*"))
+    production = json.dumps({"host": "127.0.0.1", "port": provided.server.port})
+    cli.env["BACKUP_MANAGED_RESTORE"] = shlex.join([sys.executable, "-c", f"print({production!r})"])
+    refused = cli.app("backup", "drill")
+    assert refused.returncode == 1
+    assert "ran before this drill: it is no scratch server" in refused.stderr
+    assert provided.server.all("SELECT count(*) FROM auth.actors") == [(0,)]
 
 
 def test_an_old_backup_and_missing_wal_are_recorded_as_they_are(database: TestDatabase) -> None:

@@ -20,10 +20,12 @@ from app.kernel.backup.drill.manifest import manifest
 from app.kernel.backup.drill.migrated import migrations
 from app.kernel.backup.drill.queue import queue
 from app.kernel.backup.engine import Engine, Prepared, Progress, Restore, Stopped, Wal
+from app.kernel.backup.managed import Address, Managed
 from app.kernel.backup.replay import Replayed, Until, replaying
 from app.kernel.backup.scratch import Scratch
 from app.kernel.backup.timelines import lsn_number
 from app.kernel.db.devserver.child import stop
+from app.kernel.product import NAME
 
 Login = Callable[[str], Found]
 """Signs in to a process on the database with a connection string, as a user would. Starts it, and ends it."""
@@ -44,6 +46,8 @@ class Course:
     user: str
     login: Login
     progress: Progress
+    at: Callable[[Address], str] = lambda address: make_conninfo("", host=address.host, port=address.port)
+    """Returns the connection string of a scratch server of the provider, for the role of the application."""
     _server: Scratch | None = field(default=None, repr=False)
 
     def run(self, drill: Drill) -> None:
@@ -53,21 +57,47 @@ class Course:
         """
         started = time.monotonic()
         with suppress(_Failed), ExitStack() as stack:
-            prepared = self._prepare(drill)
-            drill.check("manifest", lambda: manifest(prepared.folder, self.progress.step("check the files", None)))
-            server, replayed = self._replay(drill, prepared, stack)
-            drill.restored_lsn, drill.restored_to = replayed.lsn, replayed.last_transaction_at
-            last_at = replayed.last_transaction_at or prepared.backup.finished_at
-            drill.rpo_s = lost_s(drill.started_at, last_at, prepared.stored)
-            stack.enter_context(self._ended_when_stopped(server))
-            where = server.conninfo(prepared.backup.database)
-            as_user = make_conninfo(where, user=self.user)
+            if isinstance(self.engine, Managed):
+                where = as_user = self._provided(self.engine, drill, stack)
+            else:
+                prepared = self._prepare(drill)
+                drill.check("manifest", lambda: manifest(prepared.folder, self.progress.step("check the files", None)))
+                server, replayed = self._replay(drill, prepared, stack)
+                drill.restored_lsn, drill.restored_to = replayed.lsn, replayed.last_transaction_at
+                last_at = replayed.last_transaction_at or prepared.backup.finished_at
+                drill.rpo_s = lost_s(drill.started_at, last_at, prepared.stored)
+                stack.enter_context(self._ended_when_stopped(server))
+                where = server.conninfo(prepared.backup.database)
+                as_user = make_conninfo(where, user=self.user)
             drill.check("content", lambda: _asked(where, content))
-            drill.check("migrations", lambda: migrations(as_user, self.files, prepared.backup.schema))
+            drill.check("migrations", lambda: migrations(as_user, self.files, drill.schema))
             if self._check(drill, "login", lambda: self.login(as_user)):
                 drill.rto_s = round(time.monotonic() - started, 3)
-            for name, look in (("foreign keys", foreign_keys), ("queue", queue), ("indexes", indexes)):
+            looks = {"foreign keys": foreign_keys, "queue": queue, "indexes": indexes}
+            if isinstance(self.engine, Managed):
+                del looks["indexes"]  # the extension for it takes a superuser, which a provider does not give
+            for name, look in looks.items():
                 self._check(drill, name, lambda look=look: _asked(where, look))
+
+    def _provided(self, engine: Managed, drill: Drill, stack: ExitStack) -> str:
+        """Let the provider restore to a scratch server, which is removed with the stack; return where it is."""
+        found: list[Address] = []
+
+        def restore() -> Found:
+            wanted = Restore(self.folder, drill.backup_id)
+            address = stack.enter_context(engine.restored(f"{NAME}-drill", wanted, self.progress))
+            if not is_new(self.at(address), (datetime.now(UTC) - drill.started_at).total_seconds()):
+                return Found(
+                    problems=(f"{address.host}:{address.port} ran before this drill: it is no scratch server",)
+                )
+            found.append(address)
+            return Found(f"restored by the provider to {address.host}:{address.port}")
+
+        self._require(drill, "restore", restore)
+        wal = engine.wal("")
+        drill.restored_to = found[0].restored_to or (wal.stored_at if wal else engine.get(drill.backup_id).finished_at)
+        drill.rpo_s = lost_s(drill.started_at, drill.restored_to, None)
+        return self.at(found[0])
 
     def _prepare(self, drill: Drill) -> Prepared:
         made: list[Prepared] = []
@@ -151,6 +181,15 @@ class Course:
         finally:
             done.set()
             watcher.join()
+
+
+def is_new(where: str, age_s: float) -> bool:
+    """Return whether a server was started within the last seconds, by its own clock."""
+    with session(where) as connection:
+        row = connection.execute(
+            "SELECT clock_timestamp() - pg_postmaster_start_time() < make_interval(secs => %s)", (age_s,)
+        ).fetchone()
+    return row == (True,)
 
 
 def begun(engine: Engine, backup: Backup) -> Drill:
