@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.support.wal import agents, check_against, kill_at_random, oracle, wal_server, writing
+from tests.support.wal import ORACLE, agents, check_against_copies, kill_at_random, wal_server, writing
 
 
 def main() -> int:
@@ -17,16 +17,15 @@ def main() -> int:
     wanted = parser.parse_args()
     print(f"seed {wanted.seed}")
     with (
-        tempfile.TemporaryDirectory(prefix="wal-", dir="/tmp") as folder,
-        wal_server(**oracle(Path(folder, "copies"))) as server,
+        tempfile.TemporaryDirectory(prefix="wal-") as folder,
+        wal_server(**ORACLE) as server,
         agents(server, Path(folder)) as found,
     ):
-        Path(folder).chmod(0o755)
         found.start()
         found.start()
         with writing(server) as written:
             counts = kill_at_random(found, wanted.seconds, random.Random(wanted.seed))
-        number = check_against(Path(folder, "copies"), found)
+        number = check_against_copies(found)
         print(f"killed {counts}; {len(written)} rows; {number} segments are stored, whole, without a gap")
         print(f"record {found.row()}")
         sys.stdout.write("".join(found.log.read_text().splitlines(keepends=True)[-5:]))

@@ -39,10 +39,14 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def as_unprivileged() -> list[str]:
-    """Return what to put before a command: PostgreSQL refuses to run as root. It ends when the test does."""
+def as_unprivileged(*, reads_all: bool = False) -> list[str]:
+    """Return what to put before a command: PostgreSQL refuses to run as root. It ends when the test does.
+
+    `reads_all`: it may read what only root may, such as our Python.
+    """
     become = [f"--reuid={UNPRIVILEGED}", f"--regid={UNPRIVILEGED}", "--clear-groups"] if os.geteuid() == 0 else []
-    return ["setpriv", *become, "--pdeathsig=INT", "--"]
+    reads = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"] if become and reads_all else []
+    return ["setpriv", *become, *reads, "--pdeathsig=INT", "--"]
 
 
 @dataclass
@@ -56,6 +60,7 @@ class DebianServer:
     options: dict[str, str] = field(default_factory=lambda: {"fsync": "off"})
     process: subprocess.Popen[bytes] | None = None
     segment_mb: int = 16
+    reads_all: bool = False
 
     @property
     def data(self) -> Path:
@@ -117,7 +122,7 @@ class DebianServer:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *as_unprivileged(),
+                    *as_unprivileged(reads_all=self.reads_all),
                     str(self.bin_dir / "postgres"),
                     *("-D", str(self.data)),
                     *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),

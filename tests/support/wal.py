@@ -61,7 +61,8 @@ def wal_server(segment_mb: int = 1, **options: str) -> Iterator[DebianServer]:
 def allow(server: DebianServer) -> None:
     """Let `app` stream over TCP."""
     access = server.data / "pg_hba.conf"
-    access.write_text(f"host replication app 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
+    lines = ["host replication app 127.0.0.1/32 scram-sha-256", "local replication admin trust", access.read_text()]
+    access.write_text("\n".join(lines))
     server.run("SELECT pg_reload_conf()", "postgres")
 
 
@@ -146,9 +147,14 @@ class Agents:
         [(lsn,)] = self.server.all("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint")
         return lsn
 
-    def stored(self, lsn: int, timeout_s: float = 30) -> None:
-        """Wait until WAL is stored until a position."""
-        eventually(lambda: (row := self.row()) is not None and row[1] >= lsn, timeout_s)
+    def catch_up(self) -> None:
+        """Wait until all transactions that were committed before now are stored."""
+        [(now,)] = self.server.all("SELECT clock_timestamp()")
+        eventually(lambda: (row := self.row()) is not None and row[2] > now, 30)
+
+    def has(self, segment: str) -> None:
+        """Wait until a full segment is stored."""
+        eventually(lambda: segment in self.objects(), 60)
 
 
 @contextmanager
@@ -186,23 +192,21 @@ def writing(server: DebianServer, pause_s: float = 0.002) -> Iterator[list[int]]
         thread.join(20)
 
 
-def oracle(folder: Path) -> dict[str, str]:
-    """Return options of a server that copies what it writes, and keeps of it only what its slots need."""
-    folder.mkdir()
-    folder.chmod(0o777)
-    return {
-        "archive_mode": "on",
-        "archive_command": f"cp %p {folder}/%f.part && mv {folder}/%f.part {folder}/%f",
-        "min_wal_size": "2MB",
-        "max_wal_size": "4MB",
-    }
+# a server with these copies what it writes into the folder `copies`, and keeps of it only what its slots need
+ORACLE = {
+    "archive_mode": "on",
+    "archive_command": "mkdir -p ../copies && cp %p ../copies/%f.part && mv ../copies/%f.part ../copies/%f",
+    "min_wal_size": "2MB",
+    "max_wal_size": "4MB",
+}
 
 
-def check_against(copies: Path, found: Agents) -> int:
+def check_against_copies(found: Agents) -> int:
     """Check that every segment since the first is stored, whole, and as the server wrote it; return the number."""
     [(last,)] = found.server.all("SELECT pg_walfile_name(pg_switch_wal())")
+    copies = found.server.folder / "copies"
     eventually((copies / last).exists, 60)
-    found.stored(found.written(), 60)
+    found.has(last)
     archive, size = found.archive(), found.server.segment_mb * _MIB
     segments = [wal.file for wal in archive.files() if wal.file.number is not None and not wal.file.is_partial]
     assert archive.gaps(segments[0].start(size), segments[0].timeline) == []

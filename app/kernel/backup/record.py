@@ -39,11 +39,18 @@ class Record:
         self._runner = f"{socket.gethostname()}:{os.getpid()}"
         self._check_at = self._request_at = self._report_at = 0.0
         self._reported: tuple[Reached, str] | None = None
+        self._has_stored = False
 
     def reach(self, timeline: int, lsn: int) -> None:
         """Note that WAL is stored until a position of a timeline."""
         self.reached = max(self.reached, Reached(timeline, lsn))
         self.waiting.stored(self.reached.lsn)
+
+    def stored(self, timeline: int, lsn: int) -> None:
+        """Note that WAL was stored until a position. After the first, gaps show."""
+        self.reach(timeline, lsn)
+        if not self._has_stored:
+            self._has_stored, self._check_at = True, 0.0
 
     def miss(self, gap: Gap) -> None:
         """Note what is missing, until a backup has been taken after it."""

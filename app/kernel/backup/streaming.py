@@ -123,7 +123,7 @@ class Streaming:
                 self._archive.put(path)
                 path.unlink()
                 self._begin = file.number + 1
-                self._record.reach(*self._archive.reached)
+                self._record.stored(*self._archive.reached)
             elif file.timeline < newest:  # the server has left that timeline
                 self._archive.put(path)
                 path.unlink()
@@ -143,7 +143,7 @@ class Streaming:
         self._partial_at = began
         # records may end with zeros, which do not tell whether they were written: the receiver knows
         reached = max(self._archive.reached.lsn, now.received or 0)
-        self._record.reach(file.timeline, reached)
+        self._record.stored(file.timeline, reached)
 
     def _received(self) -> str:
         """Start pg_receivewal if it does not run; return why it ended."""
@@ -214,9 +214,10 @@ class Streaming:
     def _first(self) -> int:
         """Return the number of the first segment to receive: after what is stored, else where the slot is."""
         size, server = self._size, self._server
-        full = [wal.file for wal in self._archive.files() if wal.file.number is not None and not wal.file.is_partial]
-        numbers = [f.number for f in full if f.number is not None and f.timeline == self._timeline_of(f.number)]
-        first = max(numbers) + 1 if numbers else self._slot.lsn // size
+        files = [wal.file for wal in self._archive.files()]
+        on_way = [(f, f.number) for f in files if f.number is not None and f.timeline == self._timeline_of(f.number)]
+        next_ones = [number if file.is_partial else number + 1 for file, number in on_way]
+        first = max(next_ones, default=self._slot.lsn // size)
         written = server.now(self._name).written
         if first > -(-written // size):
             raise Conflict(
