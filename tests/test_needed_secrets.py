@@ -18,6 +18,8 @@ PRODUCTION = {
     "POSTGRES_SSL": "disable",
     "POSTGRES_PASSWORD": "rk3LwNvY8qZs",
     "POSTGRES_STARTUP_TIMEOUT": "1ms",
+    "BACKUP_TARGET": "/dev/null/backups",
+    "BACKUP_KEY": "t7Qp2xWm9LzR4vBn8KcF3yHd6JsG1aTe",
 }
 SIGNS = {
     "run-auth-http",
