@@ -147,5 +147,5 @@ def _print(result: "Drill") -> None:
     if result.rto_s is not None:
         typer.echo(f"recovery took {result.rto_s:.1f} s, until a login was answered")
     if result.rpo_s is not None:
-        last = f" (the last one restored: {exact(result.restored_to)})" if result.restored_to else ""
-        typer.echo(f"of the time before the drill, {result.rpo_s:.1f} s of commits were not stored{last}")
+        last = f"; the last commit that was restored is of {exact(result.restored_to)}" if result.restored_to else ""
+        typer.echo(f"a loss of the server at the begin would have lost {result.rpo_s:.1f} s of commits{last}")
