@@ -162,7 +162,7 @@ class Packed(Iterator[bytes]):
         return Part(self._name, self._hash.hexdigest(), self._stored, self._size)
 
     def _compressed(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        threads = min(cores(), 4)
+        threads = min(cores(), 4) if cores() > 1 else 0  # one thread of zstd costs more than none
         chunker: Any = zstandard.ZstdCompressor(level=_LEVEL, threads=threads).chunker(chunk_size=CHUNK_BYTES)
         for chunk in chunks:
             self._size += len(chunk)
