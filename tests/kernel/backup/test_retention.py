@@ -1,7 +1,7 @@
 """What is kept, against an oracle that tries every moment."""
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -231,7 +231,7 @@ def test_what_a_kept_backup_depends_on_is_kept() -> None:
     assert ids(retained(backups, {}, POLICY, linked[-1].finished_at).longer) == []
 
 
-def histories(old_until: datetime) -> Mapping[int, Line]:
+def histories(old_until: datetime) -> dict[int, Line]:
     """Timeline 2 left timeline 1 at segment 25.5, five days after the backup there; then timeline 1 went on."""
     return {1: Line((), old_until), 2: Line((Fork(1, int(25.5 * SEGMENT)),), BEGIN + 60 * DAY)}
 
@@ -253,3 +253,10 @@ def test_a_timeline_that_was_left_long_ago_expires() -> None:
     assert ids(kept.window) == ids(backups[-2:])
     assert kept.first_segment(1, SEGMENT) is None
     assert kept.first_segment(2, SEGMENT) == 40
+
+
+def test_the_newest_timeline_of_a_cluster_that_is_gone_can_be_restored_to_its_end() -> None:
+    backups = daily(30)  # then timeline 2, which came from before the newest of them, and has no backup
+    lines = histories(BEGIN + 30 * DAY) | {2: Line((Fork(1, int(25.5 * SEGMENT)),), BEGIN + 31 * DAY)}
+    kept = retained(backups, lines, POLICY, BEGIN + 400 * DAY)
+    assert ids(kept.window) == ids([backups[24], backups[29]])

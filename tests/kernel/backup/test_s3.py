@@ -124,12 +124,18 @@ def test_a_download_without_progress_ends(target: Target, proxy: FaultyProxy) ->
     assert len(proxy.requests) < 30
 
 
-def test_an_object_that_is_replaced_during_a_download_is_not_mixed(target: Target, proxy: FaultyProxy) -> None:
+@pytest.mark.parametrize("is_checked", [True, False], ids=["checked by the storage", "not checked"])
+def test_an_object_that_is_replaced_during_a_download_is_not_mixed(
+    target: Target, proxy: FaultyProxy, is_checked: bool
+) -> None:
     target.put("a", [b"a" * PART])
-    proxy.rule = first_of_each(Fault(cuts_after=PART // 2))
+    cut, other = Fault(cuts_after=PART // 2), Fault(206, headers={"ETag": '"other"'}, body=b"b" * (PART // 2))
+    proxy.rule = lambda request: cut if not request.headers.get("Range") else None if is_checked else other
     chunks = target.get("a")
     begin = next(chunks)
+    proxy.rule, rule = lambda request: None, proxy.rule
     target.put("a", [b"b" * PART], replace=True)
+    proxy.rule = rule
     with pytest.raises(TargetUnavailable, match="the object was replaced meanwhile"):
         b"".join([begin, *chunks])
 
