@@ -66,6 +66,7 @@ class Streaming:
         self._histories: set[str] = set()
         self._partial_at = 0.0
         self._target, self._start = Patience(), Patience()
+        self._problem = ""
         self._started_at = 0.0
 
     @property
@@ -93,19 +94,19 @@ class Streaming:
 
     def _step(self, *, is_last: bool) -> None:
         now = self._server.now(self._name)
-        record, problem = self._record, ""
+        record = self._record
         record.waiting.note(now)
         try:
             if self._target.is_over or is_last:
                 self._store(now, is_last=is_last)
                 self._target.succeeded()
+                self._problem = ""
                 record.check()
         except TargetUnavailable as error:
             self._target.failed()
-            problem = str(error)
+            self._problem = str(error)  # also until it is tried again
         self._advance(is_last=is_last)
-        if not is_last:
-            problem = self._received() or problem
+        problem = self._problem if is_last else self._received() or self._problem
         self._say(problem)
         record.report(now, problem)
 

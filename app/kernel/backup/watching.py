@@ -207,7 +207,7 @@ def _of_wal(state: BackupState, settings: BackupSettings) -> Iterator[Problem]:
     if wal.problem and wal.has_gap:
         yield Problem("WalGap", "fail", wal.problem, f"{NAME} backup create")
     elif wal.problem:
-        yield Problem("WalNotStored", "fail", f"WAL is not stored: {wal.problem}", status)
+        yield Problem("WalNotStored", "fail", f"WAL is not stored now: {wal.problem}", status)
     if wal.lag_s > most and (wal.has_gap or not wal.problem):
         level = "fail" if wal.lag_s > _SERIOUS * most else "warn"
         text = f"WAL has waited for {lasting(wal.lag_s)} to be stored, longer than backup.max_wal_lag"

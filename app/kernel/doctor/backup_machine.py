@@ -77,7 +77,9 @@ async def target(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(str(error), error.hint or f"{NAME} config explain backup.target")
     except Refusal as error:
         is_folder = "://" not in settings.target
-        yield fail(str(error), f"{NAME} config explain backup.{'target' if is_folder else 's3_endpoint'}")
+        yield fail(
+            str(error), f"df -h {shlex.quote(str(ours))}" if is_folder else f"{NAME} config explain backup.s3_endpoint"
+        )
 
 
 def _of_target(engine: "Builtin", known: str | None) -> Iterator[Finding]:
