@@ -21,8 +21,9 @@ from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segm
 from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
 from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.errors import Conflict, Invalid, NotFound, Refusal
-from tests.conftest import program, start_server, stop_server
+from tests.conftest import program, required, start_server, stop_server
 from tests.kernel.backup.conftest import settings_of
+from tests.support.debian import installed, no_server
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 PROGRESS = Progress(lambda _name, _size: lambda _done: None)
@@ -288,3 +289,35 @@ def test_what_is_missing_is_found_out_before_anything_is_fetched(stored: Stored,
     (tmp_path / "into.restoring" / "mine").touch()
     with pytest.raises(Conflict, match="was not made by a restore"):
         restored(target, tmp_path / "into")
+
+
+def test_a_server_of_debian_with_small_segments_and_an_unknown_superuser_is_restored(tmp_path: Path) -> None:
+    binaries = installed(15)
+    if binaries is None:
+        required("PostgreSQL 15")
+    assert binaries is not None
+    (tmp_path / "target").mkdir()
+    engine = Builtin(settings_of(programs=str(binaries)), Folder(tmp_path / "target"), KEYS)
+    with no_server(binaries, fsync="off", max_connections="300") as server:
+        server.segment_mb = 1
+        server.create()
+        access = server.data / "pg_hba.conf"
+        access.write_text(f"local replication admin trust\n{access.read_text()}")
+        with server.connect("app") as connection:
+            connection.execute("SELECT pg_reload_conf()")
+            connection.execute("CREATE TABLE counted (n int)")
+            taken = engine.create(f"host={server.folder} port={server.port} user=admin dbname=app", PROGRESS)
+            archive = WalArchive(engine.target, KEYS, taken.cluster, taken.wal_segment_bytes)
+            for n in range(1, 6):
+                connection.execute("INSERT INTO counted VALUES (%s)", (n,))
+                row = connection.execute("SELECT pg_walfile_name(pg_switch_wal() - 1)").fetchone()
+                assert row is not None
+                archive.put(server.data / "pg_wal" / row[0])
+                if n == 3:
+                    position = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+    assert position is not None
+    done = restore(engine, Restore(tmp_path / "into", lsn=position[0]), PROGRESS)
+    assert done.replayed.is_reached
+    with scratch_server(done.folder, binaries) as restored, psycopg.connect(restored.conninfo("app")) as connection:
+        assert restored.user == "admin"
+        assert [n for (n,) in connection.execute("SELECT n FROM counted ORDER BY n")] == [1, 2, 3]
