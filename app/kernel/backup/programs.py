@@ -1,11 +1,15 @@
-"""Finds PostgreSQL's programs, and runs them: as children that end with this process."""
+"""Finds PostgreSQL's programs, and tells them where to connect."""
 
 import glob
 import re
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from psycopg.conninfo import conninfo_to_dict
 
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
@@ -37,6 +41,15 @@ def programs_for(version: int, settings: BackupSettings, embedded: Path | None, 
         f"the server is PostgreSQL {major}, and there is {have} {where} (backup.programs); install {package}",
         hint=f"apt-get install {package}" if not settings.programs else _LOOK,
     )
+
+
+def connection_of(conninfo: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return libpq's parameters for a program, and the environment with the password, which others must not see."""
+    parameters = conninfo_to_dict(conninfo)
+    password = parameters.pop("password", None)
+    if parameters.get("sslrootcert") == "system":  # libpq before 16 takes it for the name of a file
+        parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
+    return parameters, {"PGPASSWORD": str(password)} if password else {}
 
 
 def _folders(settings: BackupSettings, embedded: Path | None) -> Iterator[Path]:

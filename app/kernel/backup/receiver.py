@@ -13,9 +13,10 @@ from pathlib import Path
 from threading import Thread
 
 from loguru import logger
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from app.kernel.backup.child import start
+from app.kernel.backup.programs import connection_of
 from app.kernel.backup.timelines import WalFile, wal_file
 from app.kernel.errors import Unavailable
 
@@ -39,11 +40,9 @@ class Receiver:
         for path in spool.iterdir():
             path.unlink()
         (spool / f"{begin}.partial").touch(0o600)
-        parameters = conninfo_to_dict(conninfo)
-        password = parameters.pop("password", None)
+        parameters, secret = connection_of(conninfo)
         where = make_conninfo("", **{**parameters, "application_name": name})
         options = ["--no-loop", "--no-sync", "--no-password", "--status-interval=1", "-D", str(spool)]
-        secret = {"PGPASSWORD": str(password)} if password else {}
         self._child = start([str(program), *options, "--dbname", where], secret)
         self._watcher = Thread(target=self._watch, name="wal-receiver", daemon=True)
         self._watcher.start()

@@ -17,13 +17,13 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from loguru import logger
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from app.kernel.backup import Backup, BackupInvalid, Counts, Part, Target, child
 from app.kernel.backup.catalogue import Catalogue, base_name
 from app.kernel.backup.counts import take_counts
 from app.kernel.backup.engine import Advance, Progress
-from app.kernel.backup.programs import programs_for
+from app.kernel.backup.programs import connection_of, programs_for
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, Take, TarReader
 from app.kernel.config.backup import BackupSettings
@@ -65,6 +65,7 @@ _REMEDIES: tuple[tuple[str, type[Misconfigured | Unavailable], str, str], ...] =
         "WAL was removed before it was copied: raise max_slot_wal_keep_size", ""),
     ("could not find any WAL files", Unavailable,
         "WAL was removed before it was copied: raise max_slot_wal_keep_size", ""),
+    *((text, Unavailable, "the connection was lost", "") for text in ("COPY stream ended", "closed the connection")),
     ("checksum", Unavailable, "it has damaged pages, see its log; older backups may have them undamaged", ""),
 )  # fmt: skip
 
@@ -102,9 +103,9 @@ def take(
         _refuse_unfit(server)
         programs = programs_for(server.version, settings, embedded, exact=False)
         connection.execute(_KEEP_WAL, (f"{NAME}_{id_.replace('-', '_').lower()}",))
-        given = conninfo_to_dict(conninfo)
+        given, secret = connection_of(conninfo)
         command = _command(programs, connection.info, given, settings, id_)
-        stream = _Stream(command, str(given.get("password") or ""), server)
+        stream = _Stream(command, secret, server)
         try:
             part = stream.store(target, keys, base_name(server.cluster, id_), progress)
         finally:
@@ -183,7 +184,7 @@ def _command(
     programs: Path, info: psycopg.ConnectionInfo, given: Mapping[str, Any], settings: BackupSettings, id_: str
 ) -> list[str]:
     """Return the command, for the very server of the connection, without its password."""
-    known = {name: value for name, value in given.items() if name not in ("password", "options", "dbname")}
+    known = {name: value for name, value in given.items() if name not in ("options", "dbname")}
     known |= {"host": info.host, "port": info.port}
     if info.hostaddr:
         known["hostaddr"] = info.hostaddr
@@ -206,9 +207,9 @@ def _command(
 class _Stream:
     """The archive that pg_basebackup writes, and what is read of it as it passes."""
 
-    def __init__(self, command: list[str], password: str, server: Server) -> None:
+    def __init__(self, command: list[str], secret: dict[str, str], server: Server) -> None:
         self._server = server
-        self.child = child.start(command, {"PGPASSWORD": password} if password else {}, stdout=subprocess.PIPE)
+        self.child = child.start(command, secret, stdout=subprocess.PIPE)
         self._label, self._manifest_end = bytearray(), bytearray()
         self._said: deque[str] = deque(maxlen=20)
         self._listener = Thread(target=self._listen, name="pg_basebackup", daemon=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from app.kernel.product import NAME
 from tests.commands.outcome import refused
 from tests.conftest import TestDatabase
-from tests.support.debian import DebianServer, debian_server, installed
+from tests.support.debian import Authority, DebianServer, debian_server, installed
 from tests.support.project import Project, eventually
 
 UNDER_WAY = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 1000000"
-SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'app_2%%'"
+SLOTS = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '{NAME}_2%%'"
 SLOW = {"BACKUP_MAX_RATE": "3000000"}
 
 
@@ -109,7 +110,10 @@ def test_a_server_that_does_not_allow_it_is_refused_with_the_remedy(debian: tupl
     server.run("SELECT pg_reload_conf()", "postgres")
     with replicating(server), replicating(server):
         assert "max_wal_senders" in fails(69)
-    project.env["POSTGRES_HOST"] = f"127.0.0.1:1,127.0.0.1:{server.port}"
+    authority = Authority(project.scratch, "authority")
+    server.certify(authority, "localhost")
+    project.env |= {"POSTGRES_SSL": "verify-full", "POSTGRES_SSL_ROOT_CERT": str(authority.file)}
+    project.env["POSTGRES_HOST"] = f"localhost:1,localhost:{server.port}"
     made = created(project)
     assert str(made["server_version"]).startswith("15.")
     verified = project.app("backup", "verify", "--all")

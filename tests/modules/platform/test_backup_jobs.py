@@ -8,6 +8,7 @@ import pytest
 
 from app.kernel.backup.command import CommandFailed
 from app.kernel.config import load
+from app.kernel.product import NAME
 from app.kernel.queue import NeverRetry
 from app.modules.platform.backup_jobs import BackupJobs
 from app.processes import sections
@@ -16,9 +17,9 @@ from tests.conftest import TestDatabase
 from tests.support.project import ROOT, Project, eventually
 
 UNDER_WAY = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 1000000"
-LEFT = """
+LEFT = f"""
     SELECT (SELECT count(*) FROM pg_stat_progress_basebackup),
-        (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'app_2%%')
+        (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '{NAME}_2%%')
 """
 RUNS = "SELECT state, problem FROM kernel.backup_runs ORDER BY started_at"
 SLOW = {"BACKUP_MAX_RATE": "3000000"}
