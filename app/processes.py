@@ -177,6 +177,10 @@ async def _consumer(p: "Process", kinds: "list[type[Any]]", settings: "QueueSett
 
 async def backup_agent(p: "Process") -> "Run | None":
     """Return the service that stores WAL, if that is configured."""
+    from app.kernel.config import BackupSettings
+
+    if not p.settings[BackupSettings].is_watched:
+        return None
     from app.kernel.actions.compose import make
     from app.kernel.backup.agent import agent
     from app.kernel.db import Database

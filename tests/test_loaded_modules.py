@@ -185,9 +185,10 @@ NEEDED = {
     "run-auth-http": ALWAYS | {"starlette", "argon2", "joserfc"},
     "run-cron-manager": ALWAYS | {"apscheduler"},
     "run-event-consumer": ALWAYS,
+    "run-backup-agent": ALWAYS,
 }
-# yoyo: only when something is pending; jinja2: only with the first page of the console
-NEVER = {"yoyo", "rich", "httpx2", "requests", "nats", "redis", "jinja2"}
+# yoyo: only when something is pending; jinja2: only with the first page of the console; zstandard: only with a target
+NEVER = {"yoyo", "rich", "httpx2", "requests", "nats", "redis", "jinja2", "zstandard", "boto3"}
 REFUSED = {
     **dict.fromkeys(APIS, NEVER | {"apscheduler", "argon2"}),
     "run-all-in-one": NEVER,
@@ -195,6 +196,7 @@ REFUSED = {
     "run-auth-http": NEVER | {"apscheduler"},
     "run-cron-manager": NEVER | {"starlette", "argon2", "joserfc"},
     "run-event-consumer": NEVER | {"starlette", "argon2", "joserfc", "apscheduler"},
+    "run-backup-agent": NEVER | {"starlette", "argon2", "joserfc", "apscheduler"},
 }
 
 

@@ -88,3 +88,8 @@ class BackupSettings:
     managed_restore: Annotated[
         str, Field(description="command that restores to a scratch server and prints its address; see docs/backups.md")
     ]
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether an agent stores WAL, or observes who does."""
+        return self.engine != "builtin" or (self.wal != "none" and bool(self.target))

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+from app.kernel.backup import QUEUE
 from app.kernel.config import SentinelSettings
 from app.kernel.doctor import Check, Finding, fail, warn
 from app.kernel.doctor.deployment import Deployment
@@ -30,7 +31,8 @@ async def queues(d: Deployment) -> AsyncIterator[Finding]:
         if is_paused:
             yield warn(f"{problem}: it is paused", f"{NAME} queues resume {queue}")
         elif is_unseen:
-            yield fail(f"{problem}: no consumer works on it", f"{NAME} run-event-consumer --queue {queue}")
+            start = "run-backup-agent" if queue == QUEUE else f"run-event-consumer --queue {queue}"
+            yield fail(f"{problem}: no consumer works on it", f"{NAME} {start}")
         else:
             yield warn(
                 f"{problem}: too few consumers, or jobs that hang", f"{NAME} jobs list --queue {queue} --state leased"
