@@ -51,6 +51,7 @@ class FaultyProxy:
         self.requests: list[Request] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(port))
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # of clients that close their connections
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
 

@@ -257,11 +257,16 @@ def _clock(answer: dict[str, Any]) -> datetime:
 
 
 def _parts(content: Iterable[bytes]) -> Iterator[bytes]:
-    part = bytearray()
+    held: list[memoryview] = []
+    size = 0
     for chunk in content:
-        part += chunk
-        while len(part) >= _PART_BYTES:
-            yield bytes(part[:_PART_BYTES])
-            del part[:_PART_BYTES]
-    if part:
-        yield bytes(part)
+        rest = memoryview(chunk)
+        while size + len(rest) >= _PART_BYTES:
+            cut = _PART_BYTES - size
+            yield b"".join([*held, rest[:cut]])
+            held, size, rest = [], 0, rest[cut:]
+        if rest:
+            held.append(rest)
+            size += len(rest)
+    if held:
+        yield b"".join(held)
