@@ -170,6 +170,8 @@ def named(
     """Return one of the backups, oldest first, as `Engine.get` does. `label` says where they are."""
     whole = [backup for backup in whole if cluster in ("", backup.cluster)]
     if id == _LATEST:
+        if not whole and damaged:
+            raise BackupInvalid(f"no backup on {label} can be used; of the last one: {damaged[-1].problem}")
         if not whole:
             raise NotFound(f"there is no backup on {label}", hint=f"{NAME} backup create")
         return whole[-1]

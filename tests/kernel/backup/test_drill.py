@@ -1,9 +1,15 @@
 import json
 import signal
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from app.kernel.backup import Backup
+from app.kernel.backup.drill.run import lost_s, reached
+from app.kernel.backup.engine import Wal
+from app.kernel.backup.replay import Replayed
 from app.kernel.config.alone import ALONE
 from app.kernel.config.settings import schema
 from app.processes import sections
@@ -111,6 +117,30 @@ def test_a_drill_without_room_or_backup_says_so_in_a_line(project: Project, scra
     bad = project.app("backup", "drill", env={"BACKUP_SCRATCH": str(taken)})
     assert bad.returncode == 69
     assert "backup.scratch" in bad.stderr
+    sealed = project.app("backup", "drill", env={"BACKUP_KEY": "another key, with which nothing was ever sealed"})
+    assert sealed.returncode == 65
+    assert "no backup on" in sealed.stderr
+
+
+def test_what_was_stored_when_the_drill_began_is_what_a_loss_would_have_left() -> None:
+    began = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    minute = timedelta(minutes=1)
+    assert lost_s(began, began - minute, None) == 60
+    assert lost_s(began, began - minute, Wal(1, "0/1", began)) == 60
+    assert lost_s(began, began + minute, Wal(1, "0/1", began - 2 * minute)) == 120
+    assert lost_s(began, began + minute, None) == 0
+
+
+def test_replay_that_ends_before_the_stored_wal_is_a_problem() -> None:
+    now = datetime.now(UTC)
+    backup = Backup("b", "c", "builtin", now, now, 1, "0/0", "0/0", 180000, "0", "", "app", 0, 0)
+    whole = Wal(1, "0/4000000", now)
+    assert reached(backup, Replayed("0/3FFFF00", 1, now), whole).problems == ()
+    assert reached(backup, Replayed("0/4000000", 1, now), whole).problems == ()
+    [problem] = reached(backup, Replayed("0/2FFFF00", 1, now), whole).problems
+    assert problem == "replay ended at 0/2FFFF00, although WAL until 0/4000000 is stored"
+    assert reached(backup, Replayed("0/3FFFF00", 1, now), replace(whole, gap="a gap")).problems == ("a gap",)
+    assert reached(backup, Replayed("0/1", 1, now), None).problems == ()
 
 
 def test_whatever_leads_out_of_a_process_is_turned_off_in_one_that_is_alone() -> None:
