@@ -6,8 +6,10 @@ import re
 import httpx
 
 from tests.conftest import SUPERUSER, TestDatabase, make_superuser
+from tests.support.backups import GOOD, recorded
 from tests.support.project import Project, eventually
 
+NAMES = ("", "timeline", "traces/req-1", "backups", "backups?kind=drill", "backups/status")
 HOSTILE = "<script>alert(1)</script>"
 POINT = {"requests": 600, "requests_le_0.1": 590, "requests_slower": 10, "requests_failed": 3, "jobs_done": 60}
 
@@ -60,9 +62,20 @@ def test_pages_show_what_is_wrong_what_changed_and_what_belongs_to_a_request(
             HOSTILE,
             "a" * 32,
         )
+        recorded(database, *GOOD, ("backup", "failed", 1), ("drill", "failed", 1))
+        database.run("UPDATE kernel.backup_runs SET problem = %s WHERE state = 'failed'", HOSTILE)
+        checks = [
+            {"name": "rows", "state": "failed", "summary": HOSTILE, "problems": [HOSTILE], "notes": [], "seconds": 1}
+        ]
+        database.run(
+            "UPDATE kernel.backup_runs SET details = %s WHERE kind = 'drill' AND state = 'failed'",
+            json.dumps({"rto_s": None, "rpo_s": None, "checks": checks, "restored_lsn": HOSTILE}),
+        )
+        ((drill,),) = database.all("SELECT id FROM kernel.backup_runs WHERE kind = 'drill' AND state = 'failed'")
         # what the checks found is remembered for a few seconds
         eventually(lambda: "What needs attention" in client.get("/console/overview").text, every=0.5)
-        pages = {name: client.get(f"/console/{name}") for name in ("", "timeline", "traces/req-1")}
+        pages = {name: client.get(f"/console/{name}") for name in NAMES}
+        pages["run"] = client.get(f"/console/backups/{drill}")
     for name, page in pages.items():
         assert page.status_code == 200, name
         assert "<script>alert" not in page.text
@@ -76,3 +89,11 @@ def test_pages_show_what_is_wrong_what_changed_and_what_belongs_to_a_request(
     assert "pause queue &lt;script" in pages["timeline"].text
     assert "/console/traces/" + "a" * 32 in pages["timeline"].text
     assert pages["traces/req-1"].text.count("dead letter") >= 4
+    backups = pages["backups"].text
+    assert "Runbook: DrillFailed" in backups
+    assert backups.count('class="chart"') == 2
+    assert "app backup create" in backups
+    assert "42.5 s" in backups
+    assert "Runbook: DrillFailed" not in pages["backups?kind=drill"].text
+    assert pages["backups?kind=drill"].text.count('id="row-') == 2
+    assert pages["run"].text.count("&lt;script&gt;alert") >= 4
