@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from app.kernel.config import Section
+    from app.kernel.db.export import Personal
     from app.kernel.doctor import Check
     from app.kernel.process import Process, Provider
     from app.kernel.queue import Schedule
@@ -47,6 +48,8 @@ class Module(NamedTuple):
     schedules: str = ""
     checks: str = ""
     banner: str = ""
+    personal: str = ""
+    """Rules of personal data for a scrubbed export: a mapping of app.kernel.db.export."""
     commands: Mapping[str, str] = MappingProxyType({})
     constraints: Mapping[str, str] = MappingProxyType({})
     """`schema.constraint` to the refusal of its violation, as `file:Class`."""
@@ -101,6 +104,10 @@ class Module(NamedTuple):
     def scheduled(self) -> "tuple[Schedule, ...]":
         """Import the schedules."""
         return tuple(self.load(self.schedules)) if self.schedules else ()
+
+    def scrubbed(self) -> "Personal | None":
+        """Import the rules of personal data; None without any."""
+        return self.load(self.personal) if self.personal else None
 
     def checked(self) -> "tuple[Check, ...]":
         """Import the checks of `doctor`."""

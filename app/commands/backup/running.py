@@ -35,17 +35,22 @@ def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]"
 
 def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
     """Run work that needs the target and the database; it is given the connection string of the server itself."""
+    return with_database(name, lambda p, progress, where: work(engine_for(p), progress, where))
+
+
+def with_database(name: str, work: "Callable[[Process, Progress, str], T]") -> T:
+    """Run work that needs the database; it is given the connection string of the server itself."""
 
     async def body(p: "Process") -> T:
         from app.kernel.db.server import server
 
         found = await p.use(server)
-        return await _in_thread(lambda progress: _answered(work, engine_for(p), progress, found.conninfo()))
+        return await _in_thread(lambda progress: _answered(lambda: work(p, progress, found.conninfo())))
 
     return run_once(f"backup {name}", body)
 
 
-def _answered(work: "Callable[[Engine, Progress, str], T]", engine: "Engine", progress: "Progress", conninfo: str) -> T:
+def _answered(work: "Callable[[], T]") -> T:
     """Run work; what goes wrong with the database is one line."""
     import psycopg
 
@@ -53,7 +58,7 @@ def _answered(work: "Callable[[Engine, Progress, str], T]", engine: "Engine", pr
     from app.kernel.errors import Conflict
 
     try:
-        return work(engine, progress, conninfo)
+        return work()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise Conflict("the tables of backups do not exist yet", hint=f"{NAME} migrate up") from error
     except psycopg.Error as error:

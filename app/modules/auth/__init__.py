@@ -31,6 +31,7 @@ MODULE = Module(
     schedules="sessions:SCHEDULES",
     checks="checks:CHECKS",
     banner="cli:first_account",
+    personal="personal:PERSONAL",
     commands={"auth": "Manage actors, roles, sessions, passwords and keys."},
     constraints={
         "auth.actors_username_key_key": "domain.actors:UsernameExists",

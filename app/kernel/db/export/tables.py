@@ -1,0 +1,181 @@
+"""The tables of a module: columns, order by foreign keys, sequences; and what a scrubbed export has of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from types import MappingProxyType
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from app.kernel.db.export import Constant, Personal, Pseudonym, Rule
+from app.kernel.errors import Conflict, NotFound
+from app.kernel.queue import InvalidDeclaration
+
+SECRET = "export.secret"  # noqa: S105 - a setting of the session
+_EMPTY = {"jsonb": "{}", "json": "{}", "bytea": "", "text": "", "character varying": "", "hstore": ""}
+_TEXTS = ("text", "character varying")
+_NO_RULES: Mapping[str, Rule] = MappingProxyType({})
+_DIGITS = 24
+# a type that is none of these may hold anything about a person
+_COLUMNS: LiteralString = """
+    SELECT c.relname, a.attname, format_type(a.atttypid, NULL), a.attnotnull, a.attgenerated <> '', (
+            SELECT NOT (t.typcategory IN ('B', 'N', 'D', 'T', 'E') OR t.typname IN ('uuid', 'pg_lsn', 'xid8'))
+            FROM pg_type t WHERE t.oid = coalesce(nullif(b.typelem, 0), b.oid)
+        )
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_type b ON b.oid = coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = a.atttypid), 0), a.atttypid)
+    WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    ORDER BY c.relname, a.attnum
+"""
+_REFERENCES: LiteralString = """
+    SELECT DISTINCT c.relname, f.relname, array_agg(a.attname::text) FROM pg_constraint k
+    JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_class f ON f.oid = k.confrelid
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (k.conkey)
+    WHERE k.contype = 'f' AND n.nspname = %s AND f.relnamespace = n.oid AND k.conrelid <> k.confrelid
+        AND NOT c.relispartition AND NOT f.relispartition
+    GROUP BY k.oid, c.relname, f.relname
+"""
+_SEQUENCES: LiteralString = "SELECT sequencename FROM pg_sequences WHERE schemaname = %s ORDER BY 1"
+_MIGRATIONS: LiteralString = "SELECT migration_id FROM public._migrations WHERE migration_id LIKE %s ORDER BY 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column. `is_free`: its type can hold anything about a person."""
+
+    name: str
+    type: str
+    is_required: bool
+    is_free: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, its columns but generated ones, and the tables that it refers to with the columns for it."""
+
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    refers: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Its name in SQL."""
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return tuple(column.name for column in self.columns)
+
+
+def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
+    """Return the tables of a module, those that others refer to first. Raises NotFound, Conflict for a cycle."""
+    columns: dict[str, list[Column]] = {}
+    for table, name, kind, is_required, is_generated, is_free in connection.execute(_COLUMNS, (module,)):
+        if not is_generated:
+            columns.setdefault(table, []).append(Column(name, kind, is_required, is_free))
+    if not columns:
+        raise NotFound(f"the module {module} has no tables in this database")
+    refers: dict[str, dict[str, frozenset[str]]] = {name: {} for name in columns}
+    for table, referred, by in connection.execute(_REFERENCES, (module,)):
+        refers[table][referred] = frozenset(by) | refers[table].get(referred, frozenset())
+    try:
+        order = tuple(TopologicalSorter(refers).static_order())
+    except CycleError as error:
+        names = " and ".join(sorted(set(error.args[1])))
+        raise Conflict(f"the tables {names} refer to each other, so that none can be imported first") from None
+    return [Table(module, name, tuple(columns[name]), refers[name]) for name in order]
+
+
+def sequences_of(connection: psycopg.Connection[Any], module: str) -> list[tuple[str, int, bool]]:
+    """Return the sequences of a module with their last values, and whether these were taken."""
+    found: list[tuple[str, int, bool]] = []
+    for (name,) in connection.execute(_SEQUENCES, (module,)).fetchall():
+        state = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(module, name))
+        row = connection.execute(state).fetchone()
+        assert row is not None
+        found.append((name, *row))
+    return found
+
+
+def migrations_of(connection: psycopg.Connection[Any], module: str) -> list[str]:
+    """Return the ids of the applied migrations of a module."""
+    pattern = r"\_".join(("_" * 14, module.replace("_", r"\_"), "%"))
+    return [row[0] for row in connection.execute(_MIGRATIONS, (pattern,))]
+
+
+def undeclared(tables: Sequence[Table], personal: Personal) -> list[str]:
+    """Return what is wrong with the rules of a module, in one line each."""
+    known = {table.name for table in tables}
+    found = [f"{name}: there is no such table" for name in personal if name not in known]
+    for table in tables:
+        rules = personal.get(table.name, _NO_RULES)
+        if isinstance(rules, str):
+            continue
+        found += [f"{table.name}.{name}: there is no such column" for name in rules if name not in table.names]
+        for column in table.columns:
+            if why := _misfit(table, column, rules.get(column.name)):
+                found.append(f"{table.name}.{column.name}: {why}")
+        for referred, by in table.refers.items():
+            if personal.get(referred) == "dropped" and any(rules.get(name) != "null" for name in by):
+                found.append(f"{table.name} refers to {referred}, which is dropped")
+    return found
+
+
+def _misfit(table: Table, column: Column, rule: Rule | None) -> str:
+    match rule:
+        case None:
+            return f"{column.type}, and not declared" if column.is_free else ""
+        case "null":
+            return "null is not allowed" if column.is_required else ""
+        case "empty":
+            has_one = column.type in _EMPTY or column.type.endswith("[]")
+            return "" if has_one else f"{column.type} has no empty value"
+        case Pseudonym(of=of):
+            if of and of not in table.names:
+                return f"there is no column {of}"
+            return "" if column.type in _TEXTS else "a pseudonym is a text"
+        case _:
+            return ""
+
+
+def selected(table: Table, personal: Personal | None) -> sql.Composed:
+    """Return the query of what an export has of a table. Raises InvalidDeclaration for a rule that does not fit."""
+    rules = personal.get(table.name, _NO_RULES) if personal is not None else _NO_RULES
+    if isinstance(rules, str):
+        rules = _NO_RULES
+    values = [_value(column, rules.get(column.name, "kept")) for column in table.columns]
+    listed = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(values), table.identifier)
+    if personal is not None and personal.get(table.name) == "dropped":
+        return sql.SQL("{} WHERE false").format(listed)
+    return listed
+
+
+def _value(column: Column, rule: Rule) -> sql.Composable:
+    name, kind = sql.Identifier(column.name), sql.SQL(column.type)  # pyright: ignore[reportArgumentType] - of the catalogue
+    match rule:
+        case "kept":
+            return name
+        case "null":
+            return sql.SQL("NULL::{}").format(kind)
+        case "empty":
+            return _unless_null(name, sql.SQL("{}::{}").format(sql.Literal(_EMPTY.get(column.type, "{}")), kind))
+        case Constant(value):
+            return _unless_null(name, sql.SQL("{}::{}").format(sql.Literal(value), kind))
+        case Pseudonym(prefix, of):
+            digest = "encode(sha256(convert_to(current_setting({}) || {}, 'UTF8')), 'hex')"
+            source = sql.Identifier(of or column.name)
+            made = sql.SQL("{} || left(" + digest + ", {})").format(
+                sql.Literal(prefix), sql.Literal(SECRET), source, sql.Literal(_DIGITS)
+            )
+            return _unless_null(name, made)
+    raise InvalidDeclaration(f"{column.name}: there is no rule {rule!r}")
+
+
+def _unless_null(name: sql.Identifier, value: sql.Composable) -> sql.Composable:
+    return sql.SQL("CASE WHEN {} IS NULL THEN NULL ELSE {} END").format(name, value)

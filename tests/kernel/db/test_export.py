@@ -1,0 +1,275 @@
+"""Exports of a module: the same after an import, scrubbed without personal data, and refused when they do not fit."""
+
+import stat
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import psycopg
+import pytest
+
+from app.kernel.db.export import Personal, Pseudonym, Rule
+from app.kernel.db.export.archive import export, load
+from app.kernel.db.export.tables import tables_of, undeclared
+from app.kernel.errors import Conflict, Invalid, NotFound, Refusal
+from app.kernel.queue import InvalidDeclaration
+from app.modules import modules
+from app.modules.auth.personal import DEVELOPMENT_PASSWORD, PERSONAL
+from tests.conftest import TestDatabase
+from tests.support.project import Project
+
+PLANTED = ("Ada.Lovelace@example.org", "ada.lovelace@example.org", "203.0.113.77", "Secret Browser/7.3", "ada's laptop")
+FILL = """
+    INSERT INTO auth.actors (id, type, username, username_key, password_hash, is_superuser) VALUES
+        ('01a20304-51b9-712d-b52c-fd40df0b43e3', 'admin', 'Ada.Lovelace@example.org', 'ada.lovelace@example.org',
+         '$argon2id$planted-hash', true),
+        ('01a20304-51b9-712d-b52c-fd40df0b43e4', 'service_acc', E'tab\\tand\\nline', E'tab\\tand\\nline', NULL, false);
+    INSERT INTO auth.roles (id, name) VALUES ('01a20304-51b9-712d-b52c-fd40df0b43e5', 'editors');
+    INSERT INTO auth.actor_roles SELECT a.id, r.id FROM auth.actors a, auth.roles r;
+    INSERT INTO auth.role_permissions SELECT id, 'auth:actors:read' FROM auth.roles;
+    INSERT INTO auth.api_keys (id, actor_id, name, secret_hash, permissions, expires_at)
+        SELECT kernel.uuid7(), id, 'ada''s laptop', '\\xfeedface01', '{a,b}', now() FROM auth.actors;
+    INSERT INTO auth.sessions (id, actor_id, idle_expires_at, expires_at, address, user_agent, browser_token)
+        SELECT kernel.uuid7(), id, now(), now(), '203.0.113.77', 'Secret Browser/7.3', sha256(username::bytea)
+        FROM auth.actors WHERE is_superuser;
+    INSERT INTO auth.totp (actor_id, secret) SELECT id, '\\xfeedface02' FROM auth.actors WHERE is_superuser;
+    INSERT INTO auth.recovery_codes SELECT id, '\\xfeedface03' FROM auth.actors WHERE is_superuser;
+    INSERT INTO auth.signing_keys (kid, algorithm, private_key) VALUES ('planted-kid', 'ES256', '\\xfeedface04');
+    INSERT INTO auth.limits (key, hits) VALUES ('name:ada.lovelace@example.org', 3);
+    CREATE TABLE auth.numbers (
+        id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, parent integer REFERENCES auth.numbers,
+        double integer GENERATED ALWAYS AS (id * 2) STORED, doc jsonb, raw bytea, at inet
+    );
+"""
+NUMBERS = """
+    INSERT INTO auth.numbers (parent, doc, raw, at)
+    SELECT i, '{"a": null}', '\\x00ff', '::1' FROM generate_series(1, 3) i
+"""
+ACTORS = cast("dict[str, Rule]", PERSONAL["actors"])
+NUMBERED: Personal = {**PERSONAL, "numbers": {"doc": "empty", "raw": "empty", "at": "null"}}
+
+
+@pytest.fixture
+def filled(database: TestDatabase) -> TestDatabase:
+    database.run(FILL)
+    database.run(NUMBERS)
+    return database
+
+
+@pytest.fixture
+def empty(template: TestDatabase, filled: TestDatabase) -> Iterator[TestDatabase]:
+    """A database with the same tables as the filled one, and no rows."""
+    made = template.copy()
+    made.run(FILL)
+    made.run("TRUNCATE auth.actors, auth.roles, auth.signing_keys, auth.limits, auth.numbers CASCADE")
+    yield made
+    made.drop()
+
+
+def rows(database: TestDatabase) -> dict[str, list[tuple]]:
+    with psycopg.connect(database.conninfo) as connection:
+        tables = tables_of(connection, "auth")
+        return {
+            t.name: connection.execute(f"SELECT t::text FROM auth.{t.name} t ORDER BY 1").fetchall() for t in tables
+        }
+
+
+def test_an_imported_module_is_exactly_the_exported_one(
+    filled: TestDatabase, empty: TestDatabase, tmp_path: Path
+) -> None:
+    path = tmp_path / "auth.zip"
+    made = export(filled.conninfo, "auth", path, None)
+    assert (made.rows, made.is_scrubbed) == (sum(map(len, rows(filled).values())), False)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["auth.zip"]
+    assert load(empty.conninfo, path, ["auth"]) == made
+    assert rows(empty) == rows(filled)
+    for database in (filled, empty):
+        database.run("INSERT INTO auth.numbers DEFAULT VALUES")
+    assert rows(empty)["numbers"] == rows(filled)["numbers"]
+    with pytest.raises(Conflict, match=r"auth\.\w+ has rows already"):
+        load(empty.conninfo, path, ["auth"])
+    with pytest.raises(Conflict, match="exists"):
+        export(filled.conninfo, "auth", path, None)
+
+
+def test_a_scrubbed_export_has_no_personal_value_and_lets_developers_sign_in(
+    filled: TestDatabase, template: TestDatabase, cli: Project, tmp_path: Path
+) -> None:
+    filled.run("DROP TABLE auth.numbers")
+    kept = filled.all("SELECT id FROM auth.actors ORDER BY id")
+    cli.env |= filled.env
+    path = tmp_path / "auth.zip"
+    exported = cli.app("backup", "export", "auth", "--output", str(path), "--scrub", "--json")
+    assert exported.returncode == 0, exported.stderr
+    with zipfile.ZipFile(path) as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    for value in (*PLANTED, "planted", "feedface", "tabbed"):
+        for form in (value.encode(), value.encode().hex().encode()):
+            assert form.lower() not in content.lower(), value
+    here = template.copy()
+    cli.env |= here.env
+    imported = cli.app("backup", "import", str(path))
+    assert imported.returncode == 0, imported.stderr
+    assert here.all("SELECT id FROM auth.actors ORDER BY id") == kept
+    assert here.all("SELECT count(*), count(DISTINCT username) FROM auth.actors") == [(2, 2)]
+    [(name,)] = here.all("SELECT username FROM auth.actors WHERE is_superuser")
+    api = cli.start("run-auth-http")
+    credentials = {"username": name, "password": DEVELOPMENT_PASSWORD}
+    answer = cli.client(api.ready()).post("/auth/v1/login", json=credentials)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["actor"]["is_superuser"] is True
+    assert api.stop() == 0
+    again = tmp_path / "again.zip"
+    export(filled.conninfo, "auth", again, PERSONAL)
+    with zipfile.ZipFile(again) as archive:
+        assert name.encode() not in archive.read("tables/actors.copy")  # the key of pseudonyms is thrown away
+
+
+def test_every_column_that_can_hold_personal_data_is_declared(database: TestDatabase) -> None:
+    with psycopg.connect(database.conninfo) as connection:
+        for module in modules():
+            try:
+                tables = tables_of(connection, module.name)
+            except NotFound:  # it has no tables
+                continue
+            assert undeclared(tables, module.scrubbed() or {}) == [], f"`personal` of the module {module.name}"
+
+
+CHANGES = {
+    "ALTER TABLE auth.actors ADD email text": "actors.email: text, and not declared",
+    "ALTER TABLE auth.roles ADD seen_from inet": "roles.seen_from: inet, and not declared",
+    "ALTER TABLE auth.roles ADD seen jsonb[]": "roles.seen: jsonb[], and not declared",
+    "CREATE DOMAIN auth.mail AS text; ALTER TABLE auth.roles ADD m auth.mail": "roles.m: auth.mail, and not declared",
+    "CREATE TABLE auth.notes (note bytea)": "notes.note: bytea, and not declared",
+    "ALTER TABLE auth.actors RENAME username TO login": "actors.username: there is no such column",
+    "DROP TABLE auth.limits": "limits: there is no such table",
+    "CREATE TABLE auth.uses (session uuid REFERENCES auth.sessions)": "uses refers to sessions, which is dropped",
+}
+
+
+def test_a_scrubbed_export_is_refused_when_the_rules_do_not_cover_the_tables(
+    database: TestDatabase, tmp_path: Path
+) -> None:
+    with psycopg.connect(database.conninfo, autocommit=True) as connection:
+        for change, told in CHANGES.items():
+            with connection.transaction(force_rollback=True):
+                connection.execute(change)
+                assert told in undeclared(tables_of(connection, "auth"), PERSONAL), change
+            assert undeclared(tables_of(connection, "auth"), PERSONAL) == []
+        connection.execute(next(iter(CHANGES)))
+    with pytest.raises(InvalidDeclaration, match=r"does not fit its tables: actors\.email: text, and not declared"):
+        export(database.conninfo, "auth", tmp_path / "auth.zip", PERSONAL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rules_change_values_and_leave_nulls(filled: TestDatabase, tmp_path: Path) -> None:
+    export(filled.conninfo, "auth", tmp_path / "a.zip", NUMBERED)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        numbers = archive.read("tables/numbers.copy").decode().splitlines()
+        actors = [line.split("\t") for line in archive.read("tables/actors.copy").decode().splitlines()]
+        assert archive.read("tables/sessions.copy") == b""
+    assert numbers == [f"{i}\t{i}\t{{}}\t\\\\x\t\\N" for i in (1, 2, 3)]
+    by_type = {actor[1]: actor for actor in actors}
+    assert by_type["admin"][2] == by_type["admin"][3] != by_type["service_acc"][2]
+    assert by_type["service_acc"][4] == "\\N"
+    wrong: dict[str, Personal] = {
+        "null is not allowed": {"roles": {"name": "null"}},
+        "has no empty value": {"actors": {**ACTORS, "created_at": "empty"}},
+        "a pseudonym is a text": {"actors": {**ACTORS, "id": Pseudonym()}},
+        "there is no column nothing": {"roles": {"name": Pseudonym(of="nothing")}},
+    }
+    for told, rules in wrong.items():
+        with pytest.raises(InvalidDeclaration, match=told):
+            export(filled.conninfo, "auth", tmp_path / "b.zip", {**NUMBERED, **rules})
+
+
+def _rewritten(change: Callable[[str, bytes], bytes | None]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in found.items():
+                if (new := change(name, content)) is not None:
+                    archive.writestr(name, new)
+
+    return rewrite
+
+
+def _in(member: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    return _rewritten(lambda name, content: content.replace(old, new) if name == member else content)
+
+
+def _without(member: str) -> Callable[[Path], None]:
+    return _rewritten(lambda name, content: None if name == member else content)
+
+
+def _flip(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.getinfo("tables/actors.copy").header_offset
+        end = min(one.header_offset for one in archive.infolist() if one.header_offset > begin)
+    content = bytearray(path.read_bytes())
+    content[(begin + end) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+DAMAGES: tuple[tuple[Callable[[Path], object], type[Refusal], str], ...] = (
+    (_in("tables/roles.copy", b"editors", b"editorz"), Invalid, "the rows of roles are not those that were exported"),
+    (_in("tables/roles.copy", b"editors", b"editors!"), Invalid, "roles are not those"),
+    (_in("tables/actors.copy", b"admin", b"admin\n"), Invalid, "damaged, or no export"),
+    (_without("tables/roles.copy"), Invalid, "no rows of roles"),
+    (_without("manifest.json"), Invalid, "it has no manifest"),
+    (_in("manifest.json", b'"format": 1', b'"format": 2'), Invalid, "its manifest has another form"),
+    (_in("manifest.json", b"{", b"["), Invalid, "its manifest is no JSON"),
+    (_in("manifest.json", b'"module": "auth"', b'"module": "shop"'), NotFound, "the module shop, which does not exist"),
+    (_in("manifest.json", b"20261127120100_auth", b"20261127120101_auth"), Conflict, "other migrations of auth: 2026"),
+    (_in("manifest.json", b'"kid"', b'"kit"'), Conflict, "has other tables or columns than the module auth here"),
+    (_in("manifest.json", b'"numbers_id_seq"', b'"other_seq"'), Conflict, "has the sequence other_seq"),
+    (_flip, Invalid, "damaged, or no export"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), Invalid, "it is no whole ZIP file"),
+    (lambda path: path.write_bytes(b""), Invalid, "it is no whole ZIP file"),
+    (lambda path: path.unlink(), NotFound, "there is no file"),
+)
+
+
+def test_what_is_damaged_or_does_not_fit_is_one_line_and_imports_nothing(
+    filled: TestDatabase, empty: TestDatabase, tmp_path: Path
+) -> None:
+    whole = tmp_path / "auth.zip"
+    export(filled.conninfo, "auth", whole, None)
+    for number, (damage, kind, told) in enumerate(DAMAGES):
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(whole.read_bytes())
+        damage(path)
+        with pytest.raises(kind, match=told) as refused:
+            load(empty.conninfo, path, ["auth"])
+        assert "\n" not in str(refused.value)
+        assert not any(rows(empty).values()), told
+
+
+def test_memory_is_bounded_whatever_the_size(filled: TestDatabase, empty: TestDatabase, tmp_path: Path) -> None:
+    filled.run("INSERT INTO auth.limits (key, hits) SELECT i || repeat('x', 1000), 1 FROM generate_series(1, 40000) i")
+    told: list[int] = []
+    tracemalloc.start()
+    made = export(filled.conninfo, "auth", tmp_path / "a.zip", None, told.append)
+    load(empty.conninfo, tmp_path / "a.zip", ["auth"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(told) == sum(table.bytes for table in made.tables) > 40_000_000
+    assert peak < 15_000_000
+    assert empty.all("SELECT count(*) FROM auth.limits") == [(40_001,)]
+
+
+def test_an_export_that_fails_leaves_no_file(filled: TestDatabase, tmp_path: Path) -> None:
+    def stop(_done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(filled.conninfo, "auth", tmp_path / "a.zip", None, stop)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotFound, match="no folder"):
+        export(filled.conninfo, "auth", tmp_path / "nowhere/a.zip", None)
+    with pytest.raises(NotFound, match="has no tables"):
+        export(filled.conninfo, "platform", tmp_path / "a.zip", None)
