@@ -26,7 +26,13 @@ LOCK_WAIT_S = 0.5  # owners test the lock by taking it for an instant
 RESTARTS, STABLE_S = 10, 5.0  # after kill -9 of the postmaster, its children keep the shared memory for about a second
 LOG_BYTES = 5_000_000
 LOCALE = ("--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-SETTINGS = ("--listen_addresses=", "--max_connections=200", "--timezone=UTC", "--log_timezone=UTC")
+SETTINGS = (
+    "--listen_addresses=",
+    "--max_connections=200",
+    "--timezone=UTC",
+    "--log_timezone=UTC",
+    "--max_slot_wal_keep_size=1GB",  # while nobody stores WAL, the slot of backups keeps it
+)
 
 
 class Supervisor:
