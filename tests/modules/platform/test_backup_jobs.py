@@ -37,7 +37,7 @@ def test_a_backup_ends_with_its_job_and_with_its_worker_and_the_next_attempt_wor
     project: Project, database: TestDatabase, tmp_path: Path
 ) -> None:
     (tmp_path / "target").mkdir()
-    project.env |= {"BACKUP_TARGET": str(tmp_path / "target"), "QUEUE_NAMES": "default,backup", "QUEUE_LEASE": "2s"}
+    project.env |= {"BACKUP_TARGET": str(tmp_path / "target"), "BACKUP_WAL": "none", "QUEUE_LEASE": "2s"}
     worker = project.start("run-all-in-one", env=SLOW)
     worker.ready()
     eventually(lambda: database.all("SELECT count(*) FROM kernel.schedules WHERE name = 'platform.backup'") == [(1,)])
@@ -46,11 +46,12 @@ def test_a_backup_ends_with_its_job_and_with_its_worker_and_the_next_attempt_wor
     assert project.app("jobs", "cancel", job).returncode == 0
     eventually(lambda: database.all(LEFT) == [(0, 0)])
     eventually(lambda: database.all(RUNS) == [("failed", "it was stopped")])
+    eventually(lambda: database.all("SELECT count(*) FROM kernel.jobs WHERE task = 'platform.backup'") == [(0,)])
     triggered(project, database)
     worker.signal(signal.SIGKILL)
     worker.wait()
     eventually(lambda: database.all(LEFT) == [(0, 0)])
-    project.start("run-event-consumer").ready()
+    project.start("run-backup-agent").ready()
     eventually(lambda: database.all(RUNS)[-1] == ("succeeded", None), 30)
     listed = json.loads(project.app("backup", "list", "--json").stdout)["items"]
     assert [one["state"] for one in listed] == ["whole"]
