@@ -173,18 +173,21 @@ class Proof:
 
     def restore(self, *args: str) -> dict[str, Any]:
         """Restore, after restores that were killed; return what it says."""
-        longest = self.restores[-1]["took_s"] + 1 if self.restores else 3.0
-        while self.random.random() < self.kill_share:
+        into = Path(args[args.index("--into") + 1]) if "--into" in args else None
+        place = into or self.postgres_data()
+        begun = place.with_name(f"{place.name}.restoring") / "data"
+        longest = self.restores[-1]["took_s"] if self.restores else 0.3
+        while not self.kills or self.random.random() < self.kill_share:
             victim = self.project.start("backup", "restore", *args)
+            eventually(lambda: begun.exists() or victim.popen.poll() is not None, 60)  # noqa: B023
             with suppress(subprocess.TimeoutExpired):
-                victim.wait(self.random.uniform(0.2, longest))
+                victim.wait(self.random.uniform(0, longest))
             if victim.popen.poll() is not None:
                 assert victim.popen.returncode == 0, victim.said()
                 break
             victim.signal(signal.SIGKILL)
             victim.wait()
             self.kills += 1
-        into = Path(args[args.index("--into") + 1]) if "--into" in args else None
         if into and into.exists():
             shutil.rmtree(into)
         done = json.loads(self.command("backup", "restore", *args, "--json"))

@@ -13,6 +13,7 @@ TIMES = 3
 
 def test_a_restore_has_exactly_what_was_committed_until_its_moment(tmp_path: Path) -> None:
     with proof(tmp_path, seed=15) as running:
+        running.kill_share = 0.3
         running.prepare()
         for _ in range(TIMES):
             running.cycle()

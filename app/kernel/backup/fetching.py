@@ -22,7 +22,7 @@ SPOOL = "wal-fetched"
 """Folder in the data folder, where fetched files wait: the server renames them, it does not copy."""
 _AHEAD_BYTES, _AT_ONCE = 128 * 2**20, 4
 _PATIENCE_S, _PAUSE_S, _POLL_S = 60.0, 0.2, 0.2
-_ONE_LINE = 256
+_ONE_LINE, _SOCKET_BYTES = 256, 100
 _PROGRAM = "fetch_wal.py"
 
 
@@ -91,15 +91,16 @@ class _Server:
         shutil.rmtree(self._spool, ignore_errors=True)
         self._spool.mkdir(mode=0o700)
         self._socket = socket.socket(socket.AF_UNIX)
-        # the path of the folder may be longer than that of a socket may be
-        with _opened(self._spool) as descriptor:
-            self._socket.bind(f"/proc/self/fd/{descriptor}/{client.SOCKET}")
+        path = self._spool / client.SOCKET
+        with _opened(self._spool) as descriptor:  # the path of a socket has a limit, which /proc gets round
+            is_long = len(os.fsencode(path)) > _SOCKET_BYTES
+            self._socket.bind(f"/proc/self/fd/{descriptor}/{path.name}" if is_long else str(path))
         self._socket.listen(8)
         self._socket.settimeout(_POLL_S)
         owner = self._spool.parent.stat()
         shutil.copyfile(client.__file__, self._spool / _PROGRAM)  # the server's account may not reach ours
-        for path in (self._spool, self._spool / client.SOCKET, self._spool / _PROGRAM):
-            self._give(path, owner)
+        for each in (self._spool, path, self._spool / _PROGRAM):
+            self._give(each, owner)
         self._thread.start()
 
     def close(self) -> None:

@@ -202,9 +202,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     return made
 
 
-def restored(target: Folder, into: Path, keys: Keys = KEYS, **wanted: object) -> Restored:
+def restored(target: Folder, into: Path, keys: Keys = KEYS, *, replaces: bool = False, **wanted: object) -> Restored:
     engine = Builtin(settings_of(), target, keys, programs())
-    return restore(engine, Restore(into, **wanted), PROGRESS)  # type: ignore[arg-type]
+    return restore(engine, Restore(into, **wanted), PROGRESS, replaces=replaces)  # type: ignore[arg-type]
 
 
 def rows(folder: Path) -> list[int]:
@@ -224,10 +224,31 @@ def test_a_target_that_fails_for_a_while_is_waited_for(stored: Stored, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"into", "target"}
     with pytest.raises(Conflict, match="is not empty"):
         restored(target, tmp_path / "into")
-    again = restored(
-        target, tmp_path / "again", lsn=lsn_text(lsn_number(done.replayed.lsn) // SEGMENT_BYTES * SEGMENT_BYTES)
-    )
-    assert again.replayed.timeline == 3
+    newest = Path(target.label) / wal_name(stored.cluster, stored.segments[-1])
+    stored_at = datetime.fromtimestamp(newest.stat().st_mtime, UTC)
+    again = restored(target, tmp_path / "again", to=stored_at)
+    assert (again.replayed.timeline, again.replayed.is_reached) == (3, False)
+    assert again.replayed.last_transaction_at == done.replayed.last_transaction_at
+    assert rows(tmp_path / "again") == list(range(1, SEGMENTS + 1))
+
+
+def test_wal_is_replayed_until_some_is_missing(stored: Stored, tmp_path: Path) -> None:
+    target, into = stored.target(tmp_path), tmp_path / "into"
+    remove(target, stored)
+    end = lsn_text(WalArchive(target, KEYS, stored.cluster).gaps(3 * SEGMENT_BYTES, 1)[-1].begin)
+    restored(target, into, lsn=end)
+    assert rows(into) == [1, 2]
+    for number in (0, 1):
+        remove(target, stored, number)
+    with pytest.raises(Conflict, match="--replace"):
+        restored(target, into, backup=stored.backup)
+    with scratch_server(into, programs()), pytest.raises(Conflict, match="a PostgreSQL server runs on"):
+        restored(target, into, replaces=True, backup=stored.backup)
+    done = restored(target, into, replaces=True, backup=stored.backup)
+    assert rows(into) == []
+    assert done.former is not None
+    assert rows(done.former) == [1, 2]
+    assert done.lost == f"everything after the backup ({done.backup.stop_lsn}): no WAL after it is stored"
 
 
 def fail(target: Failing, stored: Stored) -> None:
