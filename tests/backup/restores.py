@@ -230,9 +230,9 @@ class Proof:
         return Path(where["data"])
 
     def is_free(self) -> bool:
-        """Return whether no supervisor holds the folder."""
-        with (self.postgres / "owners.lock").open() as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Return whether no supervisor runs."""
+        with (self.postgres / "supervisor.lock").open() as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return True
         return False
 

@@ -8,7 +8,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Generator
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,18 +119,38 @@ def kept_stopped(folder: Path) -> Generator[Place]:
         raise EmbeddedUnavailable
     shared = _Shared(folder, programs)
     shared.prepare()
-    lock = os.open(shared.folder / "owners.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    locks = [
+        os.open(shared.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        for name in ("owners.lock", "supervisor.lock")
+    ]
     try:
+        _take(locks, folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             place = find_place(shared.folder, programs)
-        except BlockingIOError:
-            raise Conflict(f"the embedded PostgreSQL runs on {folder}: stop every process that uses it") from None
         except Failure as error:
             raise Unavailable(f"the embedded PostgreSQL cannot use {folder}: {error}", hint=_LOOK) from error
         yield place
     finally:
-        os.close(lock)
+        for lock in locks:
+            os.close(lock)
+
+
+def _take(locks: Sequence[int], folder: Path) -> None:
+    """Take all locks; wait a moment for a server that stops, without any, so that it sees that it has no owner."""
+    deadline = time.monotonic() + _GIVEN_UP_S
+    while True:
+        try:
+            for lock in locks:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for lock in locks:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            if time.monotonic() > deadline:
+                message = f"the embedded PostgreSQL runs on {folder}: stop every process that uses it"
+                raise Conflict(message) from None
+            time.sleep(_WATCH_S)
+        else:
+            return
 
 
 class _Child:
