@@ -1,16 +1,21 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import TimeoutExpired
 
+import psycopg
 import pytest
 from psycopg import Connection
 
+from app.kernel.backup.drill import Drill, Found
 from app.kernel.backup.drill.database import content, foreign_keys, indexes, session
 from app.kernel.backup.drill.manifest import manifest
 from app.kernel.backup.drill.migrated import migrations
 from app.kernel.backup.drill.queue import INVARIANTS, queue
 from app.kernel.db.devserver.embedded import embedded_binaries
+from app.kernel.errors import Unavailable
 from tests.conftest import TestDatabase, postgres_binaries, program
 from tests.support.debian import debian_server
 from tests.support.project import ROOT
@@ -190,3 +195,20 @@ def test_an_index_without_rows_of_its_table_is_found() -> None:
             connection.execute(hide.format("true"))
             [problem] = indexes(connection).problems
             assert problem.startswith("public.things_pkey: ")
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("away"), psycopg.OperationalError("gone"), OSError("full"), TimeoutExpired("app", 60)]
+)
+def test_a_check_that_cannot_look_has_failed_and_names_why(error: Exception) -> None:
+    now = datetime.now(UTC)
+    drill = Drill("b", "c", "builtin", now, 180000, "1", "", 1, 1)
+
+    def look() -> Found:
+        raise error
+
+    assert drill.check("good", lambda: Found("looked")).state == "ok"
+    assert drill.check("none", lambda: Found(skipped="why")).state == "skipped"
+    assert drill.problem is None
+    assert drill.check("bad", look).state == "failed"
+    assert drill.problem == f"bad: {error}"

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from subprocess import SubprocessError
 from typing import Any, Literal
 
 import psycopg
@@ -78,7 +79,7 @@ class Drill:
         started = time.monotonic()
         try:
             found = work()
-        except (Refusal, psycopg.Error, OSError) as error:
+        except (Refusal, psycopg.Error, OSError, SubprocessError) as error:
             found = Found(problems=(" ".join(str(error).split()) or type(error).__name__,))
         state = "failed" if found.problems else "skipped" if found.skipped else "ok"
         seconds = round(time.monotonic() - started, 3)
