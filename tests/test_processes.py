@@ -1,5 +1,8 @@
 """The skeleton, end to end."""
 
+from app.kernel.actions.compose import queues
+from app.kernel.backup import QUEUE
+from app.processes import PROCESSES
 from tests.conftest import TestDatabase, log_in
 from tests.support.project import Project, eventually
 
@@ -19,3 +22,18 @@ def test_one_command_serves_everything_a_superuser_signs_in_and_the_heartbeat_ru
     assert client.get("/auth/v1/me").json()["code"] == "SESSION_NOT_FOUND"
     assert process.stop() == 0
     assert eventually(lambda: database.all("SELECT count(*) FROM kernel.processes") == [(0,)])
+
+
+def test_only_a_process_with_a_backup_agent_works_on_the_queue_of_backups_and_needs_what_its_jobs_need() -> None:
+    for name, spec in PROCESSES.items():
+        consumed = {
+            queue
+            for service in spec.services
+            if service.name == "consumer"
+            for kind in service.needs()
+            for queue in queues(kind)
+        }
+        has_agent = any(service.name == "backup agent" for service in spec.services)
+        assert (QUEUE in consumed) == has_agent, name
+        assert name != "run-backup-agent" or consumed == {QUEUE}
+        assert (name == "run-event-consumer") <= ("default" in consumed)

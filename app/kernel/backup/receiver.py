@@ -61,7 +61,7 @@ class Receiver:
         self._watcher.join(_END_S)
         if self.is_full:
             return f"{self._spool} is full: WAL comes faster than the target takes it"
-        said = " ".join(line.removeprefix("pg_receivewal: ") for line in self._lines)
+        said = " ".join(" ".join(self._lines).replace("pg_receivewal: ", "").split())
         return said or f"pg_receivewal ended with {self._child.returncode}"
 
     def is_removed(self) -> bool:
