@@ -71,7 +71,12 @@ async def test_a_laptop_before_its_first_start_has_no_findings(planted: Planted)
         ({"HTTP_SERVER_PORT": "70000"}, "settings", "expected 0 to 65535", "unset HTTP_SERVER_PORT"),
         ({"APP_ENV": "prodution"}, "settings", "did you mean production?", "export APP_ENV=production"),
         ({"APP_ENV": "live"}, "settings", "expected one of local, test", "unset APP_ENV"),
-        ({"HTTP_SERVER_HOST": "0.0.0.0"}, "secrets", "published default", "export AUTH_MASTER_SECRET="),
+        (
+            {"HTTP_SERVER_HOST": "0.0.0.0", "BACKUP_KEY": GOOD},
+            "secrets",
+            "published default",
+            "export AUTH_MASTER_SECRET=",
+        ),
         ({"LOGGER_OUTPUT": "/no where/log"}, "disk", "/no where, does not exist", "mkdir -p '/no where'"),
         (
             {"OPERATIONS_EXPOSE": "separate", "HTTP_SERVER_PORT": "18080", "OPERATIONS_PORT": "18080"},
@@ -191,7 +196,8 @@ async def test_a_missing_secret_file_is_found(planted: Planted, tmp_path: Path) 
 
 async def test_the_remedy_of_an_empty_secret_file_fills_the_file(planted: Planted, tmp_path: Path) -> None:
     (tmp_path / "of us").touch(0o600)
-    planted.env = {"AUTH_MASTER_SECRET_FILE": str(tmp_path / "of us"), "HTTP_SERVER_HOST": "0.0.0.0"}
+    secret_file = str(tmp_path / "of us")
+    planted.env = {"AUTH_MASTER_SECRET_FILE": secret_file, "HTTP_SERVER_HOST": "0.0.0.0", "BACKUP_KEY": GOOD}
     assert (await planted.examine()).keys() == {"secrets"}
     planted.apply(planted.findings[0].fix)
     assert await planted.examine() == {}
@@ -335,7 +341,12 @@ async def test_a_clock_that_systemd_has_not_synchronised_is_found(
 
 
 async def test_an_address_of_another_machine_is_found(planted: Planted) -> None:
-    planted.env = {"OPERATIONS_HOST": "192.0.2.1", "OPERATIONS_PORT": "8081", "AUTH_MASTER_SECRET": GOOD}
+    planted.env = {
+        "OPERATIONS_HOST": "192.0.2.1",
+        "OPERATIONS_PORT": "8081",
+        "AUTH_MASTER_SECRET": GOOD,
+        "BACKUP_KEY": GOOD,
+    }
     found = await planted.examine()
     assert found.keys() == {"ports"}
     planted.apply(planted.findings[0].fix)
