@@ -13,4 +13,5 @@ MODULE = Module(
     settings="settings:OrdersSettings",
     schedules="orders:SCHEDULES",
     checks="checks:CHECKS",
+    personal="personal:PERSONAL",
 )
