@@ -20,7 +20,7 @@ from app.kernel.backup.pgbackrest import PgBackRest
 from app.kernel.backup.pgbackrest.expiring import expire
 from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.retention import Policy
-from app.kernel.backup.scratch import scratch_server
+from app.kernel.backup.scratch import Scratch, scratch_server
 from app.kernel.config import BackupSettings, Misconfigured, load
 from app.kernel.errors import Conflict, NotFound
 from app.processes import sections
@@ -73,10 +73,14 @@ class Stanza:
         with prepared.wal() as command:
             options = {"restore_command": command, "hot_standby": "off"}
             with (
-                scratch_server(folder, prepared.programs, options, users=("admin",), until=("ready",)) as server,
+                scratch_server(folder, prepared.programs, options, users=("admin",), until=is_ready) as server,
                 psycopg.connect(server.conninfo("app")) as connection,
             ):
                 yield connection
+
+
+def is_ready(server: Scratch) -> bool:
+    return server.state == "ready"
 
 
 @contextmanager
@@ -123,7 +127,11 @@ def stanza() -> Iterator[Stanza]:
         made.program.run("stanza-create")
         server.run(f"ALTER SYSTEM SET archive_command = 'pgbackrest --config={config} --stanza=main archive-push %p'")
         server.run("SELECT pg_reload_conf()")
-        server.run("CREATE TABLE rows AS SELECT generate_series(1, 1000) AS number")
+        place = server.folder / "tablespace"
+        place.mkdir()
+        os.chown(place, server.folder.stat().st_uid, -1)
+        server.run(f"CREATE TABLESPACE apart LOCATION '{place}'")
+        server.run("CREATE TABLE rows TABLESPACE apart AS SELECT generate_series(1, 1000) AS number")
         yield made
         server.kill()  # a clean stop waits for the archive
 
@@ -150,6 +158,7 @@ def test_a_backup_has_what_a_drill_needs_in_the_repository_and_restores_to_the_l
     with stanza.restored(folder) as copy:
         assert copy.execute("SELECT count(*) FROM rows").fetchone() == (1001,)
         assert compare(copy.info.dsn, taken.counts).problems == ()  # knows of the row that was inserted after them
+    assert [path.name for path in (stanza.server.folder / "restored.tablespaces").iterdir()] == ["apart"]
     with pytest.raises(Conflict, match="is not empty"):
         stanza.engine.prepare(Restore(folder), SILENT)
     with pytest.raises(NotFound, match="what can be restored begins at"):
@@ -165,7 +174,7 @@ def test_a_missing_segment_is_reported_and_ends_no_recovery_early(stanza: Stanza
     with moved(missing, stanza.server.folder / missing.name):
         wal = stanza.engine.wal(taken.cluster)
         assert wal is not None
-        assert re.fullmatch(r"WAL from \S+ to \S+ of timeline 1 is not stored", wal.gap)
+        assert re.fullmatch(r"gap: WAL from \S+ to \S+ of timeline 1 is not stored", wal.gap)
         assert stanza.engine.verify(taken, SILENT).problems == (wal.gap,)
         told = f"the WAL segment {name} is not stored, although later ones are"
         with pytest.raises(BackupInvalid, match=told), stanza.restored(stanza.server.folder / "cut"):
@@ -182,12 +191,14 @@ def test_a_repository_that_cannot_be_read_ends_no_recovery_early(stanza: Stanza)
     def recover() -> None:
         with prepared.wal() as command:
             stanza.repository.rename(away)
-            with scratch_server(folder, prepared.programs, {"restore_command": command}, until=("ready",)):
+            with scratch_server(folder, prepared.programs, {"restore_command": command}, until=is_ready):
                 pass
 
-    with pytest.raises(Misconfigured, match="has no stanza"):
-        recover()
-    away.rename(stanza.repository)
+    try:
+        with pytest.raises(Misconfigured, match="has no stanza"):
+            recover()
+    finally:
+        away.rename(stanza.repository)
     stanza.repository.chmod(0)
     if os.geteuid() != 0 or stanza.program.account():
         with pytest.raises(TargetUnavailable, match="Permission denied"):

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -137,15 +137,17 @@ class PgBackRest:
         folder = restore.into
         if folder.exists() and any(folder.iterdir()):
             raise Conflict(f"{folder} is not empty")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if account := program.account():
-            os.chown(folder, *account)
+        tablespaces = Path(f"{_beside(folder)}.tablespaces")
+        for made in (folder, tablespaces):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if account := program.account():
+                os.chown(made, *account)
         follow = _follow(progress.step("restore", backup.size_bytes), [])
         try:
             program.run(
                 *("--repo=1", f"--set={backup.id}", f"--pg1-path={folder}", "--type=preserve"),
                 *(
-                    f"--tablespace-map-all={_beside(folder)}.tablespaces",
+                    f"--tablespace-map-all={tablespaces}",
                     f"--spool-path={folder}.spool",
                     "--log-level-console=detail",
                     "restore",
@@ -155,6 +157,9 @@ class PgBackRest:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            with suppress(OSError):  # there are some
+                tablespaces.rmdir()
         return Prepared(
             *(backup, folder, programs, lambda: self._recovering(backup, folder)),
             timeline=restore.timeline,
