@@ -110,7 +110,12 @@ def _exported(conninfo: str, module: str, archive: zipfile.ZipFile, personal: Pe
         if personal is not None and (problems := undeclared(tables, personal)):
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise InvalidDeclaration(f"`personal` of the module {module} does not fit its tables: {problems[0]}{more}")
-        copied = [_copied(connection, table, archive, personal, told) for table in tables]
+        try:
+            copied = [_copied(connection, table, archive, personal, told) for table in tables]
+        except (psycopg.DataError, psycopg.errors.UndefinedFunction) as error:
+            if personal is None:
+                raise
+            raise InvalidDeclaration(f"`personal` of the module {module} does not fit: {_line(error)}") from error
         sequences = [Sequence(*found) for found in sequences_of(connection, module)]
         return Manifest(
             format=1,
@@ -154,11 +159,14 @@ def load(conninfo: str, path: Path, modules: Iterable[str], told: Told = lambda 
             with psycopg.connect(conninfo, autocommit=True) as connection, connection.transaction():
                 connection.execute("SELECT set_config('statement_timeout', '0', true)")
                 connection.execute("SELECT set_config('lock_timeout', '10s', true)")
+                connection.execute("SET CONSTRAINTS ALL DEFERRED")
                 _load(connection, manifest, archive, path, told)
     except FileNotFoundError:
         raise NotFound(f"there is no file {path}") from None
-    except (psycopg.DataError, psycopg.IntegrityError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+    except (psycopg.IntegrityError, psycopg.errors.StringDataRightTruncation) as error:
+        raise Conflict(f"{path} does not fit the constraints of the tables here: {_line(error)}") from error
+    except psycopg.DataError as error:
+        raise _damaged(path, _line(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise _damaged(path, "it is no whole ZIP file") from error
     except OSError as error:
@@ -239,6 +247,10 @@ def _member(table: str) -> str:
 
 def _damaged(path: Path, why: str) -> Invalid:
     return Invalid(f"{path} is damaged, or no export: {why}")
+
+
+def _line(error: psycopg.Error) -> str:
+    return str(error).splitlines()[0]
 
 
 def _time(value: object) -> str:

@@ -20,10 +20,10 @@ _NO_RULES: Mapping[str, Rule] = MappingProxyType({})
 _DIGITS = 24
 # a type that is none of these may hold anything about a person
 _COLUMNS: LiteralString = """
-    SELECT c.relname, a.attname, format_type(a.atttypid, NULL), a.attnotnull, a.attgenerated <> '', (
+    SELECT c.relname, a.attname, format_type(a.atttypid, -1), a.attnotnull, a.attgenerated <> '', (
             SELECT NOT (t.typcategory IN ('B', 'N', 'D', 'T', 'E') OR t.typname IN ('uuid', 'pg_lsn', 'xid8'))
-            FROM pg_type t WHERE t.oid = coalesce(nullif(b.typelem, 0), b.oid)
-        )
+            FROM pg_type t WHERE t.oid = coalesce(CASE b.typcategory WHEN 'A' THEN nullif(b.typelem, 0) END, b.oid)
+        ), CASE WHEN a.atttypid = 'varchar'::regtype AND a.atttypmod > 0 THEN a.atttypmod - 4 END
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_type b ON b.oid = coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = a.atttypid), 0), a.atttypid)
@@ -31,7 +31,7 @@ _COLUMNS: LiteralString = """
     ORDER BY c.relname, a.attnum
 """
 _REFERENCES: LiteralString = """
-    SELECT DISTINCT c.relname, f.relname, array_agg(a.attname::text) FROM pg_constraint k
+    SELECT DISTINCT c.relname, f.relname, array_agg(a.attname::text), k.condeferrable FROM pg_constraint k
     JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_class f ON f.oid = k.confrelid
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (k.conkey)
@@ -45,12 +45,13 @@ _MIGRATIONS: LiteralString = "SELECT migration_id FROM public._migrations WHERE 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `is_free`: its type can hold anything about a person."""
+    """A column. `is_free`: its type can hold anything about a person. `most` are the characters of a varchar."""
 
     name: str
     type: str
     is_required: bool
     is_free: bool
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,24 @@ class Table:
 def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
     """Return the tables of a module, those that others refer to first. Raises NotFound, Conflict for a cycle."""
     columns: dict[str, list[Column]] = {}
-    for table, name, kind, is_required, is_generated, is_free in connection.execute(_COLUMNS, (module,)):
+    for table, name, kind, is_required, is_generated, is_free, most in connection.execute(_COLUMNS, (module,)):
         if not is_generated:
-            columns.setdefault(table, []).append(Column(name, kind, is_required, is_free))
+            columns.setdefault(table, []).append(Column(name, kind, is_required, is_free, most))
     if not columns:
         raise NotFound(f"the module {module} has no tables in this database")
     refers: dict[str, dict[str, frozenset[str]]] = {name: {} for name in columns}
-    for table, referred, by in connection.execute(_REFERENCES, (module,)):
+    before: dict[str, set[str]] = {name: set() for name in columns}
+    for table, referred, by, is_deferrable in connection.execute(_REFERENCES, (module,)):
         refers[table][referred] = frozenset(by) | refers[table].get(referred, frozenset())
+        if not is_deferrable:
+            before[table].add(referred)
     try:
-        order = tuple(TopologicalSorter(refers).static_order())
+        order = tuple(TopologicalSorter(before).static_order())
     except CycleError as error:
         names = " and ".join(sorted(set(error.args[1])))
-        raise Conflict(f"the tables {names} refer to each other, so that none can be imported first") from None
+        raise Conflict(
+            f"the tables {names} refer to each other, so that none can be imported first: make a foreign key DEFERRABLE"
+        ) from None
     return [Table(module, name, tuple(columns[name]), refers[name]) for name in order]
 
 
@@ -139,9 +145,15 @@ def _misfit(table: Table, column: Column, rule: Rule | None) -> str:
         case Pseudonym(of=of):
             if of and of not in table.names:
                 return f"there is no column {of}"
-            return "" if column.type in _TEXTS else "a pseudonym is a text"
+            long = _too_long(column, len(rule.prefix) + _DIGITS)
+            return long if column.type in _TEXTS else "a pseudonym is a text"
         case _:
-            return ""
+            return _too_long(column, len(rule.value)) if isinstance(rule, Constant) else ""
+
+
+def _too_long(column: Column, length: int) -> str:
+    is_too_long = column.most is not None and length > column.most
+    return f"of {length} characters, and {column.most} are allowed" if is_too_long else ""
 
 
 def selected(table: Table, personal: Personal | None) -> sql.Composed:
