@@ -103,7 +103,9 @@ class Agent:
 
     def _stream(self, found: Primary, archive: WalArchive, record: Record) -> None:
         program = self._programs(found.version) / "pg_receivewal"
-        folder = Path(self._settings.scratch or tempfile.gettempdir(), f"{found.slot}-{os.geteuid()}.wal")
+        folder = Path(
+            self._settings.scratch or tempfile.gettempdir(), f"{found.slot}-{found.cluster}-{os.geteuid()}.wal"
+        )
         with spool(folder) as place:
             interval_s = self._settings.wal_interval
             self._streaming = Streaming(found, archive, record, program, place, interval_s, self._say)
