@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from app.kernel.backup import Backup, BackupInvalid, Part, Target
+from app.kernel.backup.checksums import checksum_of
 from app.kernel.backup.engine import Advance, Progress, Verified
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.taking import CHECKSUMS, MANIFEST
@@ -171,7 +172,7 @@ class _Files:
             return None
         if entry.name == MANIFEST:
             return self._manifest.extend
-        digest = hashlib.new(CHECKSUMS)
+        digest = checksum_of(CHECKSUMS)
         self._open = entry, digest
         return digest.update
 

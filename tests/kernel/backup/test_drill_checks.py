@@ -160,7 +160,7 @@ def test_files_that_are_changed_cut_missing_or_added_do_not_match_the_manifest(
 ) -> None:
     folder, server = tmp_path / "copy", database.server
     where = ("-h", server.host, "-p", str(server.port), "-U", server.user)
-    given = ("-X", "none", "--checkpoint=fast", "--no-sync", "--manifest-checksums=SHA512")
+    given = ("-X", "none", "--checkpoint=fast", "--no-sync")
     programs = embedded_binaries() or Path(program("postgres")).parent
     subprocess.run([programs / "pg_basebackup", *where, "-D", folder, *given], check=True, timeout=60)
     assert manifest(folder).problems == ()

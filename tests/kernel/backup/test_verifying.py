@@ -14,6 +14,7 @@ import pytest
 
 from app.kernel.backup import Backup, BackupInvalid, Part
 from app.kernel.backup.catalogue import base_name, wal_name
+from app.kernel.backup.checksums import checksum_of
 from app.kernel.backup.engine import Progress
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, TarReader
@@ -25,6 +26,16 @@ KEYS = Keys("k" * 40)
 SEGMENT = 2**20
 Files = dict[str, bytes]
 AT = datetime(2026, 11, 27, tzinfo=UTC)
+
+
+def crc32c(content: bytes) -> str:
+    made = checksum_of("CRC32C")
+    made.update(content)
+    return made.hexdigest()
+
+
+def test_crc32c_is_that_of_rfc_3720() -> None:
+    assert [crc32c(b"\0" * 32), crc32c(b"\xff" * 32), crc32c(bytes(range(32)))] == ["aa36918a", "43aba862", "4e79dd46"]
 
 
 def archive(files: Files) -> bytes:
@@ -42,8 +53,8 @@ def archive(files: Files) -> bytes:
 
 def manifest(files: Files) -> bytes:
     listed = [
-        {"Path": name, "Size": len(content), "Checksum-Algorithm": "SHA512",
-         "Checksum": hashlib.sha512(content).hexdigest()}
+        {"Path": name, "Size": len(content), "Checksum-Algorithm": "CRC32C",
+         "Checksum": crc32c(content)}
         for name, content in files.items() if not name.startswith("pg_wal/0")
     ]  # fmt: skip
     span = [{"Timeline": 1, "Start-LSN": "0/100028", "End-LSN": "0/200100"}]
@@ -145,7 +156,7 @@ def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tm
     verification = Verification(target, KEYS)
     found = verification.verify(backup, QUIET)
     assert found.wal_segments == 3
-    assert found.problems == ("WAL from 0/400000 to 0/500000 of timeline 1 is not stored",)
+    assert found.problems == ("gap: WAL from 0/400000 to 0/500000 of timeline 1 is not stored",)
     segment = tmp_path / "target" / wal_name("7", f"{1:08X}{0:08X}{3:08X}")
     segment.write_bytes(segment.read_bytes()[:-1])
     assert verification.verify(backup, QUIET).problems == found.problems, "it was read before"

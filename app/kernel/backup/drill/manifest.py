@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from app.kernel.backup.checksums import checksum_of
 from app.kernel.backup.drill import Found
 from app.kernel.backup.engine import Advance
 
@@ -59,10 +60,9 @@ def _difference(path: Path, entry: Mapping[str, Any], advance: Advance) -> str:
     size, wanted = path.stat().st_size, int(entry["Size"])
     if size != wanted:
         return f"has {size:,} bytes in place of {wanted:,}"
-    algorithm = str(entry.get("Checksum-Algorithm", "")).lower()
-    if algorithm not in hashlib.algorithms_guaranteed:  # none, or CRC32C
+    if "Checksum" not in entry:  # the algorithm is NONE
         return ""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    digest = checksum_of(entry["Checksum-Algorithm"])
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
