@@ -23,6 +23,10 @@ class BackupInvalid(Invalid):
     hint = f"{NAME} backup verify"
 
 
+class AnotherKey(BackupInvalid):
+    """Something is sealed with a key that is not known here."""
+
+
 class TargetUnavailable(Unavailable):
     """The target of backups does not answer, is full, or refuses."""
 

@@ -1,6 +1,7 @@
 """Pruning: deletes from a target what the retention does not keep."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -49,6 +50,9 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
         target.delete([*(stored.name for stored in one.remains), *(wal.stored.name for wal in one.wal)])
     if not is_dry:
         target.clean(_ABANDONED.total_seconds())
+        for cluster in {backup.cluster for backup in backups}:
+            with suppress(BackupInvalid):  # reported above
+                WalArchive(target, keys, cluster).seal_anew()
     gone = [name for one in doomed for backup in one.backups for name in sizes if _is_of(name, backup)]
     return Pruned(
         backups=tuple(backup.id for one in doomed for backup in one.backups),

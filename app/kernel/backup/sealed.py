@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from app.kernel.backup import BackupInvalid, Part
+from app.kernel.backup import AnotherKey, BackupInvalid, Part
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
 from app.kernel.machine import cores
@@ -67,6 +67,10 @@ class Keys:
         Raises BackupInvalid when the object is damaged, cut off, another object, or sealed with an unknown key.
         """
         return _ahead(_decompressed(name, self._opened(name, chunks)))
+
+    def is_sealed_anew(self, header: bytes) -> bool:
+        """Return whether an object that begins so is sealed with the key, not with the former one."""
+        return header.startswith(_MAGIC + bytes.fromhex(self.id))
 
     def sign(self, content: bytes) -> str:
         """Return a signature (HMAC-SHA256) that only who has the key can make."""
@@ -124,7 +128,7 @@ class Keys:
 
     def _known(self, name: str, key_id: str) -> None:
         if key_id not in self._secrets:
-            raise BackupInvalid(
+            raise AnotherKey(
                 f"{name} is sealed with the key {key_id[:16]!r}, or damaged; backup.key and backup.key_previous are"
                 f" {', '.join(reversed(self._secrets))}",
                 hint="set that key as backup.key_previous (BACKUP_KEY_PREVIOUS_FILE)",

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from app.kernel.backup import BackupInvalid, Stored, Target
+from app.kernel.backup import AnotherKey, BackupInvalid, Stored, Target
 from app.kernel.backup.catalogue import wal_name, wal_prefix
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.timelines import (
@@ -81,6 +81,8 @@ class WalArchive:
         """Store a segment, a partial segment or a history durably; return whether it was not stored before.
 
         A partial segment replaces a shorter one only; a full one supersedes it. The same content again changes nothing.
+        A partial segment or a history that is sealed with an unknown key is replaced: the server has it, and without
+        it nothing later could be restored.
         Raises Conflict if other content is stored by this name, BackupInvalid if the file is not what its name says.
         """
         file = self._known(path.name)
@@ -126,6 +128,16 @@ class WalArchive:
         except NotFound:
             return None
         return history_of(content.decode(errors="replace"))
+
+    def seal_anew(self) -> None:
+        """Seal with the key the histories that the former one sealed: they are kept for longer than any key."""
+        for wal in self.files():
+            if wal.file.number is None:
+                name = wal.stored.name
+                sealed = b"".join(self._target.get(name))
+                if not self._keys.is_sealed_anew(sealed):
+                    content = b"".join(self._keys.unpack(name, [sealed]))
+                    self._target.put(name, self._keys.pack(name, [content]), replace=True)
 
     def stretches(self, timeline: int) -> tuple[Stretch, ...]:
         """Return the way to a timeline; without its history, it is that timeline alone."""
@@ -219,7 +231,14 @@ class WalArchive:
         try:
             self._target.put(name, packed)
         except Conflict:
-            if not self._is_stored(name, path):
+            try:
+                is_same = self._is_stored(name, path)
+            except AnotherKey:
+                if self._known(path.name).number is not None:
+                    raise
+                self._target.put(name, self._keys.pack(name, _content(path, length)), replace=True)
+                return True
+            if not is_same:
                 message = f"{path.name} is stored already with other content: another server of this cluster wrote it"
                 raise Conflict(message) from None
             return False
@@ -241,7 +260,7 @@ class WalArchive:
     def _stored_length(self, name: str) -> int:
         try:
             return sum(map(len, self._keys.unpack(name, self._target.get(name))))
-        except NotFound:
+        except (NotFound, AnotherKey):
             return 0
 
     def _is_stored(self, name: str, path: Path) -> bool:

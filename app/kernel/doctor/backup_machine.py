@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from app.kernel.backup.builtin import Builtin
 
 _SHOWN = 3
-_ROOM = 1.2
-"""A drill needs the size of the data, and some WAL."""
 _SERVER = """
     SELECT rolname, rolsuper OR rolreplication, current_setting('wal_level'), current_setting('max_wal_senders')::int,
         current_setting('max_slot_wal_keep_size'), current_setting('archive_mode'), current_setting('archive_command'),
@@ -118,9 +116,9 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
         grant = shlex.quote(f'ALTER ROLE "{role}" REPLICATION')
         yield fail(f"the role {role} may take no backups: it lacks REPLICATION", f"psql -U postgres -c {grant}")
     if level == "minimal":
-        yield fail("wal_level is minimal, so no backup can be taken", _set("wal_level = replica"))
+        yield fail("wal_level is minimal, so no backup can be taken", _restart("wal_level = replica"))
     if not senders:
-        yield fail("max_wal_senders is 0, so no backup can be taken", _set("max_wal_senders = 10"))
+        yield fail("max_wal_senders is 0, so no backup can be taken", _restart("max_wal_senders = 10"))
     if settings.wal == "stream":
         slot = slot_name(d[PostgresSettings].db)
         for finding in _of_slot(slot, kept, await d.all(_SLOT, (slot,)), is_published=d.is_published):
@@ -142,7 +140,8 @@ def _of_slot(slot: str, kept: str, found: list[Row], *, is_published: bool) -> I
 def _of_archiving(mode: str, command: str, timeout: str) -> Iterator[Finding]:
     if mode == "off" or "archive-wal" not in command:
         what = "archive_mode is off" if mode == "off" else "archive_command does not run `backup archive-wal`"
-        yield fail(f"{what}, so no WAL is stored (backup.wal: archive)", _set(_ARCHIVE))
+        remedy = _restart("archive_mode = on", _ARCHIVE) if mode == "off" else _set(_ARCHIVE)
+        yield fail(f"{what}, so no WAL is stored (backup.wal: archive)", remedy)
     elif timeout == "0":
         yield warn("archive_timeout is 0: WAL is not stored until a segment is full", _set("archive_timeout = 60"))
 
@@ -150,14 +149,22 @@ def _of_archiving(mode: str, command: str, timeout: str) -> Iterator[Finding]:
 _ARCHIVE = f"archive_command = '{NAME} backup archive-wal %p'"
 
 
-def _set(what: str) -> str:
-    reload = shlex.quote("SELECT pg_reload_conf()")
-    return f"psql -U postgres -c {shlex.quote(f'ALTER SYSTEM SET {what}')} -c {reload}"
+def _set(*settings: str) -> str:
+    return f"{_altered(*settings)} -c {shlex.quote('SELECT pg_reload_conf()')}"
+
+
+def _restart(*settings: str) -> str:
+    return f"{_altered(*settings)}  # then restart the server"
+
+
+def _altered(*settings: str) -> str:
+    return " ".join(["psql -U postgres", *(f"-c {shlex.quote(f'ALTER SYSTEM SET {each}')}" for each in settings)])
 
 
 async def machine(d: Deployment) -> AsyncIterator[Finding]:
     """Report programs of PostgreSQL that are missing or too old, and too little room for a drill."""
     settings = _taken_here(d)
+    from app.kernel.backup.drill.place import room_for
     from app.kernel.backup.programs import programs_for
     from app.kernel.db.devserver.embedded import embedded_binaries
 
@@ -177,8 +184,9 @@ async def machine(d: Deployment) -> AsyncIterator[Finding]:
     except OSError as error:
         yield fail(f"backup.scratch: {scratch}: {error.strerror}", f"mkdir -p {shlex.quote(str(scratch))}")
         return
-    if newest is not None and newest.size_bytes is not None and free < _ROOM * newest.size_bytes:
-        text = f"a drill needs {size_text(int(_ROOM * newest.size_bytes))}, and {scratch} has {size_text(free)}"
+    needed = room_for(newest.size_bytes or 0) if newest is not None else 0
+    if free < needed:
+        text = f"a drill needs {size_text(needed)}, and {scratch} has {size_text(free)}"
         yield warn(text, "export BACKUP_SCRATCH=FOLDER  # with more room")
 
 

@@ -180,6 +180,16 @@ def test_the_history_of_a_timeline_is_kept_and_shows_what_it_comes_from(folder: 
     assert {name, wal_name("7", segment_name(1, 2 * SEGMENT, SEGMENT))} <= snapshot(folder)
 
 
+def test_pruning_seals_histories_anew_so_that_the_former_key_can_go(folder: Folder) -> None:
+    filled(folder, 3)
+    name, text = wal_name("7", history_name(2)), b"1\t0/2800000\tbefore a mistake\n"
+    folder.put(name, KEYS.pack(name, [text]))
+    run(folder, is_dry=True, keys=Keys("n" * 32, "k" * 32))
+    assert b"".join(KEYS.unpack(name, folder.get(name))) == text
+    run(folder, keys=Keys("n" * 32, "k" * 32))
+    assert b"".join(Keys("n" * 32).unpack(name, folder.get(name))) == text
+
+
 def test_a_clock_a_year_ahead_prunes_no_more_than_the_right_one(tmp_path: Path) -> None:
     outcomes: list[set[str]] = []
     for name, now in (("right", NOW), ("wrong", NOW + 365 * DAY)):

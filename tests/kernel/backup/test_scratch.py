@@ -1,3 +1,5 @@
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,9 +11,13 @@ import psycopg
 import pytest
 
 from app.kernel.backup.scratch import scratch_server
+from app.kernel.db.devserver.child import Account
 from app.kernel.db.devserver.embedded import embedded_binaries
+from app.kernel.db.devserver.place import hand_over
 from app.kernel.errors import Unavailable
+from app.kernel.product import NAME
 from tests.conftest import PostgresServer, program
+from tests.support.debian import UNPRIVILEGED, as_unprivileged
 from tests.support.project import ROOT
 
 HOSTILE = """
@@ -33,6 +39,15 @@ from app.kernel.backup.scratch import scratch_server
 with scratch_server(Path(sys.argv[1]), Path(sys.argv[2])) as server:
     print(server.child.pid, flush=True)
     time.sleep(60)
+"""
+
+QUERY = """
+import sys, psycopg
+from pathlib import Path
+from app.kernel.backup.scratch import scratch_server
+with scratch_server(Path(sys.argv[1]), Path(sys.argv[2])) as server, psycopg.connect(server.conninfo()) as connection:
+    connection.execute("SET jit_above_cost = 0")
+    print(*connection.execute("SELECT sum(n), current_setting('jit') FROM generate_series(1, 1000) n").fetchone())
 """
 
 
@@ -88,6 +103,18 @@ def test_a_server_ends_with_its_owner_and_the_folder_can_be_used_again(folder: P
     with scratch_server(folder, programs):
         pass
     assert (folder / "postgresql.auto.conf").read_text() == came
+
+
+def test_a_server_runs_under_what_the_unit_of_the_agent_allows(folder: Path, programs: Path) -> None:
+    program("systemd-analyze")
+    unit = (ROOT / f"deploy/systemd/{NAME}-backup-agent.service").read_text()
+    lines = json.dumps([line for line in unit.splitlines() if "=" in line and not line.startswith("#")])
+    if os.geteuid() == 0:
+        hand_over(folder, Account(UNPRIVILEGED, UNPRIVILEGED))
+    sandbox = [*as_unprivileged(reads_all=True), sys.executable, str(ROOT / "tests/support/sandbox.py"), lines]
+    command = [*sandbox, sys.executable, "-c", QUERY, str(folder), str(programs)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout.split(), ended.returncode) == (["500500", "off"], 0), ended.stderr
 
 
 def test_a_server_that_cannot_start_says_why(folder: Path, programs: Path) -> None:

@@ -118,6 +118,21 @@ def test_a_part_replaces_a_shorter_one_only_also_after_a_restart(archive: WalArc
     assert not (tmp_path / "none").exists()
 
 
+def test_what_a_lost_key_sealed_does_not_keep_later_wal_from_being_stored(archive: WalArchive, tmp_path: Path) -> None:
+    part, history = segment(tmp_path, f"{segment_name(2, 0, MIB)}.partial", b"a" * 9000), tmp_path / "00000002.history"
+    history.write_text("1\t0/100\tbefore\n")
+    full = segment(tmp_path, segment_name(2, 9 * MIB, MIB), b"a")
+    for path in (part, history, full):
+        assert archive.put(path)
+    later = WalArchive(archive._target, Keys("l" * 40), CLUSTER, MIB)
+    for path in (part, history):
+        assert later.put(path)
+        assert later.get(path.name, tmp_path / "into")
+    assert later.history(2) == ((1, 0x100),)
+    with pytest.raises(BackupInvalid, match="sealed with the key"):
+        later.put(full)
+
+
 def test_what_is_not_the_wal_that_its_name_says_is_refused(archive: WalArchive, tmp_path: Path) -> None:
     name, other = segment_name(1, 5 * MIB, MIB), segment_name(1, 6 * MIB, MIB)
     with pytest.raises(Conflict, match="of the cluster 1, not"):

@@ -89,7 +89,7 @@ async def test_missing_programs_and_too_little_room_are_found(planted: Planted, 
     del planted.env["BACKUP_PROGRAMS"]
     migrated.run("UPDATE kernel.backup_runs SET size_bytes = 10^15")
     level, text = (await planted.examine("backup-machine"))["backup-machine"]
-    assert (level, text.startswith("a drill needs 1200.0 TB, and")) == ("warn", True), text
+    assert (level, text.startswith("a drill needs 1000.0 TB, and")) == ("warn", True), text
     planted.env["BACKUP_SCRATCH"] = "/nowhere"
     assert (await planted.examine("backup-machine"))["backup-machine"][0] == "fail"
 

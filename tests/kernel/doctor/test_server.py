@@ -235,6 +235,16 @@ async def test_a_server_without_what_backups_need_is_found_and_the_remedy_gives_
     planted.env["BACKUP_WAL"] = "archive"
     found = await planted.examine("backup-server")
     assert found == {"backup-server": ("fail", "archive_mode is off, so no WAL is stored (backup.wal: archive)")}
+    planted.apply(as_admin(server, planted.findings[0].fix))
+    server.stop()
+    server.start()
+    assert await planted.examine("backup-server") == {
+        "backup-server": ("warn", "archive_timeout is 0: WAL is not stored until a segment is full")
+    }
+    for name in ("archive_mode", "archive_command"):
+        server.run(f"ALTER SYSTEM RESET {name}")
+    server.stop()
+    server.start()
     del planted.env["BACKUP_WAL"]
 
 

@@ -16,6 +16,11 @@ _PREFIX, _KEPT = f"{NAME}-drill-", f"{NAME}-kept-drill-"
 _SPARE_BYTES = 2 * 2**30  # WAL that is fetched ahead, and what the server writes
 
 
+def room_for(size_bytes: int) -> int:
+    """Return how many bytes must be free for a drill of a backup of this size."""
+    return size_bytes + _SPARE_BYTES
+
+
 @contextmanager
 def scratch_folder(parent: Path, backup: Backup, *, keep: bool) -> Generator[Path]:
     """Make a folder for a backup, and remove it afterwards; remove those of drills that were killed.
@@ -42,7 +47,7 @@ def scratch_folder(parent: Path, backup: Backup, *, keep: bool) -> Generator[Pat
 
 
 def _check_space(folder: Path, backup: Backup) -> None:
-    needed, free = backup.size_bytes + _SPARE_BYTES, shutil.disk_usage(folder).free
+    needed, free = room_for(backup.size_bytes), shutil.disk_usage(folder).free
     if free < needed:
         message = f"{folder} has {free / 2**30:.1f} GiB free, and the drill needs {needed / 2**30:.1f} GiB"
         raise Unavailable(message, hint=f"{NAME} config explain backup.scratch")
