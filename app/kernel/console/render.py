@@ -10,6 +10,7 @@ from app.kernel.console import cells, charts
 from app.kernel.console.requests import address
 from app.kernel.http.assets import Assets
 from app.kernel.product import NAME, VERSION
+from app.kernel.text import size_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,6 +35,7 @@ def environment(folders: Mapping[str, Path], assets: Assets, *, may_change: bool
         "product": NAME,
         "record": cells.record,
         "short": cells.short,
+        "size_text": size_text,
         "state": cells.state,
         "version": VERSION,
         "when": cells.when,

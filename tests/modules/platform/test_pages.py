@@ -69,7 +69,9 @@ def test_pages_show_what_is_wrong_what_changed_and_what_belongs_to_a_request(
         ]
         database.run(
             "UPDATE kernel.backup_runs SET details = %s WHERE kind = 'drill' AND state = 'failed'",
-            json.dumps({"rto_s": None, "rpo_s": None, "checks": checks, "restored_lsn": HOSTILE}),
+            json.dumps(
+                {"rto_s": None, "rpo_s": None, "checks": checks, "restored_lsn": HOSTILE, "server_version": 180004}
+            ),
         )
         ((drill,),) = database.all("SELECT id FROM kernel.backup_runs WHERE kind = 'drill' AND state = 'failed'")
         # what the checks found is remembered for a few seconds
@@ -94,6 +96,8 @@ def test_pages_show_what_is_wrong_what_changed_and_what_belongs_to_a_request(
     assert backups.count('class="chart"') == 2
     assert "app backup create" in backups
     assert "42.5 s" in backups
+    assert "<dd>5.0 GB" in backups
+    assert "<dd>18.4</dd>" in pages["run"].text
     assert "Runbook: DrillFailed" not in pages["backups?kind=drill"].text
     assert pages["backups?kind=drill"].text.count('id="row-') == 2
     assert pages["run"].text.count("&lt;script&gt;alert") >= 4
