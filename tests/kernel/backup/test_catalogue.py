@@ -58,6 +58,13 @@ def test_backups_of_all_clusters_are_listed_as_they_were_added_oldest_first(targ
     assert list(target.list(base_name("7", backups[2].id))) == []
 
 
+def test_a_backup_of_too_many_tables_for_its_record_is_listed_without_their_rows(tmp_path: Path) -> None:
+    tables = tuple(Count(f"{'s' * 63}.{number:063}", number) for number in range(30_000))
+    many = replace(whole(), counts=Counts("0/3000060", "700:705:701", tables))
+    catalogue = stored(Folder(tmp_path), many)
+    assert catalogue.read() == ([replace(many, counts=None)], [])
+
+
 def test_a_record_that_is_forged_edited_or_half_is_reported_and_never_listed(tmp_path: Path) -> None:
     target, good, bad = Folder(tmp_path), whole(0), whole(1)
     catalogue = stored(target, good, bad)
