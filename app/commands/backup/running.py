@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def with_engine(name: str, work: "Callable[[Engine, Progress], T]") -> T:
     """Run work that needs the target and not the database."""
-    return run_once(f"backup {name}", lambda p: _in_thread(lambda progress: work(engine_for(p), progress)))
+    return _run(name, lambda p: _in_thread(lambda progress: work(engine_for(p), progress)))
 
 
 def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]") -> T:
@@ -30,7 +30,7 @@ def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]"
         where = await _reachable(p)
         return await _in_thread(lambda progress: work(p, progress, where))
 
-    return run_once(f"backup {name}", body)
+    return _run(name, body)
 
 
 def with_server(name: str, work: "Callable[[Engine, Progress, str], T]") -> T:
@@ -47,7 +47,17 @@ def with_database(name: str, work: "Callable[[Process, Progress, str], T]") -> T
         found = await p.use(server)
         return await _in_thread(lambda progress: _answered(lambda: work(p, progress, found.conninfo())))
 
-    return run_once(f"backup {name}", body)
+    return _run(name, body)
+
+
+def _run(name: str, body: "Callable[[Process], Awaitable[T]]") -> T:
+    def work(p: "Process") -> "Awaitable[T]":
+        from app.kernel.db.libpq import forget_variables
+
+        forget_variables()  # PGHOSTADDR would lead a restore or a drill to the server that it names
+        return body(p)
+
+    return run_once(f"backup {name}", work)
 
 
 def _answered(work: "Callable[[], T]") -> T:

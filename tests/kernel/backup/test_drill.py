@@ -95,6 +95,7 @@ def test_a_drill_proves_a_backup_from_the_target_alone_whatever_becomes_of_it(
     home = tmp_path / "home"
     home.mkdir()
     nothing = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(free_port()), "HOME": str(home)}
+    nothing["PGHOSTADDR"] = "127.0.0.1"  # would lead to another server than the restored one
     elsewhere = {**nothing, "AUTH_MASTER_SECRET": "of another deployment, of which nobody knows"}
     failed = project.app("backup", "drill", "--json", env=elsewhere, seconds=120)
     assert failed.returncode == 1, failed.stderr
