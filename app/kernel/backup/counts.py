@@ -135,6 +135,7 @@ def _prepare(connection: psycopg.Connection[Any]) -> None:
     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     for name in ("row_security", "enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"):
         connection.execute(sql.SQL("SET LOCAL {} = off").format(sql.Identifier(name)))
+    connection.execute("SET LOCAL search_path = pg_catalog")  # operators of others would be run by the superuser
     connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
     connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(int(_LOCK_S * 1000)))
     _limit(connection, _TABLE_S)

@@ -214,9 +214,9 @@ def _runs_python(account: Account, folder: Path) -> bool:
 
 def _set_aside(folder: Path, undo: ExitStack) -> None:
     kept, aside = folder / _ASIDE, folder / f"{_ASIDE}.aside"
-    if kept.exists() and not aside.exists():
-        kept.rename(aside)
-    if aside.exists():  # also after a run that was killed
+    if kept.exists():  # else a run that was killed has set it aside
+        kept.replace(aside)
+    if aside.exists():
         undo.callback(aside.replace, kept)
 
 
@@ -254,7 +254,7 @@ def _superuser(server: Scratch, users: Sequence[str]) -> str:
         server.user = user
         try:
             with psycopg.connect(server.conninfo(), connect_timeout=10) as connection:
-                found = connection.execute("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10").fetchone()
+                found = connection.execute("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = '10'").fetchone()
                 return str(found[0]) if found else user
         except psycopg.OperationalError as error:
             if "role " not in (told := telling(str(error).encode())):

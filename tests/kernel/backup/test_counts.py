@@ -35,6 +35,9 @@ TABLES = """
     CREATE TABLE s.inserted (n int);
     CREATE TABLE s.deleted (n int);
     INSERT INTO s.deleted SELECT generate_series(1, 5);
+    CREATE FUNCTION public.spy(oid, regclass) RETURNS boolean LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION 'run by the superuser of a drill'; END $$;
+    CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regclass, FUNCTION = public.spy);
 """
 
 

@@ -73,6 +73,7 @@ def test_what_came_with_the_folder_neither_stops_the_server_nor_acts(
         with (folder / name).open("a") as settings:
             settings.write(HOSTILE.format(archived=tmp_path / "archived"))
     came = (folder / "postgresql.auto.conf").read_text()
+    (folder / "postgresql.auto.conf.aside").write_text("")
     (folder / "pg_hba.conf").write_text("local all all reject\n")
     before = {path.name for path in folder.iterdir()}
     with scratch_server(folder, programs) as server:
@@ -84,6 +85,7 @@ def test_what_came_with_the_folder_neither_stops_the_server_nor_acts(
     left = {path.name for path in folder.iterdir()} - before
     assert left == {"postmaster.opts", "backup_label.old"}
     assert (folder / "postgresql.auto.conf").read_text() == came
+    assert not (folder / "postgresql.auto.conf.aside").exists()
     assert not (tmp_path / "archived").exists()
     state = subprocess.run([programs / "pg_controldata", folder], capture_output=True, text=True, check=True).stdout
     assert any(line.split()[-2:] == ["shut", "down"] for line in state.splitlines() if "cluster state" in line)

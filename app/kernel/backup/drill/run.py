@@ -77,7 +77,9 @@ class Course:
             if isinstance(self.engine, Managed):
                 del looks["indexes"]  # the extension for it takes a superuser, which a provider does not give
             for name, look in looks.items():
-                self._check(drill, name, lambda look=look: _asked(where, look))
+                # what should be a table may be a view, whose functions must not be run by the superuser
+                at = as_user if look is queue else where
+                self._check(drill, name, lambda look=look, at=at: _asked(at, look))
 
     def _provided(self, engine: Managed, drill: Drill, stack: ExitStack) -> str:
         """Let the provider restore to a scratch server, which is removed with the stack; return where it is."""
