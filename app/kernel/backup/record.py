@@ -14,6 +14,8 @@ from app.kernel.backup.timelines import lsn_number
 from app.kernel.backup.waiting import Waiting
 from app.kernel.backup.wal import Gap, Reached, WalArchive
 from app.kernel.config.backup import BackupSettings
+from app.kernel.telemetry.redact import redacted
+from app.kernel.text import storable
 
 _CHECK_S = 3600.0
 _MOST = 500  # characters of a problem
@@ -90,7 +92,8 @@ class Record:
         is_late = since is not None and now.at - since > timedelta(seconds=self._settings.max_wal_lag)
         if is_late and not problem:
             problem = "WAL waits to be stored"
-        shown = ". ".join(filter(None, [str(self.gap or ""), problem if is_late or is_lasting else ""]))[:_MOST]
+        shown = ". ".join(filter(None, [str(self.gap or ""), problem if is_late or is_lasting else ""]))
+        shown = storable(redacted(shown))[:_MOST]
         state = (self.reached, shown)
         if state == self._reported and time.monotonic() < self._report_at:
             return

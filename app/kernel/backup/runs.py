@@ -13,6 +13,8 @@ from psycopg.types.json import Jsonb
 
 from app.kernel.backup import BackupRunning, Kind
 from app.kernel.identifiers import uuid7
+from app.kernel.telemetry.redact import redacted, redacted_fields
+from app.kernel.text import storable, storable_tree
 
 _LOCK: LiteralString = "SELECT pg_try_advisory_lock(hashtext('backup'), hashtext(%s))"
 _WHO: LiteralString = """
@@ -88,8 +90,8 @@ def _end(connection: psycopg.Connection[Any], run: object, outcome: Outcome) -> 
             "backup_id": outcome.backup_id,
             "size_bytes": outcome.size_bytes,
             "stored_bytes": outcome.stored_bytes,
-            "problem": outcome.problem,
-            "details": Jsonb(dict(outcome.details)),
+            "problem": outcome.problem and storable(redacted(outcome.problem)),
+            "details": Jsonb(storable_tree(redacted_fields(outcome.details))),
         },
     )
 
