@@ -243,6 +243,13 @@ def test_wrong_settings_are_named(seaweed: Seaweed, changes: dict[str, object], 
         assert re.search(said, refused(use))
 
 
+def test_a_proxy_that_answers_itself_is_no_storage(target: Target, proxy: FaultyProxy) -> None:
+    proxy.rule = lambda request: None if request.method == "HEAD" else Fault(200, body=b"<html>Sign in</html>")
+    parts = [bytes(PART), bytes(PART)]
+    for use in (lambda: target.put("a/b", parts), *uses(target)[1:3], lambda: target.clean(0)):
+        assert "it does not answer as S3 does: check backup.s3_endpoint and proxies" in refused(use)
+
+
 def test_what_a_key_may_not_do_is_named(seaweed: Seaweed) -> None:
     reader = s3_of(seaweed, s3_access_key=READER, s3_secret_key=SecretStr(READER_SECRET))
     assert list(reader.list()) == []

@@ -14,6 +14,7 @@ from typing import Any, Final, Self, cast
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.parsers import ResponseParserError
 
 from app.kernel.backup import Stored, TargetUnavailable
 from app.kernel.backup.targets import S3_SCHEME, checked, is_name
@@ -85,7 +86,7 @@ class S3:
         with self._told():
             metadata = {_MARK: mark}
             answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata=metadata)
-        upload = {"Bucket": self._bucket, "Key": key, "UploadId": answer["UploadId"]}
+            upload = {"Bucket": self._bucket, "Key": key, "UploadId": answer["UploadId"]}
         try:
             size, done = self._upload(upload, chain(first, parts))
             arguments = {**upload, "MultipartUpload": {"Parts": done}}
@@ -100,7 +101,8 @@ class S3:
         key, tag, at, failures = self._key(name), "", 0, 0
         while True:
             answer = self._answer(name, key, at, tag)
-            tag, end = answer["ETag"], at + answer["ContentLength"]
+            with self._told():
+                tag, end = answer["ETag"], at + answer["ContentLength"]
             try:
                 with closing(answer["Body"]) as body:
                     for chunk in body.iter_chunks(_CHUNK_BYTES):
@@ -119,11 +121,12 @@ class S3:
             checked(prefix.removesuffix("/"))
         with self._told():
             pages = self._pages("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix + prefix)
-            found = [one for page in pages for one in page.get("Contents", ())]
-        for one in sorted(found, key=lambda one: str(one["Key"])):  # not all storages sort alike
-            name = one["Key"].removeprefix(self._prefix)
-            if is_name(name):
-                yield Stored(name, one["Size"], one["LastModified"].astimezone(UTC))
+            found = [
+                Stored(one["Key"].removeprefix(self._prefix), one["Size"], one["LastModified"].astimezone(UTC))
+                for page in pages
+                for one in page.get("Contents", ())
+            ]
+        yield from sorted(stored for stored in found if is_name(stored.name))  # not all storages sort alike
 
     def delete(self, names: Iterable[str]) -> None:
         keys = iter([self._key(name) for name in names])
@@ -213,7 +216,7 @@ class S3:
     def _part(self, upload: dict[str, str], number: int, part: bytes) -> dict[str, Any]:
         with self._told():
             answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
-        return {"PartNumber": number, "ETag": answer["ETag"]}
+            return {"PartNumber": number, "ETag": answer["ETag"]}
 
     def _answer(self, name: str, key: str, at: int, tag: str) -> dict[str, Any]:
         rest = {"Range": f"bytes={at}-", "IfMatch": tag} if at else {}
@@ -240,6 +243,9 @@ class S3:
             yield
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable(error) from error
+        except (ResponseParserError, KeyError) as error:  # such as the page of a proxy
+            message = f"the target {self.label}: it does not answer as S3 does: check backup.s3_endpoint and proxies"
+            raise TargetUnavailable(message) from error
 
     def _unavailable(self, error: Exception) -> TargetUnavailable:
         return TargetUnavailable(f"the target {self.label}: {explained(error, self._bucket)}")
