@@ -64,7 +64,10 @@ class TarReader:
             return
         if self._zeros or not _sums_up(header):
             raise BackupInvalid(f"{self._name} is not an archive of PostgreSQL: a header of it is wrong")
-        size, kind = _number(header[124:136]), header[156:157]
+        try:
+            size, kind = _number(header[124:136]), header[156:157]
+        except ValueError as error:
+            raise BackupInvalid(f"{self._name} is not an archive of PostgreSQL: a size in it is wrong") from error
         name = header[:100].partition(b"\0")[0].decode(errors="surrogateescape")
         if prefix := header[345:500].partition(b"\0")[0]:
             name = f"{prefix.decode(errors='surrogateescape')}/{name}"

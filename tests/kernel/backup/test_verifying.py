@@ -179,6 +179,11 @@ def test_archives_are_read_as_python_reads_them_whatever_the_pieces(tmp_path: Pa
             at += size
         reader.end()
         assert {name: bytes(found) for name, found in seen.items()} == files
+        wrong = bytearray(content[:512])
+        wrong[124:136] = b"no size, no\0"
+        wrong[148:156] = b"%06o\0 " % (sum(wrong[:148]) + sum(wrong[156:]) + 8 * ord(" "))
+        with pytest.raises(BackupInvalid, match="a size in it is wrong"):
+            TarReader("archive", opened).feed(bytes(wrong))
         early = TarReader("archive", opened)
         early.feed(content[: chosen.randrange(len(content.rstrip(b"\0")))])
         with pytest.raises(BackupInvalid):

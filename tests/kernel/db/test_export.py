@@ -284,6 +284,8 @@ DAMAGES: tuple[tuple[Callable[[Path], object], type[Refusal], str], ...] = (
     (_in("manifest.json", b"20261127120100_auth", b"20261127120101_auth"), Conflict, "other migrations of auth: 2026"),
     (_in("manifest.json", b'"kid"', b'"kit"'), Conflict, "has other tables or columns than the module auth here"),
     (_in("manifest.json", b'"numbers_id_seq"', b'"other_seq"'), Conflict, "has the sequence other_seq"),
+    (_in("manifest.json", b'"kid"', b'"kid", "kid"'), Conflict, "has other tables or columns"),
+    (_in("manifest.json", b'"last_value": ', b'"last_value": 1000000000000000000000'), Invalid, "damaged"),
     (_flip, Invalid, "damaged, or no export"),
     (lambda path: path.write_bytes(path.read_bytes()[:-100]), Invalid, "it is no whole ZIP file"),
     (lambda path: path.write_bytes(b""), Invalid, "it is no whole ZIP file"),

@@ -184,8 +184,8 @@ def _load(
         message = f"{path} was exported with other migrations of {module}: {differing[0]}{more}"
         raise Conflict(message, hint=f"{NAME} migrate status")
     tables = {table.name: table for table in tables_of(connection, module)}
-    described = {copied.name: set(copied.columns) for copied in manifest.tables}
-    if described != {table.name: set(table.names) for table in tables.values()}:
+    described = sorted((copied.name, sorted(copied.columns)) for copied in manifest.tables)
+    if described != sorted((table.name, sorted(table.names)) for table in tables.values()):
         raise Conflict(f"{path} has other tables or columns than the module {module} here")
     for table in tables.values():
         connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier))
@@ -206,7 +206,7 @@ def _load(
         if sequence.name not in known:
             raise Conflict(f"{path} has the sequence {sequence.name}, which the module {module} does not have here")
         name = sql.Identifier(module, sequence.name).as_string(connection)
-        connection.execute("SELECT setval(%s, %s, %s)", (name, sequence.last_value, sequence.is_called))
+        connection.execute("SELECT setval(%s, %s::bigint, %s)", (name, sequence.last_value, sequence.is_called))
 
 
 def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
