@@ -1,6 +1,7 @@
 """Signs in to a process of its own on a database, as a user would."""
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def sign_in_on(where: str, folder: Path) -> "Found":
     if made.returncode:
         return Found(problems=(f"no account can be created: {_last(made.stderr)}",))
     log = folder / "login.log"
-    with log.open("w") as output:
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as output:
         process = subprocess.Popen(  # noqa: S603
             [*command_of(_APP), "run-auth-http"],
             env=env,

@@ -176,7 +176,7 @@ class _Server:
 
     def _give(self, path: Path, owner: os.stat_result) -> None:
         if os.geteuid() == 0:
-            os.chown(path, owner.st_uid, owner.st_gid)
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)  # the folder is that account's
 
 
 @contextmanager

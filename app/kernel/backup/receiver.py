@@ -105,13 +105,13 @@ def spool(folder: Path) -> Generator[Path]:
     """Yield a private folder that no other process uses. Removed at the end. Raises Unavailable."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-            raise Unavailable(f"{folder} belongs to another user; set backup.scratch to a folder of your own")
-        folder.chmod(0o700)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise Unavailable(f"WAL cannot be received into {folder}: {error.strerror}") from None
     try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise Unavailable(f"{folder} belongs to another user; set backup.scratch to a folder of your own")
+        os.fchmod(handle, 0o700)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
