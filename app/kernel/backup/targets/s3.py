@@ -98,13 +98,13 @@ class S3:
         return size
 
     def get(self, name: str) -> Iterator[bytes]:
-        key, tag, at, failures = self._key(name), "", 0, 0
+        key, tag, at, end, failures = self._key(name), "", 0, -1, 0
         while True:
             answer = self._answer(name, key, at, tag)
-            with self._told():
-                tag, end = answer["ETag"], at + answer["ContentLength"]
             try:
                 with closing(answer["Body"]) as body:
+                    with self._told():
+                        tag, end = answer["ETag"], at + answer["ContentLength"]
                     for chunk in body.iter_chunks(_CHUNK_BYTES):
                         at, failures = at + len(chunk), 0
                         yield chunk
@@ -124,6 +124,7 @@ class S3:
             found = [
                 Stored(one["Key"].removeprefix(self._prefix), one["Size"], one["LastModified"].astimezone(UTC))
                 for page in pages
+                if not page["IsTruncated"] or page["Contents"]  # the page of a proxy has neither
                 for one in page.get("Contents", ())
             ]
         yield from sorted(stored for stored in found if is_name(stored.name))  # not all storages sort alike
