@@ -26,6 +26,7 @@ _START_S, _STOP_S, _ASK_S = 60.0, 10.0, 40.0
 _POLL_S = 0.05
 _OWN: Mapping[str, object] = {
     **ALONE,
+    "auth.issuer": "https://drill.invalid",  # a machine that only takes backups has none
     "postgres.startup_timeout": "30s",
     "process.drain_delay": "0s",
     "http_server.host": "127.0.0.1",
