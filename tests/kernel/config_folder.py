@@ -20,7 +20,7 @@ from tests.support.project import ROOT
 SCHEMA = {setting.key: setting.description for kind in sections() for setting in schema(kind)}
 SECRETS = [v.key for v in load(ROOT, sections(), {"APP_ENV": "test"}).values() if v.secret]
 OPTIONAL = ["nats.url", "redis.sentinel_password", "redis.url", "sentinel.notify_urls", "telemetry.otlp_headers"]
-OPTIONAL += ["auth.master_secret_previous"]
+OPTIONAL += ["auth.master_secret_previous", "backup.key", "backup.key_previous", "backup.s3_secret_key"]
 REQUIRED = [key for key in SECRETS if key not in OPTIONAL]
 REAL = {environment_name(key): sha256(key.encode()).hexdigest() for key in SECRETS}
 REAL["NATS_URL"] = f"tls://{REAL['NATS_URL']}@nats.example.com"

@@ -23,10 +23,11 @@ def archive_wal(path: _SEGMENT) -> None:
     """Store a file of WAL, as archive_command of the server. Safe to repeat.
 
     The status is 0 once it is stored durably. After any other one, the server keeps the file and tries again.
+    In postgresql.conf: archive_command = 'app backup archive-wal %p'
 
     \b
     Examples:
-      archive_command = '/opt/app/bin/app backup archive-wal %p'
+      app backup archive-wal pg_wal/000000010000000000000007
     """
     # the server calls it for each segment: nothing is loaded that is not needed
     from app import DATA
@@ -64,6 +65,6 @@ def _header(path: Path) -> "Header":
         with control.open("rb") as file:
             return Header(0, 0, str(struct.unpack("=Q", file.read(8))[0]), 16 * 1024 * 1024)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no {error.filename}", hint=f"{NAME} backup archive-wal --help") from None
+        raise NotFound(f"there is no {error.filename}", hint=f"{NAME} config explain backup.wal") from None
     except (OSError, struct.error) as error:
         raise BackupInvalid(f"{path} cannot be read: {error}") from None

@@ -69,8 +69,8 @@ def restore(
 
     \b
     Examples:
-      app backup restore --into /var/lib/postgresql/restored
-      app backup restore --to 2026-11-22T10:00:00Z --into /var/lib/postgresql/restored
+      app backup restore --into /srv/restored
+      app backup restore --to 2026-11-22T10:00:00Z --into /srv/restored
       app backup restore --replace
       app backup restore --replace --into /var/lib/postgresql/18/main --yes
     """

@@ -48,7 +48,7 @@ class BackupSettings:
         Literal["stream", "archive", "none"],
         Field(
             description="how WAL reaches the target: run-backup-agent streams it, archive_command of the server runs"
-            " `app backup archive-wal`, or not at all"
+            " `backup archive-wal`, or not at all"
         ),
     ]
     wal_interval: Annotated[

@@ -12,8 +12,9 @@ from app.kernel.backup import Backup, Counts, TargetUnavailable
 from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.timelines import WalFile, wal_file
 from app.kernel.errors import Refusal
+from app.kernel.product import NAME
 
-ANNOTATION = "app"
+ANNOTATION = NAME
 """Annotation of a backup in which our record is."""
 _INFO_S = 300.0
 _SEGMENT_BYTES = 16 * 2**20
