@@ -20,8 +20,9 @@ def _key(value: SecretStr) -> SecretStr:
 def _target(value: str) -> str:
     if "://" in value and not value.startswith("s3://"):
         raise ValueError("expected a folder, or s3://BUCKET/PREFIX")
-    if value.startswith("s3://") and not value.removeprefix("s3://").partition("/")[0]:
-        raise ValueError("expected s3://BUCKET/PREFIX")
+    bucket = value.removeprefix("s3://").partition("/")[0]
+    if value.startswith("s3://") and (not bucket or set("@:") & set(bucket)):  # a target is shown everywhere
+        raise ValueError("expected s3://BUCKET/PREFIX; credentials are backup.s3_access_key and backup.s3_secret_key")
     return value
 
 

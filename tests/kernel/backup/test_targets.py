@@ -14,9 +14,12 @@ import pytest
 from app.kernel.backup import Target, TargetUnavailable
 from app.kernel.backup.targets import s3, target_of
 from app.kernel.backup.targets.folder import Folder
+from app.kernel.config import load
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, NotFound
+from app.processes import sections
 from tests.kernel.backup.conftest import Unprivileged, settings_of
+from tests.support.project import ROOT
 
 PART = 5 * 1024 * 1024  # S3 takes no smaller ones
 SOME = 3 * 1024 * 1024
@@ -272,3 +275,9 @@ def test_leftovers_of_a_folder_are_deleted_when_they_are_old_and_nobody_writes_t
 
     target.put("a/c", content())
     assert content_of(target, "a/c") == b"beginend"
+
+
+@pytest.mark.parametrize("target", ["s3://", "s3://key:secret@bucket/prefix", "s3://key:se/cret@bucket", "ftp://host"])
+def test_a_target_that_is_none_or_has_credentials_is_refused(target: str) -> None:
+    with pytest.raises(Misconfigured, match=r"expected .*s3://BUCKET/PREFIX"):
+        load(ROOT, sections(), {"APP_ENV": "test", "BACKUP_TARGET": target})
