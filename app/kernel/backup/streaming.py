@@ -18,11 +18,11 @@ from app.kernel.backup.wal import Gap, WalArchive
 from app.kernel.errors import Conflict
 
 _SLOT_S = 5.0
-_AGAIN_S, _LATEST_S = 0.5, 30.0
+_AGAIN_S, _LATEST_S = 0.5, 5.0
 
 
 class Patience:
-    """Waits longer after each failure, up to half a minute."""
+    """Waits longer after each failure, up to a few seconds: what is not stored could be lost."""
 
     def __init__(self) -> None:
         self._wait_s = _AGAIN_S

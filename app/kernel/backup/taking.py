@@ -6,11 +6,12 @@ import re
 import secrets
 import select
 import subprocess
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final, LiteralString
@@ -48,7 +49,8 @@ _SERVER: LiteralString = """
         current_setting('wal_level'), (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
         (SELECT string_agg(spcname, ', ') FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')),
         (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database
-            WHERE has_database_privilege(oid, 'CONNECT'))
+            WHERE has_database_privilege(oid, 'CONNECT')),
+        clock_timestamp()
     FROM pg_control_system() c
 """
 _SCHEMA: LiteralString = "SELECT coalesce(max(migration_id), '') FROM public._migrations"
@@ -84,6 +86,7 @@ class Server:
     may_replicate: bool
     tablespaces: str | None
     size_bytes: int
+    now: datetime
     schema: str = ""
 
 
@@ -96,10 +99,11 @@ def take(
     progress: Progress,
 ) -> Backup:
     """Take a backup and list it. Raises Unavailable, Misconfigured, Denied, TargetUnavailable, Stopped."""
-    started_at = datetime.now(UTC)
-    id_ = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with session(conninfo) as connection:
+        begun = time.monotonic()
         server = examined(connection)
+        started_at = server.now.astimezone(UTC)  # moments to restore are told by the server's clock, too
+        id_ = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         _refuse_unfit(server)
         programs = programs_for(server.version, settings, embedded, exact=False)
         connection.execute(_KEEP_WAL, (f"{NAME}_{id_.replace('-', '_').lower()}",))
@@ -116,7 +120,7 @@ def take(
             cluster=server.cluster,
             engine="builtin",
             started_at=started_at,
-            finished_at=datetime.now(UTC),
+            finished_at=started_at + timedelta(seconds=time.monotonic() - begun),
             timeline=0,
             start_lsn="",
             stop_lsn="",
