@@ -12,7 +12,7 @@ from tests.chaos.verdict import NARROW_LIMIT, Leased, Verdict, limits, most_at_o
 from tests.support.project import eventually
 
 WORKERS = 8
-GROUP_COUNT, LIMITED_COUNT, NARROW_COUNT = 20, 20, 40
+GROUP_COUNT, LIMITED_COUNT, NARROW_COUNT = 50, 50, 100  # more than is done while workers are killed
 
 
 async def test_killed_workers_change_neither_the_order_of_groups_nor_limits(deployment: Deployment) -> None:

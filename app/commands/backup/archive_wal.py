@@ -57,7 +57,7 @@ def _header(path: Path) -> "Header":
     from app.kernel.backup.timelines import HEADER_BYTES, Header, header_of
     from app.kernel.errors import NotFound
 
-    control = path.absolute().parent.parent / "global" / "pg_control"
+    control = Path(path.parent, "..", "global", "pg_control")  # the server runs the command in the data folder
     try:
         with path.open("rb") as file:
             if found := header_of(file.read(HEADER_BYTES)):

@@ -98,6 +98,7 @@ RARE: dict[str, dict[str, list[Any]]] = {
     "platform.list_dead_letters": {"queue": ["rare"], "task": ["rare"], "cause": ["rare"]},
     "platform.list_dead_letter_causes": {"queue": ["rare"], "task": ["rare"]},
     "platform.list_purges": {},
+    "platform.list_backups": {"kind": [], "state": []},  # some runs a day are few
     "platform.list_canaries": {},
     "platform.list_events": {
         "type": ["rare"],

@@ -202,6 +202,9 @@ async def test_the_lag_of_a_subscriber_is_what_it_has_not_handled(
 async def test_a_pause_of_a_queue_expires_in_every_consumer_while_it_is_idle(transport: Bench) -> None:
     ear, queues = Ear(), QueueAdmin(["default"])
 
+    async def finished() -> object:
+        return await transport.rows("SELECT count(*) FROM kernel.finished_jobs")
+
     async def pause(seconds: float) -> datetime:
         async with transport.db.begin() as tx:
             until = await now(tx) + timedelta(seconds=seconds)
@@ -219,6 +222,7 @@ async def test_a_pause_of_a_queue_expires_in_every_consumer_while_it_is_idle(tra
         await transport.until(transport.states, [("ready", 0)] * 20)
         until = await pause(1.5)
         await transport.until(ear.steps, list(range(20)), seconds=8)
+        await transport.until(finished, [(20,)])
         ((first, last),) = await transport.rows("SELECT min(finished_at), max(finished_at) FROM kernel.finished_jobs")
         assert until <= first
         assert last < until + timedelta(seconds=5)  # within a moment, but the machine may be busy

@@ -331,7 +331,9 @@ def test_every_list_pages(client: httpx.Client, database: TestDatabase) -> None:
         ):
             assert client.get(path, params=wrong).status_code == 422, (path, wrong)
     # their own tests fill these
-    assert set(short) <= {f"{API}/{name}" for name in ("dead-letter-causes", "dead-letter-purges", "canaries")}
+    assert set(short) <= {
+        f"{API}/{name}" for name in ("dead-letter-causes", "dead-letter-purges", "canaries", "backups")
+    }
 
 
 def _steady(item: dict[str, Any]) -> dict[str, Any]:
