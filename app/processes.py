@@ -1,264 +1,40 @@
-"""The composition root: the services of each process.
+"""The composition root: the services of each process, and the settings of all.
 
-This module imports no infrastructure; each service imports its dependencies when its process starts.
+This module imports no infrastructure.
 """
 
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Collection,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-)
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Mapping
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from app.composition import constraints, features, providers
+from app.composition import constraints, providers
 from app.kernel.product import NAME
 from app.kernel.services import Service
 from app.modules import modules
+from app.services import (
+    api,
+    backup_agent,
+    backup_consumer,
+    consumer,
+    consumer_needs,
+    cron,
+    operations,
+    relay,
+    reporter,
+    sentinel,
+    traces,
+    whole_consumer,
+    whole_consumer_needs,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.kernel.actions.operation import ActionOperation
-    from app.kernel.config import QueueSettings, Section, Settings
+    from app.kernel.config import Section, Settings
     from app.kernel.doctor.deployment import Deployment
-    from app.kernel.module import Module
-    from app.kernel.process import Process, Provider
+    from app.kernel.process import Process
     from app.kernel.process.launch import Launch
-    from app.kernel.services import Run
-
-    Make = Callable[[Process], Coroutine[Any, Any, Run | None]]
-    Routes = Provider[list[ActionOperation]]
-
-
-def _routes(*served: "Module") -> "Routes":
-    """Return the provider of the actions that some modules serve over HTTP."""
-
-    @asynccontextmanager
-    async def provider(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
-        from app.kernel.actions.compose import operations
-
-        found = await operations(p, features(served))
-        yield [operation for operation in found if operation.action.path]
-
-    return provider
-
-
-@asynccontextmanager
-async def _everything(p: "Process") -> "AsyncGenerator[list[ActionOperation]]":
-    """Provide the actions of all modules, for the console."""
-    from app.kernel.actions.compose import operations
-
-    yield await operations(p, features(modules()))
-
-
-def _templates() -> "dict[str, Path]":
-    """Return the folders of the templates with which modules replace those of the console."""
-    from pathlib import Path
-
-    return {module.name: Path(import_module(module.package).__path__[0], "console") for module in modules()}
-
-
-async def demand(p: "Process") -> None:
-    """Check the settings that the services of a process need, and fetch their secrets, before anything is opened."""
-    await p.demand(needed(p.name, p.settings))
-
-
-def http(routes: "Routes", title: str, *, has_console: bool = False) -> "Make":
-    """Return the service of an HTTP API, with the operations endpoint unless that is separate, and the console."""
-
-    async def make(p: "Process") -> "Run":
-        from app.kernel.config import HttpServerSettings, OperationsSettings
-        from app.kernel.http.probes import Probes
-        from app.kernel.http.server import http_service
-
-        settings = p.settings[HttpServerSettings]
-        with _closed_on_error(p.launch.sockets.listen("http", settings.host, settings.port)) as sock:
-            from app.kernel.http.index import OPERATIONS, PROBES, Index
-            from app.kernel.http.reference import Documentation
-            from app.kernel.http.routes import api
-
-            app = await api(p, await p.use(routes))
-            links: dict[str, str] = {}
-            if has_console:
-                from app.kernel.console.site import console
-
-                app = await console(p, await p.use(_everything), _templates(), app)
-                links = {"/console": "the console of operators"}
-            is_separate = p.settings[OperationsSettings].expose == "separate"
-            if not is_separate:
-                app = Documentation(await p.use(routes), title, app)
-            app = Index(title, {**links, **(PROBES if is_separate else OPERATIONS)}, app)
-            return http_service(p, Probes(p, app, internal=not is_separate), sock, "http")
-
-    return make
-
-
-def api_operations(routes: "Routes", title: str) -> "Make":
-    """Return the operations endpoint of an API if it is separate: /health, /ready, /metrics, /docs, /openapi.json."""
-
-    async def make(p: "Process") -> "Run | None":
-        from app.kernel.config import OperationsSettings
-
-        settings = p.settings[OperationsSettings]
-        if settings.expose == "same":
-            return None
-        from app.kernel.http.index import OPERATIONS, Index
-        from app.kernel.http.probes import Probes
-        from app.kernel.http.reference import Documentation
-        from app.kernel.http.server import http_service
-
-        sock = p.launch.sockets.listen("operations", settings.host, settings.port, settings.section)
-        with _closed_on_error(sock):
-            app = Index(title, OPERATIONS, Documentation(await p.use(routes), title))
-            return http_service(p, Probes(p, app), sock, "operations")
-
-    return make
-
-
-async def operations(p: "Process") -> "Run":
-    """Return the operations endpoint of a process without an API: /health, /ready and /metrics."""
-    from app.kernel.config import OperationsSettings
-    from app.kernel.http.probes import Probes
-    from app.kernel.http.server import http_service
-
-    settings = p.settings[OperationsSettings]
-    return http_service(p, Probes(p), p.launch.sockets.listen("operations", settings.host, settings.port), "operations")
-
-
-async def cron(p: "Process") -> "Run":
-    """Return the cron manager of the schedules of all modules."""
-    from app.kernel.queue.cron import cron_manager
-
-    return await cron_manager(p, [schedule for module in modules() for schedule in module.scheduled()])
-
-
-async def consumer(p: "Process") -> "Run":
-    """Return the consumer of the jobs and events of all modules, but for backups."""
-    from app.kernel.config import QueueSettings
-
-    return await _consumer(p, _working(is_backup=False), p.settings[QueueSettings])
-
-
-async def whole_consumer(p: "Process") -> "Run":
-    """Return the consumer of the jobs and events of all modules, and of backups."""
-    from dataclasses import replace
-
-    from app.kernel.backup import QUEUE
-    from app.kernel.config import QueueSettings
-
-    settings = p.settings[QueueSettings]
-    return await _consumer(p, features(modules()), replace(settings, names=(*settings.names, QUEUE)))
-
-
-async def backup_consumer(p: "Process") -> "Run":
-    """Return the consumer of the jobs of backups."""
-    from dataclasses import replace
-
-    from app.kernel.backup import QUEUE
-    from app.kernel.config import QueueSettings
-
-    settings = replace(p.settings[QueueSettings], names=(QUEUE,), concurrency=_BACKUPS_AT_ONCE)
-    return await _consumer(p, _working(is_backup=True), settings)
-
-
-async def _consumer(p: "Process", kinds: "list[type[Any]]", settings: "QueueSettings") -> "Run":
-    from app.kernel.actions.compose import handlers
-    from app.kernel.queue.consumer import consumer
-
-    return await consumer(p, await handlers(p, kinds), settings)
-
-
-async def backup_agent(p: "Process") -> "Run | None":
-    """Return the service that stores WAL, if that is configured."""
-    from app.kernel.config import BackupSettings
-
-    if not p.settings[BackupSettings].is_watched:
-        return None
-    from app.kernel.actions.compose import make
-    from app.kernel.backup.agent import agent
-    from app.kernel.db import Database
-    from app.kernel.queue.enqueue import Queue
-    from app.modules.platform.backups import BACKUP
-
-    db, queue = await make(p, Database), await make(p, Queue)
-
-    async def request_backup() -> None:
-        await queue.enqueue(db, BACKUP, unique_key="gap")
-
-    return await agent(p, request_backup)
-
-
-async def relay(p: "Process") -> "Run | None":
-    """Return the relay of events, if NATS is configured."""
-    from app.kernel.config import NatsSettings
-
-    if not p.settings[NatsSettings].url.get_secret_value():
-        return None
-    from app.kernel.queue.transport.nats.relay import relay
-
-    return await relay(p)
-
-
-async def reporter(p: "Process") -> "Run":
-    """Return the service that reports the process to the registry."""
-    from app.kernel.process.registry import reporter
-
-    return await reporter(p)
-
-
-async def sentinel(p: "Process") -> "Run":
-    """Return the service that captures errors and outages."""
-    from app.kernel.sentinel.service import sentinel
-
-    return await sentinel(p)
-
-
-async def traces(p: "Process") -> "Run | None":
-    """Return the exporter of traces, if an endpoint is configured."""
-    from app.kernel.config import TelemetrySettings
-
-    settings = p.settings[TelemetrySettings]
-    if not settings.otlp_endpoint:
-        return None
-    from app.kernel.telemetry.export import span_exporter
-
-    return span_exporter(p, settings)
-
-
-def _routes_need(*served: "Module") -> "list[type[Any]]":
-    from app.kernel.http.routes import authenticators
-
-    found = features(served)
-    if not _has_console(served):
-        return [*found, *authenticators(found)]
-    from app.kernel.console.browser import BrowserSessions
-
-    return [*features(modules()), *authenticators(found), BrowserSessions]
-
-
-def _has_console(served: "Iterable[Module]") -> bool:
-    return any(module.console for module in served)
-
-
-def _handlers_need() -> "list[type[Any]]":
-    from app.kernel.actions.compose import working
-
-    return working(features(modules()))
-
-
-def _working(*, is_backup: bool) -> "list[type[Any]]":
-    """Return the features that have handlers or subscribers: those of backups, or all others."""
-    from app.kernel.actions.compose import queues, working
-    from app.kernel.backup import QUEUE
-
-    return [kind for kind in working(features(modules())) if (QUEUE in queues(kind)) == is_backup]
 
 
 def _types(*names: str) -> "list[type[Any]]":
@@ -272,10 +48,7 @@ _DATABASE = partial(_types, ".kernel.db:Database")
 _SENTINEL = partial(_types, ".kernel.config:SentinelSettings", ".kernel.queue.enqueue:Queue")
 _NATS = partial(_types, ".kernel.config:NatsSettings", ".kernel.db:Database")
 _TELEMETRY = partial(_types, ".kernel.config:TelemetrySettings")
-
-
 _BACKUPS = partial(_types, ".kernel.config:BackupSettings", ".kernel.db:Database")
-_BACKUPS_AT_ONCE = 2
 
 
 class Spec(NamedTuple):
@@ -287,70 +60,57 @@ class Spec(NamedTuple):
     has_instances: bool = False
 
 
-_SETTINGS = Service("settings", demand)
+async def _demand(p: "Process") -> None:
+    """Check the settings that the services of a process need, and fetch their secrets, before anything is opened."""
+    await p.demand(needed(p.name, p.settings))
+
+
+_SETTINGS = Service("settings", _demand)
 _SUPPORT = (
     Service("reporter", reporter, needs=_DATABASE),
-    Service(
-        "sentinel",
-        sentinel,
-        needs=_SENTINEL,
-    ),
+    Service("sentinel", sentinel, needs=_SENTINEL),
     Service("traces", traces, needs=_TELEMETRY),
 )
 _OPERATIONS = Service("operations", operations)
 _AFTER = tuple(service.name for service in _SUPPORT)
+_AFTER_ALL = (*_AFTER, _OPERATIONS.name)
 
 
 def _processes() -> dict[str, Spec]:
     serving = [module for module in modules() if module.process]
     crons = partial(Service, "cron manager", cron, needs=_DATABASE)
     relays = partial(Service, "relay", relay, needs=_NATS)
-    consumers = partial(Service, "consumer", consumer, needs=partial(_working, is_backup=False))
     agents = partial(Service, "backup agent", backup_agent, needs=_BACKUPS)
-    after = (*_AFTER, _OPERATIONS.name)
-    jobs = (
-        crons(after=_AFTER),
-        relays(after=_AFTER),
-        Service("consumer", whole_consumer, (*_AFTER, "relay"), _handlers_need),
-        agents(after=_AFTER),
-    )
+    jobs = Service("consumer", consumer, (*_AFTER_ALL, "relay"), partial(consumer_needs, is_backup=False))
+    backup_jobs = Service("consumer", backup_consumer, _AFTER_ALL, partial(consumer_needs, is_backup=True))
+    all_jobs = Service("consumer", whole_consumer, (*_AFTER, "relay"), whole_consumer_needs)
     return {
-        "run-all-in-one": Spec("Run everything in one process.", (_SETTINGS, *_api(*serving), *jobs, *_SUPPORT)),
-        **{f"run-{m.name}-http": Spec(m.process, (_SETTINGS, *_api(m), *_SUPPORT)) for m in serving},
+        "run-all-in-one": Spec(
+            "Run everything in one process.",
+            _with_support(
+                *api(*serving, after=_AFTER), crons(after=_AFTER), relays(after=_AFTER), all_jobs, agents(after=_AFTER)
+            ),
+        ),
+        **{f"run-{m.name}-http": Spec(m.process, _with_support(*api(m, after=_AFTER))) for m in serving},
         "run-cron-manager": Spec(
-            "Turn due schedules into jobs.", (_SETTINGS, _OPERATIONS, crons(after=after), *_SUPPORT), "operations"
+            "Turn due schedules into jobs.", _with_support(_OPERATIONS, crons(after=_AFTER_ALL)), "operations"
         ),
         "run-event-consumer": Spec(
             "Run jobs and event subscribers.",
-            (_SETTINGS, _OPERATIONS, relays(after=after), consumers(after=(*after, "relay")), *_SUPPORT),
+            _with_support(_OPERATIONS, relays(after=_AFTER_ALL), jobs),
             "operations",
             has_instances=True,
         ),
         "run-backup-agent": Spec(
             "Store WAL, and take, restore and prune backups.",
-            (
-                _SETTINGS,
-                _OPERATIONS,
-                Service("consumer", backup_consumer, after, partial(_working, is_backup=True)),
-                agents(after=after),
-                *_SUPPORT,
-            ),
+            _with_support(_OPERATIONS, backup_jobs, agents(after=_AFTER_ALL)),
             "operations",
         ),
     }
 
 
-def _api(*served: "Module") -> tuple[Service, ...]:
-    routes, title = _routes(*served), f"{' and '.join(module.name for module in served)} API"
-    return (
-        Service(
-            "http",
-            http(routes, title, has_console=_has_console(served)),
-            (*_AFTER, "operations"),
-            partial(_routes_need, *served),
-        ),
-        Service("operations", api_operations(routes, title)),
-    )
+def _with_support(*services: Service) -> tuple[Service, ...]:
+    return (_SETTINGS, *services, *_SUPPORT)
 
 
 PROCESSES = _processes()
@@ -427,12 +187,3 @@ def deployment() -> "Deployment":
     except Misconfigured as unreadable:
         settings, error = Settings("local"), unreadable
     return Deployment(settings, error, known, ROOT, DATA, names, os.environ)
-
-
-@contextmanager
-def _closed_on_error(sock: Any) -> Generator[Any]:
-    try:
-        yield sock
-    except BaseException:
-        sock.close()
-        raise

@@ -121,6 +121,7 @@ def test_help_and_version_load_no_infrastructure_and_only_manifests(cli: Project
         "app.streams",
         "app.composition",
         "app.processes",
+        "app.services",
         "app.modules",
         *(f"app.modules.{module}" for module in MODULES),
         "app.kernel",
