@@ -107,6 +107,31 @@ class EntryFilters:
     to: Annotated[datetime | None, Doc("End of the period, excluded.")] = None
 
 
+def entry(
+    caller: Caller,
+    action: str,
+    *,
+    outcome: str = "done",
+    target: UUID | str | None = None,
+    **details: str | int | bool | list[str] | None,
+) -> tuple[LiteralString, tuple[object, ...]]:
+    """Return the statement, with its parameters, that adds what `Audit.record` does, for another connection."""
+    context = trace.get_current_span().get_span_context()
+    return _ADD, (
+        uuid7(),
+        action,
+        outcome,
+        caller.actor_id,
+        caller.session_id,
+        None if target is None else storable(str(target)),
+        json.dumps(storable_tree(details)),
+        caller.origin.address,
+        storable(caller.origin.user_agent),
+        caller.origin.request_id,
+        trace.format_trace_id(context.trace_id),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class DenialLog:
     """Records in the audit trail that a caller was denied an operation."""
@@ -148,23 +173,7 @@ class Audit:
 
         `details` must not hold a secret. `outcome` is `done` or the code of the refusal.
         """
-        context = trace.get_current_span().get_span_context()
-        await db.run(
-            _ADD,
-            (
-                uuid7(),
-                action,
-                outcome,
-                caller.actor_id,
-                caller.session_id,
-                None if target is None else storable(str(target)),
-                json.dumps(storable_tree(details)),
-                caller.origin.address,
-                storable(caller.origin.user_agent),
-                caller.origin.request_id,
-                trace.format_trace_id(context.trace_id),
-            ),
-        )
+        await db.run(*entry(caller, action, outcome=outcome, target=target, **details))
 
     async def refused(self, db: Queries, caller: Caller, action: str, outcome: str) -> None:
         """Record a refusal: one entry per address (IPv6: /64), actor, action and outcome in 15 minutes.

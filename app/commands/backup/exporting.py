@@ -31,27 +31,27 @@ def export(
     as_json: Json = False,
     no_input: NoInput = False,  # noqa: ARG001 - it never asks
 ) -> None:
-    """Write the rows of one module to a file, as one snapshot sees them. This is no backup of the database.
+    """Write the rows of one module to a file, as one snapshot sees them. This is not a backup of the database.
 
     \b
     Examples:
       app backup export auth --output auth.zip --scrub
       app backup export auth --output auth.zip
     """
-    from app.kernel.db.export.archive import export as written
+    from app.kernel.db.export.archive import export as write
     from app.kernel.errors import Conflict, NotFound
     from app.kernel.text import suggestion
 
-    found = next((one for one in modules() if one.name == module), None)
+    found = {each.name: each for each in modules()}.get(module)
     if found is None:
         raise NotFound(f"there is no module {module}{suggestion(module, MODULES)}")
-    if scrub and not found.personal:
+    personal = found.scrubbed() if scrub else None
+    if scrub and personal is None:
         raise Conflict(
             f"the module {module} does not declare which of its data are personal: `personal` of its manifest"
         )
-    personal = found.scrubbed() if scrub else None
     done = with_database(
-        "export", lambda _, progress, where: written(where, module, output, personal, progress.step("export", None))
+        "export", lambda _, progress, where: write(where, module, output, personal, progress.step("export", None))
     )
     _print(done, f"to {output}", as_json=as_json)
 

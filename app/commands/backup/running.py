@@ -65,12 +65,14 @@ def _answered(work: "Callable[[], T]") -> T:
     import psycopg
 
     from app.kernel.db.refusals import refusal_of
-    from app.kernel.errors import Conflict
+    from app.kernel.errors import Conflict, Denied
 
     try:
         return work()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise Conflict("the tables of backups do not exist yet", hint=f"{NAME} migrate up") from error
+        raise Conflict("the tables of this release do not exist yet", hint=f"{NAME} migrate up") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Denied(str(error).partition("\n")[0]) from error
     except psycopg.Error as error:
         if (refusal := refusal_of(error)) is None:
             raise

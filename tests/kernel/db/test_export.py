@@ -10,6 +10,7 @@ from typing import cast
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from app.kernel.db.export import Constant, Personal, Pseudonym, Rule
 from app.kernel.db.export.archive import export, load
@@ -163,6 +164,9 @@ def test_a_scrubbed_export_has_no_personal_value_and_lets_developers_sign_in(
     cli.env |= here.env
     imported = cli.app("backup", "import", str(path))
     assert imported.returncode == 0, imported.stderr
+    audited = "SELECT target, details->>'scrubbed' FROM kernel.audit WHERE action = %s AND address LIKE 'os:%%@%%'"
+    assert filled.all(audited, "platform.export_module") == [("auth", "true")]
+    assert here.all(audited, "platform.import_module") == [("auth", "true")]
     assert here.all("SELECT id FROM auth.actors ORDER BY id") == kept
     assert here.all("SELECT count(*), count(DISTINCT username) FROM auth.actors") == [(2, 2)]
     [(name,)] = here.all("SELECT username FROM auth.actors WHERE is_superuser")
@@ -197,9 +201,6 @@ CHANGES = {
     "CREATE DOMAIN auth.a AS text[]; CREATE DOMAIN auth.b AS auth.a; ALTER TABLE auth.roles ADD m auth.b": (
         "roles.m: auth.b, and not declared"
     ),
-    "ALTER TABLE auth.actors ALTER username TYPE varchar(29)": (
-        "actors.username: of 30 characters, and 29 are allowed"
-    ),
     "CREATE TABLE auth.notes (note bytea)": "notes.note: bytea, and not declared",
     "ALTER TABLE auth.actors RENAME username TO login": "actors.username: there is no such column",
     "DROP TABLE auth.limits": "limits: there is no such table",
@@ -219,6 +220,14 @@ def test_a_scrubbed_export_is_refused_when_the_rules_do_not_cover_the_tables(
         connection.execute(next(iter(CHANGES)))
     with pytest.raises(InvalidDeclaration, match=r"does not fit its tables: actors\.email: text, and not declared"):
         export(database.conninfo, "auth", tmp_path / "auth.zip", PERSONAL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_a_policy_would_make_incomplete_is_refused(filled: TestDatabase, tmp_path: Path) -> None:
+    filled.run("GRANT INSERT ON kernel.audit TO pg_read_all_data; ALTER TABLE auth.roles ENABLE ROW LEVEL SECURITY")
+    reader = make_conninfo(filled.conninfo, options="-c role=pg_read_all_data")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match='row-level security policy for table "roles"'):
+        export(reader, "auth", tmp_path / "auth.zip", None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,20 +284,24 @@ def _flip(path: Path) -> None:
 DAMAGES: tuple[tuple[Callable[[Path], object], type[Refusal], str], ...] = (
     (_in("tables/roles.copy", b"editors", b"editorz"), Invalid, "the rows of roles are not those that were exported"),
     (_in("tables/roles.copy", b"editors", b"editors!"), Invalid, "roles are not those"),
-    (_in("tables/actors.copy", b"admin", b"admin\n"), Invalid, "damaged, or no export"),
+    (_in("tables/actors.copy", b"admin", b"admin\n"), Invalid, "damaged, or not an export"),
     (_without("tables/roles.copy"), Invalid, "no rows of roles"),
     (_without("manifest.json"), Invalid, "it has no manifest"),
     (_in("manifest.json", b'"format": 1', b'"format": 2'), Invalid, "its manifest has another form"),
-    (_in("manifest.json", b"{", b"["), Invalid, "its manifest is no JSON"),
+    (_in("manifest.json", b"{", b"["), Invalid, "its manifest is not JSON"),
     (_in("manifest.json", b'"module": "auth"', b'"module": "shop"'), NotFound, "the module shop, which does not exist"),
     (_in("manifest.json", b"20261127120100_auth", b"20261127120101_auth"), Conflict, "other migrations of auth: 2026"),
-    (_in("manifest.json", b'"kid"', b'"kit"'), Conflict, "has other tables or columns than the module auth here"),
-    (_in("manifest.json", b'"numbers_id_seq"', b'"other_seq"'), Conflict, "has the sequence other_seq"),
-    (_in("manifest.json", b'"kid"', b'"kid", "kid"'), Conflict, "has other tables or columns"),
+    (
+        _in("manifest.json", b'"kid"', b'"kit"'),
+        Conflict,
+        "other tables, columns or sequences than the module auth",
+    ),
+    (_in("manifest.json", b'"numbers_id_seq"', b'"other_seq"'), Conflict, "has other tables, columns or sequences"),
+    (_in("manifest.json", b'"kid"', b'"kid", "kid"'), Conflict, "has other tables, columns or sequences"),
     (_in("manifest.json", b'"last_value": ', b'"last_value": 1000000000000000000000'), Invalid, "damaged"),
-    (_flip, Invalid, "damaged, or no export"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-100]), Invalid, "it is no whole ZIP file"),
-    (lambda path: path.write_bytes(b""), Invalid, "it is no whole ZIP file"),
+    (_flip, Invalid, "damaged, or not an export"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), Invalid, "it is not a complete ZIP file"),
+    (lambda path: path.write_bytes(b""), Invalid, "it is not a complete ZIP file"),
     (lambda path: path.unlink(), NotFound, "there is no file"),
 )
 

@@ -1,9 +1,8 @@
-"""The tables of a module: columns, order by foreign keys, sequences; and what a scrubbed export has of them."""
+"""The tables of a module: columns, order by foreign keys, sequences; and the query of each in a scrubbed export."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from types import MappingProxyType
 from typing import Any, LiteralString
 
 import psycopg
@@ -13,25 +12,29 @@ from app.kernel.db.export import Constant, Personal, Pseudonym, Rule
 from app.kernel.errors import Conflict, NotFound
 from app.kernel.queue import InvalidDeclaration
 
-SECRET = "export.secret"  # noqa: S105 - a setting of the session
-_EMPTY = {"jsonb": "{}", "json": "{}", "bytea": "", "text": "", "character varying": "", "hstore": ""}
+# the server makes the key of pseudonyms, and forgets it with the transaction
+NEW_KEY: LiteralString = "SELECT FROM set_config('export.key', concat(gen_random_uuid(), gen_random_uuid()), true)"
+_DIGEST: LiteralString = """
+    {} || left(encode(sha256(convert_to(current_setting('export.key') || {}, 'UTF8')), 'hex'), 24)
+"""
+_EMPTY_TEXTS = ("text", "character varying", "bytea", "hstore")
+_EMPTY_OBJECTS = ("json", "jsonb")
 _TEXTS = ("text", "character varying")
-_NO_RULES: Mapping[str, Rule] = MappingProxyType({})
-_DIGITS = 24
+_NO_RULES: Mapping[str, Rule] = {}
 # a type that is none of these may hold anything about a person
 _COLUMNS: LiteralString = """
-    SELECT c.relname, a.attname, format_type(a.atttypid, -1), a.attnotnull, a.attgenerated <> '', (
+    SELECT c.relname, a.attname, format_type(a.atttypid, -1), a.attnotnull, (
             SELECT NOT (t.typcategory IN ('B', 'N', 'D', 'T', 'E') OR t.typname IN ('uuid', 'pg_lsn', 'xid8'))
             FROM pg_type t WHERE t.oid = coalesce(CASE b.typcategory WHEN 'A' THEN nullif(b.typelem, 0) END, b.oid)
-        ), CASE WHEN a.atttypid = 'varchar'::regtype AND a.atttypmod > 0 THEN a.atttypmod - 4 END
+        )
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
     JOIN pg_type b ON b.oid = coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = a.atttypid), 0), a.atttypid)
     WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
     ORDER BY c.relname, a.attnum
 """
 _REFERENCES: LiteralString = """
-    SELECT DISTINCT c.relname, f.relname, array_agg(a.attname::text), k.condeferrable FROM pg_constraint k
+    SELECT c.relname, f.relname, array_agg(a.attname::text), k.condeferrable FROM pg_constraint k
     JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_class f ON f.oid = k.confrelid
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (k.conkey)
@@ -40,28 +43,29 @@ _REFERENCES: LiteralString = """
     GROUP BY k.oid, c.relname, f.relname
 """
 _SEQUENCES: LiteralString = "SELECT sequencename FROM pg_sequences WHERE schemaname = %s ORDER BY 1"
-_MIGRATIONS: LiteralString = "SELECT migration_id FROM public._migrations WHERE migration_id LIKE %s ORDER BY 1"
+_MIGRATIONS: LiteralString = """
+    SELECT migration_id FROM public._migrations WHERE split_part(migration_id, '_', 2) = %s ORDER BY 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `is_free`: its type can hold anything about a person. `most` are the characters of a varchar."""
+    """A column. `is_free`: its type can hold anything about a person."""
 
     name: str
     type: str
     is_required: bool
     is_free: bool
-    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table, its columns but generated ones, and the tables that it refers to with the columns for it."""
+    """A table, its columns without generated ones, and the tables that it refers to with the columns for it."""
 
     schema: str
     name: str
     columns: tuple[Column, ...]
-    refers: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
+    refers: Mapping[str, frozenset[str]]
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -74,12 +78,20 @@ class Table:
         return tuple(column.name for column in self.columns)
 
 
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A sequence: its last value, and whether that was taken."""
+
+    name: str
+    last_value: int
+    is_called: bool
+
+
 def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
     """Return the tables of a module, those that others refer to first. Raises NotFound, Conflict for a cycle."""
     columns: dict[str, list[Column]] = {}
-    for table, name, kind, is_required, is_generated, is_free, most in connection.execute(_COLUMNS, (module,)):
-        if not is_generated:
-            columns.setdefault(table, []).append(Column(name, kind, is_required, is_free, most))
+    for table, *column in connection.execute(_COLUMNS, (module,)):
+        columns.setdefault(table, []).append(Column(*column))
     if not columns:
         raise NotFound(f"the module {module} has no tables in this database")
     refers: dict[str, dict[str, frozenset[str]]] = {name: {} for name in columns}
@@ -98,24 +110,21 @@ def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
     return [Table(module, name, tuple(columns[name]), refers[name]) for name in order]
 
 
-def sequences_of(connection: psycopg.Connection[Any], module: str) -> list[tuple[str, int, bool]]:
-    """Return the sequences of a module with their last values, and whether these were taken."""
-    found: list[tuple[str, int, bool]] = []
+def sequences_of(connection: psycopg.Connection[Any], module: str) -> list[Sequence]:
+    """Return the sequences of a module."""
+    found: list[Sequence] = []
     for (name,) in connection.execute(_SEQUENCES, (module,)).fetchall():
         state = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(module, name))
-        row = connection.execute(state).fetchone()
-        assert row is not None
-        found.append((name, *row))
+        found += [Sequence(name, *row) for row in connection.execute(state)]
     return found
 
 
 def migrations_of(connection: psycopg.Connection[Any], module: str) -> list[str]:
     """Return the ids of the applied migrations of a module."""
-    pattern = r"\_".join(("_" * 14, module.replace("_", r"\_"), "%"))
-    return [row[0] for row in connection.execute(_MIGRATIONS, (pattern,))]
+    return [row[0] for row in connection.execute(_MIGRATIONS, (module,))]
 
 
-def undeclared(tables: Sequence[Table], personal: Personal) -> list[str]:
+def undeclared(tables: list[Table], personal: Personal) -> list[str]:
     """Return what is wrong with the rules of a module, in one line each."""
     known = {table.name for table in tables}
     found = [f"{name}: there is no such table" for name in personal if name not in known]
@@ -135,37 +144,26 @@ def undeclared(tables: Sequence[Table], personal: Personal) -> list[str]:
 
 def _misfit(table: Table, column: Column, rule: Rule | None) -> str:
     match rule:
-        case None:
-            return f"{column.type}, and not declared" if column.is_free else ""
-        case "null":
-            return "null is not allowed" if column.is_required else ""
-        case "empty":
-            has_one = column.type in _EMPTY or column.type.endswith("[]")
-            return "" if has_one else f"{column.type} has no empty value"
-        case Pseudonym(of=of):
-            if of and of not in table.names:
-                return f"there is no column {of}"
-            long = _too_long(column, len(rule.prefix) + _DIGITS)
-            return long if column.type in _TEXTS else "a pseudonym is a text"
+        case None if column.is_free:
+            return f"{column.type}, and not declared"
+        case "null" if column.is_required:
+            return "null is not allowed"
+        case "empty" if not (column.type in (*_EMPTY_TEXTS, *_EMPTY_OBJECTS) or column.type.endswith("[]")):
+            return f"{column.type} has no empty value"
+        case Pseudonym(of=of) if of and of not in table.names:
+            return f"there is no column {of}"
+        case Pseudonym() if column.type not in _TEXTS:
+            return "a pseudonym is a text"
         case _:
-            return _too_long(column, len(rule.value)) if isinstance(rule, Constant) else ""
-
-
-def _too_long(column: Column, length: int) -> str:
-    is_too_long = column.most is not None and length > column.most
-    return f"of {length} characters, and {column.most} are allowed" if is_too_long else ""
+            return ""
 
 
 def selected(table: Table, personal: Personal | None) -> sql.Composed:
-    """Return the query of what an export has of a table. Raises InvalidDeclaration for a rule that does not fit."""
-    rules = personal.get(table.name, _NO_RULES) if personal is not None else _NO_RULES
-    if isinstance(rules, str):
-        rules = _NO_RULES
-    values = [_value(column, rules.get(column.name, "kept")) for column in table.columns]
-    listed = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(values), table.identifier)
-    if personal is not None and personal.get(table.name) == "dropped":
-        return sql.SQL("{} WHERE false").format(listed)
-    return listed
+    """Return the query of the rows of a table in an export. Raises InvalidDeclaration for an unknown rule."""
+    rules = _NO_RULES if personal is None else personal.get(table.name, _NO_RULES)
+    is_dropped, rules = isinstance(rules, str), _NO_RULES if isinstance(rules, str) else rules
+    values = sql.SQL(", ").join(_value(column, rules.get(column.name, "kept")) for column in table.columns)
+    return sql.SQL("SELECT {} FROM {} WHERE {}").format(values, table.identifier, not is_dropped)
 
 
 def _value(column: Column, rule: Rule) -> sql.Composable:
@@ -176,18 +174,13 @@ def _value(column: Column, rule: Rule) -> sql.Composable:
         case "null":
             return sql.SQL("NULL::{}").format(kind)
         case "empty":
-            return _unless_null(name, sql.SQL("{}::{}").format(sql.Literal(_EMPTY.get(column.type, "{}")), kind))
+            return _unless_null(name, sql.SQL("{}::{}").format("" if column.type in _EMPTY_TEXTS else "{}", kind))
         case Constant(value):
-            return _unless_null(name, sql.SQL("{}::{}").format(sql.Literal(value), kind))
+            return _unless_null(name, sql.SQL("{}::{}").format(value, kind))
         case Pseudonym(prefix, of):
-            digest = "encode(sha256(convert_to(current_setting({}) || {}, 'UTF8')), 'hex')"
-            source = sql.Identifier(of or column.name)
-            made = sql.SQL("{} || left(" + digest + ", {})").format(
-                sql.Literal(prefix), sql.Literal(SECRET), source, sql.Literal(_DIGITS)
-            )
-            return _unless_null(name, made)
+            return _unless_null(name, sql.SQL(_DIGEST).format(prefix, sql.Identifier(of or column.name)))
     raise InvalidDeclaration(f"{column.name}: there is no rule {rule!r}")
 
 
-def _unless_null(name: sql.Identifier, value: sql.Composable) -> sql.Composable:
+def _unless_null(name: sql.Identifier, value: sql.Composed) -> sql.Composed:
     return sql.SQL("CASE WHEN {} IS NULL THEN NULL ELSE {} END").format(name, value)
