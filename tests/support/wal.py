@@ -43,12 +43,12 @@ def settings_of(given: dict[str, object]) -> BackupSettings:
 
 
 @contextmanager
-def wal_server(segment_mb: int = 1, **options: str) -> Iterator[DebianServer]:
+def wal_server(segment_mb: int = 1, *, reads_all: bool = False, **options: str) -> Iterator[DebianServer]:
     """Run a server with small segments, of which the role `app` may stream WAL."""
     binaries = installed(15)
     assert binaries is not None
     with no_server(binaries, **{"fsync": "off", **options}) as server:
-        server.segment_mb = segment_mb
+        server.segment_mb, server.reads_all = segment_mb, reads_all
         server.create()
         allow(server)
         for statement in ("ALTER ROLE app REPLICATION", "CREATE SCHEMA kernel AUTHORIZATION app"):

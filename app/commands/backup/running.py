@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from app.kernel.process import Process
 
 T = TypeVar("T")
+_STOP = (signal.SIGTERM, signal.SIGHUP)
 
 
 def with_engine(name: str, work: "Callable[[Engine, Progress], T]") -> T:
@@ -99,7 +100,7 @@ def engine_for(p: "Process") -> "Engine":
 
 
 async def _in_thread(work: "Callable[[Progress], T]") -> T:
-    """Run work in a thread. SIGTERM and Ctrl-C stop it, and what it began is undone before this returns.
+    """Run work in a thread. SIGTERM, Ctrl-C and a closed terminal stop it; what it began is undone before this returns.
 
     Raises as the work does, KeyboardInterrupt if it was stopped.
     """
@@ -108,7 +109,9 @@ async def _in_thread(work: "Callable[[Progress], T]") -> T:
     with _shown(stopping) as progress:
         task = asyncio.ensure_future(asyncio.to_thread(work, progress))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may end after it is waited for
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        heeded = [each for each in _STOP if signal.getsignal(each) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        for each in heeded:
+            loop.add_signal_handler(each, stopping.set)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -122,7 +125,8 @@ async def _in_thread(work: "Callable[[Progress], T]") -> T:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            loop.remove_signal_handler(signal.SIGTERM)
+            for each in heeded:
+                loop.remove_signal_handler(each)
 
 
 @contextmanager

@@ -4,10 +4,11 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import psycopg
 from loguru import logger
@@ -22,6 +23,7 @@ from app.kernel.backup.record import Record
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.streaming import Patience, Streaming
 from app.kernel.backup.targets import target_of
+from app.kernel.backup.timelines import way
 from app.kernel.backup.wal import WalArchive
 from app.kernel.config.backup import BackupSettings
 from app.kernel.db.server import server
@@ -62,14 +64,12 @@ class Agent:
             try:
                 self._session()
             except (Refusal, psycopg.Error, OSError) as error:
-                self._say(" ".join(str(error).split()))
+                self._say(" ".join(str(error).split()) or type(error).__name__)
             except Exception as error:  # noqa: BLE001 - the API of this process must go on
                 logger.opt(exception=error).error("backup agent: {}; trying again", error_text(error))
             if time.monotonic() - began > _LASTED_S:
                 patience.succeeded()
-            patience.failed()
-            while not patience.is_over and not self._stop.wait(0.2):
-                pass
+            self._stop.wait(patience.failed())
 
     def stop(self) -> None:
         """Ask it to store what it has, and to end."""
@@ -82,18 +82,14 @@ class Agent:
             self._streaming.kill()
 
     def _session(self) -> None:
-        with primary(self._conninfo()) as (found, client):
+        with primary(self._conninfo()) as found:
             if not self._is_alone(found):
                 return
-            found.identify(client)
             archive = WalArchive(self._target, self._keys, found.cluster, found.segment_bytes)
             catalogue = Catalogue(self._target, self._keys)
             record = Record(found, archive, catalogue, self._settings, self._request_backup)
             try:
-                if self._settings.wal == "stream":
-                    self._stream(found, archive, record)
-                else:
-                    self._watch(found, archive, record)
+                (self._stream if self._settings.wal == "stream" else self._watch)(found, archive, record)
             except (Refusal, OSError) as error:
                 with suppress(psycopg.Error):
                     now = found.now("")
@@ -102,32 +98,30 @@ class Agent:
                 raise
 
     def _stream(self, found: Primary, archive: WalArchive, record: Record) -> None:
+        found.stretches = way(found.timeline, found.history())
         program = self._programs(found.version) / "pg_receivewal"
-        folder = Path(
-            self._settings.scratch or tempfile.gettempdir(), f"{found.slot}-{found.cluster}-{os.geteuid()}.wal"
-        )
-        with spool(folder) as place:
+        place = f"{found.slot}-{found.cluster}-{os.geteuid()}.wal"
+        with spool(Path(self._settings.scratch or tempfile.gettempdir(), place)) as folder:
             interval_s = self._settings.wal_interval
-            self._streaming = Streaming(found, archive, record, program, place, interval_s, self._say)
+            self._streaming = Streaming(found, archive, record, program, folder, interval_s, self._say)
             try:
                 self._streaming.run(self._stop)
             finally:
                 self._streaming = None
 
     def _watch(self, found: Primary, archive: WalArchive, record: Record) -> None:
-        """Record what archive_command stores."""
-        patience = Patience()
+        """Record what archive_command stores, which needs no permission to stream."""
         while not self._stop.is_set():
             now, problem = found.now(""), found.failing_archiver()
             record.waiting.note(now)
             try:
-                if patience.is_over:
-                    if position := archive.position():
-                        record.reach(position.timeline, position.lsn)
+                if position := archive.position(found.timeline):
+                    if position[:2] > record.reached:
+                        archive.check(position)  # the server may seal with another key
+                    found.stretches = archive.stretches(found.timeline)  # the history is stored before the WAL
+                    record.stored(position.timeline, position.lsn)
                     record.check()
-                    patience.succeeded()
             except Unavailable as error:
-                patience.failed()
                 problem = str(error)
             self._say(problem)
             record.report(now, problem)
@@ -154,7 +148,7 @@ class Agent:
         self._said = problem
 
 
-async def agent(p: Process, request_backup: Callable[[], Awaitable[None]]) -> Run | None:
+async def agent(p: Process, request_backup: Callable[[], Coroutine[Any, Any, None]]) -> Run | None:
     """Return the service that stores WAL, if that is configured. `request_backup` enqueues a backup."""
     settings = p.settings[BackupSettings]
     if settings.engine != "builtin":
@@ -164,10 +158,7 @@ async def agent(p: Process, request_backup: Callable[[], Awaitable[None]]) -> Ru
     found, loop = await p.use(server), asyncio.get_running_loop()
 
     def request() -> None:
-        async def requested() -> None:
-            await request_backup()
-
-        asyncio.run_coroutine_threadsafe(requested(), loop).result(_REQUEST_S)
+        asyncio.run_coroutine_threadsafe(request_backup(), loop).result(_REQUEST_S)
 
     def programs(version: int) -> Path:
         return programs_for(version, settings, found.bin_dir, exact=False)

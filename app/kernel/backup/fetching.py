@@ -15,7 +15,7 @@ from pathlib import Path
 from app.kernel.backup import BackupInvalid, TargetUnavailable
 from app.kernel.backup import fetch_wal as client
 from app.kernel.backup.engine import Advance
-from app.kernel.backup.timelines import Stretch, segment_name, timeline_at, wal_file
+from app.kernel.backup.timelines import Stretch, WalFile, is_on_way, segment_name, timeline_at, wal_file
 from app.kernel.backup.wal import WalArchive
 
 SPOOL = "wal-fetched"
@@ -75,10 +75,8 @@ class _Server:
         self._advance = advance
         self._size = archive.segment_bytes
         self._window = max(2, min(16, _AHEAD_BYTES // self._size))
-        stored = [wal.file for wal in archive.files() if wal.file.number is not None]
-        self._last = max(
-            (f.number for f in stored if f.number is not None and self._is_on_way(f.timeline, f.number)), default=-1
-        )
+        stored = [wal.file for wal in archive.segments() if is_on_way(wal.file, stretches, self._size)]
+        self._last = max((file.number or 0 for file in stored), default=-1)
         self._end = None if end is None else end // self._size
         if self._end is not None:
             self._last = min(self._last, self._end - 1)
@@ -128,7 +126,7 @@ class _Server:
             return client.NOT_STORED
         try:
             if not self._wait(name):
-                self._refuse_missing(name, file.timeline, file.number)
+                self._refuse_missing(file)
                 return client.NOT_STORED
             if file.number is not None:
                 self._advance(self._size)
@@ -165,14 +163,10 @@ class _Server:
                 self._stopping.wait(pause_s)
                 pause_s = min(pause_s * 2, 5.0)
 
-    def _refuse_missing(self, name: str, timeline: int, number: int | None) -> None:
-        if number is None or number * self._size < self._begin or not self._is_on_way(timeline, number):
-            return
-        if number < self._last:
-            raise BackupInvalid(f"the WAL segment {name} is not stored, although later ones are")
-
-    def _is_on_way(self, timeline: int, number: int) -> bool:
-        return timeline == timeline_at(self._stretches, number, self._size)
+    def _refuse_missing(self, file: WalFile) -> None:
+        size = self._size
+        if is_on_way(file, self._stretches, size) and self._begin <= file.start(size) < self._last * size:
+            raise BackupInvalid(f"the WAL segment {file.name} is not stored, although later ones are")
 
     def _give(self, path: Path, owner: os.stat_result) -> None:
         if os.geteuid() == 0:

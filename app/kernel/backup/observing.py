@@ -3,8 +3,7 @@
 import asyncio
 import os
 import socket
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from typing import Any, LiteralString
 
 import psycopg
@@ -47,7 +46,9 @@ def observe(conninfo: str, engine: Engine) -> Observed:
     """Look at what is stored, and record it in the database. Safe to repeat. Raises Refusal, psycopg.Error."""
     newest = next(reversed(engine.list()), None)
     with psycopg.connect(conninfo, autocommit=True) as connection:
-        cluster, timeline = _row(connection, _CLUSTER)
+        row = connection.execute(_CLUSTER).fetchone()
+        assert row is not None
+        cluster, timeline = row
         wal = engine.wal(cluster)
         failing = connection.execute(ARCHIVER).fetchone() if engine.name == "pgbackrest" else None
         problem = wal.gap if wal is not None else "no WAL is stored"
@@ -55,7 +56,7 @@ def observe(conninfo: str, engine: Engine) -> Observed:
             problem = f"archive_command fails: {failing[0]}, {failing[2]} times. {problem}".strip()
         runner = f"{socket.gethostname()}:{os.getpid()}"
         if engine.name == "managed" and newest is not None:
-            connection.execute(_NOTE, {**_noted(newest), "id": uuid7(), "runner": runner})
+            connection.execute(_NOTE, {**asdict(newest), "id": uuid7(), "backup_id": newest.id, "runner": runner})
         if wal is not None:
             state: dict[str, Any] = {
                 "cluster": cluster,
@@ -91,19 +92,3 @@ async def observer(p: Process) -> Run:
                 continue
 
     return run
-
-
-def _noted(backup: Backup) -> dict[str, str | int | datetime]:
-    return {
-        "engine": backup.engine,
-        "backup_id": backup.id,
-        "started_at": backup.started_at,
-        "finished_at": backup.finished_at,
-        "size_bytes": backup.size_bytes,
-    }
-
-
-def _row(connection: psycopg.Connection[Any], statement: LiteralString) -> tuple[Any, ...]:
-    row = connection.execute(statement).fetchone()
-    assert row is not None
-    return row

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -10,13 +10,15 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo
 
-from app.kernel.backup.timelines import Fork, Stretch, history_of, lsn_text, way
+from app.kernel.backup.timelines import Fork, history_of, lsn_text, way
 from app.kernel.errors import Unavailable
 from app.kernel.product import NAME
 
-_ME: LiteralString = """
-    SELECT pg_is_in_recovery(), rolsuper OR rolreplication, rolname, host(inet_client_addr()), current_database()
-    FROM pg_roles WHERE rolname = current_user
+_SERVER: LiteralString = """
+    SELECT pg_is_in_recovery(), rolsuper OR rolreplication, rolname, host(inet_client_addr()), current_database(),
+        s.system_identifier::text, w.setting::bigint,
+        CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+    FROM pg_roles, pg_control_system() s, pg_settings w WHERE rolname = current_user AND w.name = 'wal_segment_size'
 """
 _LOCK: LiteralString = "SELECT pg_try_advisory_lock(hashtext('backup'), hashtext('wal'))"
 # the snapshot is taken before the function is called: transactions that it shows as ended are before that position
@@ -38,9 +40,9 @@ ARCHIVER: LiteralString = """
     WHERE last_failed_time > coalesce(last_archived_time, '-infinity')
 """
 _BEGIN: LiteralString = """
-    WITH others AS (DELETE FROM kernel.backup_wal WHERE cluster <> %(cluster)s)
+    WITH others AS (DELETE FROM kernel.backup_wal WHERE cluster <> %s)
     SELECT coalesce(timeline, 0), coalesce(lsn - '0/0', 0)::bigint, coalesce(stored_at, now())
-    FROM (VALUES (1)) one LEFT JOIN kernel.backup_wal ON cluster = %(cluster)s
+    FROM (VALUES (1)) one LEFT JOIN kernel.backup_wal ON cluster = %s
 """
 REPORT: LiteralString = """
     INSERT INTO kernel.backup_wal
@@ -92,51 +94,53 @@ class Report:
 
 
 class Primary:
-    """A session on the server. Methods raise psycopg.Error when it goes away."""
+    """A session on the server that accepts writes. Methods raise psycopg.Error when it goes away."""
 
-    def __init__(self, connection: psycopg.Connection[Any], conninfo: str, role: str, database: str) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], conninfo: str) -> None:
+        """Raises Unavailable for a standby."""
         self._connection = connection
-        self.role, self.slot = role, slot_name(database)
+        is_standby, self._may_stream, self._role, self._client, database, *about = self._one(_SERVER)
+        if is_standby:
+            raise Unavailable("the server is a standby; waiting until it accepts writes")
+        self.cluster, self.segment_bytes, timeline = about
+        self.timeline, self.slot = int(timeline, 16), slot_name(database)
+        self.stretches = way(self.timeline, ())
+        """The way to its timeline, of which it is not known here where that comes from."""
         self.version = connection.info.server_version
-        # the same of several hosts
-        about = connection.info
+        where = connection.info  # the same of several hosts
         self.conninfo = make_conninfo(
-            conninfo, host=about.host, port=about.port, target_session_attrs="any", options=""
+            conninfo, host=where.host, port=where.port, target_session_attrs="any", options=""
         )
-        self.cluster, self.timeline, self.segment_bytes = "", 0, 0
-        self.stretches: tuple[Stretch, ...] = ()
 
     def lock(self) -> bool:
         """Return whether this session is the only one that stores WAL of this database, until it ends."""
-        row = self._connection.execute(_LOCK).fetchone()
-        return row is not None and row[0]
+        return self._one(_LOCK)[0]
 
-    def identify(self, client: str | None) -> None:
-        """Find out which cluster this is, its timeline and where that comes from. Raises Unavailable."""
+    def history(self) -> tuple[Fork, ...]:
+        """Return from which timelines that of the server comes, oldest first, as one that streams WAL is told.
+
+        Raises Unavailable, with what to do, if we may not stream.
+        """
+        if not self._may_stream:
+            role = sql.Identifier(self._role).as_string(self._connection)
+            grant = f"ALTER ROLE {role} REPLICATION;"
+            raise Unavailable(f"the role {self._role} may not stream WAL; run as a superuser: {grant}")
         connection = pq.PGconn.connect(make_conninfo(self.conninfo, replication="true").encode())
         try:
             if connection.status != pq.ConnStatus.OK:
-                reason = " ".join(connection.get_error_message().split())
-                raise Unavailable(_refused(reason, self.role, client))
-            self.cluster, timeline = (text.decode() for text in _row(connection, b"IDENTIFY_SYSTEM")[:2])
-            self.timeline, forks = int(timeline), tuple[Fork, ...]()
-            if self.timeline > 1:
-                command = f"TIMELINE_HISTORY {self.timeline}".encode()
-                forks = history_of(_row(connection, command)[1].decode(errors="replace"))
-            self.stretches = way(self.timeline, forks)
+                raise Unavailable(self._refused(connection))
+            if self.timeline == 1:
+                return ()
+            result = connection.exec_(f"TIMELINE_HISTORY {self.timeline}".encode())
+            if result.status != pq.ExecStatus.TUPLES_OK or not (content := result.get_value(0, 1)):
+                raise Unavailable(f"the server does not tell its timelines: {_reason(connection)}")
+            return history_of(content.decode(errors="replace"))
         finally:
             connection.finish()
-        row = self._connection.execute(
-            "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'"
-        ).fetchone()
-        assert row is not None
-        self.segment_bytes = row[0]
 
     def now(self, receiver: str) -> Now:
         """Return the state of the server, and how far a receiver of this application name is."""
-        row = self._connection.execute(_NOW, (receiver,)).fetchone()
-        assert row is not None
-        return Now(*row)
+        return Now(*self._one(_NOW, receiver))
 
     def find_slot(self) -> Slot | None:
         """Return the slot, if there is one."""
@@ -145,17 +149,15 @@ class Primary:
 
     def create_slot(self) -> Slot:
         """Create the slot, of which WAL from now on stays on the server."""
-        row = self._connection.execute(_CREATE, (self.slot,)).fetchone()
-        assert row is not None
-        return Slot(False, row[0], False)
+        return Slot(False, self._one(_CREATE, self.slot)[0], False)
 
     def drop_slot(self) -> None:
         """Drop the slot."""
-        self._connection.execute(_DROP, (self.slot,))
+        self._one(_DROP, self.slot)
 
     def advance_slot(self, lsn: int) -> None:
         """Let the server remove WAL before a position."""
-        self._connection.execute(_ADVANCE, (self.slot, lsn_text(lsn)))
+        self._one(_ADVANCE, self.slot, lsn_text(lsn))
 
     def failing_archiver(self) -> str:
         """Return how archive_command fails, if it does."""
@@ -167,58 +169,36 @@ class Primary:
 
         Removes the records of clusters that this database was in before.
         """
-        row = self._connection.execute(_BEGIN, {"cluster": self.cluster}).fetchone()
-        assert row is not None
-        return Report(*row)
+        return Report(*self._one(_BEGIN, self.cluster, self.cluster))
 
     def report(self, report: Report, runner: str) -> int:
         """Record what is stored; return the id of the transaction."""
-        row = self._connection.execute(
-            REPORT,
-            {
-                "cluster": self.cluster,
-                "timeline": report.timeline,
-                "lsn": lsn_text(report.lsn),
-                "stored_at": report.stored_at,
-                "waiting_since": report.waiting_since,
-                "problem": report.problem,
-                "runner": runner,
-            },
-        ).fetchone()
+        recorded = {**asdict(report), "lsn": lsn_text(report.lsn), "cluster": self.cluster, "runner": runner}
+        row = self._connection.execute(REPORT, recorded).fetchone()
         assert row is not None
         return row[0]
 
+    def _one(self, statement: LiteralString, *parameters: object) -> tuple[Any, ...]:
+        row = self._connection.execute(statement, parameters).fetchone()
+        assert row is not None
+        return row
+
+    def _refused(self, connection: pq.abc.PGconn) -> str:
+        """Return why the server refuses to stream, and the line of pg_hba.conf that would allow it."""
+        if "pg_hba.conf" not in (reason := _reason(connection)):
+            return f"the server refuses to stream WAL: {reason}"
+        role, client = self._role, self._client
+        mask = "128" if client and ":" in client else "32"
+        line = f"host replication {role} {client}/{mask} scram-sha-256" if client else f"local replication {role} peer"
+        return f"the server refuses to stream WAL to {role}; add to its pg_hba.conf, and reload it: {line}"
+
 
 @contextmanager
-def primary(conninfo: str) -> Generator[tuple[Primary, str | None]]:
-    """Connect to the server that accepts writes; yield it, and the address that it sees of us.
-
-    Raises Unavailable for a standby and for a role that may not stream, with what to do.
-    """
+def primary(conninfo: str) -> Generator[Primary]:
+    """Connect to the server that accepts writes. Raises Unavailable for a standby."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
-        row = connection.execute(_ME).fetchone()
-        assert row is not None
-        is_standby, may_stream, role, client, database = row
-        if is_standby:
-            raise Unavailable("the server is a standby; waiting until it accepts writes")
-        if not may_stream:
-            quoted = sql.Identifier(role).as_string(connection)
-            raise Unavailable(
-                f"the role {role} may not stream WAL; run as a superuser: ALTER ROLE {quoted} REPLICATION;"
-            )
-        yield Primary(connection, conninfo, role, database), client
+        yield Primary(connection, conninfo)
 
 
-def _row(connection: pq.abc.PGconn, command: bytes) -> list[bytes]:
-    result = connection.exec_(command)
-    if result.status != pq.ExecStatus.TUPLES_OK or not result.ntuples:
-        raise Unavailable(f"{command.decode()}: {' '.join(connection.get_error_message().split())}")
-    return [result.get_value(0, column) or b"" for column in range(result.nfields)]
-
-
-def _refused(reason: str, role: str, client: str | None) -> str:
-    if "pg_hba.conf" not in reason:
-        return f"the server refuses to stream WAL: {reason}"
-    mask = "128" if client and ":" in client else "32"
-    line = f"host replication {role} {client}/{mask} scram-sha-256" if client else f"local replication {role} peer"
-    return f"the server refuses to stream WAL to {role}; add to its pg_hba.conf, and reload it: {line}"
+def _reason(connection: pq.abc.PGconn) -> str:
+    return " ".join(connection.get_error_message().split())

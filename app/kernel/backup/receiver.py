@@ -47,11 +47,6 @@ class Receiver:
         self._watcher = Thread(target=self._watch, name="wal-receiver", daemon=True)
         self._watcher.start()
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._child.pid
-
     def has_ended(self) -> bool:
         """Return whether it runs no more."""
         return self._child.poll() is not None

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import psycopg
 from loguru import logger
 
 from app.kernel.backup.catalogue import Catalogue
 from app.kernel.backup.primary import Now, Primary, Report
-from app.kernel.backup.timelines import lsn_number
+from app.kernel.backup.timelines import leads_through, lsn_number
 from app.kernel.backup.waiting import Waiting
 from app.kernel.backup.wal import Gap, Reached, WalArchive
 from app.kernel.config.backup import BackupSettings
+from app.kernel.errors import Refusal
 from app.kernel.telemetry.redact import redacted
 from app.kernel.text import storable
 
@@ -55,9 +57,10 @@ class Record:
             self._has_stored, self._check_at = True, 0.0
 
     def miss(self, gap: Gap) -> None:
-        """Note what is missing, until a backup has been taken after it."""
-        logger.error("{}; a new backup is taken", gap)
-        self.gap, self._check_at, self._request_at = gap, 0.0, 0.0
+        """Note what is missing, until a backup has been taken after it. Of several gaps, the last one decides."""
+        if self.gap is None or gap.end > self.gap.end:
+            logger.error("{}; a new backup is taken", gap)
+            self.gap, self._check_at, self._request_at = gap, 0.0, 0.0
 
     def check(self) -> None:
         """Look for gaps since the newest backup, hourly, and request a backup while there is one.
@@ -66,21 +69,27 @@ class Record:
         """
         if time.monotonic() < self._check_at:
             return
-        server = self._server
-        backups = [each for each in self._catalogue.backups() if each.cluster == server.cluster]
-        newest = max(backups, key=lambda each: (each.timeline, lsn_number(each.stop_lsn)), default=None)
-        if newest is not None:
-            stop = lsn_number(newest.stop_lsn)
-            gaps = self._archive.gaps(stop, newest.timeline, stretches=server.stretches)
-            if gaps and self.gap not in gaps:
-                self.miss(gaps[0])
-            elif self.gap is not None and not gaps and stop >= self.gap.end:
+        cluster, stretches = self._server.cluster, self._server.stretches
+        backups = self._catalogue.backups()
+        ends = [Reached(each.timeline, lsn_number(each.stop_lsn)) for each in backups if each.cluster == cluster]
+        if ends:
+            newest = max(ends, key=lambda end: (leads_through(stretches, *end), end))  # not of a branch that was left
+            if gaps := self._archive.gaps(newest.lsn, newest.timeline, stretches=stretches):
+                self.miss(gaps[-1])
+            elif self.gap is not None and newest >= self.gap.until:
                 logger.info("a backup has been taken after the WAL that is missing")
                 self.gap = None
         if self.gap is not None and time.monotonic() >= self._request_at:
-            self._request_backup()
-            self._request_at = time.monotonic() + _CHECK_S
+            self._request()
         self._check_at = time.monotonic() + (_CHECK_S if self.gap is None else self._settings.wal_interval)
+
+    def _request(self) -> None:
+        try:
+            self._request_backup()
+        except (Refusal, psycopg.Error, OSError) as error:  # WAL must go on, and this is tried again
+            logger.warning("a backup could not be requested: {}", str(error) or type(error).__name__)
+        else:
+            self._request_at = time.monotonic() + _CHECK_S
 
     def report(self, now: Now, problem: str = "", *, is_lasting: bool = False) -> None:
         """Record the state: at once when it changes, otherwise as often as WAL is stored.
@@ -92,13 +101,14 @@ class Record:
         is_late = since is not None and now.at - since > timedelta(seconds=self._settings.max_wal_lag)
         if is_late and not problem:
             problem = "WAL waits to be stored"
+            if self._settings.wal == "archive":  # of what a shell cannot start, pg_stat_archiver does not tell
+                problem += ": the log of PostgreSQL says what archive_command does"
         shown = ". ".join(filter(None, [str(self.gap or ""), problem if is_late or is_lasting else ""]))
         shown = storable(redacted(shown))[:_MOST]
         state = (self.reached, shown)
         if state == self._reported and time.monotonic() < self._report_at:
             return
-        waiting_since = since if problem else None
         stored_at = self.waiting.stored_at
-        report = Report(self.reached.timeline or 1, self.reached.lsn, stored_at, waiting_since, shown or None)
+        report = Report(self.reached.timeline or 1, self.reached.lsn, stored_at, since, shown or None)
         self.waiting.own(self._server.report(report, self._runner))
         self._reported, self._report_at = state, time.monotonic() + self._settings.wal_interval

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import psycopg
 from app.kernel.backup import Backup, BackupInvalid
 from app.kernel.backup.engine import Engine, Prepared, Progress, Restore
 from app.kernel.backup.replay import Replayed, Until, replaying
-from app.kernel.backup.scratch import Scratch
+from app.kernel.backup.scratch import Scratch, control
 from app.kernel.backup.staging import staged
 from app.kernel.backup.timelines import history_name
 from app.kernel.db.devserver.child import Account
@@ -70,7 +69,9 @@ def restore(
         alive = progress.step("check", None)
         with replaying(prepared, until, action="promote", users=users, tick=lambda _: alive(0)) as (server, replayed):
             _check(server, prepared.backup)
-        _stopped(prepared)
+        state = control(prepared.folder, prepared.programs).get("Database cluster state")
+        if state != "shut down":
+            raise Unavailable(f"PostgreSQL did not stop cleanly on {prepared.folder}: {state}")
         warning = _store(prepared, replayed)
         for name in _LEFT:
             (prepared.folder / name).unlink(missing_ok=True)
@@ -101,15 +102,6 @@ def _check(server: Scratch, backup: Backup) -> None:
     except psycopg.Error as error:
         message = f"the database {backup.database} of backup {backup.id} cannot be read after it was restored: {error}"
         raise BackupInvalid(message) from error
-
-
-def _stopped(prepared: Prepared) -> None:
-    """Raise Unavailable unless the server has stopped cleanly."""
-    command = [prepared.programs / "pg_controldata", "-D", prepared.folder]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"LC_ALL": "C"}, check=False).stdout  # noqa: S603
-    state = next((line for line in shown.splitlines() if "cluster state" in line), "")
-    if state.partition(":")[2].strip() != "shut down":
-        raise Unavailable(f"PostgreSQL did not stop cleanly on {prepared.folder}: {state}")
 
 
 def _store(prepared: Prepared, replayed: Replayed) -> str:

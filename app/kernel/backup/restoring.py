@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,10 +14,11 @@ from app.kernel.backup import Backup, BackupInvalid, Target
 from app.kernel.backup.catalogue import Catalogue, base_name
 from app.kernel.backup.engine import Prepared, Progress, Restore, Wal
 from app.kernel.backup.fetching import fetching
+from app.kernel.backup.scratch import control
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, Take, TarReader
-from app.kernel.backup.timelines import Stretch, lsn_number, lsn_text, timeline_at
-from app.kernel.backup.wal import Position, StoredWal, WalArchive
+from app.kernel.backup.timelines import Stretch, WalFile, is_on_way, leads_through, lsn_number, lsn_text
+from app.kernel.backup.wal import StoredWal, WalArchive
 from app.kernel.errors import Conflict, Invalid, NotFound, Unavailable
 from app.kernel.product import NAME
 from app.kernel.text import exact
@@ -61,15 +61,14 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
     """
     catalogue = Catalogue(target, keys)
     if restore.backup:
-        named = catalogue.get(restore.backup, restore.cluster)
-        backups = [named]
+        backups = [catalogue.get(restore.backup, restore.cluster)]
     else:
         whole, damaged = catalogue.read()
         if damaged and not whole:
             raise BackupInvalid(damaged[0].problem, hint=_LIST)
         backups = _of_one_cluster(whole, restore.cluster, target.label)
     archive = WalArchive(target, keys, backups[-1].cluster, backups[-1].wal_segment_bytes)
-    files = [wal for wal in archive.files() if wal.file.number is not None]
+    files = archive.segments()
     known = {wal.file.timeline for wal in files} | {backup.timeline for backup in backups}
     timeline = restore.timeline or max(known)  # not one that only has a history: that restore has written nothing
     history = archive.history(timeline)
@@ -77,11 +76,12 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         stored = ", ".join(map(str, sorted(known)))
         raise NotFound(f"timeline {timeline} is not stored on {target.label}; stored are {stored}", hint=_LIST)
     stretches = archive.stretches(timeline)
-    position = cache(archive.position)
+    files = [wal for wal in files if is_on_way(wal.file, stretches, archive.segment_bytes)]
+    end = cache(archive.end)
     plans = [
-        _plan(backup, archive, stretches, timeline, files, restore.to, position)
+        _plan(backup, archive, stretches, timeline, files, restore.to, end)
         for backup in backups
-        if any(s.timeline == backup.timeline and _is_before(backup, s.end) for s in stretches)
+        if leads_through(stretches, backup.timeline, lsn_number(backup.stop_lsn))
     ]
     if not plans:
         ids = ", ".join(f"{backup.id} (timeline {backup.timeline})" for backup in backups[-3:])
@@ -105,10 +105,6 @@ def _of_one_cluster(backups: Sequence[Backup], cluster: str, label: str) -> list
     return found
 
 
-def _is_before(backup: Backup, lsn: int | None) -> bool:
-    return lsn is None or lsn_number(backup.stop_lsn) <= lsn
-
-
 def _plan(
     backup: Backup,
     archive: WalArchive,
@@ -116,23 +112,18 @@ def _plan(
     timeline: int,
     files: Sequence[StoredWal],
     to: datetime | None,
-    position: Callable[[int], Position | None],
+    end: Callable[[WalFile], int],
 ) -> Plan:
     size, stop = backup.wal_segment_bytes, lsn_number(backup.stop_lsn)
     begin = -(-stop // size) * size
-    way = [wal for wal in files if _is_on_way(wal, stretches, size) and wal.file.start(size) + size > stop]
+    way = [wal for wal in files if wal.file.start(size) + size > stop]
     if not way:
         return Plan(backup, archive, stretches, timeline, begin, stop, backup.finished_at, 0)
     last = max(way, key=lambda wal: (wal.file.number or 0, not wal.file.is_partial))
-    reached = position(last.file.timeline)
-    lsn = -(-reached.lsn // 8) * 8 if reached else stop  # records are aligned
-    end = next((s.end for s in stretches if s.timeline == last.file.timeline and s.end is not None), lsn)
+    lsn = -(-end(last.file) // 8) * 8  # records are aligned
+    left = next((s.end for s in stretches if s.timeline == last.file.timeline and s.end is not None), lsn)
     replayed = sum(1 for wal in way if to is None or wal.stored.at <= to) + 1
-    return Plan(backup, archive, stretches, timeline, begin, min(lsn, end), last.stored.at, replayed)
-
-
-def _is_on_way(wal: StoredWal, stretches: Sequence[Stretch], size: int) -> bool:
-    return wal.file.timeline == timeline_at(stretches, wal.file.number or 0, size)
+    return Plan(backup, archive, stretches, timeline, begin, min(lsn, left), last.stored.at, replayed)
 
 
 def _reaches(plan: Plan, restore: Restore) -> bool:
@@ -150,7 +141,7 @@ def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan
     if not gaps:
         return plan
     end, size, backup = gaps[0].begin, plan.archive.segment_bytes, plan.backup
-    before = [wal for wal in files if _is_on_way(wal, plan.stretches, size) and wal.file.start(size) < end]
+    before = [wal for wal in files if wal.file.start(size) < end]
     until = max((wal.stored.at for wal in before), default=backup.finished_at)
     if restore.to is not None and restore.to <= until:
         return plan  # unless what is missing is needed to know
@@ -183,10 +174,19 @@ def prepare(
         for chunk in keys.unpack(name, target.get(name)):
             unpacking.feed(chunk)
             advance(len(chunk))
-    _check(folder, backup, programs)
-    wal = _Wal(plan, folder, progress)
+    if control(folder, programs).get("Database system identifier") != backup.cluster:
+        raise BackupInvalid(f"backup {backup.id} is not one of the cluster {backup.cluster}")
+    if not (folder / "backup_label").exists():
+        raise BackupInvalid(f"backup {backup.id} has no backup_label: it is not whole")
+
+    @contextmanager
+    def wal() -> Generator[str]:
+        advance = progress.step("replay", plan.segments * plan.archive.segment_bytes)
+        with fetching(plan.archive, folder, plan.stretches, plan.begin, advance, end=plan.end) as command:
+            yield command
+
     stored = Wal(plan.timeline, lsn_text(plan.lsn), plan.stored_at) if plan.segments else None
-    return Prepared(backup, folder, programs, wal.open, plan.timeline, stored, plan.archive.put)
+    return Prepared(backup, folder, programs, wal, plan.timeline, stored, plan.archive.put)
 
 
 class _Unpacking:
@@ -230,27 +230,3 @@ class _Unpacking:
         if self._open is not None:
             os.close(self._open)
             self._open = None
-
-
-def _check(folder: Path, backup: Backup, programs: Path) -> None:
-    """Raise BackupInvalid unless the folder is that of the cluster."""
-    command = [programs / "pg_controldata", "-D", folder]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"LC_ALL": "C"}, check=False)  # noqa: S603
-    if ended.returncode != 0 or not any(backup.cluster in line.split() for line in ended.stdout.splitlines()):
-        raise BackupInvalid(f"backup {backup.id} is not one of the cluster {backup.cluster}: {ended.stderr.strip()}")
-    if not (folder / "backup_label").exists():
-        raise BackupInvalid(f"backup {backup.id} has no backup_label: it is not whole")
-
-
-@dataclass(frozen=True, slots=True)
-class _Wal:
-    plan: Plan
-    folder: Path
-    progress: Progress
-
-    @contextmanager
-    def open(self) -> Generator[str]:
-        plan = self.plan
-        advance = self.progress.step("replay", plan.segments * plan.archive.segment_bytes)
-        with fetching(plan.archive, self.folder, plan.stretches, plan.begin, advance, end=plan.end) as command:
-            yield command

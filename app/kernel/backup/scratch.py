@@ -159,7 +159,7 @@ def scratch_server(
             undo.callback(shutil.rmtree, runtime, ignore_errors=True)
             _set_aside(folder, undo)
             server = Scratch(folder, runtime, runtime / "log")
-            _configure(server, account, {**_OPTIONS, **kept_settings(folder, programs), **(options or {})})
+            _configure(server, account, {**_OPTIONS, **_kept_settings(folder, programs), **(options or {})})
             output = os.open(server.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
                 command = [str(programs / "postgres"), "-D", str(folder), "-c", f"config_file={runtime / 'conf'}"]
@@ -174,17 +174,25 @@ def scratch_server(
         raise Unavailable(f"PostgreSQL cannot run on {folder}: {error}") from error
 
 
-def kept_settings(folder: Path, programs: Path) -> dict[str, str]:
-    """Return the settings that a server must have to replay the WAL of the one that was backed up."""
+def control(folder: Path, programs: Path) -> dict[str, str]:
+    """Return what pg_controldata says of a data folder, by name. Raises Unavailable if it is none of its version."""
     command = [str(programs / "pg_controldata"), "-D", str(folder)]
-    ended = subprocess.run(  # noqa: S603
-        command, capture_output=True, text=True, errors="replace", timeout=60, env={"LC_ALL": "C"}, check=False
-    )
-    if ended.returncode != 0:
-        raise Failure(telling(ended.stderr.encode()).removeprefix("pg_controldata: "))
-    found = dict(line.split(":", 1) for line in ended.stdout.splitlines() if ":" in line)
+    try:
+        ended = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, errors="replace", timeout=60, env={"LC_ALL": "C"}, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        reason = telling(error.stderr.encode()).removeprefix("pg_controldata: ")
+        raise Unavailable(f"PostgreSQL cannot run on {folder}: {reason}") from error
+    lines = (line.partition(":") for line in ended.stdout.splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
+def _kept_settings(folder: Path, programs: Path) -> dict[str, str]:
+    """Return the settings that a server must have to replay the WAL of the one that was backed up."""
+    found = control(folder, programs)
     wanted = {option: str(max(least, int(found.get(name, "0")))) for name, (option, least) in _KEPT.items()}
-    return {**wanted, "track_commit_timestamp": found.get("track_commit_timestamp setting", "off").strip()}
+    return {**wanted, "track_commit_timestamp": found.get("track_commit_timestamp setting", "off")}
 
 
 def _place(folder: Path, programs: Path) -> tuple[Account, Path, Path]:

@@ -13,7 +13,7 @@ from app.kernel.backup import TargetUnavailable
 from app.kernel.backup.primary import Now, Primary, Slot
 from app.kernel.backup.receiver import Receiver
 from app.kernel.backup.record import Record
-from app.kernel.backup.timelines import WalFile, lsn_text, segment_name, timeline_at
+from app.kernel.backup.timelines import WalFile, is_on_way, lsn_text, segment_name, timeline_at
 from app.kernel.backup.wal import Gap, WalArchive
 from app.kernel.errors import Conflict
 
@@ -33,10 +33,11 @@ class Patience:
         """Whether to try again."""
         return time.monotonic() >= self._at
 
-    def failed(self) -> None:
-        """Note a failure."""
-        self._at = time.monotonic() + self._wait_s
-        self._wait_s = min(2 * self._wait_s, _LATEST_S)
+    def failed(self) -> float:
+        """Note a failure; return for how long to wait."""
+        wait_s, self._wait_s = self._wait_s, min(2 * self._wait_s, _LATEST_S)
+        self._at = time.monotonic() + wait_s
+        return wait_s
 
     def succeeded(self) -> None:
         """Note a success."""
@@ -60,27 +61,21 @@ class Streaming:
         self._program, self._spool, self._interval_s, self._say = program, spool, interval_s, say
         self._name = f"backup-{uuid.uuid4().hex[:12]}"
         self._receiver: Receiver | None = None
-        self._slot = self._found_slot()
+        self._tick_s = min(1.0, interval_s / 4)
+        self._slot = self._checked_slot()
         self._slot_at = 0.0
         self._begin = self._first()  # the number of the next segment
-        self._histories: set[str] = set()
         self._partial_at = 0.0
         self._target, self._start = Patience(), Patience()
         self._problem = ""
         self._started_at = 0.0
 
-    @property
-    def pid(self) -> int:
-        """The process id of pg_receivewal; 0 while it does not run."""
-        return self._receiver.pid if self._receiver else 0
-
     def run(self, stop: Event) -> None:
         """Store WAL until asked to stop; then store what was received. Raises psycopg.Error, Refusal, OSError."""
-        tick_s = min(1.0, self._interval_s / 4)
         try:
             while not stop.is_set():
                 self._step(is_last=False)
-                stop.wait(tick_s)
+                stop.wait(self._tick_s)
             if self._receiver:
                 self._receiver.end()
             self._step(is_last=True)
@@ -116,24 +111,20 @@ class Streaming:
         files = self._receiver.files()
         newest = max((file.timeline for _, file in files), default=0)
         for path, file in files:
-            if file.number is None:
-                if path.name not in self._histories:
-                    self._archive.put(path)
-                    self._histories.add(path.name)
-            elif not file.is_partial:
-                self._archive.put(path)
-                path.unlink()
+            if file.is_partial and file.timeline == newest:  # else the server has left that timeline
+                if is_last or self._is_due():
+                    self._store_partial(path, file, now)
+                continue
+            self._archive.put(path)
+            path.unlink()
+            if file.number is not None and not file.is_partial:
                 self._begin = file.number + 1
                 self._record.stored(*self._archive.reached)
-            elif file.timeline < newest:  # the server has left that timeline
-                self._archive.put(path)
-                path.unlink()
-            elif is_last or self._is_due():
-                self._store_partial(path, file, now)
 
     def _is_due(self) -> bool:
+        """Return whether something waits that would be stored too late when this is asked next."""
         waits = self._record.waiting.since is not None
-        return waits and time.monotonic() - self._partial_at >= self._interval_s
+        return waits and time.monotonic() - self._partial_at >= self._interval_s - self._tick_s
 
     def _store_partial(self, path: Path, file: WalFile, now: Now) -> None:
         began = time.monotonic()
@@ -172,52 +163,48 @@ class Streaming:
 
     def _skip(self) -> None:
         """Go on where the server still has WAL; what was between is lost for restoring."""
-        self._check_slot()
+        self._slot = self._checked_slot()
         begin = max(self._slot.lsn // self._size, self._begin + 1)
         start = max(self._begin * self._size, self._record.reached.lsn)
-        self._record.miss(Gap(self._timeline_of(self._begin), start, begin * self._size))
+        self._record.miss(Gap(self._timeline_of(begin - 1), start, begin * self._size))
         self._begin = begin
 
     def _advance(self, *, is_last: bool) -> None:
         """Let the server forget what is stored."""
-        lsn, size = self._record.reached.lsn, self._size
+        record, lsn, size = self._record, self._record.reached.lsn, self._size
         if time.monotonic() >= self._slot_at:
-            self._check_slot()
+            self._slot = self._checked_slot()
             self._slot_at = time.monotonic() + _SLOT_S
-        if self._record.gap is not None and lsn < self._record.gap.end:
+        if record.gap is not None and record.reached < record.gap.until:
             return
         if lsn // size > self._slot.lsn // size or (is_last and lsn > self._slot.lsn):
             try:
                 self._server.advance_slot(lsn)
             except (errors.UndefinedObject, errors.ObjectNotInPrerequisiteState, errors.ObjectInUse):
-                self._check_slot()
+                self._slot = self._checked_slot()
             else:
                 self._slot = Slot(False, lsn, False)
 
-    def _check_slot(self) -> None:
-        found = self._server.find_slot()
+    def _checked_slot(self) -> Slot:
+        """Return our slot, made anew if it is lost. Raises Conflict if another program uses it."""
+        server = self._server
+        found = server.find_slot()
         if found is not None and found.is_active:
-            raise Conflict(f"another program streams with the replication slot {self._server.slot}, which is ours")
-        if found is None or found.is_lost:
-            how = "lost its WAL (max_slot_wal_keep_size)" if found else "is gone"
-            logger.warning("the replication slot {} {}; making a new one", self._server.slot, how)
-            found = self._found_slot()
-        self._slot = found
-
-    def _found_slot(self) -> Slot:
-        """Return our slot, made anew if it is lost."""
-        found = self._server.find_slot()
+            raise Conflict(f"another program streams with the replication slot {server.slot}, which is ours")
         if found is not None and found.is_lost:
-            self._server.drop_slot()
+            logger.warning("the replication slot {} has lost WAL (max_slot_wal_keep_size)", server.slot)
+            server.drop_slot()
             found = None
-        return found or self._server.create_slot()
+        if found is None:
+            logger.info("making the replication slot {}", server.slot)
+            found = server.create_slot()
+        return found
 
     def _first(self) -> int:
         """Return the number of the first segment to receive: after what is stored, else where the slot is."""
         size, server = self._size, self._server
-        files = [wal.file for wal in self._archive.files()]
-        on_way = [(f, f.number) for f in files if f.number is not None and f.timeline == self._timeline_of(f.number)]
-        next_ones = [number if file.is_partial else number + 1 for file, number in on_way]
+        files = [wal.file for wal in self._archive.segments() if is_on_way(wal.file, server.stretches, size)]
+        next_ones = [(file.number or 0) + (not file.is_partial) for file in files]
         first = max(next_ones, default=self._slot.lsn // size)
         written = server.now(self._name).written
         if first > -(-written // size):

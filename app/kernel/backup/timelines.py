@@ -117,6 +117,16 @@ def timeline_at(stretches: Sequence[Stretch], segment: int, segment_bytes: int) 
     return next(s.timeline for s in reversed(stretches) if s.begin // segment_bytes <= segment)
 
 
+def leads_through(stretches: Iterable[Stretch], timeline: int, lsn: int) -> bool:
+    """Return whether a way comes through a position of a timeline."""
+    return any(s.timeline == timeline and (s.end is None or lsn <= s.end) for s in stretches)
+
+
+def is_on_way(file: WalFile, stretches: Sequence[Stretch], segment_bytes: int) -> bool:
+    """Return whether recovery on this way reads a segment."""
+    return file.number is not None and file.timeline == timeline_at(stretches, file.number, segment_bytes)
+
+
 class Header(NamedTuple):
     """What the first page of a segment says: its timeline may be an older one than that of the file's name."""
 

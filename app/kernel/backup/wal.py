@@ -19,7 +19,10 @@ from app.kernel.backup.timelines import (
     header_of,
     history_name,
     history_of,
+    is_on_way,
+    leads_through,
     lsn_text,
+    segment_name,
     timeline_at,
     wal_file,
     way,
@@ -38,8 +41,15 @@ class StoredWal(NamedTuple):
     stored: Stored
 
 
+class Reached(NamedTuple):
+    """A position in bytes, on a timeline."""
+
+    timeline: int
+    lsn: int
+
+
 class Gap(NamedTuple):
-    """WAL that is missing between two stored files: positions in bytes, on a timeline."""
+    """WAL that is missing between two stored files: positions in bytes, and the timeline of its end."""
 
     timeline: int
     begin: int
@@ -48,12 +58,10 @@ class Gap(NamedTuple):
     def __str__(self) -> str:
         return f"gap: WAL from {lsn_text(self.begin)} to {lsn_text(self.end)} of timeline {self.timeline} is not stored"
 
-
-class Reached(NamedTuple):
-    """A position in bytes, on a timeline."""
-
-    timeline: int
-    lsn: int
+    @property
+    def until(self) -> Reached:
+        """Its end."""
+        return Reached(self.timeline, self.end)
 
 
 class Position(NamedTuple):
@@ -118,6 +126,10 @@ class WalArchive:
                 found.append(StoredWal(file, stored))
         return found
 
+    def segments(self) -> list[StoredWal]:
+        """Return what is stored, by name, without histories."""
+        return [wal for wal in self.files() if wal.file.number is not None]
+
     def history(self, timeline: int) -> tuple[Fork, ...] | None:
         """Return from which timelines one comes, oldest first; None if its history is not stored."""
         if timeline == 1:
@@ -155,14 +167,13 @@ class WalArchive:
 
         By default, that is the way to the newest timeline. A position that it does not come through is itself a gap.
         """
-        size, found = self.segment_bytes, [wal.file for wal in (self.files() if files is None else files)]
-        segments = [file for file in found if file.number is not None]
-        stretches = stretches or self.stretches(max((file.timeline for file in segments), default=timeline))
-        on_way = [file for file in segments if file.timeline == timeline_at(stretches, file.number or 0, size)]
+        size, found = self.segment_bytes, [wal.file for wal in (self.segments() if files is None else files)]
+        stretches = stretches or self.stretches(max((file.timeline for file in found), default=timeline))
+        on_way = [file for file in found if is_on_way(file, stretches, size)]
         last = max((file.number or 0 for file in on_way), default=-1)
         stored = {file.number for file in on_way if not file.is_partial or file.number == last}
         gaps: list[Gap] = []
-        if not any(s.timeline == timeline and (s.end is None or begin <= s.end) for s in stretches):
+        if not leads_through(stretches, timeline, begin):
             gaps.append(Gap(timeline, begin, begin := max(stretches[-1].begin, begin)))
         for number in range(begin // size, last + 1):
             if number in stored:
@@ -179,7 +190,7 @@ class WalArchive:
 
         Of a partial segment, the position is at most some bytes too low.
         """
-        segments = [wal for wal in self.files() if wal.file.number is not None]
+        segments = self.segments()
         if timeline is None:
             timeline = max((wal.file.timeline for wal in segments), default=None)
         newest = max(
@@ -189,12 +200,20 @@ class WalArchive:
         )
         if newest is None:
             return None
-        file, length = newest.file, self.segment_bytes
+        return Position(newest.file.timeline, self.end(newest.file), newest.stored.at)
+
+    def end(self, file: WalFile) -> int:
+        """Return the position in bytes at which the content of a stored segment ends. Reads a partial one."""
+        length = self.segment_bytes
         if file.is_partial:
-            name = self._object(file.name)
             with suppress(NotFound):  # superseded meanwhile
-                length = sum(map(len, self._keys.unpack(name, self._target.get(name))))
-        return Position(file.timeline, file.start(self.segment_bytes) + length, newest.stored.at)
+                length = self._size(file.name)
+        return file.start(self.segment_bytes) + length
+
+    def check(self, position: Position) -> None:
+        """Read the segment that ends at a position of `position`, which has read it if it is partial."""
+        with suppress(NotFound):
+            self._size(segment_name(position.timeline, position.lsn - 1, self.segment_bytes))
 
     def _known(self, name: str) -> WalFile:
         if file := wal_file(name, self.segment_bytes):
@@ -227,9 +246,8 @@ class WalArchive:
 
     def _put_whole(self, path: Path, length: int) -> bool:
         name = self._object(path.name)
-        packed = self._keys.pack(name, _content(path, length))
         try:
-            self._target.put(name, packed)
+            self._target.put(name, self._keys.pack(name, _content(path, length)))
         except Conflict:
             try:
                 is_same = self._is_stored(name, path)
@@ -250,18 +268,20 @@ class WalArchive:
             full = self._object(path.name.removesuffix(_PARTIAL))
             if any(stored.name == full for stored in self._target.list(full)):
                 return False
-            self._partial = (path.name, self._stored_length(name))
+            try:
+                self._partial = (path.name, self._size(path.name))
+            except (NotFound, AnotherKey):
+                self._partial = (path.name, 0)
         if length <= self._partial[1]:
             return False
         self._target.put(name, self._keys.pack(name, _content(path, length)), replace=True)
         self._partial = (path.name, length)
         return True
 
-    def _stored_length(self, name: str) -> int:
-        try:
-            return sum(map(len, self._keys.unpack(name, self._target.get(name))))
-        except (NotFound, AnotherKey):
-            return 0
+    def _size(self, name: str) -> int:
+        """Return the size of the content of a stored file, which is read. Raises NotFound."""
+        stored = self._object(name)
+        return sum(map(len, self._keys.unpack(stored, self._target.get(stored))))
 
     def _is_stored(self, name: str, path: Path) -> bool:
         with path.open("rb") as opened:

@@ -258,7 +258,7 @@ async def replicas(p: Process, invalidations: Invalidations) -> AsyncGenerator[P
     sizes = {"size": settings.pool_size, "queue": settings.pool_queue}
     limits = min(_WAIT_S, settings.pool_timeout), settings.statement_timeout
     pools = {
-        label: Pool(partial(found.open_replica, label, **timeouts), **sizes, level="DEBUG", name=f"replica {label}")
+        label: Pool(partial(found.open_reading, label, **timeouts), **sizes, level="DEBUG", name=f"replica {label}")
         for label in found.replica_labels
     }
     made = [

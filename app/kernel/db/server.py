@@ -106,9 +106,10 @@ class Server:
         """The replicas."""
         return [_label(host) for host in self._hosts(self.replicas)] if self.replicas else []
 
-    async def open_replica(self, label: str, **settings: str | int) -> Connection:
-        """Open a connection to a replica, which accepts no writes even if it was promoted. Raises Unavailable."""
-        [host] = [host for host in self._hosts(self.replicas) if _label(host) == label]
+    async def open_reading(self, label: str, **settings: str | int) -> Connection:
+        """Open a connection to a replica or a host, which accepts no writes. Raises Unavailable."""
+        hosts = [*(self._hosts(self.replicas) if self.replicas else ()), *self._hosts(self.parameters)]
+        host = next(host for host in hosts if _label(host) == label)
         options = session_options(self.version, {**settings, "default_transaction_read_only": "on"})
         return await Connection.open([make_conninfo("", **host, options=options)], reads=True)
 

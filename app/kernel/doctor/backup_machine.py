@@ -14,7 +14,7 @@ from app.kernel.backup.primary import slot_name
 from app.kernel.backup.watching import look
 from app.kernel.config import BackupSettings, Misconfigured, PostgresSettings
 from app.kernel.db import Row
-from app.kernel.doctor import Check, Finding, NotChecked, fail, in_thread, warn
+from app.kernel.doctor import Check, Finding, NotChecked, fail, in_shell, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import NotFound, Refusal
 from app.kernel.product import NAME
@@ -106,7 +106,11 @@ def _of_target(engine: "Builtin", known: str | None) -> Iterator[Finding]:
 
 async def server(d: Deployment) -> AsyncIterator[Finding]:
     """Report a role and settings of the server with which no backup can be taken, or WAL is lost."""
-    settings = d[BackupSettings]
+    settings, slot = d[BackupSettings], slot_name(d[PostgresSettings].db)
+    found = await d.all(_SLOT, (slot,))
+    if found and (settings.engine, settings.wal) != ("builtin", "stream"):
+        text = f"the replication slot {slot} keeps WAL for nobody: nothing streams it any more (backup.wal)"
+        yield warn(text, in_shell(f"SELECT pg_drop_replication_slot('{slot}')"))
     if settings.engine != "builtin":
         raise NotChecked(f"backup.engine is {settings.engine}")
     if not (await look(d.all)).is_expected(settings):
@@ -119,13 +123,13 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
         yield fail("wal_level is minimal, so no backup can be taken", _restart("wal_level = replica"))
     if not senders:
         yield fail("max_wal_senders is 0, so no backup can be taken", _restart("max_wal_senders = 10"))
-    if settings.wal == "stream":
-        slot = slot_name(d[PostgresSettings].db)
-        for finding in _of_slot(slot, kept, await d.all(_SLOT, (slot,)), is_published=d.is_published):
-            yield finding
-    if settings.wal == "archive":
-        for finding in _of_archiving(*archiving):
-            yield finding
+    of_wal = {
+        "stream": lambda: _of_slot(slot, kept, found, is_published=d.is_published),
+        "archive": lambda: _of_archiving(*archiving),
+        "none": lambda: (),
+    }
+    for finding in of_wal[settings.wal]():
+        yield finding
 
 
 def _of_slot(slot: str, kept: str, found: list[Row], *, is_published: bool) -> Iterator[Finding]:

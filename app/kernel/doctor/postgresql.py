@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import psycopg
+
 from app.kernel.addresses import endpoints
 from app.kernel.backup.primary import slot_name
 from app.kernel.config import PostgresSettings
 from app.kernel.db.libpq import Attempt
-from app.kernel.db.server import pooler, too_old
+from app.kernel.db.server import Server, pooler, too_old
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_shell, in_thread, warn
 from app.kernel.doctor.certificates import expiry
 from app.kernel.doctor.deployment import Deployment
+from app.kernel.errors import Unavailable
 
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 """https://www.postgresql.org/docs/current/protocol-message-formats.html"""
@@ -22,6 +25,12 @@ _ASK_S = 3.0
 _LAG_WARN_S, _LAG_FAIL_S = 60, 600
 _KEPT_FAIL_BYTES = 5_000_000_000
 _QUEUED_WARN, _QUEUED_FAIL = 0.1, 0.5  # of the 8 GB that notifications may take
+_STATEMENT_MS = 2000
+_DROP = "SELECT pg_drop_replication_slot('{}')"
+_KEPT_ON_STANDBY = """
+    SELECT greatest(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn), 1)::bigint FROM pg_replication_slots
+    WHERE slot_name = %s AND NOT active AND pg_is_in_recovery()
+"""
 _EXTRA_CONNECTIONS = 3
 """Of one process beyond its pool: the listener, the renewer of leases, and one for the probes of a full pool."""
 
@@ -126,7 +135,34 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
             yield fail(f"none of {server.label} is a primary that answers, so no changes are taken", promote)
         else:
             yield fail("the server is a standby, which takes no changes", "export POSTGRES_HOST=NAME_OF_THE_PRIMARY")
-        return
+    else:
+        async for finding in _of_primary(d):
+            yield finding
+    standbys = [label for label, ended in attempts.items() if ended.server_version and ended.is_read_only]
+    slot = slot_name(d[PostgresSettings].db)
+    for label in dict.fromkeys([*standbys, *server.replica_labels]):
+        with suppress(Unavailable, psycopg.Error):  # the checks postgresql and replicas report it
+            if kept_bytes := await _kept_on_standby(server, label, slot):
+                host, _, port = label.rpartition(":")
+                drop = f"psql -h {shlex.quote(host)} -p {port} -U postgres -c {shlex.quote(_DROP.format(slot))}"
+                yield warn(
+                    f"the standby {label}, a former primary, keeps {kept_bytes / 1e6:.0f} MB of WAL for backups, which"
+                    f" come from the primary: the replication slot {slot} fills its disk",
+                    drop,
+                )
+
+
+async def _kept_on_standby(server: Server, label: str, slot: str) -> int:
+    """Return how much WAL a standby keeps for a slot, in bytes; 0 if it is no standby, or has no such slot."""
+    connection = await server.open_reading(label, statement_timeout=_STATEMENT_MS)
+    try:
+        row = await (await connection.execute(_KEPT_ON_STANDBY, (slot,))).fetchone()
+    finally:
+        connection.drop()
+    return row[0] if row else 0
+
+
+async def _of_primary(d: Deployment) -> AsyncIterator[Finding]:
     lags = "SELECT application_name, extract(epoch FROM replay_lag)::float8 FROM pg_stat_replication"
     for name, lag_s in await d.all(lags):
         if lag_s is not None and lag_s > _LAG_WARN_S:
@@ -142,7 +178,7 @@ async def replication(d: Deployment) -> AsyncIterator[Finding]:
         if name.startswith(slot_name("")) and not is_full:
             continue  # the agent of backups advances it without streaming with it
         problem = f"nobody reads the replication slot {name}, which keeps {kept_bytes / 1e6:.0f} MB of WAL on the disk"
-        drop = in_shell(f"SELECT pg_drop_replication_slot('{name}')") + "  # unless its reader returns soon"
+        drop = in_shell(_DROP.format(name)) + "  # unless its reader returns soon"
         yield (fail if is_full else warn)(problem, drop)
 
 

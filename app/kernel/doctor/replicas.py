@@ -48,7 +48,7 @@ async def replicas(d: Deployment) -> AsyncIterator[Finding]:
 
 async def _measured(server: Server, label: str) -> tuple[int | None, int, float]:
     """Return what a replica has replayed, of which system, and the age of the last transaction that it replayed."""
-    connection = await server.open_replica(label, statement_timeout=_STATEMENT_MS)
+    connection = await server.open_reading(label, statement_timeout=_STATEMENT_MS)
     try:
         replayed = await (await connection.execute(REPLAYED)).fetchone()
         lag = await (await connection.execute(_LAG)).fetchone()

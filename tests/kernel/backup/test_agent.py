@@ -17,9 +17,7 @@ import pytest
 from app.kernel.backup import Backup
 from app.kernel.backup.catalogue import Catalogue
 from app.kernel.backup.sealed import Keys
-from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import lsn_text, wal_file
-from app.kernel.backup.wal import WalArchive
 from tests.conftest import required
 from tests.support.debian import UNPRIVILEGED, DebianServer, installed, no_server
 from tests.support.project import ROOT, eventually
@@ -211,44 +209,62 @@ def test_a_role_that_may_not_stream_is_told_the_two_lines_that_allow_it(tmp_path
         assert found.said("WAL is not stored now") == 2
 
 
-def test_archive_command_stores_each_segment_once_and_the_server_tries_again() -> None:
+def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_without_streaming(tmp_path: Path) -> None:
     """The server calls the command, as its own account."""
-    binaries = installed(15)
-    assert binaries is not None
-    with no_server(binaries, fsync="off", archive_mode="on") as server:
-        server.segment_mb, server.reads_all = 1, True
+    with wal_server(reads_all=True, archive_mode="on") as server:
+        server.run("ALTER ROLE app NOREPLICATION")
         target = server.folder / "target"
         target.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(target, UNPRIVILEGED, UNPRIVILEGED)
-        given = {"APP_ENV": "test", "BACKUP_KEY": KEY, "BACKUP_TARGET": str(target), "PYTHONPATH": str(ROOT)}
-        words = ["env", *(f"{name}={value}" for name, value in given.items()), "PYTHONDONTWRITEBYTECODE=1"]
-        command = [*words, sys.executable, "-m", "app", "backup", "archive-wal"]
-        server.options["archive_command"] = f"{shlex.join(command)} %p"
-        server.create()
-        fill(server, 2)
-        archived = "SELECT archived_count, failed_count FROM pg_stat_archiver"
-        eventually(lambda: server.all(archived)[0][0] >= 2, 30)
-        away = target.rename(target.with_name("away"))
-        fill(server, 1)
-        eventually(lambda: server.all(archived)[0][1] >= 1, 30)
-        away.rename(target)
-        fill(server, 1)  # which wakes the archiver, if it has given up for a minute
-        eventually(lambda: server.all(archived)[0][0] >= 4, 30)
 
-        [(cluster,)] = server.all("SELECT system_identifier::text FROM pg_control_system()")
-        archive = WalArchive(Folder(target), Keys(KEY), cluster, MIB)
-        stored = {wal.file.name: wal.stored for wal in archive.files()}
-        assert len(stored) >= 4
-        first = min(stored)
-        assert archive.gaps(wal_file(first, MIB).start(MIB), 1) == []
-        segment = server.data / "pg_wal" / first
-        assert archive.get(first, server.folder / "fetched")
-        assert (server.folder / "fetched").read_bytes() == segment.read_bytes()
-        assert subprocess.run([*command, str(segment)], check=False).returncode == 0
-        assert {wal.file.name: wal.stored for wal in archive.files()}[first] == stored[first]
-        other = server.folder / first
-        other.write_bytes(segment.read_bytes()[:-1] + b"x")
-        refused = subprocess.run([*command, str(other)], check=False, capture_output=True, text=True)
-        assert (refused.returncode, refused.stderr.count("\n")) == (73, 1)
-        assert "stored already with other content" in refused.stderr
+        def archive_with(key: str) -> list[str]:
+            given = {"APP_ENV": "test", "BACKUP_KEY": key, "BACKUP_TARGET": str(target), "PYTHONPATH": str(ROOT)}
+            words = ["env", *(f"{name}={value}" for name, value in given.items()), "PYTHONDONTWRITEBYTECODE=1"]
+            command = [*words, sys.executable, "-m", "app", "backup", "archive-wal"]
+            server.run(f"ALTER SYSTEM SET archive_command = $${shlex.join(command)} %p$$", "postgres")
+            server.run("SELECT pg_reload_conf()", "postgres")
+            return command
+
+        def stops(count: int) -> bool:
+            return server.all("SELECT failed_count FROM pg_stat_archiver")[0][0] >= count
+
+        command = archive_with(KEY)
+        with agents(server, tmp_path, wal="archive", target=str(target)) as found:
+            found.start()
+            first = fill(server, 1)
+            found.has(first)
+            away = target.rename(target.with_name("away"))
+            fill(server, 1)
+            eventually(lambda: stops(1), 30)
+            away.rename(target)
+            found.has(fill(server, 1))  # which wakes the archiver, if it has given up for a minute
+            found.catch_up()
+            assert found.row()[4] is None
+            catalogue = Catalogue(found.target(), Keys(KEY))
+            catalogue.add(backup_at(found, wal_file(first, MIB).start(MIB)))
+            assert found.archive().gaps(wal_file(first, MIB).start(MIB), 1) == []
+
+            archive_with("another key, that of nobody, but long enough")
+            missing = fill(server, 1)
+            eventually(lambda: "is sealed with the key" in (found.row()[4] or ""), 30)
+            archive_with(KEY)
+            found.has(fill(server, 1))
+            eventually(lambda: found.row()[4] is None, 30)
+            found.end()
+            found.target().delete([f"wal/{found.archive().cluster}/{missing}.zst.sealed"])
+            found.start()
+            eventually(lambda: found.said(REQUESTED) == 1, 30)
+            assert found.row()[4].startswith("gap: WAL from 0/")
+
+            stored, archive = found.objects(), found.archive()
+            segment = server.data / "pg_wal" / first
+            assert archive.get(first, server.folder / "fetched")
+            assert (server.folder / "fetched").read_bytes() == segment.read_bytes()
+            assert subprocess.run([*command, str(segment)], check=False).returncode == 0
+            assert found.objects()[first] == stored[first]
+            other = server.folder / first
+            other.write_bytes(segment.read_bytes()[:-1] + b"x")
+            refused = subprocess.run([*command, str(other)], check=False, capture_output=True, text=True)
+            assert (refused.returncode, refused.stderr.count("\n")) == (73, 1)
+            assert "stored already with other content" in refused.stderr

@@ -233,6 +233,10 @@ async def test_a_server_without_what_backups_need_is_found_and_the_remedy_gives_
     planted.apply(as_admin(server, planted.findings[0].fix))
     eventually(lambda: server.all("SHOW max_slot_wal_keep_size", "postgres") == [("20GB",)])
     planted.env["BACKUP_WAL"] = "archive"
+    server.run("SELECT pg_create_physical_replication_slot('app_backup_app', true)")
+    found = await planted.examine("backup-server")
+    assert found["backup-server"][1].startswith("the replication slot app_backup_app keeps WAL for nobody")
+    planted.apply(planted.findings[0].fix)
     found = await planted.examine("backup-server")
     assert found == {"backup-server": ("fail", "archive_mode is off, so no WAL is stored (backup.wal: archive)")}
     planted.apply(as_admin(server, planted.findings[0].fix))
@@ -248,13 +252,21 @@ async def test_a_server_without_what_backups_need_is_found_and_the_remedy_gives_
     del planted.env["BACKUP_WAL"]
 
 
-async def test_a_standby_is_found(planted: Planted, server: DebianServer) -> None:
+async def test_a_standby_is_found_and_the_slot_that_it_kept_as_a_primary(
+    planted: Planted, server: DebianServer
+) -> None:
+    server.run("SELECT pg_create_physical_replication_slot('app_backup_app', true)")
     server.stop()
     (server.data / "standby.signal").touch()
     server.start()
     found = await planted.examine()
     assert found.keys() == {"replication"}
     assert found["replication"] == ("fail", "the server is a standby, which takes no changes")
+    _, kept = planted.findings
+    assert "keeps 0 MB of WAL for backups, which come from the primary: the replication slot" in kept.problem
+    planted.apply(as_admin(server, kept.fix))
+    await planted.examine()
+    assert len(planted.findings) == 1
     server.stop()
     (server.data / "standby.signal").unlink()
     server.start()
