@@ -1,7 +1,5 @@
 """`app backup drill`."""
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from app.kernel.backup.drill import Drill
     from app.kernel.backup.engine import Progress
     from app.kernel.backup.managed import Address
-    from app.kernel.backup.runs import Outcome
     from app.kernel.config import PostgresSettings
     from app.kernel.process import Process
 
@@ -82,11 +79,12 @@ def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *
     from app.kernel.backup.drill.place import scratch_folder
     from app.kernel.backup.drill.run import Course, begun
     from app.kernel.backup.engine import engine_of
+    from app.kernel.backup.runs import recorded_if_possible
     from app.kernel.config import BackupSettings, PostgresSettings
 
     engine, user = engine_of(p), p.settings[PostgresSettings].user
     parent = Path(p.settings[BackupSettings].scratch or tempfile.gettempdir()).expanduser()
-    with _recorded(where, engine.name) as outcome:
+    with recorded_if_possible(where, "drill", engine.name) as outcome:
         backup = engine.get(wanted)
         result = begun(engine, backup)
         outcome.backup_id, outcome.size_bytes, outcome.stored_bytes = backup.id, backup.size_bytes, backup.stored_bytes
@@ -114,26 +112,6 @@ def scratch_conninfo(settings: "PostgresSettings", address: "Address") -> str:
 
     there = replace(settings, host=address.host, port=address.port, direct_host="", replica_hosts="")
     return make_conninfo("", **configured_server(there, f"{NAME}-drill").in_order())
-
-
-@contextmanager
-def _recorded(where: str | None, engine: str) -> "Generator[Outcome]":
-    """Record the drill in the database, if there is one with the tables for it."""
-    import psycopg
-    from loguru import logger
-
-    from app.kernel.backup.runs import Outcome, recorded
-
-    with ExitStack() as stack:
-        outcome, reason = Outcome(), "there is no database"
-        if where is not None:
-            try:
-                outcome, reason = stack.enter_context(recorded(where, "drill", engine)), ""
-            except psycopg.Error as error:
-                reason = " ".join(str(error).split())
-        if reason:
-            logger.warning("the result of this drill is not recorded: {}", reason)
-        yield outcome
 
 
 def _print(result: "Drill") -> None:

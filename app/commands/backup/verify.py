@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands.backup.listing import Id
-from app.commands.backup.running import with_engine
+from app.commands.backup.running import engine_for, with_engine, with_process
 from app.kernel.cli import Json, print_json
 from app.kernel.text import size_text
 
@@ -21,10 +21,12 @@ def add(app: typer.Typer) -> None:
 
 def verify(
     backup: Id = "",
-    every: Annotated[bool, typer.Option("--all", help="Verify all backups.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Verify all backups, and record the result.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a backup and its WAL up to the newest, and check everything. Changes nothing. Needs no database.
+    """Read a backup and its WAL up to the newest, and check everything. Changes nothing on the target.
+
+    It needs no database: without one, only the record of --all is missing. Exit status: 0, or 1 if one is damaged.
 
     \b
     Examples:
@@ -33,8 +35,10 @@ def verify(
     """
     if bool(backup) == every:
         raise typer.BadParameter("give a backup, or --all", param_hint="BACKUP")
-    found = with_engine("verify", lambda engine, progress: _verify(engine, progress, backup))
-    has_problems = any(one["problems"] for one in found)
+    if every:
+        found = with_process("verify", lambda p, progress, where: _verify_all(engine_for(p), progress, where))
+    else:
+        found = [with_engine("verify", lambda engine, progress: _result(engine.verify(engine.get(backup), progress)))]
     if as_json:
         print_json({"items": found})
     for one in [] if as_json else found:
@@ -43,14 +47,25 @@ def verify(
         typer.echo(f"{one['id']}: {'damaged' if problems else 'whole'}; {read}")
         for problem in problems:
             typer.echo(f"  {problem}")
-    if has_problems:
+    if any(one["problems"] for one in found):
         sys.stdout.flush()
         raise typer.Exit(1)
 
 
-def _verify(engine: "Engine", progress: "Progress", backup: str) -> list[dict[str, Any]]:
-    if backup:
-        return [_result(engine.verify(engine.get(backup), progress))]
+def _verify_all(engine: "Engine", progress: "Progress", where: str | None) -> list[dict[str, Any]]:
+    from app.kernel.backup.runs import recorded_if_possible
+
+    if engine.name == "managed":  # it refuses, which says nothing of backups
+        return _verified(engine, progress)
+    with recorded_if_possible(where, "verify", engine.name) as outcome:
+        found = _verified(engine, progress)
+        outcome.details = {"backups": found}
+        if damaged := [one for one in found if one["problems"]]:
+            outcome.problem = f"{len(damaged)} of {len(found)} backups are damaged: {damaged[0]['problems'][0]}"
+    return found
+
+
+def _verified(engine: "Engine", progress: "Progress") -> list[dict[str, Any]]:
     whole = {each.id: each for each in engine.list()}
     records = [one for one in engine.damaged() if one.backup not in whole]
     return [

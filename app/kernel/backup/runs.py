@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
@@ -74,6 +74,21 @@ def recorded(conninfo: str, kind: Kind, engine: str) -> Generator[Outcome]:
                 _end(connection, run, outcome)
             if connection.broken:
                 _end_elsewhere(conninfo, run, outcome)
+
+
+@contextmanager
+def recorded_if_possible(conninfo: str | None, kind: Kind, engine: str) -> Generator[Outcome]:
+    """Run the body, and record its outcome if there is a database with the table for it. Raises as `recorded` does."""
+    with ExitStack() as stack:
+        outcome, reason = Outcome(), "there is no database"
+        if conninfo is not None:
+            try:
+                outcome, reason = stack.enter_context(recorded(conninfo, kind, engine)), ""
+            except psycopg.Error as error:
+                reason = " ".join(str(error).split())
+        if reason:
+            logger.warning("the outcome of this {} is not recorded: {}", kind, reason)
+        yield outcome
 
 
 def _one(connection: psycopg.Connection[Any], statement: LiteralString, *parameters: object) -> Any:

@@ -28,7 +28,7 @@ COLUMNS: LiteralString = """
 """
 _LATEST: LiteralString = (
     COLUMNS.replace("SELECT", "SELECT DISTINCT ON (kind, state)", 1)
-    + "WHERE kind IN ('backup', 'drill') ORDER BY kind, state, started_at DESC"
+    + "WHERE kind <> 'prune' ORDER BY kind, state, started_at DESC"
 )
 _NOW: LiteralString = """
     SELECT now(), (SELECT min(at) FROM kernel.rollouts),
@@ -135,6 +135,10 @@ class BackupState:
         ended = [run for state in ("succeeded", "failed") if (run := self.runs.get((kind, state)))]
         return max(ended, key=lambda run: run.started_at, default=None)
 
+    def failed(self, kind: Kind) -> BackupRun | None:
+        """Return the newest run that ended, if it failed."""
+        return last if (last := self.last(kind)) is not None and last.state == "failed" else None
+
     def running(self) -> list[BackupRun]:
         """Return what runs, or whose process ended without a word."""
         found = [self.runs.get((kind, "running")) for kind in ("backup", "drill")]
@@ -180,11 +184,12 @@ def problems(state: BackupState, settings: BackupSettings, *, is_published: bool
 
 
 def _of_backups(state: BackupState, settings: BackupSettings, *, is_published: bool) -> Iterator[Problem]:
-    good, last = state.good("backup"), state.last("backup")
-    create = f"{NAME} backup create"
-    if last is not None and last.state == "failed":
-        text = f"the backup of {exact(last.started_at)} failed: {last.problem}"
-        yield Problem("BackupFailed", "warn", text, create)
+    good, create = state.good("backup"), f"{NAME} backup create"
+    if (run := state.failed("backup")) is not None:
+        yield Problem("BackupFailed", "warn", f"the backup of {exact(run.started_at)} failed: {run.problem}", create)
+    if (run := state.failed("verify")) is not None:
+        text = f"the verification of {exact(run.started_at)} failed: {run.problem}"
+        yield Problem("BackupFailed", "fail", text, f"{NAME} backup verify --all")
     if good is None:
         is_due = state.is_long(state.since, settings.max_age)
         if is_due or not is_published:
@@ -215,10 +220,9 @@ def _of_wal(state: BackupState, settings: BackupSettings) -> Iterator[Problem]:
 
 
 def _of_drills(state: BackupState) -> Iterator[Problem]:
-    good, last, backup = state.good("drill"), state.last("drill"), state.good("backup")
-    drill = f"{NAME} backup drill"
-    if last is not None and last.state == "failed":
-        yield Problem("DrillFailed", "fail", f"the drill of {exact(last.started_at)} failed: {last.problem}", drill)
+    good, backup, drill = state.good("drill"), state.good("backup"), f"{NAME} backup drill"
+    if (run := state.failed("drill")) is not None:
+        yield Problem("DrillFailed", "fail", f"the drill of {exact(run.started_at)} failed: {run.problem}", drill)
     elif good is not None and state.is_long(good.finished_at, DRILL_MAX_AGE_S):
         age = lasting(state.age_s(good))
         yield Problem("DrillStale", "warn", f"no backup was restored for {age}: drills should run every week", drill)
