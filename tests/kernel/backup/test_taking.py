@@ -10,7 +10,7 @@ import pytest
 
 from app.kernel.product import NAME
 from tests.commands.outcome import refused
-from tests.conftest import TestDatabase
+from tests.conftest import TestDatabase, required
 from tests.support.debian import Authority, DebianServer, debian_server, installed
 from tests.support.project import Project, eventually
 
@@ -85,7 +85,8 @@ def debian(cli: Project, tmp_path: Path) -> Iterator[tuple[Project, DebianServer
     """The project on Debian's server, as an operator finds it: over TCP, with a password, without rights."""
     binaries = installed(15)
     if binaries is None:
-        pytest.skip("PostgreSQL 15 of Debian is not installed")
+        required("PostgreSQL 15")
+    assert binaries is not None
     (tmp_path / "target").mkdir()
     with debian_server(binaries, fsync="off", wal_level="replica", max_wal_senders="2") as server:
         cli.env |= server.env | {"BACKUP_TARGET": str(tmp_path / "target")}
