@@ -1,6 +1,6 @@
 """`app backup list` and `show`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -110,17 +110,13 @@ def listed(engine: "Engine") -> "Sequence[Listed]":
 def listing_of(backup: "Backup", now: datetime, problem: str = "") -> Listed:
     """Return a backup as it is listed."""
     same: dict[str, Any] = {
-        name: getattr(backup, name)
-        for name in (
-            "id", "cluster", "engine", "database", "started_at", "finished_at", "size_bytes", "stored_bytes",
-            "app_version", "schema", "timeline", "start_lsn", "stop_lsn", "key_id",
-        )
-    }  # fmt: skip
-    return Listed(
-        **same,
-        state="damaged" if problem else "whole",
-        problem=problem,
-        age_s=max(0, int((now - backup.finished_at).total_seconds())),
-        ratio=round(backup.size_bytes / backup.stored_bytes, 1) if backup.stored_bytes else None,
-        server_version=f"{backup.server_version // 10_000}.{backup.server_version % 10_000}",
-    )
+        each.name: getattr(backup, each.name) for each in fields(Listed) if hasattr(backup, each.name)
+    }
+    other: dict[str, Any] = {
+        "state": "damaged" if problem else "whole",
+        "problem": problem,
+        "age_s": max(0, int((now - backup.finished_at).total_seconds())),
+        "ratio": round(backup.size_bytes / backup.stored_bytes, 1) if backup.stored_bytes else None,
+        "server_version": f"{backup.server_version // 10_000}.{backup.server_version % 10_000}",
+    }
+    return Listed(**(same | other))

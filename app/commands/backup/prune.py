@@ -37,7 +37,7 @@ def prune(
         doomed = with_engine("prune", lambda engine, _: engine.prune(is_dry=True))
         if dry_run or not (doomed.backups or doomed.wal_segments or doomed.freed_bytes):
             return _say(doomed, as_json=as_json, is_dry=dry_run)
-        confirm(f"This deletes {_what(doomed)}. Delete them?")
+        confirm(f"This deletes {_what(doomed)}. Continue?")
     return _say(with_server("prune", _prune), as_json=as_json, is_dry=False)
 
 
@@ -63,9 +63,8 @@ def _say(pruned: "Pruned", *, as_json: bool, is_dry: bool) -> None:
     for name in pruned.backups:
         typer.echo(name)
     done = "would be deleted" if is_dry else "deleted"
-    typer.echo(f"{_what(pruned)} {done}; {len(pruned.kept)} backups are kept")
+    typer.echo(f"{_what(pruned)} {done}; kept: {len(pruned.kept)}")
 
 
 def _what(pruned: "Pruned") -> str:
-    size = size_text(pruned.freed_bytes)
-    return f"{len(pruned.backups)} backups and {pruned.wal_segments} segments of WAL, {size}"
+    return f"backups: {len(pruned.backups)}, WAL segments: {pruned.wal_segments}, {size_text(pruned.freed_bytes)}"

@@ -145,20 +145,14 @@ def _shown(stopping: threading.Event) -> "Generator[Progress]":
     if not can_show_progress():
         yield Progress(lambda _, __: checked(lambda _: None))
         return
+    from rich import progress as shown
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import (
-        Progress as Bar,
-    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        shown.TextColumn("{task.description}"), shown.BarColumn(), shown.DownloadColumn(),
+        shown.TransferSpeedColumn(), shown.TimeRemainingColumn(),
+    )  # fmt: skip
+    with shown.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
 
         def begin(what: str, total: int | None) -> "Advance":
             task = bar.add_task(what, total=total)

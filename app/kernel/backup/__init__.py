@@ -1,7 +1,7 @@
 """Backups: what is recorded of each, and where it is stored. The engines that take and restore them stand beside it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -75,7 +75,7 @@ class Target(Protocol):
         ...
 
     def get(self, name: str) -> Iterator[bytes]:
-        """Yield the content in chunks. Raises NotFound."""
+        """Yield the content in chunks. Raises NotFound, BackupInvalid for what has the name and is no object."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
@@ -145,5 +145,5 @@ class Backup:
     """Names the key that seals it, without telling it."""
     parts: tuple[Part, ...] = ()
     counts: Counts | None = None
-    depends_on: tuple[str, ...] = field(default=())
+    depends_on: tuple[str, ...] = ()
     """Ids of backups that it cannot be restored without; those are kept as long as it is."""

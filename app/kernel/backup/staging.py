@@ -66,16 +66,16 @@ def staged(place: Path, *, replaces: bool, account: Account | None = None) -> Ge
 def running_on(folder: Path) -> int | None:
     """Return the process id of the server that runs on a data folder, or None."""
     try:
-        pid = int((folder / "postmaster.pid").read_text().split("\n")[0])
+        pid = abs(int((folder / "postmaster.pid").read_text().split("\n")[0]))  # negative: a single-user server
+    except (OSError, ValueError):
+        return None
+    try:
         os.kill(pid, 0)
-    except (OSError, ValueError) as error:
-        return (
-            int((folder / "postmaster.pid").read_text().split("\n")[0]) if isinstance(error, PermissionError) else None
-        )
-    if LINUX:
-        with suppress(OSError):  # the process of another user; it is taken for a server
-            return pid if Path(f"/proc/{pid}/cwd").samefile(folder) else None
-    return pid
+        return pid if not LINUX or Path(f"/proc/{pid}/cwd").samefile(folder) else None
+    except PermissionError:  # the process of another user, which is taken for a server
+        return pid
+    except OSError:
+        return None
 
 
 def _refuse(place: Path, *, replaces: bool) -> None:

@@ -192,17 +192,8 @@ def _command(
     known |= {"host": info.host, "port": info.port}
     if info.hostaddr:
         known["hostaddr"] = info.hostaddr
-    command = [
-        str(programs / "pg_basebackup"),
-        "-d",
-        make_conninfo("", **known),
-        "--no-password",
-        "-D",
-        "-",
-        "-F",
-        "tar",
-    ]
-    command += ["-X", "fetch", "-c", "fast", "-l", f"{NAME} {id_}", f"--manifest-checksums={CHECKSUMS}"]
+    command = [str(programs / "pg_basebackup"), "--no-password", "-d", make_conninfo("", **known), "-D", "-"]
+    command += ["-F", "tar", "-X", "fetch", "-c", "fast", "-l", f"{NAME} {id_}", f"--manifest-checksums={CHECKSUMS}"]
     if 0 < settings.max_rate < _LARGEST_RATE:
         command.append(f"--max-rate={max(settings.max_rate, _LEAST_RATE) // 1024}")
     return command
