@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.kernel.backup import Backup, Target
-from app.kernel.backup.catalogue import BACKUPS, Catalogue
+from app.kernel.backup.catalogue import BACKUPS, WAL, Catalogue
 from app.kernel.backup.engine import Damaged, Prepared, Progress, Pruned, Restore, Verified, Wal
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.timelines import lsn_text
@@ -60,14 +60,12 @@ class Builtin:
         return damaged
 
     def used_bytes(self) -> int | None:
-        return sum(stored.size_bytes for stored in self.target.list())
+        return sum(stored.size_bytes for prefix in (BACKUPS, WAL) for stored in self.target.list(prefix))
 
     def wal(self, cluster: str) -> Wal | None:
-        archive = WalArchive(self.target, self.keys, cluster)
-        position = archive.position()
-        if position is None:
-            return None
-        return Wal(position.timeline, lsn_text(position.lsn), position.stored_at)
+        sizes = [backup.wal_segment_bytes for backup in self.list() if backup.cluster == cluster]
+        position = WalArchive(self.target, self.keys, cluster, *sizes[-1:]).position()
+        return position and Wal(position.timeline, lsn_text(position.lsn), position.stored_at)
 
     def verify(self, backup: Backup, progress: Progress) -> Verified:
         from app.kernel.backup.pruning import needing_wal
@@ -75,9 +73,9 @@ class Builtin:
         from app.kernel.backup.verifying import Verification
 
         if self._verification is None:
-            self._verification = Verification(self.target, self.keys)
-        with_wal = needing_wal(self.catalogue, Policy.of(self.settings), backup.cluster)
-        return self._verification.verify(backup, progress, has_wal=backup in with_wal)
+            needing = partial(needing_wal, self.catalogue, Policy.of(self.settings))
+            self._verification = Verification(self.target, self.keys, needing)
+        return self._verification.verify(backup, progress)
 
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
         from app.kernel.backup.programs import programs_for

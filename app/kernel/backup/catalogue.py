@@ -14,6 +14,8 @@ from app.kernel.backup.sealed import Keys
 from app.kernel.errors import NotFound
 
 BACKUPS: Final = "backups/"
+WAL: Final = "wal/"
+WAL_SUFFIX: Final = ".zst.sealed"
 _RECORD: Final = "backup.json"
 _RECORD_BYTES: Final = 4 * 1024 * 1024
 _AT_ONCE: Final = 8
@@ -37,12 +39,17 @@ def record_name(cluster: str, backup: str) -> str:
 
 def wal_prefix(cluster: str) -> str:
     """Return what the names of all WAL of a cluster begin with."""
-    return f"wal/{cluster}/"
+    return f"{WAL}{cluster}/"
 
 
-def wal_name(cluster: str, file: str) -> str:
-    """Return the name of a WAL segment, a partial one (`SEGMENT.partial`) or a history file (`0000000N.history`)."""
-    return f"{wal_prefix(cluster)}{file}.zst.sealed"
+def wal_names(keys: Keys, cluster: str, file: str) -> tuple[str, ...]:
+    """Return the names of a WAL segment, a partial one (`SEGMENT.partial`) or a history file (`0000000N.history`).
+
+    The first is that of the key; the second, if there is one, that of the former key. They are marked, because names
+    alone tell how far WAL is stored: what others have put there does not count.
+    """
+    name = f"{wal_prefix(cluster)}{file}"
+    return tuple(f"{name}.{mark}{WAL_SUFFIX}" for mark in keys.marks(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class Catalogue:
 
     def read(self) -> tuple[list[Backup], list[Damaged]]:
         """Return the whole backups, oldest first, and the records that are damaged or signed with an unknown key."""
-        names = [stored.name for stored in self.target.list(BACKUPS) if _is_record(stored.name)]
+        names = [stored.name for stored in self.target.list(BACKUPS) if is_record(stored.name)]
         with ThreadPoolExecutor(_AT_ONCE, "catalogue") as pool:
             found = list(pool.map(self._try, names))
         whole = [one for one in found if isinstance(one, Backup)]
@@ -91,12 +98,14 @@ class Catalogue:
             return self._encode(replace(backup, counts=None))
         return text
 
-    def _try(self, name: str) -> Backup | Damaged:
+    def _try(self, name: str) -> Backup | Damaged | None:
         try:
             return self._record(name)
-        except (BackupInvalid, NotFound) as error:
+        except BackupInvalid as error:
             _, cluster, backup, _ = name.split("/")
             return Damaged(cluster, backup, str(error))
+        except NotFound:  # pruned meanwhile
+            return None
 
     def _record(self, name: str) -> Backup:
         text = bytearray()
@@ -116,7 +125,8 @@ class Catalogue:
         return backup
 
 
-def _is_record(name: str) -> bool:
+def is_record(name: str) -> bool:
+    """Return whether an object of this name can be the record of a backup."""
     return name.count("/") == 3 and name.endswith(f"/{_RECORD}")
 
 

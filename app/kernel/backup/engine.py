@@ -175,17 +175,15 @@ def named(
         if not whole:
             raise NotFound(f"there is no backup on {label}", hint=f"{NAME} backup create")
         return whole[-1]
-    fits: Sequence[Backup | Damaged] = [
-        *(backup for backup in whole if id and backup.id.startswith(id)),
-        *(one for one in damaged if id and one.backup.startswith(id) and cluster in ("", one.cluster)),
-    ]
-    exact = [one for one in fits if (one.id if isinstance(one, Backup) else one.backup) == id]
+    fits = [backup for backup in whole if id and backup.id.startswith(id)]
+    exact = [backup for backup in fits if backup.id == id]
     match exact or fits:
-        case [Backup() as backup]:
+        case [backup]:
             return backup
-        case [Damaged(problem=problem)]:
-            raise BackupInvalid(problem)
         case []:
+            for one in damaged:
+                if id and one.backup.startswith(id) and cluster in ("", one.cluster):
+                    raise BackupInvalid(one.problem)
             raise NotFound(f"there is no backup {id!r} on {label}", hint=_LIST)
         case several:
             raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)

@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from loguru import logger
 
 from app.kernel.backup import Backup, BackupInvalid, Stored, Target
-from app.kernel.backup.catalogue import BACKUPS, Catalogue, backup_prefix, record_name
+from app.kernel.backup.catalogue import BACKUPS, Catalogue, is_record, record_name
 from app.kernel.backup.engine import Damaged, Pruned
 from app.kernel.backup.retention import Line, Policy, Retained, retained, trusted_now
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.wal import StoredWal, WalArchive
+from app.kernel.text import exact
 
 _ABANDONED = timedelta(days=1)
 """What is not whole after this time is left of a process that ended."""
@@ -31,7 +32,8 @@ class Doomed:
 def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: datetime | None = None) -> Pruned:
     """Delete what the policy does not keep; with `is_dry` only say what. Safe to repeat, and to do twice at once.
 
-    Nothing is deleted of a cluster with a record or a history of timelines that cannot be read: it may need anything.
+    A backup whose record cannot be read is kept, and so is the WAL since the window began. Nothing is deleted of a
+    cluster with a history of timelines that cannot be read: it may need anything.
     """
     now = now or datetime.now(UTC)
     catalogue = Catalogue(target, keys)
@@ -41,7 +43,6 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
         _doomed(target, keys, policy, cluster, backups, damaged, objects, now)
         for cluster in sorted({backup.cluster for backup in backups})
     ]
-    sizes = {stored.name: stored.size_bytes for stored in objects}
     for one in doomed if not is_dry else ():
         for backup in one.backups:
             logger.info("deletes the backup {} of the cluster {}", backup.id, backup.cluster)
@@ -53,12 +54,12 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
         for cluster in {backup.cluster for backup in backups}:
             with suppress(BackupInvalid):  # reported above
                 WalArchive(target, keys, cluster).seal_anew()
-    gone = [name for one in doomed for backup in one.backups for name in sizes if _is_of(name, backup)]
+    gone = {_folder(record_name(backup.cluster, backup.id)) for one in doomed for backup in one.backups}
     return Pruned(
         backups=tuple(backup.id for one in doomed for backup in one.backups),
         kept=tuple(backup.id for one in doomed for backup in one.kept),
         wal_segments=sum(len(one.wal) for one in doomed),
-        freed_bytes=sum(sizes[name] for name in gone)
+        freed_bytes=sum(stored.size_bytes for stored in objects if _folder(stored.name) in gone)
         + sum(stored.size_bytes for one in doomed for stored in one.remains)
         + sum(wal.stored.size_bytes for one in doomed for wal in one.wal),
     )
@@ -91,8 +92,7 @@ def _doomed(
 ) -> Doomed:
     backups = tuple(backup for backup in all_backups if backup.cluster == cluster)
     end = trusted_now(all_backups, now)
-    unreadable = [one.problem for one in damaged if one.cluster == cluster]
-    remains = _remains(cluster, backups, damaged, objects, now)
+    remains = _remains(cluster, backups, objects, now)
     if end is None:
         return Doomed(kept=backups, remains=remains)
     archive = WalArchive(target, keys, cluster, backups[-1].wal_segment_bytes)
@@ -100,18 +100,20 @@ def _doomed(
     try:
         lines = _lines(archive, files, backups)
     except BackupInvalid as error:
-        unreadable.append(str(error))
-        lines = {}
-    if unreadable:
-        logger.warning("nothing of the cluster {} is pruned: {}", cluster, unreadable[0])
+        logger.warning("nothing of the cluster {} is pruned: {}", cluster, error)
         return Doomed(kept=backups)
     kept = retained(backups, lines, policy, end)
+    wal = _not_needed(files, kept, archive.segment_bytes)
+    if unreadable := [one.problem for one in damaged if one.cluster == cluster]:
+        begin = end - policy.keep - _ABANDONED
+        wal = tuple(one for one in wal if one.stored.at < begin)
+        logger.warning("of the cluster {}, all WAL since {} is kept: {}", cluster, exact(begin), unreadable[0])
     ids = {backup.id for backup in (*kept.window, *kept.longer)}
     return Doomed(
         backups=tuple(backup for backup in backups if backup.id not in ids),
         kept=tuple(backup for backup in backups if backup.id in ids),
         remains=remains,
-        wal=_not_needed(files, kept, archive.segment_bytes),
+        wal=wal,
     )
 
 
@@ -143,13 +145,10 @@ def _lines(archive: WalArchive, files: Sequence[StoredWal], backups: Sequence[Ba
     return lines
 
 
-def _remains(
-    cluster: str, backups: Sequence[Backup], damaged: Sequence[Damaged], objects: Sequence[Stored], now: datetime
-) -> tuple[Stored, ...]:
+def _remains(cluster: str, backups: Sequence[Backup], objects: Sequence[Stored], now: datetime) -> tuple[Stored, ...]:
     """Return the objects of backups that never became whole: a later one did, which ran alone, a day after them."""
-    listed = {backup_prefix(cluster, backup.id) for backup in backups}
-    listed |= {backup_prefix(cluster, one.backup) for one in damaged if one.cluster == cluster}
     names = {record_name(cluster, backup.id) for backup in backups}
+    listed = {_folder(name) for name in (*names, *(stored.name for stored in objects)) if is_record(name)}
     newest = max((stored.at for stored in objects if stored.name in names), default=None)
     if newest is None:
         return ()
@@ -157,11 +156,9 @@ def _remains(
     return tuple(
         stored
         for stored in objects
-        if stored.name.startswith(f"{BACKUPS}{cluster}/")
-        and f"{stored.name.rpartition('/')[0]}/" not in listed
-        and stored.at < before
+        if stored.name.startswith(f"{BACKUPS}{cluster}/") and _folder(stored.name) not in listed and stored.at < before
     )
 
 
-def _is_of(name: str, backup: Backup) -> bool:
-    return name.startswith(backup_prefix(backup.cluster, backup.id))
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]

@@ -28,7 +28,7 @@ from app.kernel.machine import cores
 CHUNK_BYTES: Final = 1024 * 1024
 """What one chunk holds; only the last may hold less."""
 _MAGIC: Final = b"sealed\x00\x01"
-_ID_BYTES, _SALT_BYTES, _TAG_BYTES = 8, 32, 16
+_ID_BYTES, _SALT_BYTES, _TAG_BYTES, _MARK_BYTES = 8, 32, 16, 8
 HEADER_BYTES: Final = len(_MAGIC) + _ID_BYTES + _SALT_BYTES
 _LEVEL: Final = 1
 _AHEAD: Final = 8  # chunks between two threads
@@ -43,6 +43,7 @@ class Keys:
 
     def __init__(self, key: str, *former: str) -> None:
         self._secrets = {_key_id(text): text.encode() for text in reversed((key, *former))}
+        self._markers = tuple(_derived(secret, b"", b"name") for secret in reversed(self._secrets.values()))
         self.id = _key_id(key)
 
     @classmethod
@@ -68,9 +69,9 @@ class Keys:
         """
         return _ahead(_decompressed(name, self._opened(name, chunks)))
 
-    def is_sealed_anew(self, header: bytes) -> bool:
-        """Return whether an object that begins so is sealed with the key, not with the former one."""
-        return header.startswith(_MAGIC + bytes.fromhex(self.id))
+    def marks(self, name: str) -> tuple[str, ...]:
+        """Return what only those who have a key can add to a name: 16 digits by the key, then by the former one."""
+        return tuple(hmac.digest(key, name.encode(), "sha256")[:_MARK_BYTES].hex() for key in self._markers)
 
     def sign(self, content: bytes) -> str:
         """Return a signature (HMAC-SHA256) that only who has the key can make."""

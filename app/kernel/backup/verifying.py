@@ -3,7 +3,8 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
 from typing import Any, Final
 
 from app.kernel.backup import Backup, BackupInvalid, Part, Target
@@ -23,14 +24,17 @@ _CHECKSUM_LINE: Final = b'"Manifest-Checksum"'
 
 
 class Verification:
-    """Verifies backups of a target. WAL that several of them need is read once."""
+    """Verifies backups of a target. WAL that several of them need is read once.
 
-    def __init__(self, target: Target, keys: Keys) -> None:
-        self._target, self._keys = target, keys
+    `needing` returns the backups of a cluster whose WAL is kept; without it, that of all is.
+    """
+
+    def __init__(self, target: Target, keys: Keys, needing: Callable[[str], Collection[Backup]] | None = None) -> None:
+        self._target, self._keys, self._needing = target, keys, needing and cache(needing)
         self._read: dict[str, str] = {}
         """The problems of WAL that was read, by the name of its object."""
 
-    def verify(self, backup: Backup, progress: Progress, *, has_wal: bool = True) -> Verified:
+    def verify(self, backup: Backup, progress: Progress) -> Verified:
         """Read everything that the backup needs, also its WAL up to the newest, unless the retention keeps it without.
 
         Raises TargetUnavailable, Stopped.
@@ -39,6 +43,7 @@ class Verification:
         problems: list[str] = []
         for part in backup.parts:
             problems += self._part(part, backup, advance)
+        has_wal = self._needing is None or backup in self._needing(backup.cluster)
         size, segments, found = self._wal(backup, progress) if has_wal else (0, 0, [])
         problems += found
         if len(problems) > _MOST_PROBLEMS:

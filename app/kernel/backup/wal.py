@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from app.kernel.backup import AnotherKey, BackupInvalid, Stored, Target
-from app.kernel.backup.catalogue import wal_name, wal_prefix
+from app.kernel.backup import BackupInvalid, Stored, Target
+from app.kernel.backup.catalogue import WAL_SUFFIX, wal_names, wal_prefix
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.timelines import (
     HEADER_BYTES,
@@ -30,7 +30,7 @@ from app.kernel.backup.timelines import (
 from app.kernel.errors import Conflict, NotFound
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-_PARTIAL, _SUFFIX = ".partial", ".zst.sealed"
+_PARTIAL = ".partial"
 _CHUNK_BYTES, _PAGE_BYTES = 1024 * 1024, 8192
 
 
@@ -88,9 +88,8 @@ class WalArchive:
     def put(self, path: Path) -> bool:
         """Store a segment, a partial segment or a history durably; return whether it was not stored before.
 
-        A partial segment replaces a shorter one only; a full one supersedes it. The same content again changes nothing.
-        A partial segment or a history that is sealed with an unknown key is replaced: the server has it, and without
-        it nothing later could be restored.
+        A partial segment replaces a shorter one only; a full one supersedes it. The same content again changes nothing,
+        and what is stored damaged is replaced.
         Raises Conflict if other content is stored by this name, BackupInvalid if the file is not what its name says.
         """
         file = self._known(path.name)
@@ -99,7 +98,7 @@ class WalArchive:
         length = self._length(path, file)
         if not file.is_partial:
             is_new = self._put_whole(path, length)
-            self._target.delete([self._object(path.name + _PARTIAL)])
+            self._target.delete(self._names(path.name + _PARTIAL))
         else:
             is_new = self._put_partial(path, length)
         self.reached = Reached(file.timeline, file.start(self.segment_bytes) + length)
@@ -121,8 +120,8 @@ class WalArchive:
         prefix = wal_prefix(self.cluster)
         found: list[StoredWal] = []
         for stored in self._target.list(prefix):
-            name = stored.name.removeprefix(prefix).removesuffix(_SUFFIX)
-            if stored.name.endswith(_SUFFIX) and (file := wal_file(name, self.segment_bytes)):
+            name, _, _ = stored.name.removeprefix(prefix).removesuffix(WAL_SUFFIX).rpartition(".")
+            if (file := wal_file(name, self.segment_bytes)) and stored.name in self._names(name):
                 found.append(StoredWal(file, stored))
         return found
 
@@ -134,9 +133,8 @@ class WalArchive:
         """Return from which timelines one comes, oldest first; None if its history is not stored."""
         if timeline == 1:
             return ()
-        name = self._object(history_name(timeline))
         try:
-            content = b"".join(self._keys.unpack(name, self._target.get(name)))
+            content = b"".join(self._content(history_name(timeline)))
         except NotFound:
             return None
         return history_of(content.decode(errors="replace"))
@@ -144,12 +142,11 @@ class WalArchive:
     def seal_anew(self) -> None:
         """Seal with the key the histories that the former one sealed: they are kept for longer than any key."""
         for wal in self.files():
-            if wal.file.number is None:
-                name = wal.stored.name
-                sealed = b"".join(self._target.get(name))
-                if not self._keys.is_sealed_anew(sealed):
-                    content = b"".join(self._keys.unpack(name, [sealed]))
-                    self._target.put(name, self._keys.pack(name, [content]), replace=True)
+            name, former = self._names(wal.file.name)[0], wal.stored.name
+            if wal.file.number is None and name != former:
+                content = b"".join(self._keys.unpack(former, self._target.get(former)))
+                self._target.put(name, self._keys.pack(name, [content]), replace=True)
+                self._target.delete([former])
 
     def stretches(self, timeline: int) -> tuple[Stretch, ...]:
         """Return the way to a timeline; without its history, it is that timeline alone."""
@@ -220,8 +217,23 @@ class WalArchive:
             return file
         raise BackupInvalid(f"{name} is not the name of a file of WAL")
 
-    def _object(self, name: str) -> str:
-        return wal_name(self.cluster, name)
+    def _names(self, name: str) -> tuple[str, ...]:
+        return wal_names(self._keys, self.cluster, name)
+
+    def _content(self, name: str) -> Iterator[bytes]:
+        """Yield the content of a stored file. Raises NotFound."""
+        for stored in self._names(name):
+            chunks = self._keys.unpack(stored, self._target.get(stored))
+            with suppress(NotFound):
+                first = next(chunks, b"")
+                break
+        else:
+            raise NotFound(f"{name} is not stored in {self._target.label}")
+        yield first
+        yield from chunks
+
+    def _is_listed(self, names: Iterable[str]) -> bool:
+        return any(stored.name == name for name in names for stored in self._target.list(name))
 
     def _length(self, path: Path, file: WalFile) -> int:
         """Return the length of the content of a segment, after checking that it is what its name says."""
@@ -245,57 +257,51 @@ class WalArchive:
         return _used(path, min(size, self.segment_bytes))
 
     def _put_whole(self, path: Path, length: int) -> bool:
-        name = self._object(path.name)
+        name, *former = self._names(path.name)
         try:
-            self._target.put(name, self._keys.pack(name, _content(path, length)))
-        except Conflict:
-            try:
-                is_same = self._is_stored(name, path)
-            except AnotherKey:
-                if self._known(path.name).number is not None:
-                    raise
-                self._target.put(name, self._keys.pack(name, _content(path, length)), replace=True)
-                return True
-            if not is_same:
-                message = f"{path.name} is stored already with other content: another server of this cluster wrote it"
-                raise Conflict(message) from None
-            return False
-        return True
+            if not self._is_listed(former):
+                with suppress(Conflict):
+                    self._target.put(name, self._keys.pack(name, _chunks(path, length)))
+                    return True
+            is_same = self._is_stored(path)
+        except BackupInvalid:
+            self._target.put(name, self._keys.pack(name, _chunks(path, length)), replace=True)
+            return True
+        if not is_same:
+            raise Conflict(f"{path.name} is stored already with other content: another server of this cluster wrote it")
+        return False
 
     def _put_partial(self, path: Path, length: int) -> bool:
-        name = self._object(path.name)
         if self._partial[0] != path.name:
-            full = self._object(path.name.removesuffix(_PARTIAL))
-            if any(stored.name == full for stored in self._target.list(full)):
+            if self._is_listed(self._names(path.name.removesuffix(_PARTIAL))):
                 return False
             try:
                 self._partial = (path.name, self._size(path.name))
-            except (NotFound, AnotherKey):
+            except (NotFound, BackupInvalid):
                 self._partial = (path.name, 0)
         if length <= self._partial[1]:
             return False
-        self._target.put(name, self._keys.pack(name, _content(path, length)), replace=True)
+        name = self._names(path.name)[0]
+        self._target.put(name, self._keys.pack(name, _chunks(path, length)), replace=True)
         self._partial = (path.name, length)
         return True
 
     def _size(self, name: str) -> int:
         """Return the size of the content of a stored file, which is read. Raises NotFound."""
-        stored = self._object(name)
-        return sum(map(len, self._keys.unpack(stored, self._target.get(stored))))
+        return sum(map(len, self._content(name)))
 
-    def _is_stored(self, name: str, path: Path) -> bool:
+    def _is_stored(self, path: Path) -> bool:
         with path.open("rb") as opened:
-            for chunk in self._keys.unpack(name, self._target.get(name)):
+            for chunk in self._content(path.name):
                 if opened.read(len(chunk)) != chunk:
                     return False
             return not opened.read(1)
 
     def _fetch(self, name: str, into: Path, size_bytes: int) -> bool:
-        stored = self._object(name)
         handle, temporary = tempfile.mkstemp(dir=into.parent, prefix=f".{into.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                for chunk in self._keys.unpack(stored, self._target.get(stored)):
+                for chunk in self._content(name):
                     file.write(chunk)
                 if size_bytes:
                     file.truncate(size_bytes)
@@ -307,7 +313,7 @@ class WalArchive:
         return True
 
 
-def _content(path: Path, length: int) -> Iterator[bytes]:
+def _chunks(path: Path, length: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         while length > 0 and (chunk := file.read(min(length, _CHUNK_BYTES))):
             length -= len(chunk)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from app.kernel.backup import Backup, Target
-from app.kernel.backup.catalogue import Catalogue, base_name, record_name, wal_name
+from app.kernel.backup.catalogue import Catalogue, base_name, record_name, wal_names
 from app.kernel.backup.pruning import needing_wal, prune
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.targets.folder import Folder
-from app.kernel.backup.timelines import history_name, segment_name
+from app.kernel.backup.timelines import Fork, history_name, segment_name
+from app.kernel.backup.wal import WalArchive
 from tests.kernel.backup.test_retention import SEGMENT, backup
 
 KEYS = Keys("k" * 32)
@@ -41,6 +42,10 @@ class Mortal(Folder):
                 raise Killed
             self.lives -= 1
             super().delete([name])
+
+
+def wal_name(cluster: str, file: str, keys: Keys = KEYS) -> str:
+    return wal_names(keys, cluster, file)[0]
 
 
 def filled(target: Target, days: int = 12, cluster: str = "7", size: int = 1) -> list[Backup]:
@@ -149,23 +154,38 @@ def test_every_cluster_keeps_its_newest_and_other_clusters_lose_nothing_for_it(f
     assert wal_name("3", segment_name(1, 4 * SEGMENT, SEGMENT)) not in snapshot(folder)
 
 
-@pytest.mark.parametrize("damage", ["half", "another key", "history"])
-def test_nothing_goes_of_a_cluster_that_cannot_be_understood(folder: Folder, damage: str) -> None:
-    backups, others = filled(folder, 12), filled(folder, 12, cluster="8")
-    if damage == "history":  # timeline 2, of which nobody can tell where it left timeline 1
-        folder.put(wal_name("7", segment_name(2, 9 * SEGMENT, SEGMENT)), [b"x"])
-    else:
-        key = Keys("o" * 32) if damage == "another key" else KEYS
-        folder.delete([record_name("7", backups[6].id)])
-        Catalogue(folder, key).add(backups[6])
-    if damage == "half":
-        whole = b"".join(folder.get(record_name("7", backups[6].id)))
-        folder.put(record_name("7", backups[6].id), [whole[:-9]], replace=True)
+def test_nothing_goes_of_a_cluster_whose_timelines_cannot_be_understood(folder: Folder) -> None:
+    filled(folder, 12)
+    others = filled(folder, 12, cluster="8")
+    # timeline 2, of which nobody can tell where it left timeline 1
+    folder.put(wal_name("7", segment_name(2, 9 * SEGMENT, SEGMENT)), [b"x"])
     before = {name for name in snapshot(folder) if "/7/" in name}
     pruned = run(folder)
     assert {name for name in snapshot(folder) if "/7/" in name} == before
-    assert set(pruned.backups) <= {one.id for one in others}
-    assert pruned.backups
+    assert pruned.backups == tuple(one.id for one in others[:4])
+
+
+@pytest.mark.parametrize("damage", ["half", "another key"])
+def test_a_record_that_cannot_be_read_keeps_its_backup_and_the_wal_of_the_window(
+    folder: Folder, tmp_path: Path, damage: str
+) -> None:
+    backups = filled(folder, 12)
+    for one in (backups[1], backups[6]):
+        whole = b"".join(folder.get(record_name("7", one.id)))
+        folder.delete([record_name("7", one.id)])
+        if damage == "half":
+            folder.put(record_name("7", one.id), [whole[:-9]])
+        else:
+            Catalogue(folder, Keys("o" * 32)).add(one)
+    for number in (1, 3):  # the others were stored now
+        old = (NOW - (10 - number) * DAY).timestamp()  # the window began 7 days ago
+        os.utime(tmp_path / wal_name("7", segment_name(1, number * SEGMENT, SEGMENT)), (old, old))
+    before = snapshot(folder)
+    assert run(folder).backups == (backups[0].id, backups[2].id)
+    gone = {wal_name("7", segment_name(1, SEGMENT, SEGMENT))}
+    for one in (backups[0], backups[2]):
+        gone |= {base_name("7", one.id), record_name("7", one.id)}
+    assert before - snapshot(folder) == gone
 
 
 def test_the_history_of_a_timeline_is_kept_and_shows_what_it_comes_from(folder: Folder) -> None:
@@ -182,12 +202,14 @@ def test_the_history_of_a_timeline_is_kept_and_shows_what_it_comes_from(folder: 
 
 def test_pruning_seals_histories_anew_so_that_the_former_key_can_go(folder: Folder) -> None:
     filled(folder, 3)
-    name, text = wal_name("7", history_name(2)), b"1\t0/2800000\tbefore a mistake\n"
+    name, text, new = wal_name("7", history_name(2)), b"1\t0/2800000\tbefore a mistake\n", Keys("n" * 32)
     folder.put(name, KEYS.pack(name, [text]))
     run(folder, is_dry=True, keys=Keys("n" * 32, "k" * 32))
-    assert b"".join(KEYS.unpack(name, folder.get(name))) == text
-    run(folder, keys=Keys("n" * 32, "k" * 32))
-    assert b"".join(Keys("n" * 32).unpack(name, folder.get(name))) == text
+    assert WalArchive(folder, KEYS, "7").history(2) == (Fork(1, 0x2800000),)
+    for _ in range(2):
+        run(folder, keys=Keys("n" * 32, "k" * 32))
+        assert WalArchive(folder, new, "7").history(2) == (Fork(1, 0x2800000),)
+        assert name not in snapshot(folder)
 
 
 def test_a_clock_a_year_ahead_prunes_no_more_than_the_right_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
 from app.kernel.backup.builtin import Builtin
-from app.kernel.backup.catalogue import Catalogue, base_name, wal_name
+from app.kernel.backup.catalogue import Catalogue, base_name, wal_names
 from app.kernel.backup.engine import Progress, Restore
 from app.kernel.backup.recovery import Restored, restore
 from app.kernel.backup.restoring import planned
@@ -28,6 +28,10 @@ from tests.support.debian import installed, no_server
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 PROGRESS = Progress(lambda _name, _size: lambda _done: None)
 KEYS = Keys("a key of forty characters that nobody uses")
+
+
+def wal_name(cluster: str, file: str) -> str:
+    return wal_names(KEYS, cluster, file)[0]
 
 
 def programs() -> Path:
@@ -277,7 +281,7 @@ def remove(target: Failing, stored: Stored, number: int = 2) -> None:
     ("spoil", "kind", "says"),
     [
         (fail, TargetUnavailable, "503 Slow Down"),
-        (flip, BackupInvalid, "{segment}.zst.sealed is damaged"),
+        (flip, BackupInvalid, r"{segment}\.\w+\.zst\.sealed is damaged"),
         (flip_base, BackupInvalid, "base.tar.zst.sealed is damaged"),
         (remove, BackupInvalid, "is not stored"),
     ],
@@ -334,6 +338,8 @@ def test_a_server_of_debian_with_small_segments_and_an_unknown_superuser_is_rest
                 row = connection.execute("SELECT pg_walfile_name(pg_switch_wal() - 1)").fetchone()
                 assert row is not None
                 archive.put(server.data / "pg_wal" / row[0])
+                assert (known := engine.wal(taken.cluster)) is not None
+                assert lsn_number(known.lsn) == archive.reached.lsn  # whatever the size of segments
                 if n == 3:
                     position = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
     assert position is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel.backup import Target, TargetUnavailable
+from app.kernel.backup import BackupInvalid, Target, TargetUnavailable
 from app.kernel.backup.targets import s3, target_of
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.targets.s3 import S3
@@ -211,7 +211,7 @@ def test_files_of_a_folder_are_private_and_no_links_are_followed(tmp_path: Path)
     assert names(target) == ["a/b/c"]
     with pytest.raises(TargetUnavailable, match="symbolic link"):
         target.put("folder/new", [b"x"])
-    with pytest.raises(TargetUnavailable):
+    with pytest.raises(BackupInvalid, match=r"a/link in .* cannot be read"):
         content_of(target, "a/link")
     with pytest.raises(TargetUnavailable, match="symbolic link"):
         content_of(target, "folder/secret")

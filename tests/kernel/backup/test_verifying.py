@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.kernel.backup import Backup, BackupInvalid, Part
-from app.kernel.backup.catalogue import base_name, wal_name
+from app.kernel.backup.catalogue import base_name, wal_names
 from app.kernel.backup.checksums import checksum_of
 from app.kernel.backup.engine import Progress
 from app.kernel.backup.sealed import Keys
@@ -145,7 +145,7 @@ def test_any_flipped_bit_of_what_is_stored_is_found(tmp_path: Path) -> None:
 def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tmp_path: Path) -> None:
     target, backup = stored(tmp_path / "target", archive(whole()))
     for number in (2, 3, 5):
-        name = wal_name("7", f"{1:08X}{0:08X}{number:08X}")
+        [name] = wal_names(KEYS, "7", f"{1:08X}{0:08X}{number:08X}")
         header = bytearray(SEGMENT)
         header[2] = 2
         header[4] = 1
@@ -157,7 +157,7 @@ def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tm
     found = verification.verify(backup, QUIET)
     assert found.wal_segments == 3
     assert found.problems == ("gap: WAL from 0/400000 to 0/500000 of timeline 1 is not stored",)
-    segment = tmp_path / "target" / wal_name("7", f"{1:08X}{0:08X}{3:08X}")
+    segment = tmp_path / "target" / wal_names(KEYS, "7", f"{1:08X}{0:08X}{3:08X}")[0]
     segment.write_bytes(segment.read_bytes()[:-1])
     assert verification.verify(backup, QUIET).problems == found.problems, "it was read before"
     assert len(Verification(target, KEYS).verify(backup, QUIET).problems) == 2

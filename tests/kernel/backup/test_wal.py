@@ -118,19 +118,41 @@ def test_a_part_replaces_a_shorter_one_only_also_after_a_restart(archive: WalArc
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_lost_key_sealed_does_not_keep_later_wal_from_being_stored(archive: WalArchive, tmp_path: Path) -> None:
+@pytest.mark.parametrize("former", [(), ("k" * 40,)], ids=["lost", "known"])
+def test_what_another_key_sealed_does_not_keep_wal_from_being_stored(
+    archive: WalArchive, tmp_path: Path, former: tuple[str, ...]
+) -> None:
     part, history = segment(tmp_path, f"{segment_name(2, 0, MIB)}.partial", b"a" * 9000), tmp_path / "00000002.history"
     history.write_text("1\t0/100\tbefore\n")
     full = segment(tmp_path, segment_name(2, 9 * MIB, MIB), b"a")
-    for path in (part, history, full):
+    paths = [part, history, full]
+    for path in paths:
         assert archive.put(path)
-    later = WalArchive(archive._target, Keys("l" * 40), CLUSTER, MIB)
-    for path in (part, history):
-        assert later.put(path)
+    later = WalArchive(archive._target, Keys("l" * 40, *former), CLUSTER, MIB)
+    for path in paths:
+        assert later.put(path) is not bool(former), "the same content is stored once"
         assert later.get(path.name, tmp_path / "into")
     assert later.history(2) == ((1, 0x100),)
-    with pytest.raises(BackupInvalid, match="sealed with the key"):
-        later.put(full)
+    assert sorted(stored(later)) == sorted(path.name for path in paths)
+    whole = segment(tmp_path, segment_name(2, 0, MIB), b"a" * 9000)
+    assert later.put(whole)
+    assert part.name not in stored(later)
+    if former:
+        with pytest.raises(Conflict, match="other content"):
+            later.put(segment(tmp_path, full.name, b"b"))
+
+
+def test_a_stored_segment_that_is_damaged_is_replaced_by_what_the_server_has(
+    archive: WalArchive, tmp_path: Path
+) -> None:
+    path = segment(tmp_path, segment_name(1, 5 * MIB, MIB), b"a" * 5000)
+    archive.put(path)
+    [(_, object_)] = archive.files()
+    damaged = tmp_path / "target" / object_.name
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert archive.put(path)
+    assert archive.get(path.name, tmp_path / "into")
+    assert (tmp_path / "into").read_bytes() == path.read_bytes()
 
 
 def test_what_is_not_the_wal_that_its_name_says_is_refused(archive: WalArchive, tmp_path: Path) -> None:

@@ -7,19 +7,21 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from app.kernel.backup import Stored, TargetUnavailable
+from app.kernel.backup import BackupInvalid, Stored, TargetUnavailable
 from app.kernel.backup.targets import checked, is_name
 from app.kernel.errors import Conflict, NotFound
 
 _UPLOAD: Final = ".upload-"
 _CHUNK_BYTES: Final = 1024 * 1024
 _ATTEMPTS: Final = 5
+_FOREIGN: Final = (errno.EACCES, errno.ELOOP, errno.ENXIO, errno.EISDIR)
+"""A file that cannot be read although the target can: it is not ours, or a link, a socket, a FIFO, or a folder."""
 _WITHOUT_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -36,7 +38,7 @@ class Folder:
     def put(self, name: str, content: Iterable[bytes], *, replace: bool = False) -> int:
         place, size = self._place(name), 0
         with self._told():
-            if not replace and place.exists():
+            if not replace and os.path.lexists(place):
                 raise _exists(name)
             upload, file = self._upload(place.parent)
         try:
@@ -60,11 +62,15 @@ class Folder:
         with self._told():
             self._check_inside(place.parent)
             try:
-                descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                file = _opened(place)
             except (FileNotFoundError, NotADirectoryError) as error:
                 self._available()
                 raise NotFound(f"{name} is not stored in {self.label}") from error
-            with os.fdopen(descriptor, "rb", buffering=0) as file:
+            except OSError as error:
+                if error.errno not in _FOREIGN:
+                    raise
+                raise BackupInvalid(f"{name} in {self.label} cannot be read: {error.strerror}") from error
+            with file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
@@ -90,7 +96,7 @@ class Folder:
         count = 0
         with self._told():
             self._available()
-            for folder, _, files in os.walk(self._root):
+            for folder, files in _walked(self._root):
                 for file in files:
                     if file.startswith(_UPLOAD):
                         count += _drop_abandoned(Path(folder, file), older_than_s)
@@ -129,7 +135,7 @@ class Folder:
 
     def _stored(self, prefix: str) -> Iterator[Stored]:
         begin = self._root / prefix.rpartition("/")[0]
-        for folder, _, files in os.walk(begin, onerror=_raise_unless_missing):
+        for folder, files in _walked(begin, _raise_unless_missing):
             inside = os.path.relpath(folder, self._root)
             for file in files:
                 name = file if inside == "." else f"{inside}/{file}"
@@ -184,7 +190,7 @@ def _publish(upload: Path, place: Path, name: str, *, replace: bool) -> None:
     except OSError as error:
         if error.errno not in _WITHOUT_LINKS:
             raise
-        if place.exists():
+        if os.path.lexists(place):
             raise _exists(name) from error
         upload.rename(place)
 
@@ -210,14 +216,32 @@ def _lock(descriptor: int) -> None:
 
 def _drop_abandoned(upload: Path, older_than_s: float) -> bool:
     try:
-        with upload.open("rb") as file:
+        with _opened(upload) as file:
             if time.time() - os.fstat(file.fileno()).st_mtime < older_than_s:
                 return False
             _lock(file.fileno())
             upload.unlink()
             return True
-    except (BlockingIOError, FileNotFoundError):
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.ENOENT, *_FOREIGN):
+            raise
         return False
+
+
+def _opened(path: Path) -> io.FileIO:
+    """Open a regular file. Raises OSError, for a FIFO, which would never be read to its end, or a folder, as well."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return io.FileIO(descriptor)
+    os.close(descriptor)
+    raise OSError(errno.ENXIO, "it is no regular file", str(path))
+
+
+def _walked(begin: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yield the folders below one that can have objects, each with the names of its files."""
+    for folder, folders, files in os.walk(begin, onerror=onerror):
+        folders[:] = filter(is_name, folders)
+        yield folder, files
 
 
 def _raise_unless_missing(error: OSError) -> None:
