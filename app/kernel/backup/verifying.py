@@ -13,7 +13,7 @@ from app.kernel.backup.engine import Advance, Progress, Verified
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.taking import CHECKSUMS, MANIFEST
 from app.kernel.backup.tar import Entry, Take, TarReader
-from app.kernel.backup.timelines import HEADER_BYTES, header_of, lsn_number, segment_name, timeline_at
+from app.kernel.backup.timelines import HEADER_BYTES, header_of, is_on_way, lsn_number, segment_name
 from app.kernel.backup.wal import StoredWal, WalArchive
 from app.kernel.errors import NotFound
 
@@ -66,21 +66,16 @@ class Verification:
     def _wal(self, backup: Backup, progress: Progress) -> tuple[int, int, list[str]]:
         """Return the bytes that were read, the number of segments, and problems."""
         archive = WalArchive(self._target, self._keys, backup.cluster, backup.wal_segment_bytes)
-        files, begin = archive.files(), lsn_number(backup.stop_lsn)
+        files, begin = archive.segments(), lsn_number(backup.stop_lsn)
         try:
-            newest = max((wal.file.timeline for wal in files if wal.file.number is not None), default=backup.timeline)
+            newest = max((wal.file.timeline for wal in files), default=backup.timeline)
             stretches = archive.stretches(newest)
             gaps = archive.gaps(begin, backup.timeline, stretches=stretches, files=files)
         except BackupInvalid as error:
             return 0, 0, [str(error)]
-        first, size = begin // archive.segment_bytes, archive.segment_bytes
-        needed = [
-            wal
-            for wal in files
-            if wal.file.number is not None
-            and wal.file.number >= first
-            and wal.file.timeline == timeline_at(stretches, wal.file.number, size)
-        ]
+        size = archive.segment_bytes
+        first = begin // size * size
+        needed = [wal for wal in files if wal.file.start(size) >= first and is_on_way(wal.file, stretches, size)]
         advance = progress.step("WAL", sum(wal.stored.size_bytes for wal in needed))
         found = [problem for wal in needed if (problem := self._segment(wal, archive, advance))]
         return sum(wal.stored.size_bytes for wal in needed), len(needed), [*map(str, gaps), *found]

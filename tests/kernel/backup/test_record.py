@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.kernel.backup import Backup
-from app.kernel.backup.catalogue import Catalogue, wal_name
+from app.kernel.backup.catalogue import Catalogue, wal_names
 from app.kernel.backup.primary import Report
 from app.kernel.backup.record import Record
 from app.kernel.backup.sealed import Keys
@@ -59,7 +59,8 @@ class Case:
 
     def store(self, *numbers: int, timeline: int = 1) -> None:
         for number in numbers:
-            self.target.put(wal_name("1", segment_name(timeline, number * MIB, MIB)), [b"not read"])
+            [name] = wal_names(KEYS, "1", segment_name(timeline, number * MIB, MIB))
+            self.target.put(name, [b"not read"])
 
     def check(self) -> None:
         self.record._check_at = 0.0
