@@ -27,7 +27,7 @@ _POLL_S = 0.05
 _OWN: Mapping[str, object] = {
     **ALONE,
     "auth.issuer": "https://drill.invalid",  # a machine that only takes backups has none
-    "postgres.startup_timeout": "30s",
+    "postgres.startup_timeout": "10s",  # it answers already, unless the drill was stopped
     "process.drain_delay": "0s",
     "http_server.host": "127.0.0.1",
     "http_server.port": 0,

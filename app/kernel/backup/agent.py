@@ -26,6 +26,7 @@ from app.kernel.backup.targets import target_of
 from app.kernel.backup.timelines import way
 from app.kernel.backup.wal import WalArchive
 from app.kernel.config.backup import BackupSettings
+from app.kernel.config.settings import Misconfigured
 from app.kernel.db.server import server
 from app.kernel.errors import Refusal, Unavailable
 from app.kernel.process import Process
@@ -63,7 +64,7 @@ class Agent:
             began = time.monotonic()
             try:
                 self._session()
-            except (Refusal, psycopg.Error, OSError) as error:
+            except (Refusal, Misconfigured, psycopg.Error, OSError) as error:
                 self._say(" ".join(str(error).split()) or type(error).__name__)
             except Exception as error:  # noqa: BLE001 - the API of this process must go on
                 logger.opt(exception=error).error("backup agent: {}; trying again", error_text(error))
@@ -90,7 +91,7 @@ class Agent:
             record = Record(found, archive, catalogue, self._settings, self._request_backup)
             try:
                 (self._stream if self._settings.wal == "stream" else self._watch)(found, archive, record)
-            except (Refusal, OSError) as error:
+            except (Refusal, Misconfigured, OSError) as error:
                 with suppress(psycopg.Error):
                     now = found.now("")
                     record.waiting.note(now)

@@ -13,6 +13,7 @@ from app.kernel.backup import Backup
 from app.kernel.backup.engine import Engine, Wal, engine_of
 from app.kernel.backup.primary import ARCHIVER, REPORT
 from app.kernel.config.backup import BackupSettings
+from app.kernel.config.settings import Misconfigured
 from app.kernel.db.server import server
 from app.kernel.errors import Refusal
 from app.kernel.identifiers import uuid7
@@ -80,7 +81,7 @@ async def observer(p: Process) -> Run:
         while not stop.is_set():
             try:
                 problem = (await asyncio.to_thread(lambda: observe(found.conninfo(), engine_of(p)))).problem
-            except (Refusal, psycopg.Error, OSError) as error:
+            except (Refusal, Misconfigured, psycopg.Error, OSError) as error:
                 problem = " ".join(str(error).split())
             if problem and problem != said:
                 logger.warning("backups: {}", problem)
