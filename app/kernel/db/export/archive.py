@@ -226,6 +226,8 @@ def _load(connection: psycopg.Connection[Any], manifest: Manifest, archive: zipf
 
 
 def _manifest(archive: zipfile.ZipFile) -> Manifest:
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+        raise _Damaged("it is compressed in another way")
     try:
         if archive.getinfo(_MANIFEST).file_size > _MANIFEST_BYTES:
             raise _Damaged("its manifest is too long")
