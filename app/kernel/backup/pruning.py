@@ -1,6 +1,6 @@
 """Pruning: deletes from a target what the retention does not keep."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -96,7 +96,7 @@ def _doomed(
     if end is None:
         return Doomed(kept=backups, remains=remains)
     archive = WalArchive(target, keys, cluster, backups[-1].wal_segment_bytes)
-    files = archive.files()
+    files = list(archive.files())
     try:
         lines = _lines(archive, files, backups)
     except BackupInvalid as error:
@@ -131,7 +131,7 @@ def _not_needed(files: Sequence[StoredWal], kept: Retained, segment_bytes: int) 
     return tuple(sorted(found, key=lambda wal: (wal.file.number or 0, wal.file.timeline)))
 
 
-def _lines(archive: WalArchive, files: Sequence[StoredWal], backups: Sequence[Backup]) -> dict[int, Line]:
+def _lines(archive: WalArchive, files: Iterable[StoredWal], backups: Sequence[Backup]) -> dict[int, Line]:
     """Return the timelines of a cluster. Raises BackupInvalid if it cannot be told from which one comes."""
     stored_at: dict[int, datetime] = {}
     for wal in files:

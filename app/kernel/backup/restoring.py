@@ -68,7 +68,7 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
             raise BackupInvalid(damaged[0].problem, hint=_LIST)
         backups = _of_one_cluster(whole, restore.cluster, target.label)
     archive = WalArchive(target, keys, backups[-1].cluster, backups[-1].wal_segment_bytes)
-    files = archive.segments()
+    files = list(archive.segments())
     known = {wal.file.timeline for wal in files} | {backup.timeline for backup in backups}
     timeline = restore.timeline or max(known)  # not one that only has a history: that restore has written nothing
     history = archive.history(timeline)

@@ -203,8 +203,8 @@ class Streaming:
     def _first(self) -> int:
         """Return the number of the first segment to receive: after what is stored, else where the slot is."""
         size, server = self._size, self._server
-        files = [wal.file for wal in self._archive.segments() if is_on_way(wal.file, server.stretches, size)]
-        next_ones = [(file.number or 0) + (not file.is_partial) for file in files]
+        files = (wal.file for wal in self._archive.segments() if is_on_way(wal.file, server.stretches, size))
+        next_ones = ((file.number or 0) + (not file.is_partial) for file in files)
         first = max(next_ones, default=self._slot.lsn // size)
         written = server.now(self._name).written
         if first > -(-written // size):

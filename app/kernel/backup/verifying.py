@@ -66,7 +66,7 @@ class Verification:
     def _wal(self, backup: Backup, progress: Progress) -> tuple[int, int, list[str]]:
         """Return the bytes that were read, the number of segments, and problems."""
         archive = WalArchive(self._target, self._keys, backup.cluster, backup.wal_segment_bytes)
-        files, begin = archive.segments(), lsn_number(backup.stop_lsn)
+        files, begin = list(archive.segments()), lsn_number(backup.stop_lsn)
         try:
             newest = max((wal.file.timeline for wal in files), default=backup.timeline)
             stretches = archive.stretches(newest)

@@ -115,19 +115,17 @@ class WalArchive:
         is_whole = file is not None and file.number is not None and not file.is_partial
         return is_whole and self._fetch(name + _PARTIAL, into, self.segment_bytes)
 
-    def files(self) -> list[StoredWal]:
-        """Return what is stored, by name: histories, and segments in order within each timeline."""
+    def files(self) -> Iterator[StoredWal]:
+        """Yield what is stored, by name: histories, and segments in order within each timeline."""
         prefix = wal_prefix(self.cluster)
-        found: list[StoredWal] = []
         for stored in self._target.list(prefix):
             name, _, _ = stored.name.removeprefix(prefix).removesuffix(WAL_SUFFIX).rpartition(".")
             if (file := wal_file(name, self.segment_bytes)) and stored.name in self._names(name):
-                found.append(StoredWal(file, stored))
-        return found
+                yield StoredWal(file, stored)
 
-    def segments(self) -> list[StoredWal]:
-        """Return what is stored, by name, without histories."""
-        return [wal for wal in self.files() if wal.file.number is not None]
+    def segments(self) -> Iterator[StoredWal]:
+        """Yield what is stored, by name, without histories."""
+        return (wal for wal in self.files() if wal.file.number is not None)
 
     def history(self, timeline: int) -> tuple[Fork, ...] | None:
         """Return from which timelines one comes, oldest first; None if its history is not stored."""
@@ -145,7 +143,7 @@ class WalArchive:
             name, former = self._names(wal.file.name)[0], wal.stored.name
             if wal.file.number is None and name != former:
                 content = b"".join(self._keys.unpack(former, self._target.get(former)))
-                self._target.put(name, self._keys.pack(name, [content]), replace=True)
+                self._target.put(name, self._keys.pack(name, [content], is_short=True), replace=True)
                 self._target.delete([former])
 
     def stretches(self, timeline: int) -> tuple[Stretch, ...]:
@@ -187,12 +185,9 @@ class WalArchive:
 
         Of a partial segment, the position is at most some bytes too low.
         """
-        segments = self.segments()
-        if timeline is None:
-            timeline = max((wal.file.timeline for wal in segments), default=None)
         newest = max(
-            (wal for wal in segments if wal.file.timeline == timeline),
-            key=lambda wal: (wal.file.number or 0, not wal.file.is_partial),
+            (wal for wal in self.segments() if timeline in {None, wal.file.timeline}),
+            key=lambda wal: (wal.file.timeline, wal.file.number or 0, not wal.file.is_partial),
             default=None,
         )
         if newest is None:
@@ -256,16 +251,19 @@ class WalArchive:
             return size
         return _used(path, min(size, self.segment_bytes))
 
+    def _packed(self, name: str, path: Path, length: int) -> Iterator[bytes]:
+        return self._keys.pack(name, _chunks(path, length), is_short=True)
+
     def _put_whole(self, path: Path, length: int) -> bool:
         name, *former = self._names(path.name)
         try:
             if not self._is_listed(former):
                 with suppress(Conflict):
-                    self._target.put(name, self._keys.pack(name, _chunks(path, length)))
+                    self._target.put(name, self._packed(name, path, length))
                     return True
             is_same = self._is_stored(path)
         except BackupInvalid:
-            self._target.put(name, self._keys.pack(name, _chunks(path, length)), replace=True)
+            self._target.put(name, self._packed(name, path, length), replace=True)
             return True
         if not is_same:
             raise Conflict(f"{path.name} is stored already with other content: another server of this cluster wrote it")
@@ -282,7 +280,7 @@ class WalArchive:
         if length <= self._partial[1]:
             return False
         name = self._names(path.name)[0]
-        self._target.put(name, self._keys.pack(name, _chunks(path, length)), replace=True)
+        self._target.put(name, self._packed(name, path, length), replace=True)
         self._partial = (path.name, length)
         return True
 

@@ -46,10 +46,13 @@ _LATE = """
 """
 _STUCK = """
     SELECT j.queue, 'the oldest job of the queue ' || j.queue || ' has been due for '
-        || extract(epoch FROM now() - min(j.run_at))::int || ' s: does a consumer work on it?'
+        || extract(epoch FROM now() - min(j.run_at))::int || ' s: '
+        || CASE WHEN q.seen_at > now() - interval '3 minutes' THEN 'too few consumers, or jobs that hang'
+            ELSE 'no consumer works on it' END
     FROM kernel.jobs j LEFT JOIN kernel.queues q ON q.name = j.queue
     WHERE j.state = 'ready' AND NOT kernel.is_paused(q.paused_at, q.paused_until)
-    GROUP BY j.queue, q.paused_until HAVING greatest(min(j.run_at), q.paused_until) < now() - %s * interval '1 second'
+    GROUP BY j.queue, q.paused_until, q.seen_at
+    HAVING greatest(min(j.run_at), q.paused_until) < now() - %s * interval '1 second'
 """
 _HELD = """
     SELECT coalesce(nullif(application_name, ''), usename, 'unknown'), 'pid ' || pid || ' has held a snapshot for '

@@ -59,6 +59,18 @@ def test_content_of_every_size_comes_back(size: int, random_bytes: bool) -> None
     assert opened(stored, step=random.choice([999, CHUNK_BYTES, len(stored)])) == content
 
 
+def test_a_short_object_is_packed_without_threads_and_comes_back() -> None:
+    content, threads = random.randbytes(2 * CHUNK_BYTES + 7), set[int]()
+
+    def chunks() -> Iterator[bytes]:
+        threads.add(threading.get_ident())
+        yield content
+
+    stored = b"".join(Keys(KEY).pack(NAME, chunks(), is_short=True))
+    assert threads == {threading.get_ident()}
+    assert opened(stored) == content
+
+
 @given(pieces=st.lists(st.binary(max_size=100), max_size=12), step=st.integers(1, 300))
 def test_content_comes_back_however_it_is_cut(pieces: list[bytes], step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

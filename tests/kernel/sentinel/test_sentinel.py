@@ -302,8 +302,8 @@ async def test_outages_of_others_are_captured(watch: Watch, bench: Bench) -> Non
         " ('late', 't', 's', 'one', now() - interval '3 minutes', NULL),"
         " ('paused', 't', 's', 'one', now() - interval '3 minutes', now()), ('fine', 't', 's', 'one', now(), NULL)"
     )
-    await bench.db.run("INSERT INTO kernel.queues (name, paused_at) VALUES ('paused', now())")
-    for queue, age_s in (("stuck", 400), ("fine", 100), ("paused", 400)):
+    await bench.db.run("INSERT INTO kernel.queues (name, paused_at) VALUES ('paused', now()), ('slow', NULL)")
+    for queue, age_s in (("stuck", 400), ("slow", 400), ("fine", 100), ("paused", 400)):
         await bench.db.run(
             "INSERT INTO kernel.jobs (id, queue, task, rank, max_attempts, timeout_s, run_at)"
             " VALUES (kernel.uuid7(), %s, 't', 0, 1, 1, now() - %s * interval '1 second')",
@@ -311,8 +311,11 @@ async def test_outages_of_others_are_captured(watch: Watch, bench: Bench) -> Non
         )
     await watch.sentinel.detect_outages()
     found = {(group.type, group.culprit): group.title for group in watch.capture.drain()}
-    assert set(found) == {("ProcessGone", "run-x"), ("ScheduleLate", "late"), ("QueueStuck", "stuck")}
+    queues = {("QueueStuck", "stuck"), ("QueueStuck", "slow")}
+    assert set(found) == {("ProcessGone", "run-x"), ("ScheduleLate", "late"), *queues}
     assert "run-x on there (pid 7) has not reported for 6" in found["ProcessGone", "run-x"]
+    assert found["QueueStuck", "stuck"].endswith(" s: no consumer works on it")
+    assert found["QueueStuck", "slow"].endswith(" s: too few consumers, or jobs that hang")
 
 
 async def test_bad_backups_are_told_once_and_no_more_when_they_are_well_again(watch: Watch, bench: Bench) -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,24 +79,30 @@ class Folder:
             checked(prefix.removesuffix("/"))
         with self._told():
             self._available()
-            yield from sorted(self._stored(prefix))
+            yield from self._stored(prefix.rpartition("/")[0], prefix)
 
     def delete(self, names: Iterable[str]) -> None:
+        folders: set[Path] = set()
         with self._told():
             self._available()
             for name in names:
                 place = self._place(name)
-                self._check_inside(place.parent)
+                if place.parent not in folders:
+                    self._check_inside(place.parent)
+                    folders.add(place.parent)
                 with suppress(FileNotFoundError, NotADirectoryError):
                     place.unlink()
-                    _sync(place.parent)
-                self._drop_empty(place.parent)
+            for folder in folders:
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    _sync(folder)
+                self._drop_empty(folder)
 
     def clean(self, older_than_s: float) -> int:
         count = 0
         with self._told():
             self._available()
-            for folder, files in _walked(self._root):
+            for folder, folders, files in os.walk(self._root):
+                folders[:] = filter(is_name, folders)
                 for file in files:
                     if file.startswith(_UPLOAD):
                         count += _drop_abandoned(Path(folder, file), older_than_s)
@@ -133,18 +139,23 @@ class Folder:
         if not folder.resolve().is_relative_to(self._root.resolve()):
             raise TargetUnavailable(f"the target {self.label} has a symbolic link to elsewhere: {folder}")
 
-    def _stored(self, prefix: str) -> Iterator[Stored]:
-        begin = self._root / prefix.rpartition("/")[0]
-        for folder, files in _walked(begin, _raise_unless_missing):
-            inside = os.path.relpath(folder, self._root)
-            for file in files:
-                name = file if inside == "." else f"{inside}/{file}"
-                if not (is_name(name) and name.startswith(prefix)):
-                    continue
-                with suppress(FileNotFoundError):
-                    found = os.lstat(Path(folder, file))
-                    if stat.S_ISREG(found.st_mode):
-                        yield Stored(name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+    def _stored(self, folder: str, prefix: str) -> Iterator[Stored]:
+        """Yield the objects in a folder of the target by name: a folder sorts with the `/` that follows it."""
+        inside = f"{folder}/" if folder else ""
+        try:
+            with os.scandir(self._root / folder) as entries:
+                each = (f"{inside}{one.name}{'/' if one.is_dir(follow_symlinks=False) else ''}" for one in entries)
+                found = sorted(name for name in each if name.startswith(prefix) and is_name(name.rstrip("/")))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in found:
+            if name.endswith("/"):
+                yield from self._stored(name.rstrip("/"), prefix)
+                continue
+            with suppress(FileNotFoundError):
+                about = os.lstat(os.path.join(self._root, name))  # noqa: PTH118 - there may be many
+                if stat.S_ISREG(about.st_mode):
+                    yield Stored(name, about.st_size, datetime.fromtimestamp(about.st_mtime, UTC))
 
     def _drop_empty(self, folder: Path) -> None:
         while folder != self._root and folder.is_relative_to(self._root):
@@ -235,15 +246,3 @@ def _opened(path: Path) -> io.FileIO:
         return io.FileIO(descriptor)
     os.close(descriptor)
     raise OSError(errno.ENXIO, "it is no regular file", str(path))
-
-
-def _walked(begin: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Yield the folders below one that can have objects, each with the names of its files."""
-    for folder, folders, files in os.walk(begin, onerror=onerror):
-        folders[:] = filter(is_name, folders)
-        yield folder, files
-
-
-def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
