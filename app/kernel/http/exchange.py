@@ -51,6 +51,8 @@ class Exchange:
             if self._counted:
                 self._connection.server.bodies.give(self._address(), self._counted)
             await self._end(None)
+            self._scope.clear()  # these refer to each other: garbage that only the collector would find
+            del self._answer, self._send, self._end
 
     @property
     def is_complete(self) -> bool:
@@ -59,7 +61,8 @@ class Exchange:
 
     def mark_cancelled(self) -> None:
         """Mark the request as cancelled: its status is 503 unless the response has started."""
-        self._answer.instead = 503
+        if not self._is_over:
+            self._answer.instead = 503
 
     def _at_start(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         # the rest of an unread body makes the connection unusable

@@ -1,6 +1,7 @@
 """The life of connections, over real sockets: on the event loop that processes use, and on asyncio's own."""
 
 import asyncio
+import gc
 import inspect
 import os
 import re
@@ -155,6 +156,25 @@ async def until(probe: Callable[[], Awaitable[bool]], seconds: float = 5) -> Non
     async with asyncio.timeout(seconds):
         while not await probe():
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", ["/", "/body", "/refuse/404"])
+@on_both_loops
+async def test_a_request_leaves_nothing_to_the_garbage_collector(path: str) -> None:
+    async with served() as server:
+        reader, writer = await server.open()
+        writer.write(get(path))
+        await answers(reader)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                writer.write(get(path))
+                await answers(reader)
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
+        writer.close()
 
 
 @on_both_loops
