@@ -1,7 +1,8 @@
 """`app backup create`."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,26 +21,34 @@ def add(app: typer.Typer) -> None:
     app.command()(create)
 
 
-def create(as_json: Json = False, no_input: NoInput = False) -> None:  # noqa: ARG001 - it never asks
+def create(
+    max_rate: Annotated[int, typer.Option(min=0, help="Bytes per second to read from the server; 0: no limit.")] = 0,
+    as_json: Json = False,
+    no_input: NoInput = False,  # noqa: ARG001 - it never asks
+) -> None:
     """Take a full backup of the database server. It is listed once all of it is stored.
 
     \b
     Examples:
       app backup create
+      app backup create --max-rate 50000000
       app backup create --json
     """
-    backup = with_server("create", _create)
+    backup = with_server("create", partial(_create, max_rate))
     if as_json:
         print_json(listing_of(backup, datetime.now(UTC)))
     else:
         typer.echo(f"{backup.id}: {size_text(backup.size_bytes)}, stored as {size_text(backup.stored_bytes)}")
 
 
-def _create(engine: "Engine", progress: "Progress", conninfo: str) -> "Backup":
+def _create(max_rate: int, engine: "Engine", progress: "Progress", conninfo: str) -> "Backup":
     from app.kernel.backup.runs import recorded
+    from app.kernel.errors import Invalid
 
+    if max_rate and engine.name != "builtin":
+        raise Invalid(f"--max-rate is for the engine builtin, not for {engine.name}")
     with recorded(conninfo, "backup", engine.name) as outcome:
-        backup = engine.create(conninfo, progress)
+        backup = engine.create(conninfo, progress.paced(max_rate))
         outcome.backup_id = backup.id
         outcome.size_bytes, outcome.stored_bytes = backup.size_bytes, backup.stored_bytes
     return backup

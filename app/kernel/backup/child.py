@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 _PASSED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "TZ")
@@ -54,13 +55,24 @@ def stop(child: "subprocess.Popen[bytes]") -> None:
             stream.close()
 
 
+def _yield_processors(nice: int) -> None:
+    """Let others run first. A session of its own is a group of its own to the scheduler: sched(7), autogroup."""
+    with suppress(OSError):  # units of systemd forbid it, and set their own
+        os.nice(nice)
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
+
+
 def _become(parent: int, nice: int, command: list[str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:
             sys.exit(1)
-    with suppress(OSError):  # units of systemd forbid it, and set their own
-        os.nice(nice)
+    if nice:
+        _yield_processors(nice)
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell
     except OSError as error:

@@ -1,5 +1,6 @@
 """What takes, lists, restores and prunes backups: an engine, chosen by `backup.engine`."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from app.kernel.product import NAME
 if TYPE_CHECKING:
     from app.kernel.process import Process
 
+_CATCH_UP_S, _LOOK_EVERY_S = 0.1, 0.25
 _LATEST, _LIST = "latest", f"{NAME} backup list"
 
 Advance = Callable[[int], None]
@@ -32,6 +34,24 @@ class Progress:
     """How an engine reports: the name of a step with its size in bytes, if known; then what is done of it."""
 
     step: Callable[[str, int | None], Advance]
+
+    def paced(self, max_rate: int) -> "Progress":
+        """Return one that lets at most `max_rate` bytes per second pass, evenly; 0: no limit."""
+
+        def begin(name: str, size_bytes: int | None) -> Advance:
+            advance, due = self.step(name, size_bytes), time.monotonic()
+
+            def step(done: int) -> None:
+                nonlocal due
+                advance(done)
+                due = max(due, time.monotonic() - _CATCH_UP_S) + done / max_rate
+                while (wait_s := due - time.monotonic()) > 0:
+                    time.sleep(min(wait_s, _LOOK_EVERY_S))
+                    advance(0)
+
+            return step
+
+        return Progress(begin) if max_rate else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,6 @@ _PIPE_BYTES = _READ_BYTES = 1024 * 1024
 _LABEL_BYTES = _MANIFEST_END_BYTES = 64 * 1024
 _LOOK_EVERY_MS = 250
 _STOPS_WITHIN_S = 5.0
-_LEAST_RATE, _LARGEST_RATE = 32 * 1024, 1024**3  # what pg_basebackup takes
 _STARTED = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
 _TIMELINE = re.compile(r"^START TIMELINE: (\d+)$", re.MULTILINE)
 _STOPPED = re.compile(r'"End-LSN": "([0-9A-F]+/[0-9A-F]+)"')
@@ -108,7 +107,7 @@ def take(
         programs = programs_for(server.version, settings, embedded, exact=False)
         connection.execute(_KEEP_WAL, (f"{NAME}_{id_.replace('-', '_').lower()}",))
         given, secret = connection_of(conninfo)
-        command = _command(programs, connection.info, given, settings, id_)
+        command = _command(programs, connection.info, given, id_)
         stream = _Stream(command, secret, server)
         try:
             part = stream.store(target, keys, base_name(server.cluster, id_), progress)
@@ -184,19 +183,25 @@ def _refuse_unfit(server: Server) -> None:
         raise Misconfigured("wal_level of the server is minimal; backups need replica, which takes a restart")
 
 
-def _command(
-    programs: Path, info: psycopg.ConnectionInfo, given: Mapping[str, Any], settings: BackupSettings, id_: str
-) -> list[str]:
+def _command(programs: Path, info: psycopg.ConnectionInfo, given: Mapping[str, Any], id_: str) -> list[str]:
     """Return the command, for the very server of the connection, without its password."""
     known = {name: value for name, value in given.items() if name not in ("options", "dbname")}
     known |= {"host": info.host, "port": info.port}
     if info.hostaddr:
         known["hostaddr"] = info.hostaddr
     command = [str(programs / "pg_basebackup"), "--no-password", "-d", make_conninfo("", **known), "-D", "-"]
-    command += ["-F", "tar", "-X", "fetch", "-c", "fast", "-l", f"{NAME} {id_}", f"--manifest-checksums={CHECKSUMS}"]
-    if 0 < settings.max_rate < _LARGEST_RATE:
-        command.append(f"--max-rate={max(settings.max_rate, _LEAST_RATE) // 1024}")
-    return command
+    return [
+        *command,
+        "-F",
+        "tar",
+        "-X",
+        "fetch",
+        "-c",
+        "fast",
+        "-l",
+        f"{NAME} {id_}",
+        f"--manifest-checksums={CHECKSUMS}",
+    ]
 
 
 class _Stream:

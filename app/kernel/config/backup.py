@@ -69,7 +69,10 @@ class BackupSettings:
         Duration, Field(ge=10, le=_DAY, description="WAL that is stored later than this is reported")
     ]
     max_rate: Annotated[
-        int, Field(ge=0, le=2**40, description="bytes per second that a backup reads from the server; 0: no limit")
+        int,
+        Field(
+            ge=0, le=2**40, description="bytes per second that a scheduled backup reads from the server; 0: no limit"
+        ),
     ]
     programs: Annotated[
         str, Field(description="folder of PostgreSQL's programs; empty: the newest that fits the server is found")

@@ -31,7 +31,11 @@ class BackupJobs:
     @task(BACKUP)
     async def back_up(self) -> Any:
         """Take a backup, or record that of the provider; return it as the command does. Raises CommandFailed."""
-        return await self._run("record" if self.settings[BackupSettings].engine == "managed" else "create")
+        settings = self.settings[BackupSettings]
+        if settings.engine == "managed":
+            return await self._run("record")
+        pace = [f"--max-rate={settings.max_rate}"] if settings.engine == "builtin" else []
+        return await self._run("create", *pace)
 
     @task(DRILL)
     async def drill(self) -> Any:

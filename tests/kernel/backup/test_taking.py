@@ -16,7 +16,7 @@ from tests.support.project import Project, eventually
 
 UNDER_WAY = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 1000000"
 SLOTS = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '{NAME}_2%%'"
-SLOW = {"BACKUP_MAX_RATE": "3000000"}
+SLOW = "--max-rate=3000000"
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
     backing_up: Project, database: TestDatabase, tmp_path: Path
 ) -> None:
     for number, status in ((signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        running = backing_up.start("backup", "create", env=SLOW)
+        running = backing_up.start("backup", "create", SLOW)
         eventually(lambda: database.all(UNDER_WAY) == [(1,)])
         if number == signal.SIGTERM:
             line = refused(backing_up.app("backup", "create"), 75)

@@ -1,11 +1,15 @@
 """Backups as jobs: a child process that ends with its job and with its worker, one at a time in a fleet."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from app.kernel.backup.child import command_of
 from app.kernel.backup.command import CommandFailed
 from app.kernel.config import load
 from app.kernel.product import NAME
@@ -31,6 +35,21 @@ def triggered(project: Project, database: TestDatabase) -> str:
     assert done.returncode == 0, done.stderr
     eventually(lambda: database.all(UNDER_WAY) == [(1,)])
     return json.loads(done.stdout)["job_id"]
+
+
+def test_a_command_of_a_job_lets_everything_else_run_first() -> None:
+    told = f"import os; print(os.nice(0) - {os.nice(0)}, os.sched_getscheduler(0) == os.SCHED_BATCH)"
+    group = Path("/proc/self/autogroup")
+    if group.exists():
+        told += f"; print(open('{group}').read().split()[-1])"
+    done = subprocess.run(
+        command_of([sys.executable, "-c", told], nice=10),
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,
+    )
+    assert done.stdout.split() == ["10", "True", *(["19"] if group.exists() else [])]
 
 
 def test_a_backup_ends_with_its_job_and_with_its_worker_and_the_next_attempt_works(
