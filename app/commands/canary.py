@@ -6,7 +6,8 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ _APP = (sys.executable, "-m", NAME)
 _FOLDER = None if IS_INSTALLED else ROOT
 _START_S, _STOP_S, _ASK_S = 60.0, 10.0, 40.0
 _POLL_S = 0.05
+_WITHHELD = (
+    *("BACKUP_", "AWS_"),  # it needs neither the key nor the target
+    *("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_"),  # of the unit of systemd
+)
 _OWN: Mapping[str, object] = {
     **ALONE,
     "auth.issuer": "https://drill.invalid",  # a machine that only takes backups has none
@@ -51,31 +56,38 @@ def sign_in_on(where: str, folder: Path) -> "Found":
     from app.kernel.backup.drill import Found
 
     known = conninfo_to_dict(where)
-    database = {f"postgres.{key}": known[name] for key, name in _KNOWN.items()}
-    # a server that asks for no password: the settings do
-    database |= {"postgres.password": known.get("password", secrets.token_urlsafe(24))}
-    database |= {
+    database = {
+        **{f"postgres.{key}": known[key] for key in ("host", "port", "user")},
+        "postgres.db": known["dbname"],
+        # a server that asks for no password: the settings do
+        "postgres.password": known.get("password", secrets.token_urlsafe(24)),
         "postgres.ssl": known.get("sslmode", "disable"),
         "postgres.ssl_root_cert": known.get("sslrootcert", ""),
     }
-    env = {**environment({**_OWN, **database}), PRIVATE: "yes"}
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        env.pop(name, None)
+    passed = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
+    env = {**environment({**_OWN, **database}, passed), PRIVATE: "yes"}
     username, password = f"drill-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
-    made = subprocess.run(  # noqa: S603
-        [*command_of(_APP), "auth", "create-superuser", "--username", username, "--password-stdin", "--no-input"],
-        input=password,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=env,
-        cwd=_FOLDER,
-        timeout=_START_S,
-        check=False,
-    )
-    if made.returncode:
-        return Found(problems=(f"no account can be created: {_last(made.stderr)}",))
-    log = folder / "login.log"
+    create = ("auth", "create-superuser", "--username", username, "--password-stdin", "--no-input")
+    with _serving(env, folder / "login.log") as process:
+        made = subprocess.run(  # noqa: S603
+            [*command_of(_APP), *create],
+            input=password,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=env,
+            cwd=_FOLDER,
+            timeout=_START_S,
+            check=False,
+        )
+        if made.returncode:
+            return Found(problems=(f"no account can be created: {_last(made.stderr)}",))
+        return _sign_in(process, folder / "login.log", {"username": username, "password": password})
+
+
+@contextmanager
+def _serving(env: Mapping[str, str], log: Path) -> "Generator[subprocess.Popen[bytes]]":
+    """Run run-auth-http, with its output in a log; it starts meanwhile."""
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as output:
         process = subprocess.Popen(  # noqa: S603
             [*command_of(_APP), "run-auth-http"],
@@ -86,7 +98,7 @@ def sign_in_on(where: str, folder: Path) -> "Found":
             stderr=subprocess.STDOUT,
         )
     try:
-        return _sign_in(process, log, {"username": username, "password": password})
+        yield process
     finally:
         process.terminate()
         try:
@@ -94,9 +106,6 @@ def sign_in_on(where: str, folder: Path) -> "Found":
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-_KNOWN = {"host": "host", "port": "port", "user": "user", "db": "dbname"}
 
 
 def _sign_in(process: subprocess.Popen[bytes], log: Path, credentials: Mapping[str, str]) -> "Found":

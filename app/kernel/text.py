@@ -101,6 +101,11 @@ def lasting(seconds: float | None) -> str:
     return f"{int(seconds) // size} {unit}"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 backup`, `2,000 backups`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size_text(size_bytes: int | None) -> str:
     """Return a size in its largest decimal unit: `1.4 GB`; an empty text for None."""
     if size_bytes is None:

@@ -1,9 +1,19 @@
 """Records of backups, as the processes that take them leave them."""
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 import psycopg
 from psycopg.types.json import Jsonb
 
+from app.kernel.backup import Backup
+from app.kernel.backup.catalogue import Catalogue
+from app.kernel.backup.sealed import Keys
+from app.kernel.backup.targets.folder import Folder
+from app.kernel.config import BackupSettings, load
+from app.processes import sections
 from tests.conftest import TestDatabase
+from tests.support.project import ROOT
 
 RUN = """
     INSERT INTO kernel.backup_runs (id, kind, state, engine, backup_id, started_at, finished_at, runner, size_bytes,
@@ -45,3 +55,10 @@ def record(connection: psycopg.Connection, *runs: Run, is_attended: bool = True)
         connection.execute(RUN, (kind, state, hours, state, hours, state, Jsonb(details)))
     if is_attended:
         connection.execute("INSERT INTO kernel.queues (name, seen_at) VALUES ('backup', 'infinity')")
+
+
+def add_of_another_cluster(target: Path) -> None:
+    """Add the record of a newer backup, `of-another`, of the cluster 7, as by another deployment with the same key."""
+    at = datetime.now(UTC) + timedelta(hours=1)
+    backup = Backup("of-another", "7", "builtin", at, at, 1, "0/0", "0/0", 180000, "0", "", "app", 0, 0)
+    Catalogue(Folder(target), Keys.of(load(ROOT, sections(), {"APP_ENV": "test"})[BackupSettings])).add(backup)

@@ -1,15 +1,17 @@
 """`app backup drill`."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from app.commands.backup.listing import Id
-from app.commands.backup.running import with_process
+from app.commands.backup.running import engine_for, with_process
 from app.kernel.actions.columns import Column, Columns
 from app.kernel.backup import DrillFailed
 from app.kernel.cli import Json, NoInput, print_json
+from app.kernel.errors import Denied
 from app.kernel.product import NAME
 from app.kernel.text import exact, size_text
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from app.kernel.config import PostgresSettings
     from app.kernel.process import Process
 
+_RESTORE = f"{NAME} backup restore"
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the restored data folder, to look at.")]
 
 
@@ -51,7 +54,8 @@ def drill(
 ) -> None:
     """Restore a backup on a scratch server, from the target alone, and prove what came back.
 
-    It needs no database: without one, only the record of the result is missing. Exit status: 0, or 1 if a check failed.
+    It needs no database. With one, `latest` is the newest backup of that database's cluster, and the result is
+    recorded. Exit status: 0, or 1 if a check failed.
 
     \b
     Examples:
@@ -64,7 +68,7 @@ def drill(
     else:
         _print(result)
     if result.problem:
-        raise DrillFailed(result.problem)
+        raise DrillFailed(result.problem, hint=_RESTORE if result.engine == "managed" else "")
 
 
 def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *, keep: bool) -> "Drill":
@@ -78,17 +82,20 @@ def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *
     from app.commands.canary import sign_in_on
     from app.kernel.backup.drill.place import scratch_folder
     from app.kernel.backup.drill.run import Course, begun
-    from app.kernel.backup.engine import engine_of
+    from app.kernel.backup.engine import LATEST
     from app.kernel.backup.runs import recorded_if_possible
     from app.kernel.config import BackupSettings, PostgresSettings
 
-    engine, user = engine_of(p), p.settings[PostgresSettings].user
+    engine, user = engine_for(p), p.settings[PostgresSettings].user
     parent = Path(p.settings[BackupSettings].scratch or tempfile.gettempdir()).expanduser()
+    is_provided = engine.name == "managed"
+    if is_provided and keep:
+        raise Denied("backup.engine is managed: its scratch server goes away with the drill", hint=_RESTORE)
     with recorded_if_possible(where, "drill", engine.name) as outcome:
-        backup = engine.get(wanted)
+        backup = engine.get(wanted, _cluster(where) if where and wanted == LATEST else "")
         result = begun(engine, backup)
         outcome.backup_id, outcome.size_bytes, outcome.stored_bytes = backup.id, backup.size_bytes, backup.stored_bytes
-        here = replace(backup, size_bytes=0) if engine.name == "managed" else backup  # nothing is restored here
+        here = replace(backup, size_bytes=0) if is_provided else backup  # nothing is restored here
         with scratch_folder(parent, here, keep=keep) as folder:
             if keep:
                 logger.warning("the restored data folder is kept: {}", folder / "data")
@@ -100,6 +107,16 @@ def _drill(p: "Process", progress: "Progress", where: str | None, wanted: str, *
                 outcome.details = result.details()
         outcome.problem = result.problem
     return result
+
+
+def _cluster(where: str) -> str:
+    """Return the system identifier of the server; empty if it does not answer any more."""
+    import psycopg
+
+    with suppress(psycopg.Error), psycopg.connect(where) as connection:
+        row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+        return row[0] if row else ""
+    return ""
 
 
 def scratch_conninfo(settings: "PostgresSettings", address: "Address") -> str:
@@ -121,7 +138,9 @@ def _print(result: "Drill") -> None:
     for check in result.checks:
         for line in (*check.problems, *check.notes):
             typer.echo(f"{check.name}: {line}")
-    typer.echo(f"backup {result.backup_id}: {size_text(result.size_bytes)}, stored as {size_text(result.stored_bytes)}")
+    of = f" of the cluster {result.cluster}" if result.cluster else ""
+    size = f"{size_text(result.size_bytes)}, stored as {size_text(result.stored_bytes)}"
+    typer.echo(f"backup {result.backup_id}{of}: {size}")
     if result.rto_s is not None:
         typer.echo(f"recovery took {result.rto_s:.1f} s, until a login was answered")
     if result.rpo_s is not None:

@@ -117,6 +117,6 @@ def listing_of(backup: "Backup", now: datetime, problem: str = "") -> Listed:
         "problem": problem,
         "age_s": max(0, int((now - backup.finished_at).total_seconds())),
         "ratio": round(backup.size_bytes / backup.stored_bytes, 1) if backup.stored_bytes else None,
-        "server_version": f"{backup.server_version // 10_000}.{backup.server_version % 10_000}",
+        "server_version": f"{version // 10_000}.{version % 10_000}" if (version := backup.server_version) else "",
     }
     return Listed(**(same | other))

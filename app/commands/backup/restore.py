@@ -82,7 +82,10 @@ def restore(
         raise typer.BadParameter("name a time or a position, not both", param_hint="--to-lsn")
     loaded = load_settings(only=[BackupSettings, PostgresSettings])
     if loaded[BackupSettings].engine == "managed":
-        _provided(Restore(Path(), backup, to, to_lsn or "", timeline), into, as_json=as_json)
+        if into is not None or replace or cluster:
+            hint = "--into" if into else "--replace" if replace else "--cluster"
+            raise typer.BadParameter("the provider restores to a server of its own, not to a folder", param_hint=hint)
+        _provided(Restore(Path(), backup, to, to_lsn or "", timeline), as_json=as_json)
         return
     settings = loaded[PostgresSettings]
     if into is None and (not replace or settings.host):
@@ -113,10 +116,8 @@ def restore(
         _print(done, start)
 
 
-def _provided(wanted: "Restore", into: Path | None, *, as_json: bool) -> None:
+def _provided(wanted: "Restore", *, as_json: bool) -> None:
     """Let the provider restore to a server, which stays."""
-    if into is not None:
-        raise typer.BadParameter("the provider restores to a server, not to a folder", param_hint="--into")
     scratch = f"{NAME}-restore"
 
     def work(engine: "Engine", progress: "Progress") -> "Address":

@@ -96,7 +96,7 @@ def engine_for(p: "Process") -> "Engine":
     """Return the engine of the settings, which is imported on use."""
     from app.kernel.backup.engine import engine_of
 
-    return engine_of(p)
+    return engine_of(p.settings, p.data)
 
 
 async def _in_thread(work: "Callable[[Progress], T]") -> T:

@@ -13,7 +13,7 @@ from app.commands.backup.listing import Listed, listed
 from app.commands.backup.running import engine_for
 from app.commands.once import run_once
 from app.kernel.cli import Json, print_json
-from app.kernel.text import exact, lasting, size_text
+from app.kernel.text import exact, lasting, plural, size_text
 
 if TYPE_CHECKING:
     from app.kernel.backup.engine import Wal
@@ -32,7 +32,10 @@ class _Target:
 
     label: str = ""
     problem: str = ""
+    cluster: str = ""
     backups: tuple[Listed, ...] = ()
+    others: tuple[Listed, ...] = ()
+    """Of other clusters."""
     used_bytes: int | None = None
     wal: "Wal | None" = None
 
@@ -73,19 +76,25 @@ def status(as_json: Json = False) -> None:
 
 
 async def _look(p: "Process") -> tuple[_Target, _Recorded]:
-    return await asyncio.to_thread(_on_target, p), await _in_database()
+    recorded = await _in_database()
+    cluster = recorded.state.cluster if recorded.state else ""
+    return await asyncio.to_thread(_on_target, p, cluster), recorded
 
 
-def _on_target(p: "Process") -> _Target:
+def _on_target(p: "Process", cluster: str) -> _Target:
+    """Return what the target has of a cluster; without one, of that with the newest backup."""
     from app.kernel.config import Misconfigured
     from app.kernel.errors import Refusal
 
     try:
         engine = engine_for(p)
-        found = tuple(listed(engine))
-        whole = [each for each in found if each.state == "whole"]
-        wal = engine.wal(whole[-1].cluster) if whole else None
-        return _Target(engine.label, "", found, engine.used_bytes(), wal)
+        found = listed(engine)
+        whole = [each.cluster for each in found if each.state == "whole"]
+        cluster = cluster or (whole[-1] if whole else "")
+        own = tuple(each for each in found if each.cluster in ("", cluster))
+        others = tuple(each for each in found if each not in own)
+        wal = engine.wal(cluster) if whole else None
+        return _Target(engine.label, "", cluster, own, others, engine.used_bytes(), wal)
     except (Refusal, Misconfigured) as error:
         return _Target(problem=" ".join(str(error).split()))
 
@@ -119,22 +128,29 @@ def _summary(target: _Target, recorded: _Recorded) -> dict[str, Any]:
         *([f"the database could not be asked: {recorded.problem}"] if recorded.problem else []),
         *recorded.attention,
         *(f"{each.id} is damaged: {each.problem}" for each in target.backups if each.state == "damaged"),
-        *(["there is no whole backup on the target"] if not target.problem and not whole else []),
+        *([_none(target)] if not target.problem and not whole else []),
     ]
     run = state.good("backup") if state else None
     return {
         "at": datetime.now(UTC),
         "target": target.label or None,
+        "cluster": target.cluster or None,
         "target_problem": target.problem or None,
         "database_problem": recorded.problem or None,
         "attention": list(dict.fromkeys(attention)),
         "newest": _newest(whole[-1]) if whole else _of_run(run) if run else None,
         "backups": len(whole),
+        "backups_of_other_clusters": len(target.others),
         "used_bytes": target.used_bytes,
         "wal": _wal(target.wal, state.wal if state else None),
         "drill": _drill(state.good("drill")) if state and state.good("drill") else None,
         "schedules": [{"name": name, "next_at": at, "is_paused": paused} for name, at, paused in recorded.schedules],
     }
+
+
+def _none(target: _Target) -> str:
+    of = " of this cluster" if target.others else ""
+    return f"there is no whole backup{of} on the target"
 
 
 def _newest(backup: Listed) -> dict[str, Any]:
@@ -174,8 +190,10 @@ def _print(found: Mapping[str, Any]) -> None:
         rows.append(("newest backup", f"{about}, stored as {size_text(newest['stored_bytes'])}"))
     else:
         rows.append(("newest backup", "none"))
+    if others := found["backups_of_other_clusters"]:
+        rows.append(("cluster", f"{found['cluster']}; {plural(others, 'backup')} of other clusters"))
     if found["used_bytes"] is not None:
-        rows.append(("stored", f"{found['backups']} backups, {size_text(found['used_bytes'])} with WAL"))
+        rows.append(("stored", f"{plural(found['backups'], 'backup')}, {size_text(found['used_bytes'])} with WAL"))
     if wal:
         lag = "" if wal["lag_s"] is None else f", {wal['lag_s']} s behind"
         rows.append(("WAL", f"up to {wal['lsn']} of timeline {wal['timeline']}, {exact(wal['stored_at'])}{lag}"))

@@ -8,7 +8,7 @@ import typer
 from app.commands.backup.listing import Id
 from app.commands.backup.running import engine_for, with_engine, with_process
 from app.kernel.cli import Json, print_json
-from app.kernel.text import size_text
+from app.kernel.text import plural, size_text
 
 if TYPE_CHECKING:
     from app.kernel.backup.engine import Engine, Progress, Verified
@@ -43,7 +43,7 @@ def verify(
         print_json({"items": found})
     for one in [] if as_json else found:
         problems = one["problems"]
-        read = f"{size_text(one['read_bytes'])} read, {one['wal_segments']} segments of WAL"
+        read = f"{size_text(one['read_bytes'])} read, {plural(one['wal_segments'], 'segment')} of WAL"
         typer.echo(f"{one['id']}: {'damaged' if problems else 'whole'}; {read}")
         for problem in problems:
             typer.echo(f"  {problem}")

@@ -108,6 +108,10 @@ class Count:
     table: str
     rows: int
     percent: float = 100.0
+    recent: int = 0
+    """How many of them may have been written after the backup began."""
+    touched: int = 0
+    """How many of them others may have deleted, updated or locked without the snapshot seeing that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,7 @@ class Catalogue:
         return sorted(whole, key=lambda backup: (backup.finished_at, backup.id)), damaged
 
     def get(self, id: str, cluster: str = "") -> Backup:  # noqa: A002 - as in the command
-        """Return a backup by id, by the beginning of one that no other has, or the newest of all: `latest`.
-
-        With `cluster`, only of that one. Raises NotFound, Invalid if several begin so, BackupInvalid if it is damaged.
-        """
+        """Return a backup, as `Engine.get` does."""
         whole, damaged = self.read()
         return named(whole, id, cluster, self.target.label, damaged)
 

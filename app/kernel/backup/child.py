@@ -24,19 +24,30 @@ def command_of(command: Sequence[str], *, nice: int = 0) -> list[str]:
 
 
 def start(
-    command: Sequence[str], env: Mapping[str, str], *, stdout: int | IO[bytes] = subprocess.DEVNULL
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+    account: tuple[int, int, list[int]] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a program with few variables of the environment besides `env`. Its stderr is a pipe.
+    """Start a program with few variables of the environment besides `env`.
 
-    On Linux it gets SIGTERM when the thread that called this has ended.
+    On Linux it gets SIGTERM when the thread that called this has ended, unless it runs as another `account`: user,
+    group, further groups.
     """
     passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    user, group, groups = account or (None, None, None)
     return subprocess.Popen(  # noqa: S603
-        command_of(command),
+        command_of(command) if account is None else command,  # the other account may not reach this interpreter
         stdin=subprocess.DEVNULL,
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
+        cwd="/" if account else None,
         env={**passed, "LC_ALL": "C", **env},
+        user=user,
+        group=group,
+        extra_groups=groups,
         start_new_session=True,  # Ctrl-C is for this process, which stops it
     )
 

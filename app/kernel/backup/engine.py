@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 from app.kernel.backup import Backup, BackupInvalid
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.product import NAME
+from app.kernel.text import exact
 
 if TYPE_CHECKING:
-    from app.kernel.process import Process
+    from app.kernel.config import Settings
 
 _CATCH_UP_S, _LOOK_EVERY_S = 0.1, 0.25
-_LATEST, _LIST = "latest", f"{NAME} backup list"
+LATEST = "latest"
+"""In place of an id: the newest backup of the cluster."""
+_LIST = f"{NAME} backup list"
 
 Advance = Callable[[int], None]
 """Takes the bytes done since the last call. Raises Stopped when the run was asked to stop."""
@@ -151,7 +154,8 @@ class Engine(Protocol):
     def get(self, id: str, cluster: str = "") -> Backup:  # noqa: A002 - as in the command
         """Return a backup by id, by the beginning of one that no other has, or the newest: `latest`.
 
-        With `cluster`, only of that one. Raises NotFound, Invalid if several begin so, BackupInvalid if it is damaged.
+        With `cluster`, only of that one. Raises NotFound, BackupInvalid if it is damaged, Invalid if several begin so,
+        or if there are several clusters and the newest is wanted.
         """
         ...
 
@@ -188,14 +192,9 @@ def named(
     damaged: Sequence[Damaged] = (),
 ) -> Backup:
     """Return one of the backups, oldest first, as `Engine.get` does. `label` says where they are."""
-    whole = [backup for backup in whole if cluster in ("", backup.cluster)]
-    if id == _LATEST:
-        if not whole and damaged:
-            raise BackupInvalid(f"no backup on {label} can be used; of the last one: {damaged[-1].problem}")
-        if not whole:
-            raise NotFound(f"there is no backup on {label}", hint=f"{NAME} backup create")
-        return whole[-1]
-    fits = [backup for backup in whole if id and backup.id.startswith(id)]
+    if id == LATEST:
+        return of_one_cluster(whole, cluster, label, damaged)[-1]
+    fits = [backup for backup in whole if id and backup.id.startswith(id) and cluster in ("", backup.cluster)]
     exact = [backup for backup in fits if backup.id == id]
     match exact or fits:
         case [backup]:
@@ -209,15 +208,37 @@ def named(
             raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
 
 
-def engine_of(p: "Process") -> Engine:
+def of_one_cluster(
+    backups: Sequence[Backup], cluster: str, label: str, damaged: Sequence[Damaged] = ()
+) -> Sequence[Backup]:
+    """Return the backups of a cluster, by default of the only one, oldest first.
+
+    Raises NotFound, BackupInvalid if all are damaged, Invalid if there are several clusters.
+    """
+    newest = {backup.cluster: backup for backup in backups}
+    unusable = [one for one in damaged if cluster in ("", one.cluster)]
+    if unusable and not (cluster in newest if cluster else newest):
+        raise BackupInvalid(f"no backup on {label} can be used; of the last one: {unusable[-1].problem}", hint=_LIST)
+    if not newest:
+        raise NotFound(f"there is no backup on {label}", hint=f"{NAME} backup create")
+    each = ", ".join(f"{one.id} (cluster {one.cluster}, {exact(one.finished_at)})" for one in newest.values())
+    if cluster and cluster not in newest:
+        raise NotFound(f"there is no backup of the cluster {cluster} on {label}, only of others: {each}", hint=_LIST)
+    if not cluster and len(newest) > 1:
+        message = f"{label} has backups of {len(newest)} clusters; name a backup, or restore with --cluster: {each}"
+        raise Invalid(message, hint=_LIST)
+    return [backup for backup in backups if cluster in ("", backup.cluster)]
+
+
+def engine_of(all_settings: "Settings", data: Path) -> Engine:
     """Return the engine of the settings. It fetches secrets, which may take seconds; it does not connect.
 
-    Raises Misconfigured without a target or a key, StoresUnavailable.
+    `data` is the folder of a relative target. Raises Misconfigured without a target or a key, StoresUnavailable.
     """
     from app.kernel.config import BackupSettings
     from app.kernel.db.devserver.embedded import embedded_binaries
 
-    settings = p.settings[BackupSettings]
+    settings = all_settings[BackupSettings]
     if settings.engine == "pgbackrest":
         from app.kernel.backup.pgbackrest import PgBackRest
 
@@ -225,10 +246,10 @@ def engine_of(p: "Process") -> Engine:
     if settings.engine == "managed":
         from app.kernel.backup.managed import Managed
 
-        return Managed(settings, tuple(f"{kind.section.upper()}_" for kind in p.settings.sections))
+        return Managed(settings, tuple(f"{kind.section.upper()}_" for kind in all_settings.sections))
     from app.kernel.backup.builtin import Builtin
     from app.kernel.backup.sealed import Keys
     from app.kernel.backup.targets import target_of
 
-    p.settings.demand(BackupSettings)
-    return Builtin(settings, target_of(settings, p.data), Keys.of(settings), embedded_binaries())
+    all_settings.demand(BackupSettings)
+    return Builtin(settings, target_of(settings, data), Keys.of(settings), embedded_binaries())

@@ -1,4 +1,4 @@
-"""Backups that the provider of the database takes: two commands tell of them, and restore one to a scratch server."""
+"""Backups by the provider of the database: one command lists them, another restores one to a scratch server."""
 
 import json
 import os
@@ -75,7 +75,7 @@ _ADDRESS: Decoder[Address] = Decoder(Address)
 
 @dataclass(frozen=True, slots=True)
 class Managed:
-    """The engine `managed`. Variables of the environment that begin with one of `withheld` are not for its commands."""
+    """The engine `managed`. Its commands do not get variables of the environment that begin with one of `withheld`."""
 
     settings: BackupSettings
     withheld: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ class Managed:
 
 
 def _idle(_done: int) -> None:
-    """Take progress that nobody looks at."""
+    """Ignore progress."""
 
 
 def _words(setting: str, command: str) -> Sequence[str]:

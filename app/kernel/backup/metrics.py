@@ -1,4 +1,4 @@
-"""Metrics of backups. Each is absent while it is unknown: nothing is said of backups where there are none."""
+"""Metrics of backups. Each is absent while its value is unknown, as where there are no backups."""
 
 from collections.abc import Iterable
 from typing import Any

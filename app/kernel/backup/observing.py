@@ -80,7 +80,8 @@ async def observer(p: Process) -> Run:
         said = ""
         while not stop.is_set():
             try:
-                problem = (await asyncio.to_thread(lambda: observe(found.conninfo(), engine_of(p)))).problem
+                seen = await asyncio.to_thread(lambda: observe(found.conninfo(), engine_of(p.settings, p.data)))
+                problem = seen.problem
             except (Refusal, Misconfigured, psycopg.Error, OSError) as error:
                 problem = " ".join(str(error).split())
             if problem and problem != said:

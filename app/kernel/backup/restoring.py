@@ -12,14 +12,14 @@ from pathlib import Path
 
 from app.kernel.backup import Backup, BackupInvalid, Target
 from app.kernel.backup.catalogue import Catalogue, base_name
-from app.kernel.backup.engine import Prepared, Progress, Restore, Wal
+from app.kernel.backup.engine import Prepared, Progress, Restore, Wal, of_one_cluster
 from app.kernel.backup.fetching import fetching
 from app.kernel.backup.scratch import control
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, Take, TarReader
 from app.kernel.backup.timelines import Stretch, WalFile, is_on_way, leads_through, lsn_number, lsn_text
 from app.kernel.backup.wal import StoredWal, WalArchive
-from app.kernel.errors import Conflict, Invalid, NotFound, Unavailable
+from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.kernel.product import NAME
 from app.kernel.text import exact
 
@@ -64,9 +64,7 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         backups = [catalogue.get(restore.backup, restore.cluster)]
     else:
         whole, damaged = catalogue.read()
-        if damaged and not whole:
-            raise BackupInvalid(damaged[0].problem, hint=_LIST)
-        backups = _of_one_cluster(whole, restore.cluster, target.label)
+        backups = of_one_cluster(whole, restore.cluster, target.label, damaged)
     archive = WalArchive(target, keys, backups[-1].cluster, backups[-1].wal_segment_bytes)
     files = list(archive.segments())
     known = {wal.file.timeline for wal in files} | {backup.timeline for backup in backups}
@@ -92,17 +90,6 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         whole = f"{str(plans[0]).partition(' to ')[0]} to {str(plans[-1]).partition(' to ')[2]}"
         raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}", hint=_LIST)
     return _up_to_gap(fit[-1], restore, files)
-
-
-def _of_one_cluster(backups: Sequence[Backup], cluster: str, label: str) -> list[Backup]:
-    found = [backup for backup in backups if cluster in ("", backup.cluster)]
-    if not found:
-        raise NotFound(f"there is no backup{cluster and f' of the cluster {cluster}'} on {label}", hint=_LIST)
-    newest = {backup.cluster: backup for backup in found}
-    if len(newest) > 1:
-        each = ", ".join(f"{name} (newest backup {exact(backup.finished_at)})" for name, backup in newest.items())
-        raise Invalid(f"{label} has backups of {len(newest)} clusters; name one with --cluster: {each}", hint=_LIST)
-    return found
 
 
 def _plan(

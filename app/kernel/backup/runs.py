@@ -53,7 +53,7 @@ def recorded(conninfo: str, kind: Kind, engine: str) -> Generator[Outcome]:
     """Run the body as the only run of its kind, and record its outcome. The body sets the fields of what is yielded.
 
     Raises BackupRunning when another one runs, and what the body raises, which is recorded as its problem.
-    A database that goes away meanwhile does not keep the body from ending.
+    The body goes on if the connection is lost meanwhile; its outcome is then recorded over a new one.
     """
     runner, run = f"{socket.gethostname()}:{os.getpid()}", uuid7()
     with psycopg.connect(conninfo, autocommit=True) as connection:

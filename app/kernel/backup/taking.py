@@ -49,7 +49,7 @@ _SERVER: LiteralString = """
         (SELECT string_agg(spcname, ', ') FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')),
         (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database
             WHERE has_database_privilege(oid, 'CONNECT')),
-        clock_timestamp()
+        clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text::bigint
     FROM pg_control_system() c
 """
 _SCHEMA: LiteralString = "SELECT coalesce(max(migration_id), '') FROM public._migrations"
@@ -86,6 +86,8 @@ class Server:
     tablespaces: str | None
     size_bytes: int
     now: datetime
+    oldest_xid: int
+    """Id of the oldest transaction that runs."""
     schema: str = ""
 
 
@@ -132,7 +134,7 @@ def take(
             wal_segment_bytes=server.segment_bytes,
             key_id=keys.id,
             parts=(part,),
-            counts=counted(conninfo, progress),
+            counts=counted(conninfo, server, progress),
         )
     )
     Catalogue(target, keys).add(backup)
@@ -290,11 +292,14 @@ class _Stream:
         return Unavailable(f"pg_basebackup failed: {said}")
 
 
-def counted(conninfo: str, progress: Progress) -> Counts | None:
-    """Return the rows of all tables; None, with a warning, if they cannot be counted."""
+def counted(conninfo: str, server: Server, progress: Progress) -> Counts | None:
+    """Return the rows of all tables after a backup; None, with a warning, if they cannot be counted.
+
+    `server` is what was examined before it.
+    """
     progress.step("count rows", None)
     try:
-        return take_counts(conninfo)
+        return take_counts(conninfo, server.oldest_xid)
     except psycopg.Error as error:
         logger.warning("rows were not counted, so drills cannot compare them: {}", " ".join(str(error).split()))
         return None

@@ -1,4 +1,4 @@
-"""Whether backups are well, as the database knows it: any process can tell, also one that knows no target."""
+"""The state of backups and what is wrong with them, by what the database has recorded: no process needs the target."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ _LATEST: LiteralString = (
 _NOW: LiteralString = """
     SELECT now(), (SELECT min(at) FROM kernel.rollouts),
         EXISTS (SELECT FROM kernel.queues WHERE name = %s AND seen_at > now() - interval '3 minutes'),
-        w.cluster, w.timeline, w.lsn::text, w.stored_at, w.reported_at, w.problem,
+        c.system_identifier::text, w.cluster, w.timeline, w.lsn::text, w.stored_at, w.reported_at, w.problem,
         CASE WHEN w.cluster IS NULL THEN NULL
             WHEN NOT pg_is_in_recovery() AND pg_current_wal_lsn() <= w.lsn THEN 0
             ELSE greatest(extract(epoch FROM now() - coalesce(w.waiting_since, w.reported_at)), 0) END::float8
@@ -85,6 +85,12 @@ class BackupRun:
         """Of a drill: age in seconds of the last restored commit when the drill began."""
         return self.details.get("rpo_s")
 
+    @property
+    def restored_to(self) -> datetime | None:
+        """Of a drill: time of the last restored commit."""
+        at = self.details.get("restored_to")
+        return datetime.fromisoformat(at) if at else None
+
 
 @dataclass(frozen=True, slots=True)
 class StoredWal:
@@ -115,14 +121,15 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BackupState:
-    """What is recorded of backups: the newest good ones, the last ones that ended, what runs, and the stored WAL.
+    """What is recorded about backups: the newest runs of each kind and state, and the stored WAL.
 
-    `is_attended` says whether somebody works on the queue of backups.
+    `is_attended` says whether somebody works on the queue of backups. `cluster` is the system identifier of the server.
     """
 
     at: datetime
     since: datetime | None
     is_attended: bool
+    cluster: str
     wal: StoredWal | None
     runs: Mapping[tuple[str, str], BackupRun]
 
@@ -140,7 +147,7 @@ class BackupState:
         return last if (last := self.last(kind)) is not None and last.state == "failed" else None
 
     def running(self) -> list[BackupRun]:
-        """Return what runs, or whose process ended without a word."""
+        """Return the runs that have not ended; the process of one may have been killed."""
         found = [self.runs.get((kind, "running")) for kind in ("backup", "drill")]
         return [run for run in found if run is not None and (run.started_at > self._newest(run.kind))]
 
@@ -153,11 +160,11 @@ class BackupState:
         return (self.at - (run.finished_at or run.started_at)).total_seconds()
 
     def is_expected(self, settings: BackupSettings) -> bool:
-        """Return whether there should be backups: these settings say so, or somebody has made one."""
+        """Return whether there should be backups: the settings say so, or one was recorded."""
         return bool(settings.target) or settings.engine != "builtin" or bool(self.runs) or self.wal is not None
 
     def is_long(self, since: datetime | None, seconds: float) -> bool:
-        """Return whether a moment is so long ago."""
+        """Return whether a moment is longer ago than that."""
         return since is not None and self.at - since > timedelta(seconds=seconds)
 
 
@@ -165,14 +172,14 @@ async def look(ask: Callable[[LiteralString, tuple[Any, ...]], Awaitable[list[tu
     """Return what is recorded; `ask` runs a statement. Raises what it raises."""
     runs = [BackupRun(*row) for row in await ask(_LATEST, ())]
     ((at, since, is_attended, cluster, *stored),) = await ask(_NOW, (QUEUE,))
-    wal = None if cluster is None else StoredWal(cluster, *stored)
-    return BackupState(at, since, is_attended, wal, {(run.kind, run.state): run for run in runs})
+    wal = None if stored[0] is None else StoredWal(*stored)
+    return BackupState(at, since, is_attended, cluster, wal, {(run.kind, run.state): run for run in runs})
 
 
 def problems(state: BackupState, settings: BackupSettings, *, is_published: bool) -> Iterator[Problem]:
-    """Yield what is wrong with backups. Nothing if there should be none.
+    """Yield what is wrong with backups; nothing where none are expected.
 
-    In an environment for one machine (`is_published`), also nothing while nobody works on backups.
+    Nothing either in an environment for one machine (`is_published`) while no process works on backups.
     """
     if not state.is_expected(settings) or (is_published and not state.is_attended):
         return

@@ -35,6 +35,8 @@ class Finding:
     problem: str
     fix: str
     repair: Repair | None = field(default=None, repr=False)
+    runbook: str = ""
+    """The section of docs/runbooks.md about it, if not that of the check."""
 
 
 def warn(problem: str, fix: str, repair: Repair | None = None) -> Finding:

@@ -65,7 +65,7 @@ class QuickChecks:
         return sorted(found, key=lambda need: need.level != "fail")
 
     def _need(self, result: Result, finding: Finding) -> Need:
-        section = result.check.runbook
+        section = finding.runbook or result.check.runbook
         text = paragraph(self._root, section) if section else ""
         return Need(result.check.name, finding.level, redacted(finding.problem), finding.fix, section, text)
 

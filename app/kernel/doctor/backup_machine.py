@@ -1,4 +1,4 @@
-"""Checks of what backups need: a server that streams WAL; and on a machine that takes them target, key and programs."""
+"""Checks of what backups need: settings of the server and, where they are taken, target, key and programs."""
 
 import os
 import shlex
@@ -6,10 +6,12 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from app.kernel.backup import Target
+from app.kernel.backup.engine import Engine, engine_of
 from app.kernel.backup.primary import slot_name
 from app.kernel.backup.watching import look
 from app.kernel.config import BackupSettings, Misconfigured, PostgresSettings
@@ -19,9 +21,6 @@ from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import NotFound, Refusal
 from app.kernel.product import NAME
 from app.kernel.text import size_text
-
-if TYPE_CHECKING:
-    from app.kernel.backup.builtin import Builtin
 
 _SHOWN = 3
 _SERVER = """
@@ -34,102 +33,104 @@ _SLOT = "SELECT coalesce(wal_status, 'lost') FROM pg_replication_slots WHERE slo
 
 
 def _taken_here(d: Deployment) -> BackupSettings:
-    """Return the settings of a machine that takes backups. Raises NotChecked elsewhere."""
+    """Return the settings of a machine that takes backups, or asks who does. Raises NotChecked elsewhere."""
     settings = d[BackupSettings]
-    if settings.engine != "builtin":
-        raise NotChecked(f"backup.engine is {settings.engine}")
-    if not settings.target:
-        raise NotChecked("no target is set here (backup.target): look where run-backup-agent runs")
+    missing = {
+        "builtin": "" if settings.target else "no target is set here (backup.target)",
+        "pgbackrest": "" if shutil.which("pgbackrest") else "pgbackrest is not installed here",
+        "managed": "" if settings.managed_status else "no backup.managed_status is set here",
+    }[settings.engine]
+    if missing:
+        raise NotChecked(f"{missing}: look where run-backup-agent runs")
     if d.fetching is not None:
         raise NotChecked("a secret is missing, see secrets")
     return settings
 
 
-def _engine(d: Deployment, settings: BackupSettings) -> "Builtin":
-    from app.kernel.backup.builtin import Builtin
-    from app.kernel.backup.sealed import Keys
-    from app.kernel.backup.targets import target_of
-    from app.kernel.db.devserver.embedded import embedded_binaries
-
-    return Builtin(settings, target_of(settings, d.data), Keys.of(settings), embedded_binaries())
-
-
 async def target(d: Deployment) -> AsyncIterator[Finding]:
-    """Store, read and delete a small object on the target; report records that are damaged or sealed with another key.
+    """Report a target, a repository or a provider that does not answer, and records that are damaged.
 
-    The newest backup that the database knows must be there, whole.
+    The newest backup that the database knows must be there, whole. On the target of the engine builtin, a small object
+    is stored, read and deleted.
     """
     settings = _taken_here(d)
     ours = d.data / settings.target
-    if "://" not in settings.target and ours.is_relative_to(d.data) and not await in_thread(ours.exists):
+    is_folder = settings.engine == "builtin" and "://" not in settings.target
+    if is_folder and ours.is_relative_to(d.data) and not await in_thread(ours.exists):
         raise NotChecked(f"there is no backup yet, and no {ours}")
     try:
         newest = (await look(d.all)).good("backup")
-    except NotChecked:  # the database is away; the target is as important then
+    except NotChecked:  # the database is unavailable; the target is as important then
         newest = None
-    known = newest.backup_id if newest is not None and newest.engine == "builtin" else None
+    known = newest.backup_id if newest is not None and newest.engine == settings.engine else None
     try:
-        for finding in await in_thread(lambda: [*_of_target(_engine(d, settings), known)]):
+        for finding in await in_thread(lambda: [*_of_target(engine_of(d.settings, d.data), known)]):
             yield finding
     except Misconfigured as error:
-        yield fail(str(error), error.hint or f"{NAME} config explain backup.target")
+        yield fail(str(error), error.hint or f"{NAME} config explain backup.engine")
     except Refusal as error:
-        is_folder = "://" not in settings.target
-        yield fail(
-            str(error), f"df -h {shlex.quote(str(ours))}" if is_folder else f"{NAME} config explain backup.s3_endpoint"
-        )
+        about = "s3_endpoint" if settings.engine == "builtin" else "engine"
+        where = f"df -h {shlex.quote(str(ours))}" if is_folder else f"{NAME} config explain backup.{about}"
+        yield fail(str(error), where)
 
 
-def _of_target(engine: "Builtin", known: str | None) -> Iterator[Finding]:
-    stores, probe = engine.target, f"probe/{socket.gethostname()}-{os.getpid()}"
-    content = os.urandom(16)
-    stores.put(probe, [content], replace=True)
-    if b"".join(stores.get(probe)) != content:
-        yield fail(
-            f"{stores.label} returns something else than what was stored", f"{NAME} config explain backup.target"
-        )
-    stores.delete([probe])
-    try:
-        b"".join(stores.get(probe))
-    except NotFound:
-        pass
-    else:
-        yield fail(f"{stores.label} does not delete objects, so nothing can be pruned", "correct its rules")
-    damaged = engine.damaged()
+def _of_target(engine: Engine, known: str | None) -> Iterator[Finding]:
+    from app.kernel.backup.builtin import Builtin
+
+    if isinstance(engine, Builtin):
+        yield from _of_objects(engine.target)
+    listed, damaged = engine.list(), engine.damaged()
     for one in [*damaged][:_SHOWN]:
         yield fail(one.problem, f"{NAME} backup verify {one.backup}")
     if len(damaged) > _SHOWN:
         yield fail(f"and {len(damaged) - _SHOWN} more backups are damaged", f"{NAME} backup list")
-    if known and known not in {each.id for each in engine.list()} | {each.backup for each in damaged}:
-        yield fail(f"the newest backup, {known}, is not on {stores.label}", f"{NAME} backup create")
+    if known and known not in {each.id for each in listed} | {each.backup for each in damaged}:
+        yield fail(f"the newest backup, {known}, is not on {engine.label}", f"{NAME} backup create")
+
+
+def _of_objects(target: Target) -> Iterator[Finding]:
+    probe, content = f"probe/{socket.gethostname()}-{os.getpid()}", os.urandom(16)
+    target.put(probe, [content], replace=True)
+    if b"".join(target.get(probe)) != content:
+        text = f"{target.label} returns something else than what was stored"
+        yield fail(text, f"{NAME} config explain backup.target")
+    target.delete([probe])
+    with suppress(NotFound):
+        b"".join(target.get(probe))
+        yield fail(f"{target.label} does not delete objects, so nothing can be pruned", "correct its rules")
 
 
 async def server(d: Deployment) -> AsyncIterator[Finding]:
     """Report a role and settings of the server with which no backup can be taken, or WAL is lost."""
     settings, slot = d[BackupSettings], slot_name(d[PostgresSettings].db)
-    found = await d.all(_SLOT, (slot,))
-    if found and (settings.engine, settings.wal) != ("builtin", "stream"):
+    slots = await d.all(_SLOT, (slot,))
+    if slots and (settings.engine, settings.wal) != ("builtin", "stream"):
         text = f"the replication slot {slot} keeps WAL for nobody: nothing streams it any more (backup.wal)"
         yield warn(text, in_shell(f"SELECT pg_drop_replication_slot('{slot}')"))
-    if settings.engine != "builtin":
-        raise NotChecked(f"backup.engine is {settings.engine}")
+    if settings.engine == "managed":
+        raise NotChecked("backup.engine is managed: the provider configures the server")
     if not (await look(d.all)).is_expected(settings):
         raise NotChecked("there are no backups (backup.target)")
     role, may, level, senders, kept, *archiving = await d.one(_SERVER)
+    found: list[Finding] = []
+    if level == "minimal":
+        found.append(fail("wal_level is minimal, so no backup can be taken", _restart("wal_level = replica")))
+    if settings.engine == "builtin":
+        found += _of_role(role, may, senders)
+    if settings.engine == "pgbackrest" or settings.wal == "archive":
+        found += _of_archiving(settings, *archiving)
+    elif settings.wal == "stream":
+        found += _of_slot(slot, kept, slots, is_published=d.is_published)
+    for finding in found:
+        yield finding
+
+
+def _of_role(role: str, may: bool, senders: int) -> Iterator[Finding]:
     if not may:
         grant = shlex.quote(f'ALTER ROLE "{role}" REPLICATION')
         yield fail(f"the role {role} may take no backups: it lacks REPLICATION", f"psql -U postgres -c {grant}")
-    if level == "minimal":
-        yield fail("wal_level is minimal, so no backup can be taken", _restart("wal_level = replica"))
     if not senders:
         yield fail("max_wal_senders is 0, so no backup can be taken", _restart("max_wal_senders = 10"))
-    of_wal = {
-        "stream": lambda: _of_slot(slot, kept, found, is_published=d.is_published),
-        "archive": lambda: _of_archiving(*archiving),
-        "none": lambda: (),
-    }
-    for finding in of_wal[settings.wal]():
-        yield finding
 
 
 def _of_slot(slot: str, kept: str, found: list[Row], *, is_published: bool) -> Iterator[Finding]:
@@ -141,16 +142,17 @@ def _of_slot(slot: str, kept: str, found: list[Row], *, is_published: bool) -> I
         yield fail(text, f"{NAME} run-backup-agent  # makes a new one, and has a backup taken")
 
 
-def _of_archiving(mode: str, command: str, timeout: str) -> Iterator[Finding]:
-    if mode == "off" or "archive-wal" not in command:
-        what = "archive_mode is off" if mode == "off" else "archive_command does not run `backup archive-wal`"
-        remedy = _restart("archive_mode = on", _ARCHIVE) if mode == "off" else _set(_ARCHIVE)
-        yield fail(f"{what}, so no WAL is stored (backup.wal: archive)", remedy)
+def _of_archiving(settings: BackupSettings, mode: str, command: str, timeout: str) -> Iterator[Finding]:
+    words, right = "backup archive-wal", f"{NAME} backup archive-wal %p"
+    if settings.engine == "pgbackrest":
+        words, right = "pgbackrest", f"pgbackrest --stanza={settings.pgbackrest_stanza} archive-push %p"
+    archive = f"archive_command = '{right}'"
+    if mode == "off":
+        yield fail("archive_mode is off, so no WAL is stored", _restart("archive_mode = on", archive))
+    elif words not in command:
+        yield fail(f"archive_command does not run `{words}`, so no WAL is stored", _set(archive))
     elif timeout == "0":
         yield warn("archive_timeout is 0: WAL is not stored until a segment is full", _set("archive_timeout = 60"))
-
-
-_ARCHIVE = f"archive_command = '{NAME} backup archive-wal %p'"
 
 
 def _set(*settings: str) -> str:
@@ -166,8 +168,13 @@ def _altered(*settings: str) -> str:
 
 
 async def machine(d: Deployment) -> AsyncIterator[Finding]:
-    """Report programs of PostgreSQL that are missing or too old, and too little room for a drill."""
+    """Report what drills and backups need here and is missing: programs of PostgreSQL, room, a command to restore."""
     settings = _taken_here(d)
+    if settings.engine == "managed":
+        if not settings.managed_restore:
+            text = "backup.managed_restore is not set, so there can be no drills"
+            yield warn(text, f"{NAME} config explain backup.managed_restore")
+        return
     from app.kernel.backup.drill.place import room_for
     from app.kernel.backup.programs import programs_for
     from app.kernel.db.devserver.embedded import embedded_binaries
@@ -175,7 +182,8 @@ async def machine(d: Deployment) -> AsyncIterator[Finding]:
     reached = await d.reached()
     if not (version := reached.attempt.server_version):
         raise NotChecked("the database does not answer")
-    for exact, missing in ((False, fail), (True, warn)):  # for backups, and for drills
+    needs = [(True, warn)] if settings.engine == "pgbackrest" else [(False, fail), (True, warn)]
+    for exact, missing in needs:  # for backups, and for drills
         try:
             await in_thread(partial(programs_for, version, settings, embedded_binaries(), exact=exact))
         except Misconfigured as error:
@@ -195,7 +203,7 @@ async def machine(d: Deployment) -> AsyncIterator[Finding]:
 
 
 CHECKS = (
-    Check("backup-server", "backup", "The server lets us take backups, and keeps WAL for them.", server),
-    Check("backup-target", "backup", "The target takes, returns and deletes; its records are whole.", target, 20.0),
+    Check("backup-server", "backup", "The server lets us take backups, and keeps or archives WAL.", server),
+    Check("backup-target", "backup", "Who stores backups answers, and has the newest whole.", target, 20.0),
     Check("backup-machine", "backup", "Programs of PostgreSQL and room for drills are here.", machine),
 )

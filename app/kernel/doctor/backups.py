@@ -1,4 +1,4 @@
-"""Checks of backups: what the database says of them, wherever it is asked."""
+"""Checks of what the database has recorded about backups; they run in any process."""
 
 from collections.abc import AsyncIterator
 
@@ -9,6 +9,9 @@ from app.kernel.doctor.deployment import Deployment
 from app.kernel.product import NAME
 
 _SET = f"export BACKUP_TARGET=s3://BUCKET/PREFIX BACKUP_KEY_FILE=FILE  # then {NAME} run-backup-agent; docs/backups.md"
+
+_RUNBOOKS = {"BackupUnattended": "BackupMissing"}
+"""Sections of docs/runbooks.md with another name than the problem."""
 
 
 async def _problems(d: Deployment) -> list[Problem] | None:
@@ -23,11 +26,15 @@ def _findings(found: list[Problem] | None, about: str) -> list[Finding]:
     """Return the findings of a kind. Raises NotChecked where there are no backups."""
     if found is None:
         raise NotChecked("there are no backups (backup.target)")
-    return [Finding(each.level, each.text, each.fix) for each in found if each.type.startswith(about)]
+    return [
+        Finding(each.level, each.text, each.fix, runbook=_RUNBOOKS.get(each.type, each.type))
+        for each in found
+        if each.type.startswith(about)
+    ]
 
 
 async def backups(d: Deployment) -> AsyncIterator[Finding]:
-    """Report backups that are missing, old or failed, and that nobody works on them."""
+    """Report backups that are missing, old or failed, and a queue of backups without a worker."""
     found = await _problems(d)
     if found is None and not d.is_published:
         yield warn("nobody takes backups of this database", _SET)
@@ -43,7 +50,7 @@ async def wal(d: Deployment) -> AsyncIterator[Finding]:
 
 
 async def drills(d: Deployment) -> AsyncIterator[Finding]:
-    """Report a restore that failed, and that no backup was restored for long."""
+    """Report a drill that failed, and drills that are overdue."""
     for finding in _findings(await _problems(d), "Drill"):
         yield finding
 

@@ -1,4 +1,4 @@
-"""Backups: what is recorded of them, and whether they are well."""
+"""Runs of backups, drills and prunings; their state; and actions that enqueue them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -86,7 +86,7 @@ class BackupStatus:
 
 @dataclass(frozen=True, slots=True)
 class BackupSummary:
-    """Backups in one line: the newest good ones, and for how long WAL has waited to be stored."""
+    """Backups in one line: the newest good backup and drill, and for how long WAL has waited to be stored."""
 
     backup_at: datetime | None
     size_bytes: int | None

@@ -130,8 +130,11 @@ def test_an_id_may_be_shortened_while_no_other_begins_so(tmp_path: Path) -> None
     first, second, elsewhere = whole(0), whole(1), whole(2, "99")
     catalogue = stored(Folder(tmp_path), first, second, elsewhere)
     assert catalogue.get(first.id) == catalogue.get("20261101") == first
-    assert catalogue.get("latest") == elsewhere
     assert catalogue.get("latest", "7") == second
+    with pytest.raises(Invalid, match=rf"2 clusters.*: {second.id} \(cluster 7, .*, {elsewhere.id} \(cluster 99, "):
+        catalogue.get("latest")
+    with pytest.raises(NotFound, match=rf"no backup of the cluster 8 on .*, only of others: {second.id} "):
+        catalogue.get("latest", "8")
     assert catalogue.get("20261103", "99") == elsewhere
     for missing in ("20261103", "", "x", "20261101T021500Z-0001x"):
         with pytest.raises(NotFound, match="there is no backup"):

@@ -25,7 +25,7 @@ TABLES = """
     CREATE TABLE s.hot (id bigserial PRIMARY KEY, n int);
     CREATE TABLE s.large (id bigserial PRIMARY KEY, t text);
     INSERT INTO s.large (t) SELECT repeat('x', 100) FROM generate_series(1, 40000);
-    CREATE TABLE s.parts (day int) PARTITION BY LIST (day);
+    CREATE TABLE s.parts (day int, note text) PARTITION BY LIST (day);
     CREATE TABLE s.parts_1 PARTITION OF s.parts FOR VALUES IN (1);
     INSERT INTO s.parts SELECT 1 FROM generate_series(1, 7);
     CREATE UNLOGGED TABLE s.unlogged (n int);
@@ -103,18 +103,26 @@ def test_counts_are_those_of_a_copy_at_their_position_under_load(
     monkeypatch.setattr(counting, "_READ_BYTES", 2**19)
     copy, server = tmp_path / "copy", database.server
     where = ("-h", server.host, "-p", str(server.port), "-U", server.user)
+    oldest = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
     with writing(database):
+        [(since,)] = database.all(oldest)
         given = ("-X", "fetch", "--checkpoint=fast", "--no-sync")
         subprocess.run([programs() / "pg_basebackup", *where, "-D", copy, *given], check=True, timeout=60)
-        counts = take_counts(database.conninfo)
+        counts = take_counts(database.conninfo, since)
     with ExitStack() as open_:
         inserting, deleting = (open_.enter_context(psycopg.connect(database.conninfo)) for _ in range(2))
         inserting.execute("INSERT INTO s.inserted SELECT generate_series(1, 9)")
+        deleting.execute("SELECT FROM s.parts_1 WHERE ctid < '(0,3)' FOR KEY SHARE")
+        inserting.execute("UPDATE s.parts_1 SET note = 'locked by the other, too' WHERE ctid < '(0,3)'")
+        for writer in (inserting, deleting):  # a snapshot does not name subtransactions
+            writer.execute("SAVEPOINT here")
+        inserting.execute("INSERT INTO s.hot (n) VALUES (-1)")
         deleting.execute("DELETE FROM s.deleted WHERE n < 3")
-        unseeing = take_counts(database.conninfo)
-    later = take_counts(database.conninfo)
+        database.run("SELECT pg_current_xact_id()")  # so that they are among the older ones
+        unseeing = take_counts(database.conninfo, since)
+    later = take_counts(database.conninfo, since)
     database.run("INSERT INTO s.inserted VALUES (1)")
-    latest = take_counts(database.conninfo)
+    latest = take_counts(database.conninfo, since)
     for _ in range(2):
         database.run("SELECT pg_logical_emit_message(false, 'test', 'something after the last position')")
     rows = {count.table: count for count in counts.tables}
@@ -127,7 +135,7 @@ def test_counts_are_those_of_a_copy_at_their_position_under_load(
         found = compare(there, counts)
         assert (found.problems, found.tables) == ((), len(counts.tables))
         assert all("hot" in note or "large" in note for note in found.notes)
-        # more rows than a transaction of that moment may have deleted, and rows that nobody inserted
+        # rows that nobody deleted, and rows that nobody inserted
         errors = {"s.parts_1": -1, 's."Odd ""name"': 1_000_000}
         wrong = [replace(count, rows=count.rows + errors.get(count.table, 0)) for count in counts.tables]
         found = compare(there, replace(counts, tables=(*wrong, Count("s.gone", 1))))
@@ -140,10 +148,23 @@ def test_counts_are_those_of_a_copy_at_their_position_under_load(
     with paused(database, copy, later.lsn) as there:
         found = compare(there, unseeing)
         assert found.problems == ()
+        hot = next(count.rows for count in unseeing.tables if count.table == "s.hot")
+        assert found.notes == tuple(
+            f"{table} has {here:,} rows in place of {rows:,}: the snapshot did not see 3 transactions of that moment"
+            for table, here, rows in (("s.deleted", 3, 5), ("s.hot", hot + 1, hot), ("s.parts_1", 5, 7))
+        )
+        found = compare(there, latest)
+        assert found.problems == ()
         [note] = found.notes
-        assert note == "s.deleted has 3 rows in place of 5: the snapshot did not see 2 transactions of that moment"
-        [note] = compare(there, latest).notes
-        assert note.startswith("s.inserted has 9 rows in place of 10: 1 transactions that were counted are not in")
+        assert note.startswith("s.inserted has 9 rows in place of 10: 2 transactions that were counted are not in")
+        # they explain what those transactions have touched, and no other loss
+        unchanged = {count.table for count in latest.tables if not count.recent}
+        assert unchanged == {"s.deleted", 's."Odd ""name"'}
+        for taken, tables in ((unseeing, rows.keys()), (latest, unchanged)):
+            lost = {count.table: max(1, count.rows // 10) for count in taken.tables if count.table in tables}
+            wrong = [replace(count, rows=count.rows + lost.get(count.table, 0)) for count in taken.tables]
+            found = compare(there, replace(taken, tables=tuple(wrong)))
+            assert {problem.partition(" has ")[0] for problem in found.problems} == lost.keys()
 
 
 def test_tables_that_change_their_file_or_are_locked_or_go_away_are_left_out_and_nobody_waits(
@@ -162,5 +183,5 @@ def test_tables_that_change_their_file_or_are_locked_or_go_away_are_left_out_and
     monkeypatch.setattr(counting, "_counted", meanwhile)
     with psycopg.connect(database.conninfo) as locking:
         locking.execute("LOCK TABLE s.parts_1 IN ACCESS EXCLUSIVE MODE")
-        counts: Counts = take_counts(database.conninfo)
+        counts: Counts = take_counts(database.conninfo, 3)
     assert {count.table for count in counts.tables} == {"s.hot", "s.large", 's."Odd ""name"'}

@@ -14,6 +14,7 @@ from app.kernel.config.alone import ALONE
 from app.kernel.config.settings import schema
 from app.processes import sections
 from tests.conftest import TestDatabase, make_superuser
+from tests.support.backups import add_of_another_cluster
 from tests.support.debian import free_port
 from tests.support.project import Project, Running, eventually
 
@@ -109,9 +110,11 @@ def test_a_drill_proves_a_backup_from_the_target_alone_whatever_becomes_of_it(
 
 
 def test_a_drill_without_room_or_backup_says_so_in_a_line(project: Project, scratch: Path, tmp_path: Path) -> None:
+    add_of_another_cluster(tmp_path / "target")
     none = project.app("backup", "drill")
     assert none.returncode == 67
-    assert "there is no backup" in none.stderr
+    assert "there is no backup of the cluster" in none.stderr
+    assert "only of others: of-another (cluster 7, " in none.stderr
     taken = tmp_path / "file"
     taken.touch()
     assert project.app("backup", "create").returncode == 0

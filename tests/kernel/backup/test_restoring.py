@@ -148,7 +148,7 @@ def test_a_timeline_is_followed_from_the_backups_that_lead_to_it(listed: Callabl
 
 def test_one_of_several_clusters_must_be_named(listed: Callable[..., Folder]) -> None:
     target = listed([backup("a", 2, 1), backup("b", 3, 1, cluster="2")], {})
-    with pytest.raises(Invalid, match=r"--cluster: 1 .*, 2 "):
+    with pytest.raises(Invalid, match=r"--cluster: a \(cluster 1, .*\), b \(cluster 2, "):
         chosen(target)
     assert chosen(target, cluster="2") == "b"
     assert chosen(target, backup="a") == "a"

@@ -11,6 +11,7 @@ import pytest
 from app.kernel.product import NAME
 from tests.commands.outcome import refused
 from tests.conftest import TestDatabase, required
+from tests.support.backups import add_of_another_cluster
 from tests.support.debian import Authority, DebianServer, debian_server, installed
 from tests.support.project import Project, eventually
 
@@ -53,8 +54,10 @@ def test_a_backup_is_listed_shown_verified_and_recorded(backing_up: Project, dat
     assert database.all("SELECT kind, state, backup_id FROM kernel.backup_runs") == [
         ("backup", "succeeded", made["id"])
     ]
+    add_of_another_cluster(Path(backing_up.env["BACKUP_TARGET"]))
     status = json.loads(backing_up.app("backup", "status", "--json").stdout)
-    assert status["newest"]["id"] == made["id"]
+    assert (status["newest"]["id"], status["cluster"], status["backups"]) == (made["id"], cluster, 1)
+    assert status["backups_of_other_clusters"] == 1
     assert status["used_bytes"] >= made["stored_bytes"]
 
 

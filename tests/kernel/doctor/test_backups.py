@@ -13,7 +13,7 @@ from app.kernel.backup.catalogue import Catalogue, base_name, record_name
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.targets.folder import Folder
 from tests.commands.database import migrated_database
-from tests.conftest import PostgresServer, TestDatabase
+from tests.conftest import PostgresServer, TestDatabase, required
 from tests.kernel.doctor.planted import Planted
 from tests.support.backups import GOOD, recorded
 
@@ -107,3 +107,33 @@ async def test_elsewhere_only_the_database_is_asked_and_the_rest_is_skipped(
     recorded(migrated, *GOOD)
     planted.env = env
     assert await planted.examine(*names) == {}
+
+
+async def test_a_provider_that_does_not_answer_or_does_not_have_the_newest_backup_is_found(
+    planted: Planted, migrated: TestDatabase
+) -> None:
+    names = ("backup-server", *CHECKS)
+    planted.env |= {"BACKUP_ENGINE": "managed", "BACKUP_MANAGED_STATUS": """echo '{"backups": []}'"""}
+    told = "backup.managed_restore is not set, so there can be no drills"
+    assert await planted.examine(*names) == {"backup-machine": ("warn", told)}
+    assert planted.skipped == {"backup-server"}
+    planted.env["BACKUP_MANAGED_RESTORE"] = "true"
+    migrated.run("UPDATE kernel.backup_runs SET engine = 'managed'")
+    told = f"the newest backup, {ID}, is not on the provider of the database"
+    assert await planted.examine(*names) == {"backup-target": ("fail", told)}
+    planted.env["BACKUP_MANAGED_STATUS"] = "false"
+    level, text = (await planted.examine(*CHECKS))["backup-target"]
+    assert (level, text.startswith("backup.managed_status ended with the status 1")) == ("fail", True), text
+
+
+async def test_a_repository_that_does_not_answer_and_a_server_that_does_not_archive_are_found(
+    planted: Planted,
+) -> None:
+    if shutil.which("pgbackrest") is None:
+        required("pgbackrest")
+    planted.env |= {"BACKUP_ENGINE": "pgbackrest", "BACKUP_PGBACKREST_CONFIG": "/nowhere/pgbackrest.conf"}
+    found = await planted.examine("backup-server", *CHECKS)
+    assert found["backup-server"] == ("fail", "archive_mode is off, so no WAL is stored")
+    assert "--stanza=app archive-push %p" in planted.results[0].findings[0].fix
+    assert found["backup-target"][0] == "fail"
+    assert "pgbackrest.conf" in found["backup-target"][1] or "as root" in found["backup-target"][1]

@@ -58,12 +58,15 @@ async def test_the_status_and_the_overview_say_what_is_newest_and_what_needs_att
     empty = await acts.status(DrillsWanted())
     assert (empty.backup, empty.wal, empty.drill, empty.drills, empty.attention) == (None, None, None, [], [])
     assert (await overview.get()).backup is None
-    recorded(database, *GOOD, ("drill", "succeeded", 14 * 24), ("drill", "failed", 1), ("backup", "running", 0))
+    failed = (("drill", "failed", 1), ("backup", "failed", 2))
+    recorded(database, *GOOD, ("drill", "succeeded", 14 * 24), *failed, ("backup", "running", 0))
     async with new_process("test", process.settings).opened() as fresh:  # what the checks find is remembered
         found = await Acting(await operations(fresh, [Backups])).status(DrillsWanted())
     assert (found.is_attended, found.backup.size_bytes, found.drill.rto_s) == (True, 5_000_000_000, 42.5)
     assert (found.last_drill.state, [run.kind for run in found.running]) == ("failed", ["backup"])
-    assert [(need.check, need.runbook) for need in found.attention] == [("drills", "DrillFailed")]
+    needs = [(need.check, need.runbook) for need in found.attention]
+    assert needs == [("drills", "DrillFailed"), ("backups", "BackupFailed")]
+    assert all(need.paragraph for need in found.attention)
     assert [drill.rpo_s for drill in found.drills] == [3, 3]
     assert found.drills[0].at < found.drills[1].at
     assert len((await acts.status(DrillsWanted(drills=1))).drills) == 1

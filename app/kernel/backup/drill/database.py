@@ -1,25 +1,22 @@
 """Checks of any database: that it has rows, that foreign keys hold, that indexes fit their tables."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
 
+from app.kernel.backup.counts import TABLES, Table, row
 from app.kernel.backup.drill import Found
 
 _LARGE_BYTES, _READ_BYTES = 2**30, 2**27
 _STATEMENT_S, _ALL_S = 120.0, 900.0
 _COUNTED = 1000
 
-_TABLES: LiteralString = """
-    SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-"""
-
-# without those of partitions, which are parts of the constraints of whole tables
+# those that the role may read; without those of partitions, which are parts of the constraints of whole tables
 _FOREIGN_KEYS: LiteralString = """
     SELECT k.conname, n.nspname, c.relname, c.relkind, fn.nspname, f.relname, k.confmatchtype = 'f',
         coalesce(
@@ -34,6 +31,8 @@ _FOREIGN_KEYS: LiteralString = """
     JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_class f ON f.oid = k.confrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace
     WHERE k.contype = 'f' AND k.convalidated AND k.conparentid = 0 AND c.relpersistence = 'p' AND f.relpersistence = 'p'
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+      AND has_schema_privilege(fn.oid, 'USAGE') AND has_table_privilege(f.oid, 'SELECT')
     ORDER BY 2, 3, 1
 """
 _INDEXES: LiteralString = """
@@ -81,11 +80,11 @@ def session(conninfo: str) -> Generator[psycopg.Connection[Any]]:
 
 def content(connection: psycopg.Connection[Any]) -> Found:
     """Find tables, and rows in them."""
-    tables = connection.execute(_TABLES).fetchall()
+    tables = [Table(*row) for row in connection.execute(TABLES)]
     if not tables:
         return Found(problems=("the database has no tables",))
     exists = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})")
-    filled = sum(bool(_row(connection, exists.format(sql.Identifier(schema, name)))[0]) for schema, name in tables)
+    filled = sum(row(connection, exists.format(sql.Identifier(table.schema, table.name)))[0] for table in tables)
     if not filled:
         return Found(problems=(f"all {len(tables)} tables are empty",))
     return Found(f"{filled} of {len(tables)} tables have rows")
@@ -93,24 +92,14 @@ def content(connection: psycopg.Connection[Any]) -> Found:
 
 def foreign_keys(connection: psycopg.Connection[Any]) -> Found:
     """Find rows that refer to missing ones, for each valid foreign key. Of tables over 1 GiB, 128 MiB are read."""
-    keys = [ForeignKey(*row) for row in connection.execute(_FOREIGN_KEYS)]
-    problems: list[str] = []
-    notes: list[str] = []
-    until = time.monotonic() + _ALL_S
-    for key in keys:
-        what = f"{key.schema}.{key.table} ({key.name})"
-        if time.monotonic() > until:
-            notes.append(f"{what} was not checked: the checks have taken {_ALL_S / 60:.0f} minutes")
-            continue
-        try:
-            orphans = _row(connection, _orphans(key))[0]
-        except psycopg.errors.QueryCanceled:
-            notes.append(f"{what} was not checked: it takes over {_STATEMENT_S:.0f} s")
-            continue
-        if orphans:
-            number = f"{orphans:,}" if orphans < _COUNTED else f"{_COUNTED:,} or more"
-            problems.append(f"{what}: {number} rows refer to missing rows of {key.referred_schema}.{key.referred}")
-    return Found(f"{len(keys)} foreign keys", tuple(problems), tuple(notes))
+
+    def orphans(key: ForeignKey) -> str:
+        count = row(connection, _orphans(key))[0]
+        number = f"{count:,}" if count < _COUNTED else f"{_COUNTED:,} or more"
+        return f"{number} rows refer to missing rows of {key.referred_schema}.{key.referred}" if count else ""
+
+    keys = [ForeignKey(*found) for found in connection.execute(_FOREIGN_KEYS)]
+    return _each("foreign keys", {f"{key.schema}.{key.table} ({key.name})": partial(orphans, key) for key in keys})
 
 
 def indexes(connection: psycopg.Connection[Any]) -> Found:
@@ -118,28 +107,43 @@ def indexes(connection: psycopg.Connection[Any]) -> Found:
     if connection.execute("SELECT FROM pg_available_extensions WHERE name = 'amcheck'").fetchone() is None:
         return Found(skipped="the extension amcheck is not installed here")
     connection.execute("CREATE EXTENSION IF NOT EXISTS amcheck")
-    [schema] = _row(
+    [schema] = row(
         connection,
         "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'amcheck'",
     )
     check = sql.SQL("SELECT {}(%s::oid::regclass, %s)").format(sql.Identifier(schema, "bt_index_check"))
-    problems: list[str] = []
-    notes: list[str] = []
-    found = connection.execute(_INDEXES).fetchall()
-    until = time.monotonic() + _ALL_S
-    for name, oid, size_bytes in found:
-        if time.monotonic() > until:
-            notes.append(f"{name} was not checked: the checks have taken {_ALL_S / 60:.0f} minutes")
-            continue
+
+    def damage(oid: int, size_bytes: int) -> str:
         try:
             connection.execute(check, (oid, size_bytes <= _LARGE_BYTES))
-        except psycopg.errors.QueryCanceled:
-            notes.append(f"{name} was not checked: it takes over {_STATEMENT_S:.0f} s")
         except psycopg.Error as error:
             if error.sqlstate not in _CORRUPT:
                 raise
-            problems.append(f"{name}: {error.diag.message_primary}")
-    return Found(f"{len(found)} indexes", tuple(problems), tuple(notes))
+            return error.diag.message_primary or "it is damaged"
+        return ""
+
+    found = connection.execute(_INDEXES).fetchall()
+    return _each("indexes", {name: partial(damage, oid, size_bytes) for name, oid, size_bytes in found})
+
+
+def _each(what: str, looks: Mapping[str, Callable[[], str]]) -> Found:
+    """Look at things by their names. Each look returns a problem or an empty text; what takes too long is noted."""
+    problems: list[str] = []
+    notes: list[str] = []
+    until = time.monotonic() + _ALL_S
+    for name, look in looks.items():
+        reason = f"the checks have taken {_ALL_S / 60:.0f} minutes"
+        if time.monotonic() < until:
+            try:
+                if problem := look():
+                    problems.append(f"{name}: {problem}")
+                continue
+            except psycopg.errors.QueryCanceled:
+                reason = f"it takes over {_STATEMENT_S:.0f} s"
+            except psycopg.errors.InsufficientPrivilege as error:  # by a policy for rows
+                reason = str(error.diag.message_primary)
+        notes.append(f"{name} was not checked: {reason}")
+    return Found(f"{len(looks)} {what}", tuple(problems), tuple(notes))
 
 
 def _orphans(key: ForeignKey) -> sql.Composed:
@@ -172,9 +176,3 @@ def _orphans(key: ForeignKey) -> sql.Composed:
         matches=matches,
         limit=_COUNTED,
     )
-
-
-def _row(connection: psycopg.Connection[Any], statement: LiteralString | sql.Composed) -> Any:
-    row = connection.execute(statement).fetchone()
-    assert row is not None
-    return row

@@ -38,7 +38,11 @@ class _Failed(Exception):
 
 @dataclass(slots=True)
 class Course:
-    """What a drill needs. `files` are the migrations, `user` is the role of the application."""
+    """What a drill needs. `files` are the migrations.
+
+    `user` is the role of the application, which looks at the data: reading a table can run functions of its owner,
+    which nobody should run as superuser.
+    """
 
     engine: Engine
     folder: Path
@@ -57,8 +61,9 @@ class Course:
         """
         started = time.monotonic()
         with suppress(_Failed), ExitStack() as stack:
+            as_superuser = ""
             if isinstance(self.engine, Managed):
-                where = as_user = self._provided(self.engine, drill, stack)
+                as_user = self._provided(self.engine, drill, stack)
             else:
                 prepared = self._prepare(drill)
                 drill.check("manifest", lambda: manifest(prepared.folder, self.progress.step("check the files", None)))
@@ -67,19 +72,16 @@ class Course:
                 last_at = replayed.last_transaction_at or prepared.backup.finished_at
                 drill.rpo_s = lost_s(drill.started_at, last_at, prepared.stored)
                 stack.enter_context(self._ended_when_stopped(server))
-                where = server.conninfo(prepared.backup.database)
-                as_user = make_conninfo(where, user=self.user)
-            drill.check("content", lambda: _asked(where, content))
+                as_superuser = server.conninfo(prepared.backup.database)
+                as_user = make_conninfo(as_superuser, user=self.user)
+            drill.check("content", lambda: _asked(as_user, content))
             drill.check("migrations", lambda: migrations(as_user, self.files, drill.schema))
             if self._check(drill, "login", lambda: self.login(as_user)):
                 drill.rto_s = round(time.monotonic() - started, 3)
-            looks = {"foreign keys": foreign_keys, "queue": queue, "indexes": indexes}
-            if isinstance(self.engine, Managed):
-                del looks["indexes"]  # the extension for it takes a superuser, which a provider does not give
-            for name, look in looks.items():
-                # what should be a table may be a view, whose functions must not be run by the superuser
-                at = as_user if look is queue else where
-                self._check(drill, name, lambda look=look, at=at: _asked(at, look))
+            self._check(drill, "foreign keys", lambda: _asked(as_user, foreign_keys))
+            self._check(drill, "queue", lambda: _asked(as_user, queue))
+            if as_superuser:  # which amcheck takes, and no provider gives
+                self._check(drill, "indexes", lambda: _asked(as_superuser, indexes))
 
     def _provided(self, engine: Managed, drill: Drill, stack: ExitStack) -> str:
         """Let the provider restore to a scratch server, which is removed with the stack; return where it is."""
@@ -126,7 +128,7 @@ class Course:
             with ExitStack() as paused:
                 until = Until(lsn=counts.lsn, timeline=prepared.timeline)
                 server, replayed = paused.enter_context(self._replaying(prepared, until))
-                found = compare(server.conninfo(prepared.backup.database), counts)
+                found = compare(make_conninfo(server.conninfo(prepared.backup.database), user=self.user), counts)
                 if not replayed.is_reached:  # the stored WAL ends before, or there: it accepts writes already
                     stack.push(paused.pop_all())
                     running.append((server, replayed))
@@ -145,8 +147,15 @@ class Course:
     @contextmanager
     def _replaying(self, prepared: Prepared, until: Until) -> Generator[tuple[Scratch, Replayed]]:
         advance = self.progress.step("replay", None)
-        action = "pause" if until.lsn else "promote"
-        with replaying(prepared, until, action=action, users=(self.user,), tick=lambda _: advance(0)) as found:
+        is_last = not until.lsn  # nobody needs its data folder afterwards
+        with replaying(
+            prepared,
+            until,
+            action="promote" if is_last else "pause",
+            users=(self.user,),
+            tick=lambda _: advance(0),
+            orderly=not is_last,
+        ) as found:
             yield found
 
     def _check(self, drill: Drill, name: str, work: Callable[[], Found]) -> bool:

@@ -1,4 +1,4 @@
-"""Backups by pgBackRest. Repository, credentials and processes are in its configuration, rows and schema in ours."""
+"""Backups by pgBackRest. Repository and credentials are in its configuration, rows and schema in our annotations."""
 
 import os
 import re
@@ -12,7 +12,18 @@ from pathlib import Path
 from loguru import logger
 
 from app.kernel.backup import Backup, BackupInvalid
-from app.kernel.backup.engine import Advance, Damaged, Prepared, Progress, Pruned, Restore, Verified, Wal, named
+from app.kernel.backup.engine import (
+    Advance,
+    Damaged,
+    Prepared,
+    Progress,
+    Pruned,
+    Restore,
+    Verified,
+    Wal,
+    named,
+    of_one_cluster,
+)
 from app.kernel.backup.pgbackrest.expiring import expire
 from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.pgbackrest.repository import Notes, encode, holes, read, segments, stored_at
@@ -67,7 +78,7 @@ class PgBackRest:
             "--log-level-console=detail",
             each=_follow(progress.step("backup", server.size_bytes), taken),
         )
-        if counts := counted(conninfo, progress):
+        if counts := counted(conninfo, server, progress):
             annotation = encode(replace(notes, counts=counts))
             if len(annotation.encode()) <= _ARGUMENT_BYTES:
                 program.run("annotate", f"--set={taken[0]}", annotation)
@@ -132,7 +143,7 @@ class PgBackRest:
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
         """Let pgBackRest restore a backup into a new folder, as the account that reads its repository."""
         program = self._program
-        backup = chosen(self.list(), restore)
+        backup = chosen(self.list(), restore, self.label)
         programs = programs_for(backup.server_version, self.settings, self.embedded, exact=True)
         folder = restore.into
         if folder.exists() and any(folder.iterdir()):
@@ -141,17 +152,13 @@ class PgBackRest:
         for made in (folder, tablespaces):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
             if account := program.account():
-                os.chown(made, *account)
+                os.chown(made, *account[:2])
         follow = _follow(progress.step("restore", backup.size_bytes), [])
         try:
             program.run(
                 *("--repo=1", f"--set={backup.id}", f"--pg1-path={folder}", "--type=preserve"),
-                *(
-                    f"--tablespace-map-all={tablespaces}",
-                    f"--spool-path={folder}.spool",
-                    "--log-level-console=detail",
-                    "restore",
-                ),
+                *(f"--tablespace-map-all={tablespaces}", f"--spool-path={folder}.spool"),
+                *("--log-level-console=detail", "restore"),
                 each=follow,
             )
         except BaseException:
@@ -208,9 +215,12 @@ def _beside(folder: Path) -> Path:
     return staging.with_name(staging.name.removesuffix(SUFFIX)) if staging.name.endswith(SUFFIX) else folder
 
 
-def chosen(backups: Sequence[Backup], restore: Restore) -> Backup:
-    """Return the backup to restore: the named one, else the newest that had ended by then. Raises NotFound."""
-    fit = [b for b in backups if restore.cluster in {"", b.cluster} and b.id.startswith(restore.backup)]
+def chosen(backups: Sequence[Backup], restore: Restore, label: str) -> Backup:
+    """Return the backup to restore: the named one, else the newest that had ended by then. Raises NotFound, Invalid."""
+    if restore.backup:
+        fit: Sequence[Backup] = [named(backups, restore.backup, restore.cluster, label)]
+    else:
+        fit = of_one_cluster(backups, restore.cluster, label)
     if restore.to is not None:
         fit = [backup for backup in fit if backup.finished_at <= restore.to]
     if restore.lsn:
@@ -219,7 +229,7 @@ def chosen(backups: Sequence[Backup], restore: Restore) -> Backup:
         begin = min((backup.finished_at for backup in backups), default=None)
         since = f"; what can be restored begins at {begin:%Y-%m-%dT%H:%M:%SZ}" if begin else ""
         raise NotFound(f"there is no backup {restore.backup}".rstrip() + f" to begin with{since}")
-    return next((backup for backup in fit if backup.id == restore.backup), fit[-1])
+    return fit[-1]
 
 
 def _follow(advance: Advance, taken: list[str]) -> Callable[[str], None]:

@@ -1,32 +1,32 @@
-"""Runs pgBackRest, and says in one line what it refused."""
+"""Runs pgBackRest; what it refuses becomes an error of one line."""
 
 import os
 import pwd
 import re
 import select
 import shlex
+import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from subprocess import PIPE
 
-from app.kernel.backup import BackupInvalid, BackupRunning, TargetUnavailable
+from app.kernel.backup import BackupInvalid, BackupRunning, TargetUnavailable, child
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, Denied, Refusal
 
 _NAME = "pgbackrest"
 _PLACES = (Path("/etc/pgbackrest/pgbackrest.conf"), Path("/etc/pgbackrest.conf"))
-# no secrets: those of pgBackRest are in its configuration, and ours are not for it
+# no secrets: pgBackRest has its own in its configuration, and must not get ours
 _PASSED = re.compile(r"PATH|HOME|TZ|TMPDIR|SSH_AUTH_SOCK|SSL_CERT_(FILE|DIR)|AWS_ROLE_ARN|AWS_WEB_IDENTITY_TOKEN_FILE")
 _ERROR = re.compile(r"ERROR: \[(\d{3})\]: (.*)")
 _HINT = re.compile(r"HINT: (.*)")
 _UNCHECKED = "unable to check pg1:"
 _OUTPUT_BYTES, _TOLD_BYTES, _LINE = 64 * 2**20, 20_000, 1000
-_STOP_S = 30.0
 _LOOK_EVERY_MS = 250
 _VERSION_S = 10.0
 # by their numbers, as in src/build/error/error.yaml of pgBackRest
@@ -66,8 +66,8 @@ class Program:
         run = f'env {environment.replace("%", "%%")} {command} %f "%p"'
         return f"{refused}{run}; status=$?; [ $status -le 1 ] && exit $status; exit 255"
 
-    def account(self) -> tuple[int, int] | None:
-        """Return user and group that pgBackRest runs as if this is root; None: as this process.
+    def account(self) -> tuple[int, int, list[int]] | None:
+        """Return user, group and further groups that pgBackRest runs as if this is root; None: as this process.
 
         That is the owner of its configuration. What root wrote to a repository could be unreadable for the server,
         whose archive_command writes there, too. Raises Denied.
@@ -80,7 +80,10 @@ class Program:
             where = f"root owns {found}" if found else "it has no configuration file"
             message = f"as root, pgBackRest is run as the owner of its configuration, and {where}"
             raise Denied(f"{message}: chown it, or run this command as the user of pgBackRest", hint="sudo -u postgres")
-        return owner.st_uid, owner.st_gid
+        groups = [owner.st_gid]
+        with suppress(KeyError):
+            groups = os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+        return owner.st_uid, owner.st_gid, groups
 
     def run(self, *arguments: str, each: Callable[[str], object] | None = None, limit_s: float | None = None) -> str:
         """Run it; return what it printed, or give its lines to `each`, which may raise: then it is stopped.
@@ -89,16 +92,23 @@ class Program:
 
         Raises Misconfigured, TargetUnavailable, BackupRunning, BackupInvalid, Conflict, else Refusal: in one line.
         """
-        with tempfile.TemporaryFile() as errors, self._started(arguments, errors) as child:
-            timer = threading.Timer(limit_s, child.terminate) if limit_s else None
+        env = _environment()
+        if not shutil.which(_NAME, path=env["PATH"]):
+            message = "backup.engine is pgbackrest, and there is no program pgbackrest here: install it"
+            raise Misconfigured(message, hint="apt-get install pgbackrest")
+        with tempfile.TemporaryFile() as errors:
+            command = self.command(*arguments)
+            started = child.start(command, env, stdout=PIPE, stderr=errors, account=self.account())
+            timer = threading.Timer(limit_s, started.terminate) if limit_s else None
             if timer:
                 timer.start()
             try:
-                printed = _read(child, each)
-                status = child.wait()
+                printed = _read(started, each)
+                status = started.wait()
             finally:
                 if timer:
                     timer.cancel()
+                child.stop(started)
             if status == 0:
                 return printed
             errors.seek(0)
@@ -106,38 +116,6 @@ class Program:
         if status < 0 and timer and not timer.is_alive():
             raise TargetUnavailable(f"pgBackRest did not answer within {limit_s:g} s")
         raise self._refusal(status, told)
-
-    @contextmanager
-    def _started(self, arguments: tuple[str, ...], errors: IO[bytes]) -> Generator["subprocess.Popen[bytes]"]:
-        account = self.account()
-        uid, gid = account or (None, None)
-        try:
-            child = subprocess.Popen(  # noqa: S603
-                self.command(*arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd="/",
-                env=_environment(),
-                user=uid,
-                group=gid,
-                extra_groups=_groups(*account) if account else None,
-            )
-        except FileNotFoundError:
-            message = "backup.engine is pgbackrest, and there is no program pgbackrest here: install it"
-            raise Misconfigured(message, hint="apt-get install pgbackrest") from None
-        try:
-            yield child
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(_STOP_S)
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-            if child.stdout:
-                child.stdout.close()
 
     def _refusal(self, status: int, told: str) -> Exception:
         found = _ERROR.search(told)
@@ -164,12 +142,6 @@ class Program:
             found = subprocess.run([_NAME, "version"], capture_output=True, text=True, timeout=_VERSION_S, check=True)  # noqa: S603
             return found.stdout.split()[-1]
         return ""
-
-
-def _groups(uid: int, gid: int) -> list[int]:
-    with suppress(KeyError):
-        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    return [gid]
 
 
 def _environment() -> dict[str, str]:

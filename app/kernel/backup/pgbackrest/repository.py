@@ -1,4 +1,4 @@
-"""What is in a repository of pgBackRest, as its `info` and `repo-ls` tell."""
+"""The content of a repository of pgBackRest, by its commands `info` and `repo-ls`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _SEGMENT = re.compile(r"(?:[0-9A-F]{16}/)?([0-9A-F]{24})-[0-9a-f]{40}(?:\.\w+)?"
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What pgBackRest does not know of a backup. It is stored with it, as an annotation."""
+    """What we record about a backup, as an annotation of it: pgBackRest does not know it."""
 
     server_version: int
     app_version: str
