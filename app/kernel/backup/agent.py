@@ -23,12 +23,12 @@ from app.kernel.backup.record import Record
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.streaming import Patience, Streaming
 from app.kernel.backup.targets import target_of
-from app.kernel.backup.timelines import way
-from app.kernel.backup.wal import WalArchive
+from app.kernel.backup.timelines import WalFile, way
+from app.kernel.backup.wal import Position, WalArchive
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
 from app.kernel.db.server import server
-from app.kernel.errors import Refusal, Unavailable
+from app.kernel.errors import Conflict, Refusal, Unavailable
 from app.kernel.process import Process
 from app.kernel.product import NAME
 from app.kernel.services import Run
@@ -113,12 +113,13 @@ class Agent:
     def _watch(self, found: Primary, archive: WalArchive, record: Record) -> None:
         """Record what archive_command stores, which needs no permission to stream."""
         while not self._stop.is_set():
-            now, problem = found.now(""), found.failing_archiver()
+            now, archived, problem = found.now(""), found.archived(), found.failing_archiver()
             record.waiting.note(now)
             try:
-                if position := archive.position(found.timeline):
-                    if position[:2] > record.reached:
-                        archive.check(position)  # the server may seal with another key
+                position = archive.position(found.timeline)
+                if archived and archived.timeline == found.timeline:
+                    self._refuse_elsewhere(archived, position, found.segment_bytes)
+                if position:
                     found.stretches = archive.stretches(found.timeline)  # the history is stored before the WAL
                     record.stored(position.timeline, position.lsn)
                     record.check()
@@ -127,6 +128,13 @@ class Agent:
             self._say(problem)
             record.report(now, problem)
             self._stop.wait(self._settings.wal_interval)
+
+    def _refuse_elsewhere(self, archived: WalFile, position: Position | None, segment_bytes: int) -> None:
+        """Raise Conflict if what the server has archived before is not on the target."""
+        is_whole = archived.number is not None and not archived.is_partial
+        if is_whole and (position is None or position.lsn < archived.start(segment_bytes) + segment_bytes):
+            label = self._target.label
+            raise Conflict(f"archive_command has stored {archived.name}, not on {label}, or with another backup.key")
 
     def _is_alone(self, found: Primary) -> bool:
         """Wait until no other agent stores WAL; return False when asked to stop meanwhile."""

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo
 
-from app.kernel.backup.timelines import Fork, history_of, lsn_text, way
+from app.kernel.backup.timelines import Fork, WalFile, history_of, lsn_text, wal_file, way
 from app.kernel.errors import Unavailable
 from app.kernel.product import NAME
 
@@ -163,6 +163,12 @@ class Primary:
         """Return how archive_command fails, if it does."""
         row = self._connection.execute(ARCHIVER).fetchone()
         return f"archive_command fails: {row[0]} at {row[1]:%Y-%m-%d %H:%M:%S %Z}, {row[2]} times" if row else ""
+
+    def archived(self) -> WalFile | None:
+        """Return the segment that archive_command has stored last, as far as the server knows."""
+        return wal_file(
+            self._one("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")[0], self.segment_bytes
+        )
 
     def recorded(self) -> Report:
         """Return what is recorded as stored; nothing until now, without a record.

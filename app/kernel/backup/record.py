@@ -100,9 +100,9 @@ class Record:
         since = self.waiting.since
         is_late = since is not None and now.at - since > timedelta(seconds=self._settings.max_wal_lag)
         if is_late and not problem:
-            problem = "WAL waits to be stored"
-            if self._settings.wal == "archive":  # of what a shell cannot start, pg_stat_archiver does not tell
-                problem += ": the log of PostgreSQL says what archive_command does"
+            problem = "it is written faster than it is stored"
+            if self._settings.wal == "archive":  # what the shell cannot start is not in pg_stat_archiver
+                problem += ", or archive_command cannot be started: look at the log of PostgreSQL"
         shown = ". ".join(filter(None, [str(self.gap or ""), problem if is_late or is_lasting else ""]))
         shown = storable(redacted(shown))[:_MOST]
         state = (self.reached, shown)

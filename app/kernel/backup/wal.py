@@ -22,7 +22,6 @@ from app.kernel.backup.timelines import (
     is_on_way,
     leads_through,
     lsn_text,
-    segment_name,
     timeline_at,
     wal_file,
     way,
@@ -201,11 +200,6 @@ class WalArchive:
             with suppress(NotFound):  # superseded meanwhile
                 length = self._size(file.name)
         return file.start(self.segment_bytes) + length
-
-    def check(self, position: Position) -> None:
-        """Read the segment that ends at a position of `position`, which has read it if it is partial."""
-        with suppress(NotFound):
-            self._size(segment_name(position.timeline, position.lsn - 1, self.segment_bytes))
 
     def _known(self, name: str) -> WalFile:
         if file := wal_file(name, self.segment_bytes):

@@ -247,14 +247,12 @@ def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_witho
 
             archive_with("another key, that of nobody, but long enough")
             missing = fill(server, 1)
-            eventually(lambda: "is sealed with the key" in (found.row()[4] or ""), 30)
+            elsewhere = f"archive_command has stored {missing}, not on {target}, or with another backup.key"
+            eventually(lambda: found.row()[4] == elsewhere, 30)
             archive_with(KEY)
             found.has(fill(server, 1))
-            eventually(lambda: found.row()[4] is None, 30)
-            found.target().delete([f"wal/{found.archive().cluster}/{missing}.zst.sealed"])
-            server.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
             eventually(lambda: found.said(REQUESTED) == 1, 30)
-            assert found.row()[4].startswith("gap: WAL from 0/")
+            eventually(lambda: found.row()[4].startswith("gap: WAL from 0/"))
 
             stored, archive = found.objects(), found.archive()
             segment = server.data / "pg_wal" / first
