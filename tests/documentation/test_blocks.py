@@ -47,7 +47,7 @@ def shell_blocks(document: str) -> list[Block]:
 @pytest.fixture
 def operating(cli: Project, tmp_path: Path) -> Project:
     """A clone that runs on an embedded database of its own, with the examples, and `app` on the PATH."""
-    clone(tmp_path / "clone")
+    clone(tmp_path / "clone", compiled=True)
     script = tmp_path / "bin" / NAME
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {NAME} "$@"\n')

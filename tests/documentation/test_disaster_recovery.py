@@ -21,7 +21,7 @@ from tests.support.project import ROOT, Project, clone, eventually
 @pytest.fixture
 def deployment(cli: Project, tmp_path: Path) -> Project:
     """A clone that runs on an embedded database of its own and stores WAL every second, with `app` on the PATH."""
-    clone(tmp_path / "clone")
+    clone(tmp_path / "clone", compiled=True)
     script = tmp_path / "bin" / NAME
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {NAME} "$@"\n')

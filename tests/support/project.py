@@ -189,13 +189,18 @@ class Project:
         assert "which it does not declare" not in said, "an action raised a refusal that is not among its `raises`"
 
 
-def clone(to: Path) -> None:
-    """Copy everything that is in the repository, as it is now, to a new folder."""
+def clone(to: Path, *, compiled: bool = False) -> None:
+    """Copy everything that is in the repository, as it is now, to a new folder.
+
+    `compiled`: also what Python compiled of `app`, which the processes of tests do not store.
+    """
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for file in filter(os.path.isfile, (ROOT / name for name in files.split("\0") if name)):
         target = to / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target)
+        shutil.copy2(file, target)  # compiled code is valid for a time of change
+    for folder in (ROOT / "app").rglob("__pycache__") if compiled else ():
+        shutil.copytree(folder, to / folder.relative_to(ROOT))
 
 
 def add_feature(project: Project, where: str, source: str, provided: str = "") -> None:
