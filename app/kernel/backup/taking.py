@@ -191,19 +191,17 @@ def _command(programs: Path, info: psycopg.ConnectionInfo, given: Mapping[str, A
     known |= {"host": info.host, "port": info.port}
     if info.hostaddr:
         known["hostaddr"] = info.hostaddr
-    command = [str(programs / "pg_basebackup"), "--no-password", "-d", make_conninfo("", **known), "-D", "-"]
-    return [
-        *command,
+    command = [
+        str(programs / "pg_basebackup"),
+        "--no-password",
+        "-d",
+        make_conninfo("", **known),
+        "-D",
+        "-",
         "-F",
         "tar",
-        "-X",
-        "fetch",
-        "-c",
-        "fast",
-        "-l",
-        f"{NAME} {id_}",
-        f"--manifest-checksums={CHECKSUMS}",
     ]
+    return [*command, "-X", "fetch", "-c", "fast", "-l", f"{NAME} {id_}", f"--manifest-checksums={CHECKSUMS}"]
 
 
 class _Stream:
