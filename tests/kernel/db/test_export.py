@@ -110,12 +110,14 @@ ODD = """
     CREATE TABLE auth.hens (id integer PRIMARY KEY, egg integer NOT NULL);
     CREATE TABLE auth.eggs (id integer PRIMARY KEY, hen integer NOT NULL REFERENCES auth.hens);
     ALTER TABLE auth.hens ADD CONSTRAINT hatched FOREIGN KEY (egg) REFERENCES auth.eggs DEFERRABLE;
+    CREATE TABLE auth.roosters () INHERITS (auth.hens);
 """
 ODD_ROWS = """
     INSERT INTO auth."Odd ""na/me" ("select", code, at, deep, span) VALUES
         ('{fine,"so so",NULL}', 'a', '(1,2)', ARRAY['{"x": "\\\\n"}'::jsonb, NULL], '[1,5)'),
         ('{}', NULL, NULL, '{}', 'empty'), (NULL, 'abc', NULL, NULL, NULL);
     WITH hen AS (INSERT INTO auth.hens VALUES (1, 7)) INSERT INTO auth.eggs VALUES (7, 1);
+    INSERT INTO auth.roosters VALUES (2, 7);
 """
 
 

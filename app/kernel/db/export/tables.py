@@ -23,7 +23,7 @@ _TEXTS = ("text", "character varying")
 _NO_RULES: Mapping[str, Rule] = {}
 # a type that is none of these may hold anything about a person
 _COLUMNS: LiteralString = """
-    SELECT c.relname, a.attname, format_type(a.atttypid, -1), a.attnotnull, (
+    SELECT c.relname, c.relkind = 'p', a.attname, format_type(a.atttypid, -1), a.attnotnull, (
             SELECT NOT (t.typcategory IN ('B', 'N', 'D', 'T', 'E') OR t.typname IN ('uuid', 'pg_lsn', 'xid8'))
             FROM pg_type t WHERE t.oid = coalesce(CASE b.typcategory WHEN 'A' THEN nullif(b.typelem, 0) END, b.oid)
         )
@@ -64,6 +64,7 @@ class Table:
 
     schema: str
     name: str
+    is_partitioned: bool
     columns: tuple[Column, ...]
     refers: Mapping[str, frozenset[str]]
 
@@ -90,7 +91,9 @@ class Sequence:
 def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
     """Return the tables of a module, those that others refer to first. Raises NotFound, Conflict for a cycle."""
     columns: dict[str, list[Column]] = {}
-    for table, *column in connection.execute(_COLUMNS, (module,)):
+    partitioned: dict[str, bool] = {}
+    for table, is_partitioned, *column in connection.execute(_COLUMNS, (module,)):
+        partitioned[table] = is_partitioned
         columns.setdefault(table, []).append(Column(*column))
     if not columns:
         raise NotFound(f"the module {module} has no tables in this database")
@@ -107,7 +110,7 @@ def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
         raise Conflict(
             f"the tables {names} refer to each other, so that none can be imported first: make a foreign key DEFERRABLE"
         ) from None
-    return [Table(module, name, tuple(columns[name]), refers[name]) for name in order]
+    return [Table(module, name, partitioned[name], tuple(columns[name]), refers[name]) for name in order]
 
 
 def sequences_of(connection: psycopg.Connection[Any], module: str) -> list[Sequence]:
@@ -163,7 +166,8 @@ def selected(table: Table, personal: Personal | None) -> sql.Composed:
     rules = _NO_RULES if personal is None else personal.get(table.name, _NO_RULES)
     is_dropped, rules = isinstance(rules, str), _NO_RULES if isinstance(rules, str) else rules
     values = sql.SQL(", ").join(_value(column, rules.get(column.name, "kept")) for column in table.columns)
-    return sql.SQL("SELECT {} FROM {} WHERE {}").format(values, table.identifier, not is_dropped)
+    only = sql.SQL("" if table.is_partitioned else "ONLY ")  # the rows of a table that inherits are in its own copy
+    return sql.SQL("SELECT {} FROM {}{} WHERE {}").format(values, only, table.identifier, not is_dropped)
 
 
 def _value(column: Column, rule: Rule) -> sql.Composable:
