@@ -20,7 +20,7 @@ class BackupInvalid(Invalid):
 
     code = "BACKUP_INVALID"
     title = "A backup is damaged, incomplete, or sealed with another key"
-    hint = f"{NAME} backup verify"
+    hint = f"{NAME} backup verify --all"
 
 
 class AnotherKey(BackupInvalid):

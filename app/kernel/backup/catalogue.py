@@ -100,7 +100,7 @@ class Catalogue:
             return self._record(name)
         except BackupInvalid as error:
             _, cluster, backup, _ = name.split("/")
-            return Damaged(cluster, backup, str(error))
+            return Damaged(cluster, backup, str(error), error.hint)
         except NotFound:  # pruned meanwhile
             return None
 

@@ -123,11 +123,12 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A record that cannot be trusted, and why. What it describes is not listed."""
+    """A record that cannot be trusted, why, and what helps. What it describes is not listed."""
 
     cluster: str
     backup: str
     problem: str
+    hint: str = ""
 
 
 class Engine(Protocol):
@@ -202,7 +203,7 @@ def named(
         case []:
             for one in damaged:
                 if id and one.backup.startswith(id) and cluster in ("", one.cluster):
-                    raise BackupInvalid(one.problem)
+                    raise BackupInvalid(one.problem, hint=one.hint)
             raise NotFound(f"there is no backup {id!r} on {label}", hint=_LIST)
         case several:
             raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
@@ -218,7 +219,8 @@ def of_one_cluster(
     newest = {backup.cluster: backup for backup in backups}
     unusable = [one for one in damaged if cluster in ("", one.cluster)]
     if unusable and not (cluster in newest if cluster else newest):
-        raise BackupInvalid(f"no backup on {label} can be used; of the last one: {unusable[-1].problem}", hint=_LIST)
+        last = unusable[-1]
+        raise BackupInvalid(f"no backup on {label} can be used; of the last one: {last.problem}", hint=last.hint)
     if not newest:
         raise NotFound(f"there is no backup on {label}", hint=f"{NAME} backup create")
     each = ", ".join(f"{one.id} (cluster {one.cluster}, {exact(one.finished_at)})" for one in newest.values())

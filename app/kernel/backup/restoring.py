@@ -24,7 +24,6 @@ from app.kernel.product import NAME
 from app.kernel.text import exact
 
 _LIST = f"{NAME} backup list"
-_VERIFY = f"{NAME} backup verify"
 _SPARE_BYTES = 512 * 2**20
 """What recovery needs besides the data, for WAL."""
 
@@ -135,11 +134,11 @@ def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan
     if restore.lsn and lsn_number(restore.lsn) <= end:
         return replace(plan, end=end)
     if end > plan.begin:
-        raise BackupInvalid(f"{gaps[0]}; what is before can be restored with --to-lsn {lsn_text(end)}", hint=_VERIFY)
+        raise BackupInvalid(f"{gaps[0]}; what is before can be restored with --to-lsn {lsn_text(end)}")
     if restore.backup and not restore.to and not restore.lsn:
         return replace(plan, end=end, segments=0)
     message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"
-    raise BackupInvalid(message, hint=_VERIFY)
+    raise BackupInvalid(message)
 
 
 def prepare(

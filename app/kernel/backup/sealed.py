@@ -130,9 +130,9 @@ class Keys:
 
     def _known(self, name: str, key_id: str) -> None:
         if key_id not in self._secrets:
+            known = ", ".join(reversed(self._secrets))
             raise AnotherKey(
-                f"{name} is sealed with the key {key_id[:16]!r}, or damaged; backup.key and backup.key_previous are"
-                f" {', '.join(reversed(self._secrets))}",
+                f"{name} is sealed with the key {key_id[:16]!r}, or damaged; known here: {known}",
                 hint="set that key as backup.key_previous (BACKUP_KEY_PREVIOUS_FILE)",
             )
 

@@ -72,7 +72,8 @@ def meaning(code: str, operation: str, bucket: str, region: str = "", message: s
     hint = f" to {region}" if region else ""
     if code in _MEANING:
         return f"{_MEANING[code].format(bucket=bucket, operation=operation, region=hint)} ({code})"
-    return f"it answers {operation} with {code or 'an error'}{f': {message}' if message else ''}"
+    elsewhere = "; check backup.s3_endpoint" if code in ("404", "405", "501") else ""
+    return f"it answers {operation} with {code or 'an error'}{f': {message}' if message else ''}{elsewhere}"
 
 
 def _answered(error: ClientError, bucket: str) -> str:
