@@ -99,7 +99,7 @@ class Receiver:
 def spool(folder: Path) -> Generator[Path]:
     """Yield a private folder that no other process uses. Removed at the end. Raises Unavailable."""
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise Unavailable(f"WAL cannot be received into {folder}: {error.strerror}") from None

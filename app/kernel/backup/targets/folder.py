@@ -172,7 +172,9 @@ class Folder:
         try:
             yield
         except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
+            place = Path(str(error.filename or ""))
+            place = place.parent if place.name.startswith(_UPLOAD) else place  # the same problem reads the same again
+            where = f" ({place})" if error.filename else ""
             raise TargetUnavailable(f"the target {self.label}: {error.strerror or error}{where}") from error
 
 
