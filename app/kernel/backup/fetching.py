@@ -1,5 +1,6 @@
 """Gives WAL to a server that recovers, through restore_command, some segments ahead of it."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from app.kernel.backup import fetch_wal as client
 from app.kernel.backup.engine import Advance
 from app.kernel.backup.timelines import Stretch, WalFile, is_on_way, segment_name, timeline_at, wal_file
 from app.kernel.backup.wal import WalArchive
+from app.kernel.errors import Unavailable
 
 SPOOL = "wal-fetched"
 """Folder in the data folder, where fetched files wait: the server renames them, it does not copy."""
@@ -50,7 +52,14 @@ def fetching(
     finally:
         server.close()
         if server.problem is not None:
-            raise server.problem
+            raise full_disk(folder, server.problem) or server.problem
+
+
+def full_disk(folder: Path, error: BaseException | None) -> Unavailable | None:
+    """Return what to raise for an error of a full disk; None for any other."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Unavailable(f"the disk of {folder.parent} is full: free some space")
+    return None
 
 
 def _restore_command() -> str:

@@ -1,6 +1,5 @@
 """Chooses a backup of `builtin`, checks that the wanted moment can be reached from it, and fetches it."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Generator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from app.kernel.backup import Backup, BackupInvalid, Target
 from app.kernel.backup.catalogue import Catalogue, base_name
 from app.kernel.backup.engine import Prepared, Progress, Restore, Wal, of_one_cluster
-from app.kernel.backup.fetching import fetching
+from app.kernel.backup.fetching import fetching, full_disk
 from app.kernel.backup.scratch import control
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, Take, TarReader
@@ -190,8 +189,8 @@ class _Unpacking:
         self._close()
         if kind is None:
             self._reader.end()
-        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable(f"the disk of {self._folder.parent} is full: free some space") from error
+        elif full := full_disk(self._folder, error):
+            raise full from error
 
     def feed(self, chunk: bytes) -> None:
         self._reader.feed(chunk)

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name
 from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
 from app.kernel.db.devserver.embedded import embedded_binaries
-from app.kernel.errors import Conflict, Invalid, NotFound, Refusal
+from app.kernel.errors import Conflict, Invalid, NotFound, Refusal, Unavailable
 from tests.conftest import program, required, start_server, stop_server
 from tests.kernel.backup.conftest import settings_of
 from tests.support.debian import installed, no_server
@@ -163,11 +164,12 @@ class Failing(Folder):
     """A target that fails so many times when the WAL segment of a name is read."""
 
     name, times = "", 0
+    error: Exception = TargetUnavailable("503 Slow Down")
 
     def get(self, name: str) -> Iterator[bytes]:
         if self.name and self.name in name and self.times:
             self.times -= 1
-            raise TargetUnavailable("503 Slow Down")
+            raise self.error
         return super().get(name)
 
 
@@ -259,6 +261,11 @@ def fail(target: Failing, stored: Stored) -> None:
     target.name, target.times = stored.segments[2], 10**6
 
 
+def fill(target: Failing, stored: Stored) -> None:
+    fail(target, stored)
+    target.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as writing what was fetched raises it
+
+
 def flip(target: Failing, stored: Stored) -> None:
     path = Path(target.label) / wal_name(stored.cluster, stored.segments[2])
     content = bytearray(path.read_bytes())
@@ -284,6 +291,7 @@ def remove(target: Failing, stored: Stored, number: int = 2) -> None:
         (flip, BackupInvalid, r"{segment}\.\w+\.zst\.sealed is damaged"),
         (flip_base, BackupInvalid, "base.tar.zst.sealed is damaged"),
         (remove, BackupInvalid, "is not stored"),
+        (fill, Unavailable, "the disk of .*restoring is full: free some space"),
     ],
 )
 def test_what_cannot_be_fetched_ends_a_restore_and_leaves_nothing(
