@@ -9,7 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -137,13 +137,21 @@ def stop_server(holder: subprocess.Popen[str]) -> None:
     holder.communicate(timeout=20)
 
 
+@contextmanager
+def in_memory(otherwise: Path) -> Iterator[Path]:
+    """Give a folder in memory, which goes away afterwards, or the given one when memory has not enough room."""
+    has_room = _SHM.is_dir() and shutil.disk_usage(_SHM).free > _ROOM_BYTES
+    with TemporaryDirectory(prefix="app-tests-", dir=_SHM) if has_room else nullcontext(otherwise) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            WATCH.search_written()  # while it is there
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server shared by the tests of one worker, in memory if there is room: a database is a thousand files."""
-    with ExitStack() as stack:
-        folder = tmp_path_factory.mktemp("pg")
-        if _SHM.is_dir() and shutil.disk_usage(_SHM).free > _ROOM_BYTES:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="app-tests-", dir=_SHM)))
+    with in_memory(tmp_path_factory.mktemp("pg")) as folder:
         holder, server = start_server(folder)
         yield server
         stop_server(holder)
@@ -183,9 +191,10 @@ class Holder:
 @pytest.fixture
 def own_holder(tmp_path: Path) -> Iterator[Holder]:
     """The holder of `own_postgres`."""
-    holder = Holder(tmp_path / "pg")
-    yield holder
-    holder.stop()
+    with in_memory(tmp_path) as folder:
+        holder = Holder(folder / "pg")
+        yield holder
+        holder.stop()
 
 
 @pytest.fixture

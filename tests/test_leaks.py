@@ -13,7 +13,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import TestDatabase, log_in
+from tests.conftest import TestDatabase, in_memory, log_in
 from tests.support.leaks import WATCH, Server, Watch, forms
 from tests.support.project import ROOT, Project
 
@@ -52,6 +52,14 @@ def found_in(text: str, *secrets: str) -> list[str]:
 def test_a_secret_is_found_however_it_is_written(secret: str, text: str) -> None:
     leaks = found_in(text, secret)
     assert leaks == ["a secret in a log"]
+
+
+def test_a_folder_in_memory_is_searched_before_it_goes(tmp_path: Path) -> None:
+    with in_memory(tmp_path) as folder:
+        WATCH.secret("a secret", SECRET)
+        (folder / "log").write_text(SECRET)
+        WATCH.files.append(("a log", folder / "log"))
+    assert WATCH.end() == ["a secret in a log"]
 
 
 def test_what_is_public_or_short_is_no_leak() -> None:

@@ -5,13 +5,14 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from app.kernel.product import NAME
-from tests.conftest import SUPERUSER
+from tests.conftest import SUPERUSER, in_memory
 from tests.documentation.blocks import blocks
 from tests.documentation.session import run
 from tests.support.debian import free_port
@@ -19,22 +20,30 @@ from tests.support.project import ROOT, Project, clone, eventually
 
 
 @pytest.fixture
-def deployment(cli: Project, tmp_path: Path) -> Project:
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A place for a clone and for restored data."""
+    with in_memory(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def deployment(cli: Project, folder: Path) -> Iterator[Project]:
     """A clone that runs on an embedded database of its own and stores WAL every second, with `app` on the PATH."""
-    clone(tmp_path / "clone", compiled=True)
-    script = tmp_path / "bin" / NAME
+    clone(folder / "clone", compiled=True)
+    script = folder / "bin" / NAME
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {NAME} "$@"\n')
     script.chmod(0o755)
     path = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {"APP_ENV": "local", "PATH": path, "HOME": str(tmp_path), "HTTP_SERVER_PORT": str(free_port())}
+    env = {"APP_ENV": "local", "PATH": path, "HOME": str(folder), "HTTP_SERVER_PORT": str(free_port())}
     env |= {"BACKUP_WAL_INTERVAL": "1s", "LOGGER_FORMAT": "json"}
-    project = Project(tmp_path / "clone", cli.scratch, {**cli.env, **env}, running=cli.running)
+    project = Project(folder / "clone", cli.scratch, {**cli.env, **env}, running=cli.running)
     project.start("run-all-in-one", "--port", env["HTTP_SERVER_PORT"]).ready(60)
     username, password = SUPERUSER
     made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
     assert made.returncode == 0, made.stderr
-    return project
+    yield project
+    project.end()
 
 
 def roles(project: Project) -> list[str]:
