@@ -1,6 +1,6 @@
 """`app backup list` and `show`."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -101,20 +101,21 @@ def show(backup: Id, as_json: Json = False) -> None:
 
 def listed(engine: "Engine") -> "Sequence[Listed]":
     """Return the backups of an engine, oldest first, then those whose records are damaged."""
-    now, backups = datetime.now(UTC), engine.list()
-    damaged = {one.backup: one for one in engine.damaged()}
-    found = [listing_of(each, now, one.problem if (one := damaged.pop(each.id, None)) else "") for each in backups]
-    return [*found, *(Listed(one.backup, one.cluster, "damaged", one.problem) for one in damaged.values())]
+    now = datetime.now(UTC)
+    found = {(each.cluster, each.id): listing_of(each, now) for each in engine.list()}
+    for one in engine.damaged():
+        whole = found.get((one.cluster, one.backup), Listed(one.backup, one.cluster, "damaged"))
+        found[one.cluster, one.backup] = replace(whole, state="damaged", problem=one.problem)
+    return [*found.values()]
 
 
-def listing_of(backup: "Backup", now: datetime, problem: str = "") -> Listed:
+def listing_of(backup: "Backup", now: datetime) -> Listed:
     """Return a backup as it is listed."""
     same: dict[str, Any] = {
         each.name: getattr(backup, each.name) for each in fields(Listed) if hasattr(backup, each.name)
     }
     other: dict[str, Any] = {
-        "state": "damaged" if problem else "whole",
-        "problem": problem,
+        "state": "whole",
         "age_s": max(0, int((now - backup.finished_at).total_seconds())),
         "ratio": round(backup.size_bytes / backup.stored_bytes, 1) if backup.stored_bytes else None,
         "server_version": f"{version // 10_000}.{version % 10_000}" if (version := backup.server_version) else "",
