@@ -49,16 +49,22 @@ def test_a_backup_is_listed_shown_verified_and_recorded(backing_up: Project, dat
     assert (made["cluster"], made["schema"]) == (cluster, schema)
     shown = json.loads(backing_up.app("backup", "show", str(made["id"])[:12], "--json").stdout)
     assert shown["counts"]["tables"], "rows of tables were counted"
-    verified = backing_up.app("backup", "verify", "latest", "--json")
+    verified = backing_up.app("backup", "verify", "--all", "--json")
     assert json.loads(verified.stdout)["items"][0]["problems"] == [], verified.stdout
-    assert database.all("SELECT kind, state, backup_id FROM kernel.backup_runs") == [
-        ("backup", "succeeded", made["id"])
-    ]
+    runs = "SELECT kind, state, backup_id, problem FROM kernel.backup_runs ORDER BY id"
+    good = [("backup", "succeeded", made["id"], None), ("verify", "succeeded", None, None)]
+    assert database.all(runs) == good
     add_of_another_cluster(Path(backing_up.env["BACKUP_TARGET"]))
     status = json.loads(backing_up.app("backup", "status", "--json").stdout)
     assert (status["newest"]["id"], status["cluster"], status["backups"]) == (made["id"], cluster, 1)
     assert status["backups_of_other_clusters"] == 1
     assert status["used_bytes"] >= made["stored_bytes"]
+    base = Path(backing_up.env["BACKUP_TARGET"], "backups", cluster, str(made["id"]), "base.tar.zst.sealed")
+    base.write_bytes(base.read_bytes()[:-1])
+    assert backing_up.app("backup", "verify", "--all").returncode == 1
+    [*before, last] = database.all(runs)
+    assert (before, last[:2]) == (good, ("verify", "failed"))
+    assert "are damaged" in last[3]
 
 
 def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
