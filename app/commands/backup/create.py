@@ -47,6 +47,8 @@ def _create(max_rate: int, engine: "Engine", progress: "Progress", conninfo: str
 
     if max_rate and engine.name != "builtin":
         raise Invalid(f"--max-rate is for the engine builtin, not for {engine.name}")
+    if engine.name == "managed":
+        return engine.create(conninfo, progress)  # refuses, which is no failed backup
     with recorded(conninfo, "backup", engine.name) as outcome:
         backup = engine.create(conninfo, progress.paced(max_rate))
         outcome.backup_id = backup.id

@@ -44,6 +44,8 @@ def prune(
 def _prune(engine: "Engine", progress: "Progress", conninfo: str) -> "Pruned":  # noqa: ARG001 - it is fast
     from app.kernel.backup.runs import recorded
 
+    if engine.name == "managed":
+        return engine.prune(is_dry=False)  # refuses, which is no failed pruning
     with recorded(conninfo, "prune", engine.name) as outcome:
         pruned = engine.prune(is_dry=False)
         outcome.details = {

@@ -191,7 +191,8 @@ def problems(state: BackupState, settings: BackupSettings, *, is_published: bool
 
 
 def _of_backups(state: BackupState, settings: BackupSettings, *, is_published: bool) -> Iterator[Problem]:
-    good, create = state.good("backup"), f"{NAME} backup create"
+    good = state.good("backup")
+    create = f"{NAME} backup {'record' if settings.engine == 'managed' else 'create'}"
     if (run := state.failed("backup")) is not None:
         yield Problem("BackupFailed", "warn", f"the backup of {exact(run.started_at)} failed: {run.problem}", create)
     if (run := state.failed("verify")) is not None:

@@ -132,6 +132,7 @@ def test_the_newest_backup_of_the_provider_is_recorded_with_its_own_time(
         refused = project.app("backup", *command)
         assert (refused.returncode, refused.stderr.count("\n")) == (77, 2), refused.stderr
         assert "backup.engine is managed: the provider of the database" in refused.stderr
+    assert database.all("SELECT count(*) FROM kernel.backup_runs WHERE state = 'failed'") == [(0,)]
 
 
 def test_a_drill_restores_through_the_provider_and_refuses_a_server_that_it_did_not_start(
