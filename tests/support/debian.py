@@ -3,7 +3,6 @@
 import ipaddress
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.conftest import in_memory
 from tests.support.leaks import WATCH
 from tests.support.project import eventually
 
@@ -205,15 +205,14 @@ def debian_server(bin_dir: Path, **options: str) -> Iterator[DebianServer]:
 @contextmanager
 def no_server(bin_dir: Path, **options: str) -> Iterator[DebianServer]:
     """Give a server that has no data so far; its folder goes away afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    if os.geteuid() == 0:
-        os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
-    server = DebianServer(bin_dir, folder, options=options or {"fsync": "off"})
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as on_disk, in_memory(Path(on_disk)) as folder:
+        if os.geteuid() == 0:
+            os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
+        server = DebianServer(bin_dir, folder, options=options or {"fsync": "off"})
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager
