@@ -80,8 +80,11 @@ def replaying(
     (prepared.folder / "recovery.signal").touch()
     for _ in range(_ATTEMPTS):
         with ExitStack() as attempt:
+            command = attempt.enter_context(prepared.wal())
+            if not is_reached:  # no more segments than the first time: those stored since would lead past the target
+                command = f'case "%f" in *.history) {command} ;; *) false ;; esac'
             wanted = {
-                "restore_command": attempt.enter_context(prepared.wal()),
+                "restore_command": command,
                 "recovery_target_action": action,
                 # without reads, recovery does not stop for settings that the primary was given since
                 "hot_standby": "on" if action == "pause" else "off",

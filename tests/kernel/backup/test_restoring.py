@@ -2,7 +2,8 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from app.kernel.backup.builtin import Builtin
 from app.kernel.backup.catalogue import Catalogue, base_name, wal_names
 from app.kernel.backup.engine import Progress, Restore
 from app.kernel.backup.recovery import Restored, restore
+from app.kernel.backup.replay import Until, replaying
 from app.kernel.backup.restoring import planned
 from app.kernel.backup.scratch import scratch_server
 from app.kernel.backup.sealed import Keys
@@ -255,6 +257,30 @@ def test_wal_is_replayed_until_some_is_missing(stored: Stored, tmp_path: Path) -
     assert done.former is not None
     assert rows(done.former) == [1, 2]
     assert done.lost == f"everything after the backup ({done.backup.stop_lsn}): no WAL after it is stored"
+
+
+def test_wal_that_is_stored_while_it_is_replayed_never_leads_past_the_target(stored: Stored, tmp_path: Path) -> None:
+    target = stored.target(tmp_path)
+    newest = tmp_path / "target" / wal_name(stored.cluster, stored.segments[-1])
+    newest.rename(tmp_path / "later")
+    prepared = Builtin(settings_of(), target, KEYS, programs()).prepare(Restore(tmp_path / "into"), PROGRESS)
+
+    @contextmanager
+    def first_without() -> Iterator[str]:
+        with prepared.wal() as command:
+            yield command
+        if not newest.exists():
+            (tmp_path / "later").rename(newest)
+
+    position = lsn_text((SEGMENTS + lsn_number(prepared.backup.stop_lsn) // SEGMENT_BYTES) * SEGMENT_BYTES)
+    until = Until(lsn=position)
+    with (
+        replaying(replace(prepared, wal=first_without), until, action="pause") as (server, replayed),
+        psycopg.connect(server.conninfo("app")) as connection,
+    ):
+        found = [n for (n,) in connection.execute("SELECT n FROM counted ORDER BY n")]
+    assert newest.exists()
+    assert (found, replayed.is_reached) == ([1, 2, 3], False)
 
 
 def fail(target: Failing, stored: Stored) -> None:
