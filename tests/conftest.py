@@ -140,7 +140,9 @@ def stop_server(holder: subprocess.Popen[str]) -> None:
 @contextmanager
 def in_memory(otherwise: Path) -> Iterator[Path]:
     """Give a folder in memory, which goes away afterwards, or the given one when memory has not enough room."""
-    has_room = _SHM.is_dir() and shutil.disk_usage(_SHM).free > _ROOM_BYTES
+    has_room = (
+        _SHM.is_dir() and not os.statvfs(_SHM).f_flag & os.ST_NOEXEC and shutil.disk_usage(_SHM).free > _ROOM_BYTES
+    )
     with TemporaryDirectory(prefix="app-tests-", dir=_SHM) if has_room else nullcontext(otherwise) as folder:
         try:
             yield Path(folder)

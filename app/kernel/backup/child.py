@@ -39,7 +39,9 @@ def start(
     passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
     user, group, groups = account or (None, None, None)
     return subprocess.Popen(  # noqa: S603
-        command_of(command) if account is None else command,  # the other account may not reach this interpreter
+        command_of(command, nice=os.nice(0))
+        if account is None
+        else command,  # the other account may not reach this interpreter
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
@@ -69,7 +71,7 @@ def stop(child: "subprocess.Popen[bytes]") -> None:
 def _yield_processors(nice: int) -> None:
     """Let others run first. A session of its own is a group of its own to the scheduler: sched(7), autogroup."""
     with suppress(OSError):  # units of systemd forbid it, and set their own
-        os.nice(nice)
+        os.nice(max(0, nice - os.nice(0)))
     if sys.platform == "linux":
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -82,7 +84,7 @@ def _become(parent: int, nice: int, command: list[str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:
             sys.exit(1)
-    if nice:
+    if nice > 0:
         _yield_processors(nice)
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell

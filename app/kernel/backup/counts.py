@@ -117,6 +117,10 @@ def compare(conninfo: str, counts: Counts) -> Compared:
             try:
                 with connection.transaction(force_rollback=True):
                     more, unclear = _difference(connection, count, counts.snapshot, unseen)
+            except psycopg.errors.UndefinedTable:
+                is_explained = missing and count.rows <= count.recent
+                (notes if is_explained else problems).append(f"{count.table} does not exist")
+                continue
             except psycopg.Error as error:
                 problems.append(f"{count.table} cannot be read: {' '.join(str(error).split())}")
                 continue
@@ -193,7 +197,7 @@ def _difference(
         return _rows(connection, schema, name, count.percent)[0] - count.rows, 0
     written = sql.SQL(
         ", count(*) FILTER (WHERE xmin = ANY ({unseen}::xid[])),"
-        " count(*) FILTER (WHERE age(xmin) <= age({oldest}::xid))"
+        " count(*) FILTER (WHERE age(xmin) BETWEEN 0 AND age({oldest}::xid))"
     ).format(unseen=[str(number % 2**32) for number in unseen], oldest=str(int(snapshot.partition(":")[0]) % 2**32))
     rows, inserted, recent = _rows(connection, schema, name, count.percent, written)
     return rows - inserted - count.rows, recent - inserted

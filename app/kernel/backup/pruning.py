@@ -13,6 +13,7 @@ from app.kernel.backup.engine import Damaged, Pruned
 from app.kernel.backup.retention import Line, Policy, Retained, retained, trusted_now
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.wal import StoredWal, WalArchive
+from app.kernel.errors import NotFound
 from app.kernel.text import exact
 
 _ABANDONED = timedelta(days=1)
@@ -52,7 +53,7 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
     if not is_dry:
         target.clean(_ABANDONED.total_seconds())
         for cluster in {backup.cluster for backup in backups}:
-            with suppress(BackupInvalid):  # reported above
+            with suppress(BackupInvalid, NotFound):  # reported above; another pruning did it
                 WalArchive(target, keys, cluster).seal_anew()
     gone = {_folder(record_name(backup.cluster, backup.id)) for one in doomed for backup in one.backups}
     return Pruned(

@@ -175,7 +175,7 @@ def scratch_server(
 
 
 def control(folder: Path, programs: Path) -> dict[str, str]:
-    """Return what pg_controldata says of a data folder, by name. Raises Unavailable if it is none of its version."""
+    """Return what pg_controldata prints of a data folder, by name. Raises Unavailable if it has another version."""
     command = [str(programs / "pg_controldata"), "-D", str(folder)]
     try:
         ended = subprocess.run(  # noqa: S603

@@ -258,6 +258,7 @@ class WalArchive:
             is_same = self._is_stored(path)
         except BackupInvalid:
             self._target.put(name, self._packed(name, path, length), replace=True)
+            self._target.delete(former)
             return True
         if not is_same:
             raise Conflict(f"{path.name} is stored already with other content: another server of this cluster wrote it")
@@ -273,8 +274,9 @@ class WalArchive:
                 self._partial = (path.name, 0)
         if length <= self._partial[1]:
             return False
-        name = self._names(path.name)[0]
+        name, *former = self._names(path.name)
         self._target.put(name, self._packed(name, path, length), replace=True)
+        self._target.delete(former)
         self._partial = (path.name, length)
         return True
 

@@ -105,7 +105,7 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
     settings, slot = d[BackupSettings], slot_name(d[PostgresSettings].db)
     slots = await d.all(_SLOT, (slot,))
     if slots and (settings.engine, settings.wal) != ("builtin", "stream"):
-        text = f"the replication slot {slot} keeps WAL for nobody: nothing streams it any more (backup.wal)"
+        text = f"the replication slot {slot} is unused and keeps WAL: nothing streams it any more (backup.wal)"
         yield warn(text, in_shell(f"SELECT pg_drop_replication_slot('{slot}')"))
     if settings.engine == "managed":
         raise NotChecked("backup.engine is managed: the provider configures the server")
@@ -204,6 +204,6 @@ async def machine(d: Deployment) -> AsyncIterator[Finding]:
 
 CHECKS = (
     Check("backup-server", "backup", "The server lets us take backups, and keeps or archives WAL.", server),
-    Check("backup-target", "backup", "Who stores backups answers, and has the newest whole.", target, 20.0),
+    Check("backup-target", "backup", "The storage of backups answers and has the newest one.", target, 20.0),
     Check("backup-machine", "backup", "Programs of PostgreSQL and room for drills are here.", machine),
 )

@@ -29,7 +29,7 @@ _STATEMENT_MS = 2000
 _DROP = "SELECT pg_drop_replication_slot('{}')"
 _KEPT_ON_STANDBY = """
     SELECT greatest(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn), 1)::bigint FROM pg_replication_slots
-    WHERE slot_name = %s AND NOT active AND pg_is_in_recovery()
+    WHERE slot_name = %s AND NOT active AND restart_lsn IS NOT NULL AND pg_is_in_recovery()
 """
 _EXTRA_CONNECTIONS = 3
 """Of one process beyond its pool: the listener, the renewer of leases, and one for the probes of a full pool."""

@@ -12,7 +12,7 @@ from app.kernel.config import BackupSettings, Settings
 from app.kernel.queue import Schedule, Task
 
 _HOUR_S = 3600.0
-BACKUP = Task[None]("platform.backup", queue=QUEUE, max_attempts=5, timeout_s=24 * _HOUR_S)
+BACKUP = Task[None]("platform.backup", queue=QUEUE, max_attempts=5, timeout_s=72 * _HOUR_S)
 DRILL = Task[None]("platform.backup_drill", queue=QUEUE, max_attempts=3, timeout_s=48 * _HOUR_S)
 PRUNE = Task[None]("platform.backup_prune", queue=QUEUE, max_attempts=5, timeout_s=6 * _HOUR_S)
 SCHEDULES = (

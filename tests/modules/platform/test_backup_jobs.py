@@ -38,9 +38,10 @@ def triggered(project: Project, database: TestDatabase) -> str:
 
 
 def test_a_command_of_a_job_lets_everything_else_run_first() -> None:
-    told = f"import os; print(os.nice(0) - {os.nice(0)}, os.sched_getscheduler(0) == os.SCHED_BATCH)"
+    told = "import os; print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_BATCH)"
     group = Path("/proc/self/autogroup")
-    if group.exists():
+    has_group = os.geteuid() == 0 and os.access(group, os.W_OK)  # others may set it ten times a second in all
+    if has_group:
         told += f"; print(open('{group}').read().split()[-1])"
     done = subprocess.run(
         command_of([sys.executable, "-c", told], nice=10),
@@ -49,7 +50,7 @@ def test_a_command_of_a_job_lets_everything_else_run_first() -> None:
         check=True,
         start_new_session=True,
     )
-    assert done.stdout.split() == ["10", "True", *(["19"] if group.exists() else [])]
+    assert done.stdout.split() == [str(max(10, os.nice(0))), "True", *(["19"] if has_group else [])]
 
 
 def test_a_backup_ends_with_its_job_and_with_its_worker_and_the_next_attempt_works(

@@ -1,5 +1,6 @@
 """The overview: what needs attention, with its remedy, and what a deployment does."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -126,6 +127,7 @@ async def test_the_timeline_merges_what_is_recorded_and_pages_through_all_of_it(
     db, acts, rollouts = await make(process, Database), await acting(process, Timeline), Rollouts()
     for version, size in (("1", "10"), ("1", "20"), ("2", "20")):
         await rollouts.roll_out(db, "run-a", version, {"queue.concurrency": size, "a.b": "1"})
+        await asyncio.sleep(0.002)  # ids are in the order of milliseconds
     await rollouts.roll_out(db, "run-b", "2", {"a.b": "1"})  # the same release in another role
     for action, outcome in (("platform.pause_queue", "done"), ("platform.pause_queue", "PERMISSION_DENIED")):
         await Audit().record(db, Caller(), action, outcome=outcome, target="reports", reason="too slow")
