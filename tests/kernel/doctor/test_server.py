@@ -235,7 +235,7 @@ async def test_a_server_without_what_backups_need_is_found_and_the_remedy_gives_
     planted.env["BACKUP_WAL"] = "archive"
     server.run("SELECT pg_create_physical_replication_slot('app_backup_app', true)")
     found = await planted.examine("backup-server")
-    assert found["backup-server"][1].startswith("the replication slot app_backup_app keeps WAL for nobody")
+    assert found["backup-server"][1].startswith("the replication slot app_backup_app is unused and keeps WAL")
     planted.apply(planted.findings[0].fix)
     found = await planted.examine("backup-server")
     assert found == {"backup-server": ("fail", "archive_mode is off, so no WAL is stored")}
