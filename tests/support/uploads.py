@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from app.kernel.backup import Target
 
 PART = 5 * 1024 * 1024
 REPLACED = "a/replaced"
+HALF = -1  # instead of a seed: an upload that says when its first part is stored, and never ends
 _PIECE = 64 * 1024
 
 
@@ -38,6 +40,12 @@ def _upload(target: Target, seed: int) -> None:
         target.put(f"a/{seed}-{number}" if is_new else REPLACED, _pieces(data), replace=not is_new)
 
 
+def _endless() -> Iterator[bytes]:
+    yield from _pieces(bytes(3 * PART))  # S3 begins an upload in parts when it has two
+    print("stored a part", flush=True)
+    signal.pause()
+
+
 def _target(arguments: list[str]) -> Target:
     if arguments[0] == "folder":
         from app.kernel.backup.targets.folder import Folder
@@ -58,6 +66,8 @@ def main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
+            if int(line) == HALF:
+                target.put("a/half", _endless())
             _upload(target, int(line))
             os._exit(0)
         print(pid, flush=True)

@@ -37,6 +37,7 @@ class Progress:
     """How an engine reports: the name of a step with its size in bytes, if known; then what is done of it."""
 
     step: Callable[[str, int | None], Advance]
+    is_paced: bool = False
 
     def paced(self, max_rate: int) -> "Progress":
         """Return one that lets at most `max_rate` bytes per second pass, evenly; 0: no limit."""
@@ -54,7 +55,7 @@ class Progress:
 
             return step
 
-        return Progress(begin) if max_rate else self
+        return Progress(begin, is_paced=True) if max_rate else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,8 @@ class _Stream:
 
     def store(self, target: Target, keys: Keys, name: str, progress: Progress) -> Part:
         """Store it to its end. Nothing is stored if it does not end well."""
-        packed = keys.pack(name, self._chunks(progress.step("backup", self._server.size_bytes)))
+        chunks = self._chunks(progress.step("backup", self._server.size_bytes))
+        packed = keys.pack(name, chunks, in_threads=not progress.is_paced)
         try:
             target.put(name, packed)
         finally:

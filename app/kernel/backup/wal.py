@@ -142,7 +142,7 @@ class WalArchive:
             name, former = self._names(wal.file.name)[0], wal.stored.name
             if wal.file.number is None and name != former:
                 content = b"".join(self._keys.unpack(former, self._target.get(former)))
-                self._target.put(name, self._keys.pack(name, [content], is_short=True), replace=True)
+                self._target.put(name, self._keys.pack(name, [content], in_threads=False), replace=True)
                 self._target.delete([former])
 
     def stretches(self, timeline: int) -> tuple[Stretch, ...]:
@@ -246,7 +246,7 @@ class WalArchive:
         return _used(path, min(size, self.segment_bytes))
 
     def _packed(self, name: str, path: Path, length: int) -> Iterator[bytes]:
-        return self._keys.pack(name, _chunks(path, length), is_short=True)
+        return self._keys.pack(name, _chunks(path, length), in_threads=False)
 
     def _put_whole(self, path: Path, length: int) -> bool:
         name, *former = self._names(path.name)

@@ -14,8 +14,8 @@ import pytest
 
 from app.kernel.backup import Target, TargetUnavailable
 from app.kernel.backup.targets.folder import Folder
-from tests.support.project import ROOT, eventually
-from tests.support.uploads import REPLACED, is_whole
+from tests.support.project import ROOT
+from tests.support.uploads import HALF, REPLACED, is_whole
 
 KILLS = int(os.environ.get("KILLS", "12"))
 
@@ -59,7 +59,18 @@ def test_what_a_killed_upload_leaves_is_whole_or_not_visible(target: Target, pla
                     assert is_whole(found(target, stored.name)), stored.name
                     seen.add(stored.name)
     assert seen
-    assert target.clean(0) > 0  # some were killed in the middle
-    eventually(lambda: target.clean(0) == 0)
+
+
+def test_what_an_upload_killed_in_its_middle_leaves_is_not_listed_and_is_cleaned(
+    target: Target, place: tuple[str, ...]
+) -> None:
+    with uploader(*place) as process:
+        print(HALF, file=process.stdin, flush=True)
+        pid = int(process.stdout.readline())
+        assert process.stdout.readline() == "stored a part\n"
+        os.kill(pid, signal.SIGKILL)
+    assert not list(target.list())
+    assert target.clean(0) == 1
+    assert target.clean(0) == 0
     if isinstance(target, Folder):
         assert not list(Path(target.label).rglob(".*"))

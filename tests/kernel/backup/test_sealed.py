@@ -59,14 +59,14 @@ def test_content_of_every_size_comes_back(size: int, random_bytes: bool) -> None
     assert opened(stored, step=random.choice([999, CHUNK_BYTES, len(stored)])) == content
 
 
-def test_a_short_object_is_packed_without_threads_and_comes_back() -> None:
+def test_an_object_packed_in_this_thread_comes_back() -> None:
     content, threads = random.randbytes(2 * CHUNK_BYTES + 7), set[int]()
 
     def chunks() -> Iterator[bytes]:
         threads.add(threading.get_ident())
         yield content
 
-    stored = b"".join(Keys(KEY).pack(NAME, chunks(), is_short=True))
+    stored = b"".join(Keys(KEY).pack(NAME, chunks(), in_threads=False))
     assert threads == {threading.get_ident()}
     assert opened(stored) == content
 

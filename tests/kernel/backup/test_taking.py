@@ -89,6 +89,14 @@ def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
     assert problems == [("it was stopped",), ("it was stopped",), ("its process ended",), (None,)]
 
 
+def test_a_backup_with_a_rate_has_no_threads_that_compress(backing_up: Project, database: TestDatabase) -> None:
+    running = backing_up.start("backup", "create", SLOW)
+    eventually(lambda: database.all(UNDER_WAY) == [(1,)])
+    assert len(list(Path(f"/proc/{running.pid}/task").iterdir())) <= 3  # without a rate 6, on two processors
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 130, running.said()
+
+
 @pytest.fixture
 def debian(cli: Project, tmp_path: Path) -> Iterator[tuple[Project, DebianServer]]:
     """The project on Debian's server, as an operator finds it: over TCP, with a password, without rights."""
