@@ -56,21 +56,24 @@ def _verify_all(engine: "Engine", progress: "Progress", where: str | None) -> li
     from app.kernel.backup.runs import recorded_if_possible
 
     if engine.name == "managed":  # it refuses, which says nothing of backups
-        return _verified(engine, progress)
+        return verified(engine, progress)
     with recorded_if_possible(where, "verify", engine.name) as outcome:
-        found = _verified(engine, progress)
+        found = verified(engine, progress)
         outcome.details = {"backups": found}
         if damaged := [one for one in found if one["problems"]]:
             outcome.problem = f"{len(damaged)} of {len(found)} backups are damaged: {damaged[0]['problems'][0]}"
     return found
 
 
-def _verified(engine: "Engine", progress: "Progress") -> list[dict[str, Any]]:
+def verified(engine: "Engine", progress: "Progress") -> list[dict[str, Any]]:
+    """Verify all backups; return the result of each. One that is deleted meanwhile is not a damaged one."""
     whole = {each.id: each for each in engine.list()}
     records = [one for one in engine.damaged() if one.backup not in whole]
+    found = [_result(engine.verify(each, progress)) for each in whole.values()]
+    kept = {each.id for each in engine.list()}
     return [
         *({"id": one.backup, "problems": [one.problem], "read_bytes": 0, "wal_segments": 0} for one in records),
-        *(_result(engine.verify(each, progress)) for each in whole.values()),
+        *(one for one in found if one["id"] in kept),
     ]
 
 

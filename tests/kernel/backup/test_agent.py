@@ -224,6 +224,7 @@ def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_witho
             command = [*words, sys.executable, "-m", "app", "backup", "archive-wal"]
             server.run(f"ALTER SYSTEM SET archive_command = $${shlex.join(command)} %p$$", "postgres")
             server.run("SELECT pg_reload_conf()", "postgres")
+            eventually(lambda: server.all("SHOW archive_command")[0][0] == f"{shlex.join(command)} %p")
             return command
 
         def stops(count: int) -> bool:

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.backup.verify import verified
 from app.kernel.backup import Backup, BackupInvalid, Part
+from app.kernel.backup.builtin import Builtin
 from app.kernel.backup.catalogue import base_name, wal_names
 from app.kernel.backup.checksums import checksum_of
-from app.kernel.backup.engine import Progress
+from app.kernel.backup.engine import Advance, Progress
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, TarReader
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.verifying import Verification
+from tests.kernel.backup.conftest import settings_of
 
 QUIET = Progress(lambda _, __: lambda _: None)
 KEYS = Keys("k" * 40)
@@ -85,6 +88,27 @@ def stored(folder: Path, content: bytes) -> tuple[Folder, Backup]:
         len(content), packed.part.stored_bytes, SEGMENT, KEYS.id, (packed.part,),
     )  # fmt: skip
     return target, backup
+
+
+def test_a_backup_that_is_deleted_while_all_are_verified_is_not_reported_as_damaged(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    engine = Builtin(settings_of(), target, KEYS)
+    engine.catalogue.add(backup)
+    engine.catalogue.add(replace(backup, id="20261127T000000Z-0002"))
+
+    def deleting(*names: str) -> Progress:
+        def begin(step: str, _: int | None) -> Advance:
+            if step in names:
+                engine.catalogue.remove(backup)
+                target.delete([part.name for part in backup.parts])
+            return lambda _: None
+
+        return Progress(begin)
+
+    [first, second] = verified(engine, QUIET)
+    assert (first["problems"], second["problems"]) == ([], [])
+    [left] = verified(engine, deleting(backup.id))
+    assert (left["id"], len(left["problems"])) == ("20261127T000000Z-0002", 1)  # its part is that of the other one
 
 
 def problems(folder: Path, content: bytes, change: Callable[[Backup], Backup] = lambda b: b) -> tuple[str, ...]:
