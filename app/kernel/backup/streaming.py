@@ -122,7 +122,7 @@ class Streaming:
                 self._record.stored(*self._archive.reached)
 
     def _is_due(self) -> bool:
-        """Return whether something waits that would be stored too late when this is asked next."""
+        """Return whether waiting WAL would be stored too late if it were left until the next look."""
         waits = self._record.waiting.since is not None
         return waits and time.monotonic() - self._partial_at >= self._interval_s - self._tick_s
 

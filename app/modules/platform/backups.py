@@ -1,4 +1,4 @@
-"""Runs of backups, drills and prunings; their state; and actions that enqueue them."""
+"""Runs of backups, drills, prunings and verifications, their state, and actions that enqueue them."""
 
 from dataclasses import dataclass
 from datetime import datetime
