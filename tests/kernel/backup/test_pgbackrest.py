@@ -139,13 +139,13 @@ def stanza() -> Iterator[Stanza]:
 def test_a_backup_has_what_a_drill_needs_in_the_repository_and_restores_to_the_last_stored_row(
     stanza: Stanza, tmp_path: Path
 ) -> None:
-    done: list[int] = []
+    before, done = list(stanza.engine.list()), list[int]()
     taken = stanza.engine.create(stanza.conninfo, Progress(lambda _name, _size: done.append))
     assert sum(done) > 20_000_000
     assert taken.counts is not None
     assert [(count.table, count.rows) for count in taken.counts.tables] == [("public.rows", 1000)]
     assert (taken.server_version // 10_000, taken.database, taken.app_version != "") == (15, "app", True)
-    assert list(stanza.engine.list()) == [taken]
+    assert list(stanza.engine.list()) == [*before, taken]
     assert stanza.engine.get("latest") == stanza.engine.get(taken.id[:-1]) == taken
     assert stanza.engine.verify(taken, SILENT).problems == ()
 
@@ -161,8 +161,9 @@ def test_a_backup_has_what_a_drill_needs_in_the_repository_and_restores_to_the_l
     assert [path.name for path in (stanza.server.folder / "restored.tablespaces").iterdir()] == ["apart"]
     with pytest.raises(Conflict, match="is not empty"):
         stanza.engine.prepare(Restore(folder), SILENT)
+    [oldest, *_] = stanza.engine.list()
     with pytest.raises(NotFound, match="what can be restored begins at"):
-        stanza.engine.prepare(Restore(tmp_path / "early", to=taken.finished_at - timedelta(seconds=1)), SILENT)
+        stanza.engine.prepare(Restore(tmp_path / "early", to=oldest.finished_at - timedelta(seconds=1)), SILENT)
 
 
 def test_a_missing_segment_is_reported_and_ends_no_recovery_early(stanza: Stanza) -> None:
