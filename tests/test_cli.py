@@ -175,10 +175,15 @@ def test_hints_name_the_requirements_of_the_extras_not_the_distribution() -> Non
         *(
             (f"{line} {number}", "must be an integer ")
             for number in ("5.0", "1_000", "+5", "\u0665", "0x10", "010", "1e3", "9" * 30)
-            for line in ("jobs list --limit", "queues limit default", "health --port", "run-cron-manager --port")
+            for line in (
+                *("jobs list --limit", "queues limit default", "health --port", "run-cron-manager --port"),
+                "backup create --max-rate",
+            )
         ),
         ("run-event-consumer --concurrency 1.0", "must be an integer from 1 to 10000, in decimal digits"),
         ("events list --from yesterday", "expected a time such as 2026-11-22T10:00:00Z"),
+        ("backup restore --to 0001-01-01T00:00:00+14:00 --into x", "expected a time such as 2026-11-22T10:00:00Z"),
+        ("backup restore --into=", "is empty: name a folder"),
         ("events replay --subscriber a", "Missing option '--from'"),
         ("dead-letters retry", "give one id, or --queue"),
         ("dead-letters retry 0190b3a0-0000-7000-8000-000000000001 --all", "give one id, or --queue"),

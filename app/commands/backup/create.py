@@ -8,7 +8,7 @@ import typer
 
 from app.commands.backup.listing import listing_of
 from app.commands.backup.running import with_server
-from app.kernel.cli import Json, NoInput, print_json
+from app.kernel.cli import Json, NoInput, print_json, whole
 from app.kernel.text import size_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ def add(app: typer.Typer) -> None:
 
 
 def create(
-    max_rate: Annotated[int, typer.Option(min=0, help="Bytes per second to read from the server; 0: no limit.")] = 0,
+    max_rate: Annotated[
+        int,
+        typer.Option(
+            parser=whole(0, 2**40), metavar="N", help="Bytes per second to read from the server; 0: no limit."
+        ),
+    ] = 0,
     as_json: Json = False,
     no_input: NoInput = False,  # noqa: ARG001 - it never asks
 ) -> None:

@@ -36,6 +36,12 @@ def _position(text: str) -> str:
     return text
 
 
+def _folder(given: str | Path) -> Path:
+    if not str(given):
+        raise typer.BadParameter("is empty: name a folder")
+    return Path(given)
+
+
 def restore(
     backup: Annotated[
         str, typer.Argument(help="Id of a backup, or the beginning of one; by default the newest that fits.")
@@ -54,7 +60,8 @@ def restore(
     ] = None,
     cluster: Annotated[str, typer.Option(help="Restore the cluster with this system identifier.")] = "",
     into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Data folder to make; with --replace, the one to replace.")
+        Path | None,
+        typer.Option(parser=_folder, metavar="DIR", help="Data folder to make; with --replace, the one to replace."),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace --into, by default the embedded server's; the former is kept.")

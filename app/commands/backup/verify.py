@@ -8,6 +8,8 @@ import typer
 from app.commands.backup.listing import Id
 from app.commands.backup.running import engine_for, with_engine, with_process
 from app.kernel.cli import Json, print_json
+from app.kernel.errors import NotFound
+from app.kernel.product import NAME
 from app.kernel.text import plural, size_text
 
 if TYPE_CHECKING:
@@ -66,8 +68,13 @@ def _verify_all(engine: "Engine", progress: "Progress", where: str | None) -> li
 
 
 def verified(engine: "Engine", progress: "Progress") -> list[dict[str, Any]]:
-    """Verify all backups; return the result of each. One that is deleted meanwhile is not a damaged one."""
+    """Verify all backups; return the result of each, without those that are deleted meanwhile.
+
+    Raises NotFound without any.
+    """
     whole = {each.id: each for each in engine.list()}
+    if not whole and not engine.damaged():
+        raise NotFound(f"there is no backup on {engine.label}", hint=f"{NAME} config explain backup.target")
     records = [one for one in engine.damaged() if one.backup not in whole]
     found = [_result(engine.verify(each, progress)) for each in whole.values()]
     kept = {each.id for each in engine.list()}

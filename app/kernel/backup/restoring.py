@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from app.kernel.text import exact
 _LIST = f"{NAME} backup list"
 _SPARE_BYTES = 512 * 2**20
 """What recovery needs besides the data, for WAL."""
+_JUST_UNDER_1_S = timedelta(microseconds=999_999)  # the first whole second that can be restored
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"from {exact(self.backup.finished_at)} ({self.backup.stop_lsn}, backup {self.backup.id})"
+            f"from {exact(self.backup.finished_at + _JUST_UNDER_1_S)} ({self.backup.stop_lsn}, backup {self.backup.id})"
             f" to {exact(self.stored_at)} ({lsn_text(self.lsn)}) on timeline {self.timeline}"
         )
 

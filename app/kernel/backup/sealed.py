@@ -24,6 +24,7 @@ from app.kernel.backup import AnotherKey, BackupInvalid, Part
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
 from app.kernel.machine import cores
+from app.kernel.product import NAME
 
 CHUNK_BYTES: Final = 1024 * 1024
 """What one chunk holds; only the last may hold less."""
@@ -51,7 +52,9 @@ class Keys:
         """Return the keys of the settings. Raises Misconfigured without one."""
         key, former = settings.key.get_secret_value(), settings.key_previous.get_secret_value()
         if not key:
-            raise Misconfigured("backup.key is not set: backups are always sealed", hint="openssl rand -base64 32")
+            raise Misconfigured(
+                "backup.key is not set: backups are always sealed", hint=f"{NAME} config explain backup.key"
+            )
         return cls(key, *filter(None, [former]))
 
     def pack(self, name: str, chunks: Iterable[bytes], *, in_threads: bool = True) -> "Packed":

@@ -82,7 +82,7 @@ def _refuse(place: Path, *, replaces: bool) -> None:
     """Raise Conflict or NotFound if a data folder cannot take the place."""
     if not place.parent.is_dir():
         raise NotFound(f"there is no folder {place.parent}: create it")
-    if not place.exists():
+    if not os.path.lexists(place):
         return
     if not place.is_dir() or place.is_symlink() or place.is_mount():
         raise Conflict(f"{place} is no folder of its own, but a file, a link or a mount point: name a folder in it")
@@ -110,7 +110,9 @@ def _owner(place: Path) -> Account:
 
 @contextmanager
 def _locked(folder: Path, account: Account) -> Generator[None]:
-    if folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK, _DATA}:
+    if os.path.lexists(folder) and (
+        not folder.is_dir() or folder.is_symlink() or {path.name for path in folder.iterdir()} - {_LOCK, _DATA}
+    ):
         raise Conflict(f"{folder} is in the way, and was not made by a restore: move it")
     try:
         private_folder(folder, account)

@@ -37,18 +37,22 @@ class Verification:
     def verify(self, backup: Backup, progress: Progress) -> Verified:
         """Read everything that the backup needs, also its WAL up to the newest, unless the retention keeps it without.
 
+        A gap is a problem until a newer backup begins after it: then nothing more can be done about it.
         Raises TargetUnavailable, Stopped.
         """
         advance = progress.step(backup.id, backup.stored_bytes)
         problems: list[str] = []
         for part in backup.parts:
             problems += self._part(part, backup, advance)
-        has_wal = self._needing is None or backup in self._needing(backup.cluster)
+        has_wal = self._needing is None or backup in self._window(backup.cluster)
         size, segments, found = self._wal(backup, progress) if has_wal else (0, 0, [])
         problems += found
         if len(problems) > _MOST_PROBLEMS:
             problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} more"]
         return Verified(backup, tuple(problems), backup.stored_bytes + size, segments)
+
+    def _window(self, cluster: str) -> Collection[Backup]:
+        return self._needing(cluster) if self._needing else ()
 
     def _part(self, part: Part, backup: Backup, advance: Advance) -> list[str]:
         stored, size, files = _Counted(self._target.get(part.name), advance), 0, _Files(part.name, backup)
@@ -70,6 +74,7 @@ class Verification:
         try:
             newest = max((wal.file.timeline for wal in files), default=backup.timeline)
             stretches = archive.stretches(newest)
+            ends = max((lsn_number(each.start_lsn) for each in self._window(backup.cluster)), default=0)
             gaps = archive.gaps(begin, backup.timeline, stretches=stretches, files=files)
         except BackupInvalid as error:
             return 0, 0, [str(error)]
@@ -78,7 +83,8 @@ class Verification:
         needed = [wal for wal in files if wal.file.start(size) >= first and is_on_way(wal.file, stretches, size)]
         advance = progress.step("WAL", sum(wal.stored.size_bytes for wal in needed))
         found = [problem for wal in needed if (problem := self._segment(wal, archive, advance))]
-        return sum(wal.stored.size_bytes for wal in needed), len(needed), [*map(str, gaps), *found]
+        gone = [str(gap) for gap in gaps if gap.end > ends]
+        return sum(wal.stored.size_bytes for wal in needed), len(needed), [*gone, *found]
 
     def _segment(self, wal: StoredWal, archive: WalArchive, advance: Advance) -> str:
         name = wal.stored.name

@@ -104,12 +104,12 @@ def confirm(question: str) -> None:
 
 
 def moment(text: str) -> datetime:
-    """Parse an RFC 3339 time or a day, in UTC by default. A parameter parser."""
+    """Parse an RFC 3339 time or a day, in UTC by default; return it in UTC. A parameter parser."""
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise typer.BadParameter("expected a time such as 2026-11-22T10:00:00Z, or a day such as 2026-11-22") from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def seconds(*, least_s: float = 0, most_days: int = 36_500) -> Callable[[str], float]:

@@ -1,5 +1,6 @@
 """Settings of backups."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -17,13 +18,21 @@ def _key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _folder(value: str) -> str:
+    if value != value.strip():
+        raise ValueError("expected a folder, without spaces around it")
+    if value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111 - it does not raise
+        raise ValueError(f"there is no user {value[1:].partition('/')[0]} here")
+    return value
+
+
 def _target(value: str) -> str:
     if "://" in value and not value.startswith("s3://"):
         raise ValueError("expected a folder, or s3://BUCKET/PREFIX")
     bucket = value.removeprefix("s3://").partition("/")[0]
     if value.startswith("s3://") and (not bucket or set("@:") & set(bucket)):  # a target is shown everywhere
         raise ValueError("expected s3://BUCKET/PREFIX; credentials are backup.s3_access_key and backup.s3_secret_key")
-    return value
+    return _folder(value)
 
 
 BackupKey = Annotated[OptionalSecret, IS_KEY, AfterValidator(_key)]
@@ -75,9 +84,15 @@ class BackupSettings:
         ),
     ]
     programs: Annotated[
-        str, Field(description="folder of PostgreSQL's programs; empty: the newest that fits the server is found")
+        str,
+        AfterValidator(_folder),
+        Field(description="folder of PostgreSQL's programs; empty: the newest that fits the server is found"),
     ]
-    scratch: Annotated[str, Field(description="folder in which drills restore; empty: that of temporary files")]
+    scratch: Annotated[
+        str,
+        AfterValidator(_folder),
+        Field(description="folder in which drills restore; empty: that of temporary files"),
+    ]
     s3_endpoint: Annotated[
         str, Field(description="address of S3 storage that is not AWS's, such as https://s3.example")
     ]

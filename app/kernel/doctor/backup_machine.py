@@ -54,7 +54,7 @@ async def target(d: Deployment) -> AsyncIterator[Finding]:
     is stored, read and deleted.
     """
     settings = _taken_here(d)
-    ours = d.data / settings.target
+    ours = d.data / os.path.expanduser(settings.target)  # noqa: ASYNC240, PTH111 - reads no disk
     is_folder = settings.engine == "builtin" and "://" not in settings.target
     if is_folder and ours.is_relative_to(d.data) and not await in_thread(ours.exists):
         raise NotChecked(f"there is no backup yet, and no {ours}")

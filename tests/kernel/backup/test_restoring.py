@@ -19,11 +19,14 @@ from app.kernel.backup.replay import Until, replaying
 from app.kernel.backup.restoring import planned
 from app.kernel.backup.scratch import scratch_server
 from app.kernel.backup.sealed import Keys
+from app.kernel.backup.staging import staged
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name
 from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
+from app.kernel.cli import moment
 from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.errors import Conflict, Invalid, NotFound, Refusal, Unavailable
+from app.kernel.text import exact
 from tests.conftest import program, required, start_server, stop_server
 from tests.kernel.backup.conftest import settings_of
 from tests.support.debian import installed, no_server
@@ -90,6 +93,14 @@ def test_the_newest_backup_before_the_moment_is_chosen(listed: Callable[..., Fol
     assert chosen(target, lsn=backup("b", 6, 5).stop_lsn) == "b"
     assert chosen(target, lsn=lsn_text(lsn_number(backup("b", 6, 5).stop_lsn) - 1)) == "a"
     assert chosen(target, lsn=lsn_text(11 * SEGMENT_BYTES)) == "b"
+
+
+def test_the_earliest_moment_that_a_refusal_names_can_be_restored(listed: Callable[..., Folder]) -> None:
+    early = replace(backup("a", 2, 1), finished_at=at(2) + timedelta(seconds=7.3))
+    target = listed([early], {1: list(range(1, 11))})
+    with pytest.raises(NotFound, match="has everything from 2026-11-22 12:02:08Z "):
+        chosen(target, to=at(2) + timedelta(seconds=7))
+    assert chosen(target, to=at(2) + timedelta(seconds=8)) == "a"
 
 
 @pytest.mark.parametrize(
@@ -382,3 +393,17 @@ def test_a_server_of_debian_with_small_segments_and_an_unknown_superuser_is_rest
     with scratch_server(done.folder, binaries) as restored, psycopg.connect(restored.conninfo("app")) as connection:
         assert restored.user == "admin"
         assert [n for (n,) in connection.execute("SELECT n FROM counted ORDER BY n")] == [1, 2, 3]
+
+
+def test_a_place_that_leads_nowhere_or_whose_neighbour_is_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(Conflict, match="is no folder of its own"), staged(tmp_path / "link", replaces=False):
+        pass
+    (tmp_path / "data.restoring").touch()
+    with pytest.raises(Conflict, match=r"data\.restoring is in the way"), staged(tmp_path / "data", replaces=False):
+        pass
+    assert (tmp_path / "data.restoring").is_file()
+
+
+def test_a_time_with_an_offset_is_told_in_utc() -> None:
+    assert exact(moment("2026-11-28T11:03:32+05:00")) == exact(moment("2026-11-28T06:03:32")) == "2026-11-28 06:03:32Z"

@@ -247,6 +247,16 @@ def test_a_disk_that_is_full_is_named_in_one_line_and_leaves_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_an_upload_that_fails_leaves_no_empty_folder(tmp_path: Path) -> None:
+    def fails() -> Iterator[bytes]:
+        yield b"some"
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - its own
+        Folder(tmp_path).put("backups/7/x/base", fails())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_permission_is_named_in_one_line(unprivileged: Unprivileged) -> None:
     root = unprivileged.folder
     target = Folder(root)
@@ -288,3 +298,15 @@ def test_leftovers_of_a_folder_are_deleted_when_they_are_old_and_nobody_writes_t
 def test_a_target_that_is_none_or_has_credentials_is_refused(target: str) -> None:
     with pytest.raises(Misconfigured, match=r"expected .*s3://BUCKET/PREFIX"):
         load(ROOT, sections(), {"APP_ENV": "test", "BACKUP_TARGET": target})
+
+
+@pytest.mark.parametrize("name", ["TARGET", "SCRATCH", "PROGRAMS"])
+@pytest.mark.parametrize("folder", [" ", "/srv/backups ", "~nobody-has-this-name/x"])
+def test_a_folder_with_spaces_around_it_or_of_no_user_is_refused(name: str, folder: str) -> None:
+    with pytest.raises(Misconfigured, match=r"without spaces around it|there is no user nobody-has-this-name here"):
+        load(ROOT, sections(), {"APP_ENV": "test", f"BACKUP_{name}": folder})
+
+
+def test_a_prefix_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"s3://bucket/\.\./x: not the name of an object"):
+        target_of(settings_of(target="s3://bucket/../x", s3_endpoint="http://127.0.0.1:1"), tmp_path)

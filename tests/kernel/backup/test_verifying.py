@@ -22,6 +22,7 @@ from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, TarReader
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.verifying import Verification
+from app.kernel.errors import NotFound
 from tests.kernel.backup.conftest import settings_of
 
 QUIET = Progress(lambda _, __: lambda _: None)
@@ -166,9 +167,8 @@ def test_any_flipped_bit_of_what_is_stored_is_found(tmp_path: Path) -> None:
     assert Verification(target, KEYS).verify(backup, QUIET).problems == ()
 
 
-def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tmp_path: Path) -> None:
-    target, backup = stored(tmp_path / "target", archive(whole()))
-    for number in (2, 3, 5):
+def add_wal(target: Folder, *numbers: int) -> None:
+    for number in numbers:
         [name] = wal_names(KEYS, "7", f"{1:08X}{0:08X}{number:08X}")
         header = bytearray(SEGMENT)
         header[2] = 2
@@ -177,6 +177,11 @@ def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tm
         header[24:32] = (7).to_bytes(8, "little")
         header[32:36] = SEGMENT.to_bytes(4, "little")
         target.put(name, KEYS.pack(name, [bytes(header)]))
+
+
+def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    add_wal(target, 2, 3, 5)
     verification = Verification(target, KEYS)
     found = verification.verify(backup, QUIET)
     assert found.wal_segments == 3
@@ -185,6 +190,20 @@ def test_wal_that_is_missing_or_damaged_after_a_backup_is_found_and_read_once(tm
     segment.write_bytes(segment.read_bytes()[:-1])
     assert verification.verify(backup, QUIET).problems == found.problems, "it was read before"
     assert len(Verification(target, KEYS).verify(backup, QUIET).problems) == 2
+
+
+def test_a_gap_is_a_problem_until_a_newer_backup_begins_after_it(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    add_wal(target, 2, 3, 5)
+    for start, problems in (("0/300028", 1), ("0/4FFFFF", 1), ("0/500000", 0)):
+        newer = replace(backup, id="20261127T000000Z-0002", start_lsn=start, stop_lsn="0/500100")
+        verification = Verification(target, KEYS, lambda _, newer=newer: (backup, newer))
+        assert len(verification.verify(backup, QUIET).problems) == problems, start
+
+
+def test_verifying_all_of_an_empty_target_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no backup on"):
+        verified(Builtin(settings_of(), Folder(tmp_path), KEYS), QUIET)
 
 
 def test_archives_are_read_as_python_reads_them_whatever_the_pieces(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Folder:
         finally:
             with suppress(OSError):
                 upload.unlink(missing_ok=True)
+                self._drop_empty(place.parent)
         with self._told():
             _sync(place.parent)
         return size

@@ -51,7 +51,6 @@ class S3:
     def of(cls, settings: BackupSettings) -> Self:
         """Return the target of the settings. Raises Misconfigured."""
         bucket, _, prefix = settings.target.removeprefix(S3_SCHEME).partition("/")
-        prefix = f"{checked(prefix.strip('/'))}/" if prefix.strip("/") else ""
         endpoint, secret = settings.s3_endpoint or None, settings.s3_secret_key.get_secret_value()
         checksums = "when_required" if endpoint else "when_supported"  # others fail on what AWS added in 2025
         config = Config(
@@ -63,6 +62,7 @@ class S3:
             s3={"addressing_style": "path" if endpoint else "auto"},
         )
         try:
+            prefix = f"{checked(prefix.strip('/'))}/" if prefix.strip("/") else ""
             session: Any = cast("Any", boto3).session.Session(
                 aws_access_key_id=settings.s3_access_key or None, aws_secret_access_key=secret or None
             )
