@@ -40,10 +40,10 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
     catalogue = Catalogue(target, keys)
     objects = list(target.list(BACKUPS))  # before the records: what is listed meanwhile is no remains
     backups, damaged = catalogue.read()
-    doomed = [
-        _doomed(target, keys, policy, cluster, backups, damaged, objects, now)
-        for cluster in sorted({backup.cluster for backup in backups})
-    ]
+    clusters = {backup.cluster for backup in backups}
+    doomed = [_doomed(target, keys, policy, cluster, backups, damaged, objects, now) for cluster in sorted(clusters)]
+    for cluster, problem in {one.cluster: one.problem for one in damaged if one.cluster not in clusters}.items():
+        logger.warning("of the cluster {}, nothing is deleted: {}", cluster, problem)
     for one in doomed if not is_dry else ():
         for backup in one.backups:
             logger.info("deletes the backup {} of the cluster {}", backup.id, backup.cluster)
@@ -52,7 +52,7 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
         target.delete([*(stored.name for stored in one.remains), *(wal.stored.name for wal in one.wal)])
     if not is_dry:
         target.clean(_ABANDONED.total_seconds())
-        for cluster in {backup.cluster for backup in backups}:
+        for cluster in clusters:
             with suppress(BackupInvalid, NotFound):  # reported above; another pruning did it
                 WalArchive(target, keys, cluster).seal_anew()
     gone = {_folder(record_name(backup.cluster, backup.id)) for one in doomed for backup in one.backups}

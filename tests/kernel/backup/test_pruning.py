@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
 from app.kernel.backup import Backup, Target
 from app.kernel.backup.catalogue import Catalogue, base_name, record_name, wal_names
@@ -186,6 +187,20 @@ def test_a_record_that_cannot_be_read_keeps_its_backup_and_the_wal_of_the_window
     for one in (backups[0], backups[2]):
         gone |= {base_name("7", one.id), record_name("7", one.id)}
     assert before - snapshot(folder) == gone
+
+
+def test_with_another_key_nothing_goes_and_the_log_says_why(folder: Folder) -> None:
+    filled(folder, 12)
+    before, lines = snapshot(folder), list[str]()
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    try:
+        assert run(folder, keys=Keys("o" * 32)).backups == ()
+    finally:
+        logger.remove(sink)
+    [line] = lines
+    assert line.startswith("of the cluster 7, nothing is deleted: ")
+    assert "is sealed with the key" in line
+    assert snapshot(folder) == before
 
 
 def test_the_history_of_a_timeline_is_kept_and_shows_what_it_comes_from(folder: Folder) -> None:
