@@ -75,9 +75,9 @@ def verified(engine: "Engine", progress: "Progress") -> list[dict[str, Any]]:
     whole = {each.id: each for each in engine.list()}
     if not whole and not engine.damaged():
         raise NotFound(f"there is no backup on {engine.label}", hint=f"{NAME} config explain backup.target")
-    records = [one for one in engine.damaged() if one.backup not in whole]
     found = [_result(engine.verify(each, progress)) for each in whole.values()]
     kept = {each.id for each in engine.list()}
+    records = [one for one in engine.damaged() if one.backup not in kept]
     return [
         *({"id": one.backup, "problems": [one.problem], "read_bytes": 0, "wal_segments": 0} for one in records),
         *(one for one in found if one["id"] in kept),

@@ -52,7 +52,10 @@ def wal_file(name: str, segment_bytes: int) -> WalFile | None:
     timeline = int(found["timeline"], 16)
     if found["high"] is None:
         return WalFile(name, timeline, None)
-    number = int(found["high"], 16) * (_FOUR_GIB // segment_bytes) + int(found["low"], 16)
+    high, low, of_each = int(found["high"], 16), int(found["low"], 16), _FOUR_GIB // segment_bytes
+    if low >= of_each:
+        return None
+    number = high * of_each + low
     return WalFile(name, timeline, number, bool(found["part"]))
 
 

@@ -93,6 +93,9 @@ class WalArchive:
         """
         file = self._known(path.name)
         if file.number is None:
+            forks = history_of(path.read_text(errors="replace"))
+            if not forks or forks[-1].timeline >= file.timeline:
+                raise BackupInvalid(f"{path.name} is not the history of the timeline {file.timeline}")
             return self._put_whole(path, path.stat().st_size)
         length = self._length(path, file)
         if not file.is_partial:

@@ -15,7 +15,7 @@ import pytest
 from app.commands.backup.verify import verified
 from app.kernel.backup import Backup, BackupInvalid, Part
 from app.kernel.backup.builtin import Builtin
-from app.kernel.backup.catalogue import base_name, wal_names
+from app.kernel.backup.catalogue import base_name, record_name, wal_names
 from app.kernel.backup.checksums import checksum_of
 from app.kernel.backup.engine import Advance, Progress
 from app.kernel.backup.sealed import Keys
@@ -199,6 +199,19 @@ def test_a_gap_is_a_problem_until_a_newer_backup_begins_after_it(tmp_path: Path)
         newer = replace(backup, id="20261127T000000Z-0002", start_lsn=start, stop_lsn="0/500100")
         verification = Verification(target, KEYS, lambda _, newer=newer: (backup, newer))
         assert len(verification.verify(backup, QUIET).problems) == problems, start
+
+
+def test_a_record_that_is_damaged_while_all_are_verified_is_reported(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    engine = Builtin(settings_of(), target, KEYS)
+    engine.catalogue.add(backup)
+
+    def damaging(_step: str, _size: int | None) -> Advance:
+        target.put(record_name("7", backup.id), [b"junk"], replace=True)
+        return lambda _: None
+
+    [found] = verified(engine, Progress(damaging))
+    assert (found["id"], len(found["problems"])) == (backup.id, 1)
 
 
 def test_verifying_all_of_an_empty_target_is_no_success(tmp_path: Path) -> None:

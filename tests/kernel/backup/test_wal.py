@@ -13,6 +13,7 @@ from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import (
     Fork,
     Stretch,
+    history_name,
     history_of,
     lsn_number,
     lsn_text,
@@ -51,6 +52,23 @@ def test_a_segment_of_any_size_is_found_again_by_its_name(segment_mb: int) -> No
         file = wal_file(segment_name(7, number, size), size)
         assert file is not None
         assert (file.timeline, file.number) == (7, number // size)
+
+
+def test_a_name_that_the_server_would_not_write_is_not_that_of_another_segment() -> None:
+    assert wal_file("0000000100000001000000FF", 16 * MIB) is not None
+    assert wal_file("0000000100000000000001FF", 16 * MIB) is None  # would have the same position
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage\n", b"\xff\n", b"2\t0/100\tof itself\n", b"9\t0/100\tof a later one\n"]
+)
+def test_a_history_that_is_none_is_not_stored(archive: WalArchive, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / history_name(2)
+    path.write_bytes(content)
+    with pytest.raises(BackupInvalid):
+        archive.put(path)
+    path.write_bytes(b"1\t0/100\t\xff\n")
+    assert archive.put(path)
 
 
 def test_positions_and_histories_are_read_as_the_server_writes_them() -> None:

@@ -274,6 +274,14 @@ def _without(member: str) -> Callable[[Path], None]:
     return _rewritten(lambda name, content: None if name == member else content)
 
 
+def _rename_to_no_utf8(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 9] |= 8  # the name is UTF-8
+    content[entry + 46 : entry + 48] = b"\xff\xfe"
+    path.write_bytes(content)
+
+
 def _flip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         begin = archive.getinfo("tables/actors.copy").header_offset
@@ -304,6 +312,7 @@ DAMAGES: tuple[tuple[Callable[[Path], object], type[Refusal], str], ...] = (
     (_flip, Invalid, "damaged, or not an export"),
     (lambda path: path.write_bytes(path.read_bytes()[:-100]), Invalid, "it is not a complete ZIP file"),
     (lambda path: path.write_bytes(b""), Invalid, "it is not a complete ZIP file"),
+    (_rename_to_no_utf8, Invalid, "it is not a complete ZIP file"),
     (lambda path: path.unlink(), NotFound, "there is no file"),
 )
 
