@@ -146,9 +146,13 @@ class Server:
         return [plain(each and each.caller) for each in (*found, await ApiKeys().caller(self.db, *key))]
 
     async def remembers(self) -> bool:
-        """Return whether all three are answered from memory; load them if not."""
-        await self.answers()
-        return len(self.authentication.callers) == 3
+        """Return whether all three are soon answered from memory: the notification of a former change may come late."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            await self.answers()
+            if len(self.authentication.callers) == 3:
+                return True
+        return False
 
     async def agrees(self) -> None:
         """Fail unless it soon answers what the database says. An entry that nothing invalidates would stay a minute."""
