@@ -58,6 +58,8 @@ def _header(path: Path) -> "Header":
     from app.kernel.errors import NotFound
 
     control = Path(path.parent, "..", "global", "pg_control")  # the server runs the command in the data folder
+    if path.exists() and not path.is_file():  # to open a pipe would wait for who writes
+        raise BackupInvalid(f"{path} is no file")
     try:
         with path.open("rb") as file:
             if found := header_of(file.read(HEADER_BYTES)):

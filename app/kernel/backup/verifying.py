@@ -13,7 +13,14 @@ from app.kernel.backup.engine import Advance, Progress, Verified
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.taking import CHECKSUMS, MANIFEST
 from app.kernel.backup.tar import Entry, Take, TarReader
-from app.kernel.backup.timelines import HEADER_BYTES, header_of, is_on_way, lsn_number, segment_name
+from app.kernel.backup.timelines import (
+    HEADER_BYTES,
+    header_of,
+    is_on_way,
+    leads_through,
+    lsn_number,
+    segment_name,
+)
 from app.kernel.backup.wal import StoredWal, WalArchive
 from app.kernel.errors import NotFound
 
@@ -37,7 +44,7 @@ class Verification:
     def verify(self, backup: Backup, progress: Progress) -> Verified:
         """Read everything that the backup needs, also its WAL up to the newest, unless the retention keeps it without.
 
-        A gap is a problem until a newer backup begins after it: then nothing more can be done about it.
+        A gap is a problem until a newer backup on the way begins after it: then nothing more can be done about it.
         Raises TargetUnavailable, Stopped.
         """
         advance = progress.step(backup.id, backup.stored_bytes)
@@ -74,7 +81,12 @@ class Verification:
         try:
             newest = max((wal.file.timeline for wal in files), default=backup.timeline)
             stretches = archive.stretches(newest)
-            ends = max((lsn_number(each.start_lsn) for each in self._window(backup.cluster)), default=0)
+            way = [
+                each
+                for each in self._window(backup.cluster)
+                if leads_through(stretches, each.timeline, lsn_number(each.stop_lsn))
+            ]
+            begun = max((lsn_number(each.start_lsn) for each in way), default=0)
             gaps = archive.gaps(begin, backup.timeline, stretches=stretches, files=files)
         except BackupInvalid as error:
             return 0, 0, [str(error)]
@@ -83,8 +95,8 @@ class Verification:
         needed = [wal for wal in files if wal.file.start(size) >= first and is_on_way(wal.file, stretches, size)]
         advance = progress.step("WAL", sum(wal.stored.size_bytes for wal in needed))
         found = [problem for wal in needed if (problem := self._segment(wal, archive, advance))]
-        gone = [str(gap) for gap in gaps if gap.end > ends]
-        return sum(wal.stored.size_bytes for wal in needed), len(needed), [*gone, *found]
+        missing = [str(gap) for gap in gaps if gap.end > begun]
+        return sum(wal.stored.size_bytes for wal in needed), len(needed), [*missing, *found]
 
     def _segment(self, wal: StoredWal, archive: WalArchive, advance: Advance) -> str:
         name = wal.stored.name

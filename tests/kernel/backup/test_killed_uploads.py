@@ -14,7 +14,7 @@ import pytest
 
 from app.kernel.backup import Target, TargetUnavailable
 from app.kernel.backup.targets.folder import Folder
-from tests.support.project import ROOT
+from tests.support.project import ROOT, eventually
 from tests.support.uploads import HALF, REPLACED, is_whole
 
 KILLS = int(os.environ.get("KILLS", "12"))
@@ -59,6 +59,9 @@ def test_what_a_killed_upload_leaves_is_whole_or_not_visible(target: Target, pla
                     assert is_whole(found(target, stored.name)), stored.name
                     seen.add(stored.name)
     assert seen
+    eventually(lambda: target.clean(0) == 0)
+    if isinstance(target, Folder):
+        assert not list(Path(target.label).rglob(".*"))
 
 
 def test_what_an_upload_killed_in_its_middle_leaves_is_not_listed_and_is_cleaned(

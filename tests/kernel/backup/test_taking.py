@@ -1,6 +1,7 @@
 """Taking backups by the command: what the server must allow, what stops it, and that only whole ones are listed."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,11 @@ def test_a_backup_with_a_rate_has_no_threads_that_compress(backing_up: Project, 
     assert len(list(Path(f"/proc/{running.pid}/task").iterdir())) <= 3  # without a rate 6, on two processors
     running.signal(signal.SIGTERM)
     assert running.wait() == 130, running.said()
+
+
+def test_what_is_no_file_is_not_waited_for_as_wal(cli: Project, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "000000010000000000000007")
+    assert "is no file" in refused(cli.app("backup", "archive-wal", str(tmp_path / "000000010000000000000007")), 65)
 
 
 @pytest.fixture

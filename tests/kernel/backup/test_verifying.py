@@ -199,6 +199,9 @@ def test_a_gap_is_a_problem_until_a_newer_backup_begins_after_it(tmp_path: Path)
         newer = replace(backup, id="20261127T000000Z-0002", start_lsn=start, stop_lsn="0/500100")
         verification = Verification(target, KEYS, lambda _, newer=newer: (backup, newer))
         assert len(verification.verify(backup, QUIET).problems) == problems, start
+    of_a_branch = replace(backup, id="20261127T000000Z-0003", timeline=9, start_lsn="0/500000", stop_lsn="0/500100")
+    verification = Verification(target, KEYS, lambda _: (backup, of_a_branch))
+    assert len(verification.verify(backup, QUIET).problems) == 1, "it is not on the way that was verified"
 
 
 def test_a_record_that_is_damaged_while_all_are_verified_is_reported(tmp_path: Path) -> None:

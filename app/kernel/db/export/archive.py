@@ -187,7 +187,7 @@ def load(conninfo: str, path: Path, modules: Iterable[str], advance: Advance = l
         raise Conflict(f"{path} does not fit the constraints of the tables here: {_line(error)}") from error
     except (_Damaged, psycopg.DataError) as error:
         raise Invalid(f"{path} is damaged, or not an export: {_line(error)}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
         raise Invalid(f"{path} is damaged, or not an export: it is not a complete ZIP file") from error
     except OSError as error:
         raise Unavailable(f"{path} cannot be read: {error.strerror or error}") from error
