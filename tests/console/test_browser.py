@@ -240,3 +240,4 @@ def test_signing_out_everywhere_ends_the_other_browser(
     operator.get_by_label("Username").wait_for()
     other.goto(f"{shown.url}/console/queues")
     assert "/sign-in" in other.url
+    signed_in(operator, shown, codes)  # for a test that a worker runs after this one
