@@ -101,6 +101,13 @@ def command() -> "TyperGroup":
                 return []
             return super().parse_args(ctx, args)
 
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                sys.stderr.write("interrupted\n")
+                raise
+
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is Typer's
             formatter.write(root_help() + "\n")
 

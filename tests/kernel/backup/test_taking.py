@@ -79,6 +79,7 @@ def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
             assert f":{running.pid} since" in line, "it says who runs"
         running.signal(number)
         assert running.wait() == status, running.said()
+        assert running.errors.read_text().endswith("interrupted\n") == (status == 130)
         eventually(lambda: database.all("SELECT count(*) FROM pg_stat_progress_basebackup") == [(0,)])
         eventually(lambda: database.all(SLOTS) == [(0,)])
         assert listed(backing_up) == []
