@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,14 +33,15 @@ def read(files: list[Path]) -> dict[Path, File]:
     for file in files:
         label = f"{file.parent.name}/{file.name}"
         try:
-            keys = list(_keys(_yaml(file)))
-            directives = [Problem(full, label, "unknown key") for full, key, _ in keys if not _is_name(key)]
-            problems += directives
-            if not directives:
-                texts = {full: value for full, _, value in keys if isinstance(value, str)}
-                found[file] = File(label, _content(file), texts)
+            text = file.read_text(encoding="utf-8-sig")  # Dynaconf only warns of an unreadable file
+            parsed = _parsed(file, label, text)
         except Exception as error:  # noqa: BLE001 - the vendored parser's errors share no base class that can be imported
             problems.append(Problem("-", label, _reason(error)))
+            continue
+        if isinstance(parsed, File):
+            found[file] = parsed
+        else:
+            problems += parsed
     if problems:
         raise Misconfigured(f"the settings in {files[0].parent} cannot be read", problems) from None
     return found
@@ -57,12 +59,20 @@ def read_value(path: str) -> str:
         raise CannotRead(error.strerror if isinstance(error, OSError) else "it is not UTF-8 text") from None
 
 
-def _yaml(file: Path) -> dict[str, object]:
+@lru_cache(maxsize=8)
+def _parsed(file: Path, label: str, text: str) -> File | list[Problem]:
+    """Return the content of a file, or its directives. Parsing takes most of the time of reading the settings."""
+    keys = list(_keys(_yaml(text)))
+    if directives := [Problem(full, label, "unknown key") for full, key, _ in keys if not _is_name(key)]:
+        return directives
+    return File(label, _content(file), {full: value for full, _, value in keys if isinstance(value, str)})
+
+
+def _yaml(text: str) -> dict[str, object]:
     """Return the content of a file, with scalars as text."""
     with _without_jinja():
         from dynaconf.vendor.ruamel import yaml  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-    text = file.read_text(encoding="utf-8-sig")  # Dynaconf only warns of an unreadable file
     content: object = cast("Any", yaml).load(text, Loader=cast("Any", yaml).BaseLoader)
     if content and not isinstance(content, dict):
         raise TypeError

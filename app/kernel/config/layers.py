@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,7 @@ _USER = re.compile(r"[^\s/'\"]+@")  # of a URL in place of a host, often with a 
 _FALSE = ("false", "0", "off", "no", "n", "f")  # as pydantic reads them
 _RANDOM = ", such as the output of `openssl rand -base64 32`"
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+_adapter = cache(TypeAdapter)
 
 
 def load(
@@ -261,7 +262,7 @@ class _Layers:
         known = {s.name: self._as_written(s) for s in schema(kind) if s.name in self.tree[kind.section]}
         known |= {s.name: LATER for s in schema(kind) if self._comes_later(s)}
         try:
-            return TypeAdapter(kind).validate_python(known)
+            return _adapter(kind).validate_python(known)
         except ValidationError as error:
             for problem in error.errors(include_url=False):
                 setting = self.schema[f"{kind.section}.{problem['loc'][0]}"]
