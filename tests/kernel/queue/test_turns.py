@@ -158,6 +158,38 @@ async def test_workers_that_end_jobs_of_the_same_keys_in_any_order_do_not_deadlo
     ) == [(0,)]
 
 
+async def test_a_turn_is_passed_in_order_while_a_fetch_has_the_next_job_locked(bench: Bench) -> None:
+    for name in ("first", "second", "third"):
+        await bench.queue.enqueue(bench.db, GREET, Greeting(name), **GROUP)
+    leases = Leases("worker", 60)
+    held = (await leases.fetch(bench.db, "default", 3, ANY_RANK, 0)).jobs
+    assert [state for state, _ in await bench.states()] == ["leased", "waiting", "waiting"]
+    async with bench.db.begin() as fetching:
+        await fetching.run("SELECT FROM kernel.jobs WHERE state = 'waiting' ORDER BY seq LIMIT 1 FOR UPDATE")
+        finishing = asyncio.ensure_future(leases.finish(bench.db, held))
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+        async def waits_or_ended() -> bool:
+            return finishing.done() or await bench.rows(sleeping) == [(1,)]
+
+        await bench.until(waits_or_ended, True)
+    assert await finishing == 1
+    assert [state for state, _ in await bench.states()] == ["ready", "waiting"]
+
+
+async def test_a_job_that_stays_locked_holds_up_nobody_who_passes_its_turn(bench: Bench) -> None:
+    for name in ("first", "second"):
+        await bench.queue.enqueue(bench.db, GREET, Greeting(name), **GROUP)
+    leases = Leases("worker", 60)
+    held = (await leases.fetch(bench.db, "default", 2, ANY_RANK, 0)).jobs
+    async with bench.db.begin() as tx:
+        await tx.run("SELECT FROM kernel.jobs WHERE state = 'waiting' FOR UPDATE")
+        assert await leases.finish(bench.db, held) == 1
+    assert [state for state, _ in await bench.states()] == ["waiting"]
+    await leases.rescue(bench.db)
+    assert [state for state, _ in await bench.states()] == ["ready"]
+
+
 async def test_the_locks_of_a_statement_are_limited(bench: Bench) -> None:
     held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
     for keys, locks in ((1, 2), (100, 101), (101, 1), (5000, 1)):
