@@ -20,7 +20,7 @@ import httpx
 import psycopg
 import pytest
 from argon2 import PasswordHasher
-from xdist.scheduler import WorkStealingScheduling
+from xdist.scheduler import LoadFileScheduling
 
 from app.kernel.config import load
 from app.kernel.db.devserver.embedded import embedded_binaries
@@ -34,14 +34,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _LONG = {
+    "test_agent.py",
+    "test_blocks.py",
+    "test_browser.py",
+    "test_chaos.py",
+    "test_cli.py",
+    "test_disaster_recovery.py",
+    "test_drill.py",
+    "test_embedded.py",
+    "test_environments.py",
+    "test_extending.py",
     "test_fleet.py",
     "test_image.py",
-    "test_pgbouncer.py",
-    "test_streams.py",
-    "test_blocks.py",
-    "test_read_only.py",
-    "test_restores.py",
     "test_openapi.py",
+    "test_outages.py",
+    "test_pgbouncer.py",
+    "test_restores.py",
+    "test_streams.py",
+    "test_workers.py",
 }
 if TYPE_CHECKING:
     from tests.support.nats import NatsServer
@@ -63,9 +73,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling:
-    """Let a worker that is done take tests of another, so that none waits at the end."""
-    return WorkStealingScheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Let one worker run the tests of a file, in their order: they share fixtures."""
+    config.option.loadscopereorder = False  # the long ones first, not the many
+    return LoadFileScheduling(config, log)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -75,7 +86,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that take a minute."""
+    """Begin with the files that take a minute, so that no worker waits long at the end."""
     items.sort(key=lambda item: item.path.name not in _LONG)
 
 
