@@ -6,7 +6,8 @@
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -102,11 +103,8 @@ def command() -> "TyperGroup":
             return super().parse_args(ctx, args)
 
         def invoke(self, ctx: Any) -> Any:
-            try:
+            with _interruption():
                 return super().invoke(ctx)
-            except KeyboardInterrupt:
-                sys.stderr.write("interrupted\n")
-                raise
 
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is Typer's
             formatter.write(root_help() + "\n")
@@ -124,6 +122,16 @@ def command() -> "TyperGroup":
         """One code base, one command, many processes."""
 
     return get_command(root)  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _interruption() -> Generator[None]:
+    """Say that a command was interrupted: Typer ends it with the status alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise
 
 
 def _add_version(command: Any, option: Any) -> None:
