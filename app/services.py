@@ -175,7 +175,12 @@ async def backup_agent(p: "Process") -> "Run | None":
     """Return the service that stores WAL, if that is configured."""
     from app.kernel.config import BackupSettings
 
-    if not p.settings[BackupSettings].is_watched:
+    settings = p.settings[BackupSettings]
+    if not settings.target and not settings.is_watched and p.name == "run-backup-agent":
+        from loguru import logger
+
+        logger.warning("backup.target is not set: no backup is taken, and no WAL is stored")
+    if not settings.is_watched:
         return None
     from app.kernel.actions.compose import make
     from app.kernel.backup.agent import agent

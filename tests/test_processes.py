@@ -37,3 +37,10 @@ def test_only_a_process_with_a_backup_agent_works_on_the_queue_of_backups_and_ne
         assert (QUEUE in consumed) == has_agent, name
         assert name != "run-backup-agent" or consumed == {QUEUE}
         assert (name == "run-event-consumer") <= ("default" in consumed)
+
+
+def test_a_backup_agent_without_a_target_says_that_it_does_nothing(project: Project, database: TestDatabase) -> None:
+    process = project.start("run-backup-agent", env={"BACKUP_TARGET": ""})
+    process.ready()
+    assert "backup.target is not set: no backup is taken, and no WAL is stored" in process.messages()
+    assert process.stop() == 0

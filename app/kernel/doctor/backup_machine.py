@@ -10,15 +10,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psycopg
+
 from app.kernel.backup import Target
 from app.kernel.backup.engine import Engine, engine_of
-from app.kernel.backup.primary import slot_name
+from app.kernel.backup.primary import primary, slot_name
 from app.kernel.backup.watching import look
 from app.kernel.config import BackupSettings, Misconfigured, PostgresSettings
 from app.kernel.db import Row
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_shell, in_thread, warn
 from app.kernel.doctor.deployment import Deployment
-from app.kernel.errors import NotFound, Refusal
+from app.kernel.errors import NotFound, Refusal, Unavailable
 from app.kernel.product import NAME
 from app.kernel.text import size_text
 
@@ -29,6 +31,7 @@ _SERVER = """
         current_setting('archive_timeout')
     FROM pg_roles WHERE rolname = current_user
 """
+_RELOAD = "-c 'SELECT pg_reload_conf()'"
 _SLOT = "SELECT coalesce(wal_status, 'lost') FROM pg_replication_slots WHERE slot_name = %s"
 
 
@@ -117,6 +120,8 @@ async def server(d: Deployment) -> AsyncIterator[Finding]:
         found.append(fail("wal_level is minimal, so no backup can be taken", _restart("wal_level = replica")))
     if settings.engine == "builtin":
         found += _of_role(role, may, senders)
+        if settings.target and not found:
+            found += await in_thread(partial(_of_access, (await d.reached()).server.conninfo()))
     if settings.engine == "pgbackrest" or settings.wal == "archive":
         found += _of_archiving(settings, *archiving)
     elif settings.wal == "stream":
@@ -131,6 +136,18 @@ def _of_role(role: str, may: bool, senders: int) -> Iterator[Finding]:
         yield fail(f"the role {role} may take no backups: it lacks REPLICATION", f"psql -U postgres -c {grant}")
     if not senders:
         yield fail("max_wal_senders is 0, so no backup can be taken", _restart("max_wal_senders = 10"))
+
+
+def _of_access(conninfo: str) -> list[Finding]:
+    """Report a server that does not let this machine, which takes backups, replicate (pg_hba.conf)."""
+    try:
+        with primary(conninfo) as found:
+            found.history()
+    except Unavailable as error:
+        return [fail(str(error), f"psql -U postgres {_RELOAD}")]
+    except psycopg.Error as error:
+        raise NotChecked("the database does not answer") from error
+    return []
 
 
 def _of_slot(slot: str, kept: str, found: list[Row], *, is_published: bool) -> Iterator[Finding]:
@@ -156,7 +173,7 @@ def _of_archiving(settings: BackupSettings, mode: str, command: str, timeout: st
 
 
 def _set(*settings: str) -> str:
-    return f"{_altered(*settings)} -c {shlex.quote('SELECT pg_reload_conf()')}"
+    return f"{_altered(*settings)} {_RELOAD}"
 
 
 def _restart(*settings: str) -> str:

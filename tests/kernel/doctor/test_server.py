@@ -252,6 +252,24 @@ async def test_a_server_without_what_backups_need_is_found_and_the_remedy_gives_
     del planted.env["BACKUP_WAL"]
 
 
+async def test_a_machine_that_takes_backups_and_may_not_replicate_is_given_the_line_that_allows_it(
+    planted: Planted, server: DebianServer, tmp_path: Path
+) -> None:
+    (tmp_path / "target").mkdir()
+    planted.env |= {"BACKUP_TARGET": str(tmp_path / "target"), "BACKUP_KEY": "t7Qp2xWm9LzR4vBn8KcF3yHd6JsG1aTe"}
+    found = await planted.examine("backup-server")
+    assert found["backup-server"][0] == "fail"
+    line = re.search(r"add to its pg_hba\.conf, and reload it: (host replication app .+)", found["backup-server"][1])
+    assert line
+    access = server.data / "pg_hba.conf"
+    before = access.read_text()
+    access.write_text(f"{before}{line[1]}\n")
+    planted.apply(as_admin(server, planted.findings[0].fix))
+    assert await planted.examine("backup-server") == {}
+    access.write_text(before)
+    del planted.env["BACKUP_TARGET"]
+
+
 async def test_a_standby_is_found_and_the_slot_that_it_kept_as_a_primary(
     planted: Planted, server: DebianServer
 ) -> None:
