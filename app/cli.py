@@ -208,8 +208,10 @@ def _reported(error: Exception) -> int:
         sys.stderr.write(f"hint: {NAME} support-bundle\n")
         return 70
     if status:
-        sys.stderr.write(f"{NAME}: {error}\n")
-        sys.stderr.writelines(f"hint: {line}\n" for line in hint.splitlines())
+        from app.kernel.text import printable
+
+        sys.stderr.write(printable(f"{NAME}: {error}\n"))
+        sys.stderr.writelines(printable(f"hint: {line}\n") for line in hint.splitlines())
     return status
 
 

@@ -235,6 +235,11 @@ def test_an_expected_error_is_one_line(cli: Project) -> None:
     assert refused(cli.app("config", "explain", "nothing.at_all"), 67) == ("app: there is no setting nothing.at_all")
 
 
+def test_an_error_sends_no_control_characters_to_the_terminal(cli: Project) -> None:
+    line = refused(cli.app("config", "explain", "a.\x1b[2Jb\rc"), 67)
+    assert line == r"app: there is no setting a.\x1b[2Jb\rc"
+
+
 def test_a_closed_stdin_holds_no_password(cli: Project) -> None:
     shell = 'exec "$@" <&-'
     done = in_shell(cli, shell, "auth create-superuser --username root --password-stdin")

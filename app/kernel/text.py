@@ -119,3 +119,8 @@ def size_text(size_bytes: int | None) -> str:
 def exact(moment: datetime | None) -> str:
     """Return a time in UTC; an empty text for None."""
     return f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else ""
+
+
+def printable(text: str) -> str:
+    """Escape control characters other than line ends: they may come from other people, as the name of a file."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.kernel.text import COLOUR_OF, exact, relative
+from app.kernel.text import COLOUR_OF, exact, printable, relative
 
 if TYPE_CHECKING:
     from app.kernel.actions.columns import Column, Columns
@@ -153,12 +153,8 @@ def is_plain() -> bool:
 
 
 def harmless(text: str) -> str:
-    """Escape control characters, which may come from other people, such as in the message of an error.
-
-    What stdout cannot encode is escaped here too, so that its width is known.
-    """
-    text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    return text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
+    """Escape control characters, and what stdout cannot encode, so that its width is known."""
+    return printable(text).encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
 
 
 def _whole(value: object) -> object:
