@@ -1,6 +1,7 @@
 """Settings of backups."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -10,6 +11,8 @@ from app.kernel.config.sections import DURATION_FORM, IS_KEY, LATER, Duration, O
 
 _HOUR, _DAY = 3600.0, 86400.0
 _SHORTEST = 32
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # underscores and capitals: of old buckets, and of other storages
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._-]+(:[0-9]+)?/?|https?://\[[0-9a-fA-F:.]+\](:[0-9]+)?/?")
 
 
 def _key(value: SecretStr) -> SecretStr:
@@ -32,7 +35,15 @@ def _target(value: str) -> str:
     bucket = value.removeprefix("s3://").partition("/")[0]
     if value.startswith("s3://") and (not bucket or set("@:") & set(bucket)):  # a target is shown everywhere
         raise ValueError("expected s3://BUCKET/PREFIX; credentials are backup.s3_access_key and backup.s3_secret_key")
+    if value.startswith("s3://") and not _BUCKET.fullmatch(bucket):
+        raise ValueError("expected s3://BUCKET/PREFIX, with letters, digits, dots and hyphens in BUCKET")
     return _folder(value)
+
+
+def _endpoint(value: str) -> str:
+    if value and not _ENDPOINT.fullmatch(value):
+        raise ValueError("expected http:// or https://, and a name or an address, such as https://s3.example.com")
+    return value
 
 
 BackupKey = Annotated[OptionalSecret, IS_KEY, AfterValidator(_key)]
@@ -94,7 +105,9 @@ class BackupSettings:
         Field(description="folder in which drills restore; empty: that of temporary files"),
     ]
     s3_endpoint: Annotated[
-        str, Field(description="address of S3 storage that is not AWS's, such as https://s3.example")
+        str,
+        Field(description="address of S3 storage that is not AWS's, such as https://s3.example"),
+        AfterValidator(_endpoint),
     ]
     s3_region: Annotated[str, Field(description="region of the bucket; empty: that of the machine")]
     s3_access_key: Annotated[str, Field(description="access key; empty: the credentials of the machine")]

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from app.kernel.backup import BackupInvalid, Target, TargetUnavailable
 from app.kernel.backup.targets import s3, target_of
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.targets.s3 import S3
-from app.kernel.config import load
+from app.kernel.config import BackupSettings, load
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, NotFound
 from app.processes import sections
@@ -294,10 +295,24 @@ def test_leftovers_of_a_folder_are_deleted_when_they_are_old_and_nobody_writes_t
     assert content_of(target, "a/c") == b"beginend"
 
 
-@pytest.mark.parametrize("target", ["s3://", "s3://key:secret@bucket/prefix", "s3://key:se/cret@bucket", "ftp://host"])
+@pytest.mark.parametrize(
+    "target", ["s3://", "s3://key:secret@bucket/prefix", "s3://key:se/cret@bucket", "s3://no bucket!/x", "ftp://host"]
+)
 def test_a_target_that_is_none_or_has_credentials_is_refused(target: str) -> None:
     with pytest.raises(Misconfigured, match=r"expected .*s3://BUCKET/PREFIX"):
         load(ROOT, sections(), {"APP_ENV": "test", "BACKUP_TARGET": target})
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "s3.example.com", "https://key:secret@s3.example.com", "http://[::1"])
+def test_an_endpoint_that_is_none_or_has_credentials_is_refused(endpoint: str) -> None:
+    with pytest.raises(Misconfigured, match="expected http:// or https://, and a name or an address"):
+        load(ROOT, sections(), {"APP_ENV": "test", "BACKUP_S3_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9000", "https://s3.example.com/", "http://[::1]:9000"])
+def test_an_endpoint_is_an_address(endpoint: str, tmp_path: Path) -> None:
+    found = load(ROOT, sections(), {"APP_ENV": "test", "BACKUP_S3_ENDPOINT": endpoint})[BackupSettings]
+    assert target_of(replace(found, target="s3://bucket/x"), tmp_path).label == "s3://bucket/x"
 
 
 @pytest.mark.parametrize("name", ["TARGET", "SCRATCH", "PROGRAMS"])
