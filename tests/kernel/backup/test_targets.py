@@ -1,12 +1,12 @@
 """What every target promises: nothing is visible that is not whole, and nothing is overwritten by accident."""
 
+import dataclasses
 import os
 import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -312,7 +312,7 @@ def test_an_endpoint_that_is_none_or_has_credentials_is_refused(endpoint: str) -
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9000", "https://s3.example.com/", "http://[::1]:9000"])
 def test_an_endpoint_is_an_address(endpoint: str, tmp_path: Path) -> None:
     found = load(ROOT, sections(), {"APP_ENV": "test", "BACKUP_S3_ENDPOINT": endpoint})[BackupSettings]
-    assert target_of(replace(found, target="s3://bucket/x"), tmp_path).label == "s3://bucket/x"
+    assert target_of(dataclasses.replace(found, target="s3://bucket/x"), tmp_path).label == "s3://bucket/x"
 
 
 @pytest.mark.parametrize("name", ["TARGET", "SCRATCH", "PROGRAMS"])
