@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import log_in
 from tests.support.project import ROOT, Project, Running, eventually
 
+_CHECKS_S = 300
 SAMPLE = ROOT / "tests" / "extending"
 GRANTED = ["orders:orders:read", "orders:orders:write"]
 METHOD = '''
@@ -122,7 +123,11 @@ def test_the_module_passes_every_check_and_its_own_tests(copy: Copy) -> None:
         subprocess.Popen(command, cwd=copy.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command in checks
     ]
-    said = [process.communicate(timeout=120)[0] for process in started]
+    try:
+        said = [process.communicate(timeout=_CHECKS_S)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0] * len(checks), "\n".join(said)
     assert re.search(r"\b1\d passed", said[-1]), said[-1]
 

@@ -80,7 +80,7 @@ def loaded_by(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == status, done.stdout + done.stderr

@@ -119,7 +119,7 @@ class Container:
         user, _, group = self.config["User"].partition(":")
         enter = ["nsenter", "-t", str(first(process)), "-m", "-p", "-r", "-w", "-S", user, "-G", group, "--"]
         wanted = [*enter, "/usr/bin/env", "-i", *self.config["Env"], *command]
-        return subprocess.run(wanted, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(wanted, capture_output=True, text=True, timeout=180, check=False)
 
     def end(self) -> None:
         for process in self.running:
