@@ -215,7 +215,8 @@ def _end(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _load() -> None:
+def load_everything() -> None:
+    """Import all that commands and processes use, and read the settings once."""
     from app import ROOT
     from app import __path__ as path
     from app.kernel.config import load as read_settings
@@ -230,7 +231,7 @@ def _load() -> None:
 
 
 if __name__ == "__main__":
-    _load()
+    load_everything()
     gc.collect()
     gc.freeze()
     arguments = _serve()

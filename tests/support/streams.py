@@ -7,12 +7,10 @@ import gc
 import json
 import os
 import sys
-from importlib import import_module
 from typing import Any, NoReturn
 
-from app.cli import main, table
-from app.kernel.product import NAME
-from app.modules import modules
+from app.cli import main
+from tests.support.forks import load_everything
 
 MODES = ("r", "w", "w")
 
@@ -66,12 +64,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for module, _ in table().values():
-        import_module(module, NAME)
-    for manifest in modules():
-        list(manifest.feature_classes())
-        manifest.provided()
-    import app.processes  # noqa: F401
-
+    load_everything()
+    gc.collect()
     gc.freeze()
     json.dump([run(case) for case in json.load(sys.stdin)], sys.stdout)
