@@ -23,7 +23,7 @@ from tests.conftest import SUPERUSER, log_in
 from tests.support.leaks import WATCH
 from tests.support.project import Project
 
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "6"))
 ACTORS, ROLES = "/auth/v1/actors", "/auth/v1/roles"
 USERNAME, PASSWORD = SUPERUSER
 

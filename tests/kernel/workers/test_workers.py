@@ -19,7 +19,7 @@ from tests.support.load import Load
 from tests.support.project import ROOT, Project, Running, eventually
 from tests.support.systemd import inbox
 
-RELOADS = int(os.environ.get("RELOADS", "3"))
+RELOADS = int(os.environ.get("RELOADS", "2"))
 ENV = {"PROCESS_DRAIN_DELAY": "300ms", "PROCESS_WORKER_TIMEOUT": "2s"}
 
 
