@@ -20,7 +20,7 @@ from tests.support.project import ROOT, Project
 from tests.support.proxy import proxy_to
 
 POOLED = 6  # sessions of the server, for seven pools of four
-LOAD_S = 15.0  # `just pgbouncer` takes ten minutes
+LOAD_S = 45.0  # `just pgbouncer` takes ten minutes
 BACK_S = 4.0  # two on a machine that does nothing else
 _OF_APP = "FROM pg_stat_activity WHERE datname = 'app' AND usename = 'app'"
 
