@@ -34,20 +34,20 @@ def prune(
     if asks and (no_input or not can_ask()):
         raise typer.BadParameter("this cannot be undone; say --yes to confirm", param_hint="--yes")
     if asks or dry_run:
-        doomed = with_engine("prune", lambda engine, _: engine.prune(is_dry=True))
+        doomed = with_engine("prune", lambda engine, progress: engine.prune(progress, is_dry=True))
         if dry_run or not (doomed.backups or doomed.wal_segments or doomed.freed_bytes):
             return _say(doomed, as_json=as_json, is_dry=dry_run)
         confirm(f"This deletes {_what(doomed)}. Continue?")
     return _say(with_server("prune", _prune), as_json=as_json, is_dry=False)
 
 
-def _prune(engine: "Engine", progress: "Progress", conninfo: str) -> "Pruned":  # noqa: ARG001 - it is fast
+def _prune(engine: "Engine", progress: "Progress", conninfo: str) -> "Pruned":
     from app.kernel.backup.runs import recorded
 
     if engine.name == "managed":
-        return engine.prune(is_dry=False)  # refuses, which is no failed pruning
+        return engine.prune(progress, is_dry=False)  # refuses, which is no failed pruning
     with recorded(conninfo, "prune", engine.name) as outcome:
-        pruned = engine.prune(is_dry=False)
+        pruned = engine.prune(progress, is_dry=False)
         outcome.details = {
             "backups": list(pruned.backups),
             "kept": len(pruned.kept),

@@ -84,8 +84,9 @@ class Builtin:
         programs = partial(programs_for, settings=self.settings, embedded=self.embedded, exact=True)
         return prepare(restore, progress, self.target, self.keys, programs)
 
-    def prune(self, *, is_dry: bool) -> Pruned:
+    def prune(self, progress: Progress, *, is_dry: bool) -> Pruned:
         from app.kernel.backup.pruning import prune
         from app.kernel.backup.retention import Policy
 
-        return prune(self.target, self.keys, Policy.of(self.settings), is_dry=is_dry)
+        advance = progress.step("delete", None)
+        return prune(self.target, self.keys, Policy.of(self.settings), is_dry=is_dry, advance=advance)

@@ -181,8 +181,11 @@ class Engine(Protocol):
         """Fetch a backup into a new data folder. Raises NotFound, BackupInvalid, Conflict if it is not empty."""
         ...
 
-    def prune(self, *, is_dry: bool) -> Pruned:
-        """Delete what the retention does not keep. Never what a kept backup needs, nor the newest good one."""
+    def prune(self, progress: Progress, *, is_dry: bool) -> Pruned:
+        """Delete what the retention does not keep. Never what a kept backup needs, nor the newest good one.
+
+        Raises Stopped between two backups, and between parts of the WAL: the rest is deleted another time.
+        """
         ...
 
 

@@ -126,7 +126,7 @@ class Managed:
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:  # noqa: ARG002
         self._refuse("restores to servers, not to folders")
 
-    def prune(self, *, is_dry: bool) -> Pruned:  # noqa: ARG002
+    def prune(self, progress: Progress, *, is_dry: bool) -> Pruned:  # noqa: ARG002
         self._refuse("deletes backups, by its own retention")
 
     @contextmanager

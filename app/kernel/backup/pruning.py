@@ -9,13 +9,14 @@ from loguru import logger
 
 from app.kernel.backup import Backup, BackupInvalid, Stored, Target
 from app.kernel.backup.catalogue import BACKUPS, Catalogue, is_record, record_name
-from app.kernel.backup.engine import Damaged, Pruned
+from app.kernel.backup.engine import Advance, Damaged, Pruned
 from app.kernel.backup.retention import Line, Policy, Retained, retained, trusted_now
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.wal import StoredWal, WalArchive
 from app.kernel.errors import NotFound
 from app.kernel.text import exact
 
+_AT_ONCE = 1000
 _ABANDONED = timedelta(days=1)
 """What is not whole after this time is left of a process that ended."""
 
@@ -30,11 +31,20 @@ class Doomed:
     wal: tuple[StoredWal, ...] = ()
 
 
-def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: datetime | None = None) -> Pruned:
+def prune(
+    target: Target,
+    keys: Keys,
+    policy: Policy,
+    *,
+    is_dry: bool,
+    now: datetime | None = None,
+    advance: Advance = lambda _: None,
+) -> Pruned:
     """Delete what the policy does not keep; with `is_dry` only say what. Safe to repeat, and to do twice at once.
 
     A backup whose record cannot be read is kept, and so is the WAL since the window began. Nothing is deleted of a
-    cluster with a history of timelines that cannot be read: it may need anything.
+    cluster with a history of timelines that cannot be read: it may need anything. `advance` is called before each
+    backup and each part of the WAL, and may raise.
     """
     now = now or datetime.now(UTC)
     catalogue = Catalogue(target, keys)
@@ -46,10 +56,14 @@ def prune(target: Target, keys: Keys, policy: Policy, *, is_dry: bool, now: date
         logger.warning("of the cluster {}, nothing is deleted: {}", cluster, problem)
     for one in doomed if not is_dry else ():
         for backup in one.backups:
+            advance(0)
             logger.info("deletes the backup {} of the cluster {}", backup.id, backup.cluster)
             catalogue.remove(backup)
         # the oldest first: what is left of an interrupted pruning has no hole
-        target.delete([*(stored.name for stored in one.remains), *(wal.stored.name for wal in one.wal)])
+        names = [*(stored.name for stored in one.remains), *(wal.stored.name for wal in one.wal)]
+        for begin in range(0, len(names), _AT_ONCE):
+            advance(0)
+            target.delete(names[begin : begin + _AT_ONCE])
     if not is_dry:
         target.clean(_ABANDONED.total_seconds())
         for cluster in clusters:

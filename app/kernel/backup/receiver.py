@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -61,8 +62,8 @@ class Receiver:
 
     def is_removed(self) -> bool:
         """Return whether it ended because the server has not the segment any more with which it was to begin."""
-        # the language of the message is the server's
-        return any(self.begin in line and f"/{self.begin}" not in line for line in self._lines)
+        # the language of the message is the server's; what pg_receivewal says of a file here has its name in quotes
+        return any(re.search(rf'(?<![/"]){self.begin}(?![."])', line) for line in self._lines)
 
     def files(self) -> list[tuple[Path, WalFile]]:
         """Return the files in the spool: histories first, then segments in the order of their writing."""

@@ -164,7 +164,10 @@ class Streaming:
     def _skip(self) -> None:
         """Go on where the server still has WAL; what was between is lost for restoring."""
         self._slot = self._checked_slot()
-        begin = max(self._slot.lsn // self._size, self._begin + 1)
+        written = self._server.now(self._name).written // self._size
+        begin = min(max(self._slot.lsn // self._size, self._begin + 1), written)
+        if begin <= self._begin:  # what the server writes now cannot be lost
+            return
         start = max(self._begin * self._size, self._record.reached.lsn)
         self._record.miss(Gap(self._timeline_of(begin - 1), start, begin * self._size))
         self._begin = begin

@@ -79,7 +79,7 @@ class Verification:
         archive = WalArchive(self._target, self._keys, backup.cluster, backup.wal_segment_bytes)
         files, begin = list(archive.segments()), lsn_number(backup.stop_lsn)
         try:
-            newest = max((wal.file.timeline for wal in files), default=backup.timeline)
+            newest = max([backup.timeline, *(wal.file.timeline for wal in files)])
             stretches = archive.stretches(newest)
             way = [
                 each

@@ -8,8 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from loguru import logger
+
 from app.kernel.backup import BackupInvalid, Stored, Target
-from app.kernel.backup.catalogue import WAL_SUFFIX, wal_names, wal_prefix
+from app.kernel.backup.catalogue import WAL_SUFFIX, Catalogue, wal_names, wal_prefix
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.timelines import (
     HEADER_BYTES,
@@ -96,7 +98,7 @@ class WalArchive:
             forks = history_of(path.read_text(errors="replace"))
             if not forks or forks[-1].timeline >= file.timeline:
                 raise BackupInvalid(f"{path.name} is not the history of the timeline {file.timeline}")
-            return self._put_whole(path, path.stat().st_size)
+            return self._put_history(path, file.timeline)
         length = self._length(path, file)
         if not file.is_partial:
             is_new = self._put_whole(path, length)
@@ -266,6 +268,31 @@ class WalArchive:
         if not is_same:
             raise Conflict(f"{path.name} is stored already with other content: another server of this cluster wrote it")
         return False
+
+    def _put_history(self, path: Path, timeline: int) -> bool:
+        """Store a history, also in place of that of a restored server that has stored nothing on its timeline.
+
+        The server that streams has taken the same number, as a standby does that does not see what is stored.
+        """
+        try:
+            return self._put_whole(path, path.stat().st_size)
+        except Conflict:
+            if self._is_used(timeline):
+                raise
+        logger.warning("{} of a restored server, which has stored nothing, is replaced", path.name)
+        name, *former = self._names(path.name)
+        self._target.put(name, self._packed(name, path, path.stat().st_size), replace=True)
+        self._target.delete(former)
+        return True
+
+    def _is_used(self, timeline: int) -> bool:
+        """Return whether WAL or a backup of a timeline is stored, or one whose timeline cannot be read."""
+        whole, damaged = Catalogue(self._target, self._keys).read()
+        return (
+            any(wal.file.timeline == timeline for wal in self.segments())
+            or any((each.cluster, each.timeline) == (self.cluster, timeline) for each in whole)
+            or any(each.cluster == self.cluster for each in damaged)
+        )
 
     def _put_partial(self, path: Path, length: int) -> bool:
         if self._partial[0] != path.name:

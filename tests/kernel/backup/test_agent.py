@@ -16,8 +16,10 @@ import pytest
 
 from app.kernel.backup import Backup
 from app.kernel.backup.catalogue import Catalogue
+from app.kernel.backup.receiver import Receiver
 from app.kernel.backup.sealed import Keys
-from app.kernel.backup.timelines import lsn_text, wal_file
+from app.kernel.backup.timelines import lsn_text, segment_name, wal_file
+from app.kernel.backup.wal import SEGMENT_BYTES
 from tests.conftest import required
 from tests.support.debian import UNPRIVILEGED, DebianServer, installed, no_server
 from tests.support.project import ROOT, eventually
@@ -266,3 +268,28 @@ def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_witho
             refused = subprocess.run([*command, str(other)], check=False, capture_output=True, text=True)
             assert (refused.returncode, refused.stderr.count("\n")) == (73, 1)
             assert "stored already with other content" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "is_removed"),
+    [
+        ("ERROR:  requested WAL segment {} has already been removed", True),
+        ("FEHLER:  das angeforderte WAL-Segment {} wurde schon entfernt", True),
+        ("ERREUR:  le segment demandé du journal de transactions, {}, a déjà été supprimé", True),
+        ('could not open write-ahead log file "{}.partial": No space left on device', False),
+        ('could not write 8192 bytes to WAL file "{}.partial": No space left on device', False),
+        ('could not open file "/tmp/spool/{}.partial": Permission denied', False),
+        ('could not rename file "{}.partial" to "{}": No space left on device', False),
+    ],
+)
+def test_only_the_server_says_that_a_segment_is_gone(said: str, is_removed: bool, tmp_path: Path) -> None:
+    """A full disk here has made the agent give up WAL that the server still had."""
+    name = segment_name(1, 9 * SEGMENT_BYTES, SEGMENT_BYTES)
+    program, folder = tmp_path / "pg_receivewal", tmp_path / "spool"
+    folder.mkdir()
+    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\npg_receivewal: error: {said.format(name, name)}\nEND\nexit 1\n")
+    program.chmod(0o755)
+    receiver = Receiver(program, "host=nowhere", "test", folder, name, SEGMENT_BYTES)
+    eventually(receiver.has_ended)
+    assert name in receiver.reason()
+    assert receiver.is_removed() == is_removed

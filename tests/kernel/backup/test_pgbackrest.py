@@ -224,7 +224,7 @@ def test_our_retention_expires_backups_and_their_wal(stanza: Stanza) -> None:
         stanza.take()
     before = [backup.id for backup in stanza.engine.list()]
     first = min(path.name for path in stanza.repository.rglob("0000000100000000*-*"))
-    assert stanza.engine.prune(is_dry=False).backups == ()
+    assert stanza.engine.prune(SILENT, is_dry=False).backups == ()
     policy, later = Policy(timedelta(seconds=1), 0, 0), datetime.now(UTC) + timedelta(days=1)
     would = expire(stanza.program, policy, later, is_dry=True)
     assert [backup.id for backup in stanza.engine.list()] == before

@@ -2,12 +2,14 @@
 
 import random
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from app.kernel.backup import BackupInvalid
+from app.kernel.backup import Backup, BackupInvalid
+from app.kernel.backup.catalogue import Catalogue
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import (
@@ -69,6 +71,35 @@ def test_a_history_that_is_none_is_not_stored(archive: WalArchive, tmp_path: Pat
         archive.put(path)
     path.write_bytes(b"1\t0/100\t\xff\n")
     assert archive.put(path)
+
+
+def test_a_history_that_nothing_is_stored_of_gives_way_to_that_of_the_server_that_streams(
+    archive: WalArchive, tmp_path: Path
+) -> None:
+    history = tmp_path / history_name(2)
+    history.write_text("1\t0/100\tof a restored server\n")
+    assert archive.put(history)
+    history.write_text("1\t0/300000\tof the standby that took over\n")
+    assert archive.put(history)
+    assert archive.history(2) == (Fork(1, 0x300000),)
+    assert not archive.put(history)
+    archive.put(segment(tmp_path, segment_name(2, 3 * MIB, MIB)))
+    history.write_text("1\t0/100\tof a restored server\n")
+    with pytest.raises(Conflict, match="stored already with other content"):
+        archive.put(history)
+    assert archive.history(2) == (Fork(1, 0x300000),)
+
+
+def test_a_history_on_which_a_backup_was_taken_is_kept(archive: WalArchive, tmp_path: Path) -> None:
+    history = tmp_path / history_name(2)
+    history.write_text("1\t0/100\tbefore the backup\n")
+    archive.put(history)
+    now = datetime.now(UTC)
+    taken = Backup("one", CLUSTER, "builtin", now, now, 2, "0/100", "0/200", 180000, "0", "", "app", 0, 0)
+    Catalogue(Folder(tmp_path / "target"), Keys("k" * 40)).add(taken)
+    history.write_text("1\t0/300000\tof another server\n")
+    with pytest.raises(Conflict, match="stored already with other content"):
+        archive.put(history)
 
 
 def test_positions_and_histories_are_read_as_the_server_writes_them() -> None:

@@ -176,9 +176,10 @@ class PgBackRest:
             ),
         )
 
-    def prune(self, *, is_dry: bool) -> Pruned:
+    def prune(self, progress: Progress, *, is_dry: bool) -> Pruned:
         """Expire what our retention does not keep, in place of that in the configuration of pgBackRest."""
-        return expire(self._program, Policy.of(self.settings), datetime.now(UTC), is_dry=is_dry)
+        advance = progress.step("expire", None)
+        return expire(self._program, Policy.of(self.settings), datetime.now(UTC), advance, is_dry=is_dry)
 
     @contextmanager
     def _recovering(self, backup: Backup, folder: Path) -> Generator[str]:

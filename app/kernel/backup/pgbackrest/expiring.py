@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from app.kernel.backup import Backup
-from app.kernel.backup.engine import Pruned
+from app.kernel.backup.engine import Advance, Pruned
 from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.pgbackrest.repository import read, segments, stored_at
 from app.kernel.backup.retention import Line, Policy, retained, trusted_now
@@ -13,7 +13,9 @@ from app.kernel.backup.timelines import history_name, history_of, wal_file
 _EXPIRED = re.compile(r"remove archive, start = ([0-9A-F]{24}), stop = ([0-9A-F]{24})")
 
 
-def expire(program: Program, policy: Policy, now: datetime, *, is_dry: bool) -> Pruned:
+def expire(
+    program: Program, policy: Policy, now: datetime, advance: Advance = lambda _: None, *, is_dry: bool
+) -> Pruned:
     """Expire the backups that a retention does not keep, and the WAL before those of its window."""
     repository = read(program)
     end = trusted_now(repository.backups, now)
@@ -31,6 +33,7 @@ def expire(program: Program, policy: Policy, now: datetime, *, is_dry: bool) -> 
     ids = {backup.id for backup in (*window, *longer)}
     expired = [backup for backup in repository.backups if backup.id not in ids]
     for backup in reversed(expired if not is_dry else expired[:0]):  # what depends on others is newer
+        advance(0)
         program.run("expire", "--repo=1", f"--set={backup.id}")
     now_there, since = read(program), min(backup.finished_at for backup in window)
     kept_fulls = [backup for backup in now_there.backups if backup.id in now_there.full and backup not in expired]
