@@ -44,6 +44,7 @@ class Record:
         self._check_at = self._request_at = self._report_at = 0.0
         self._reported: tuple[Reached, str] | None = None
         self._has_stored = False
+        self._began = time.monotonic()
 
     def reach(self, timeline: int, lsn: int) -> None:
         """Note that WAL is stored until a position of a timeline."""
@@ -99,6 +100,8 @@ class Record:
         """
         since = self.waiting.since
         is_late = since is not None and now.at - since > timedelta(seconds=self._settings.max_wal_lag)
+        if is_late and not problem and time.monotonic() < self._began + self._settings.wal_interval:
+            is_late = False  # what waited while no agent ran is about to be stored
         if is_late and not problem:
             problem = "it is written faster than it is stored"
             if self._settings.wal == "archive":  # what the shell cannot start is not in pg_stat_archiver

@@ -67,7 +67,7 @@ class Streaming:
         self._begin = self._first()  # the number of the next segment
         self._partial_at = 0.0
         self._target, self._start = Patience(), Patience()
-        self._problem = ""
+        self._problem = self._ended = ""
         self._started_at = 0.0
 
     def run(self, stop: Event) -> None:
@@ -138,18 +138,19 @@ class Streaming:
         self._record.stored(file.timeline, reached)
 
     def _received(self) -> str:
-        """Start pg_receivewal if it does not run; return why it ended."""
-        receiver, problem = self._receiver, ""
+        """Start pg_receivewal if it does not run; return why it ended, until the next one has run for a while."""
+        receiver = self._receiver
         if receiver is not None:
             if not receiver.has_ended():
                 if time.monotonic() - self._started_at > _LATEST_S:
                     self._start.succeeded()
-                return ""
+                    self._ended = ""
+                return self._ended
             if any(file.number is not None and not file.is_partial for _, file in receiver.files()):
                 return "" if receiver.is_full else receiver.reason()  # these are stored first
             self._receiver = None
             if not receiver.is_full:
-                problem = receiver.reason()
+                self._ended = receiver.reason()
                 self._start.failed()
             if receiver.is_removed():
                 self._skip()
@@ -159,7 +160,7 @@ class Streaming:
             self._receiver = Receiver(self._program, server.conninfo, self._name, self._spool, begin, self._size)
             self._started_at = time.monotonic()
             logger.debug("receiving WAL from {}", begin)
-        return problem
+        return self._ended
 
     def _skip(self) -> None:
         """Go on where the server still has WAL; what was between is lost for restoring."""
