@@ -66,12 +66,12 @@ def _answered(work: "Callable[[], T]") -> T:
     import psycopg
 
     from app.kernel.db.refusals import refusal_of
-    from app.kernel.errors import Conflict, Denied
+    from app.kernel.errors import Denied, Unavailable
 
     try:
         return work()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise Conflict("the tables of this release do not exist yet", hint=f"{NAME} migrate up") from error
+        raise Unavailable("the tables of this release do not exist yet", hint=f"{NAME} migrate up") from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise Denied(str(error).partition("\n")[0]) from error
     except psycopg.Error as error:

@@ -82,6 +82,22 @@ async def test_a_target_that_is_away_damaged_or_sealed_with_another_key_is_found
     assert await planted.examine("backup-target") == {}
 
 
+async def test_wal_that_an_agent_stores_elsewhere_is_missed_on_the_target(
+    planted: Planted, migrated: TestDatabase
+) -> None:
+    [(cluster, recorded_lsn)] = migrated.all("SELECT cluster, lsn::text FROM kernel.backup_wal")
+    catalogue = Catalogue(Folder(Path(planted.env["BACKUP_TARGET"])), Keys(KEY))
+    [known] = catalogue.backups()
+    catalogue.add(replace(known, cluster=cluster))
+    migrated.run("UPDATE kernel.backup_wal SET lsn = '0/900000'")
+    assert await planted.examine("backup-target") == {}  # less than a segment
+    migrated.run("UPDATE kernel.backup_wal SET lsn = '0/9000000'")
+    level, text = (await planted.examine("backup-target"))["backup-target"]
+    assert level == "fail"
+    assert text.startswith("WAL is recorded as stored until 0/9000000, but not on ")
+    migrated.run("UPDATE kernel.backup_wal SET lsn = %s", recorded_lsn)
+
+
 async def test_missing_programs_and_too_little_room_are_found(planted: Planted, migrated: TestDatabase) -> None:
     planted.env["BACKUP_PROGRAMS"] = "/nowhere"
     level, text = (await planted.examine("backup-machine"))["backup-machine"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from app.kernel.backup import Target
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
+from app.kernel.product import NAME
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 S3_SCHEME = "s3://"
@@ -15,7 +16,9 @@ S3_SCHEME = "s3://"
 def target_of(settings: BackupSettings, data: Path) -> Target:
     """Return the target of the settings; a relative folder is below `data`. Raises Misconfigured without one."""
     if not settings.target:
-        raise Misconfigured("backup.target is not set: a folder, or s3://BUCKET/PREFIX")
+        raise Misconfigured(
+            "backup.target is not set: a folder, or s3://BUCKET/PREFIX", hint=f"{NAME} config explain backup.target"
+        )
     if settings.target.startswith(S3_SCHEME):
         if find_spec("boto3") is None:
             raise Misconfigured(
