@@ -12,6 +12,7 @@ from loguru import logger
 
 from app.kernel.backup import Backup, Target
 from app.kernel.backup.catalogue import Catalogue, base_name, record_name, wal_names
+from app.kernel.backup.engine import Stopped
 from app.kernel.backup.pruning import needing_wal, prune
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.sealed import Keys
@@ -70,6 +71,22 @@ def run(target: Target, *, is_dry: bool = False, keys: Keys = KEYS, now: datetim
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
+
+
+def test_a_pruning_that_is_stopped_deletes_no_further_backup_and_the_next_one_goes_on(target: Target) -> None:
+    backups = filled(target, 12)
+    calls = 0
+
+    def advance(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prune(target, KEYS, POLICY, is_dry=False, now=NOW, advance=advance)
+    assert Catalogue(target, KEYS).backups() == backups[1:]
+    assert run(target).backups == tuple(one.id for one in backups[1:3])
 
 
 def test_what_is_not_kept_goes_and_a_dry_run_says_the_same_and_changes_nothing(target: Target) -> None:

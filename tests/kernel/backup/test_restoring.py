@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -407,3 +408,23 @@ def test_a_place_that_leads_nowhere_or_whose_neighbour_is_a_file_is_refused_at_o
 
 def test_a_time_with_an_offset_is_told_in_utc() -> None:
     assert exact(moment("2026-11-28T11:03:32+05:00")) == exact(moment("2026-11-28T06:03:32")) == "2026-11-28 06:03:32Z"
+
+
+@pytest.mark.parametrize(
+    ("access", "is_private"),
+    [
+        ("local all all trust\n", True),
+        ("# trust\nhost all app 10.0.0.0/8 scram-sha-256  # trust nobody\n", False),
+        (None, False),
+    ],
+)
+def test_data_that_ask_for_no_password_are_started_for_their_owner_alone(
+    access: str | None, is_private: bool, tmp_path: Path
+) -> None:
+    if access is not None:
+        (tmp_path / "pg_hba.conf").write_text(access)
+    made: Any = None
+    words = Restored(tmp_path, None, made, made, Path("/programs"), 1.0, "").start_command
+    private = ["-o", "-c listen_addresses= -c unix_socket_permissions=0700"]
+    assert [word for word in words if word in private] == (private if is_private else [])
+    assert words[-1] == "start"

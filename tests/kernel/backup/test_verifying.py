@@ -21,6 +21,7 @@ from app.kernel.backup.engine import Advance, Progress
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, TarReader
 from app.kernel.backup.targets.folder import Folder
+from app.kernel.backup.timelines import history_name, segment_name
 from app.kernel.backup.verifying import Verification
 from app.kernel.errors import NotFound
 from tests.kernel.backup.conftest import settings_of
@@ -89,6 +90,18 @@ def stored(folder: Path, content: bytes) -> tuple[Folder, Backup]:
         len(content), packed.part.stored_bytes, SEGMENT, KEYS.id, (packed.part,),
     )  # fmt: skip
     return target, backup
+
+
+def test_a_backup_on_a_timeline_of_which_no_wal_is_stored_yet_has_no_gap(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    engine = Builtin(settings_of(), target, KEYS)
+    name = wal_names(KEYS, "7", segment_name(1, SEGMENT, SEGMENT))[0]
+    target.put(name, KEYS.pack(name, [bytes(SEGMENT)], in_threads=False))
+    history = wal_names(KEYS, "7", history_name(2))[0]
+    target.put(history, KEYS.pack(history, [b"1\t0/100100\trestored\n"], in_threads=False))
+    engine.catalogue.add(replace(backup, timeline=2))
+    [found] = verified(engine, QUIET)
+    assert [problem for problem in found["problems"] if "gap" in problem] == []
 
 
 def test_a_backup_that_is_deleted_while_all_are_verified_is_not_reported_as_damaged(tmp_path: Path) -> None:
