@@ -46,7 +46,7 @@ def archive_wal(path: _SEGMENT) -> None:
     settings.demand(BackupSettings)
     backup = settings[BackupSettings]
     archive = WalArchive(target_of(backup, DATA), Keys.of(backup), header.cluster, header.segment_bytes)
-    archive.put(path)
+    archive.put(path, is_live=True)
 
 
 def _header(path: Path) -> "Header":

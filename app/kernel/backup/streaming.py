@@ -115,7 +115,7 @@ class Streaming:
                 if is_last or self._is_due():
                     self._store_partial(path, file, now)
                 continue
-            self._archive.put(path)
+            self._archive.put(path, is_live=True)
             path.unlink()
             if file.number is not None and not file.is_partial:
                 self._begin = file.number + 1

@@ -86,11 +86,12 @@ class WalArchive:
         """How far the file goes that was put last."""
         self._partial: tuple[str, int] = ("", 0)  # the name and length of the partial segment stored last
 
-    def put(self, path: Path) -> bool:
+    def put(self, path: Path, *, is_live: bool = False) -> bool:
         """Store a segment, a partial segment or a history durably; return whether it was not stored before.
 
         A partial segment replaces a shorter one only; a full one supersedes it. The same content again changes nothing,
         and what is stored damaged is replaced.
+        The history of a live server, which goes on writing, replaces that of a restored one that has stored nothing.
         Raises Conflict if other content is stored by this name, BackupInvalid if the file is not what its name says.
         """
         file = self._known(path.name)
@@ -98,7 +99,7 @@ class WalArchive:
             forks = history_of(path.read_text(errors="replace"))
             if not forks or forks[-1].timeline >= file.timeline:
                 raise BackupInvalid(f"{path.name} is not the history of the timeline {file.timeline}")
-            return self._put_history(path, file.timeline)
+            return self._put_history(path, file.timeline, is_live=is_live)
         length = self._length(path, file)
         if not file.is_partial:
             is_new = self._put_whole(path, length)
@@ -269,15 +270,12 @@ class WalArchive:
             raise Conflict(f"{path.name} is stored already with other content: another server of this cluster wrote it")
         return False
 
-    def _put_history(self, path: Path, timeline: int) -> bool:
-        """Store a history, also in place of that of a restored server that has stored nothing on its timeline.
-
-        The server that streams has taken the same number, as a standby does that does not see what is stored.
-        """
+    def _put_history(self, path: Path, timeline: int, *, is_live: bool) -> bool:
+        """Store a history. A standby that takes over does not see which timelines are taken by what is stored."""
         try:
             return self._put_whole(path, path.stat().st_size)
         except Conflict:
-            if self._is_used(timeline):
+            if not is_live or self._is_used(timeline):
                 raise
         logger.warning("{} of a restored server, which has stored nothing, is replaced", path.name)
         name, *former = self._names(path.name)

@@ -80,13 +80,15 @@ def test_a_history_that_nothing_is_stored_of_gives_way_to_that_of_the_server_tha
     history.write_text("1\t0/100\tof a restored server\n")
     assert archive.put(history)
     history.write_text("1\t0/300000\tof the standby that took over\n")
-    assert archive.put(history)
+    with pytest.raises(Conflict, match="stored already with other content"):
+        archive.put(history)  # of a further restore
+    assert archive.put(history, is_live=True)
     assert archive.history(2) == (Fork(1, 0x300000),)
     assert not archive.put(history)
     archive.put(segment(tmp_path, segment_name(2, 3 * MIB, MIB)))
     history.write_text("1\t0/100\tof a restored server\n")
     with pytest.raises(Conflict, match="stored already with other content"):
-        archive.put(history)
+        archive.put(history, is_live=True)
     assert archive.history(2) == (Fork(1, 0x300000),)
 
 
@@ -99,7 +101,7 @@ def test_a_history_on_which_a_backup_was_taken_is_kept(archive: WalArchive, tmp_
     Catalogue(Folder(tmp_path / "target"), Keys("k" * 40)).add(taken)
     history.write_text("1\t0/300000\tof another server\n")
     with pytest.raises(Conflict, match="stored already with other content"):
-        archive.put(history)
+        archive.put(history, is_live=True)
 
 
 def test_positions_and_histories_are_read_as_the_server_writes_them() -> None:
