@@ -18,7 +18,7 @@ from app.kernel.backup import Backup
 from app.kernel.backup.catalogue import Catalogue
 from app.kernel.backup.receiver import Receiver
 from app.kernel.backup.sealed import Keys
-from app.kernel.backup.timelines import lsn_text, segment_name, wal_file
+from app.kernel.backup.timelines import history_name, lsn_text, segment_name, wal_file
 from app.kernel.backup.wal import SEGMENT_BYTES
 from tests.conftest import required
 from tests.support.debian import UNPRIVILEGED, DebianServer, installed, no_server
@@ -131,7 +131,8 @@ def test_wal_that_is_lost_is_a_gap_until_a_backup_was_taken_after_it(found: Agen
     assert found.said(REQUESTED) == 1
 
 
-def test_a_new_primary_that_had_received_less_is_followed_without_a_gap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_taken", [False, True], ids=["alone", "after a restore took its timeline"])
+def test_a_new_primary_that_had_received_less_is_followed_without_a_gap(is_taken: bool, tmp_path: Path) -> None:
     binaries = installed(15)
     assert binaries is not None
     options = {"fsync": "off", "hot_standby": "on", "wal_keep_size": "64MB"}
@@ -144,6 +145,9 @@ def test_a_new_primary_that_had_received_less_is_followed_without_a_gap(tmp_path
             found.start()
             begin = found.written()
             found.has(fill(primary, 3))  # which the standby never gets
+            if is_taken:
+                (tmp_path / history_name(2)).write_text("1\t0/100000\tof a restore\n")
+                found.archive().put(tmp_path / history_name(2))
             primary.kill()
             standby.start()
             standby.promote()
