@@ -176,11 +176,11 @@ async def backup_agent(p: "Process") -> "Run | None":
     from app.kernel.config import BackupSettings
 
     settings = p.settings[BackupSettings]
-    if not settings.target and not settings.is_watched and p.name == "run-backup-agent":
-        from loguru import logger
-
-        logger.warning("backup.target is not set: no backup is taken, and no WAL is stored")
     if not settings.is_watched:
+        if not settings.target and p.name == "run-backup-agent":
+            from loguru import logger
+
+            logger.warning("backup.target is not set: no backup is taken, and no WAL is stored")
         return None
     from app.kernel.actions.compose import make
     from app.kernel.backup.agent import agent

@@ -49,6 +49,7 @@ _LONG = {
     "test_openapi.py",
     "test_outages.py",
     "test_pgbouncer.py",
+    "test_read_only.py",
     "test_restores.py",
     "test_streams.py",
     "test_workers.py",

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,16 @@ def test_the_module_passes_every_check_and_its_own_tests(copy: Copy) -> None:
         [programs / "squawk", *copy.root.glob("migrations/*_orders_*.sql")],
         [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", "tests/test_manifests.py", "tests/modules/orders"],
     ]  # fmt: skip
-    started = [
-        subprocess.Popen(command, cwd=copy.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in checks
-    ]
-    try:
-        said = [process.communicate(timeout=_CHECKS_S)[0] for process in started]
-    finally:
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(command, cwd=copy.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
+            for command in checks
+        ]
         for process in started:
-            process.kill()
+            stack.callback(process.kill)
+        said = [process.communicate(timeout=_CHECKS_S)[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(checks), "\n".join(said)
     assert re.search(r"\b1\d passed", said[-1]), said[-1]
 

@@ -263,8 +263,7 @@ class WalArchive:
                     return True
             is_same = self._is_stored(path)
         except BackupInvalid:
-            self._target.put(name, self._packed(name, path, length), replace=True)
-            self._target.delete(former)
+            self._replace(path, length)
             return True
         if not is_same:
             raise Conflict(f"{path.name} is stored already with other content: another server of this cluster wrote it")
@@ -278,9 +277,7 @@ class WalArchive:
             if not is_live or self._is_used(timeline):
                 raise
         logger.warning("{} of a restored server, which has stored nothing, is replaced", path.name)
-        name, *former = self._names(path.name)
-        self._target.put(name, self._packed(name, path, path.stat().st_size), replace=True)
-        self._target.delete(former)
+        self._replace(path, path.stat().st_size)
         return True
 
     def _is_used(self, timeline: int) -> bool:
@@ -302,11 +299,15 @@ class WalArchive:
                 self._partial = (path.name, 0)
         if length <= self._partial[1]:
             return False
+        self._replace(path, length)
+        self._partial = (path.name, length)
+        return True
+
+    def _replace(self, path: Path, length: int) -> None:
+        """Store a file in place of what is stored by its name, with whichever key."""
         name, *former = self._names(path.name)
         self._target.put(name, self._packed(name, path, length), replace=True)
         self._target.delete(former)
-        self._partial = (path.name, length)
-        return True
 
     def _size(self, name: str) -> int:
         """Return the size of the content of a stored file, which is read. Raises NotFound."""
