@@ -4,6 +4,7 @@ import ast
 import asyncio
 import getpass
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -26,7 +27,6 @@ from dynaconf import Dynaconf
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H11Protocol
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import TraceState
-from typer.testing import CliRunner
 
 from app.kernel.product import NAME
 from tests.support.project import ROOT
@@ -233,8 +233,13 @@ async def test_nats_signs_in_to_a_tls_address_without_tls() -> None:
 
 
 def test_typer_completes_only_with_its_options() -> None:
-    single = typer.Typer(add_completion=False)
-    single.command()(lambda: None)
-    asked = CliRunner().invoke(single, env={"_SINGLE_COMPLETE": "source_bash"}, prog_name="single")
-    assert "complete" not in asked.output
+    # each in a process of its own: a Typer with the options sets completion up for the whole process
+    def asked(add_completion: bool) -> str:
+        single = f"import typer; it = typer.Typer(add_completion={add_completion}); it.command()(lambda: None)"
+        command = [sys.executable, "-c", f"{single}; it(prog_name='single')"]
+        env = {**os.environ, "_SINGLE_COMPLETE": "source_bash"}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout
+
+    assert "complete -o default -F _single_completion single" in asked(True)
+    assert not asked(False)
     assert not [name for name in dir(typer) if "completion" in name and callable(getattr(typer, name))]
