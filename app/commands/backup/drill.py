@@ -145,4 +145,4 @@ def _print(result: "Drill") -> None:
         typer.echo(f"recovery took {result.rto_s:.1f} s, until a login was answered")
     if result.rpo_s is not None:
         last = f"; the last commit that was restored is of {exact(result.restored_to)}" if result.restored_to else ""
-        typer.echo(f"a loss of the server at the begin would have lost {result.rpo_s:.1f} s of commits{last}")
+        typer.echo(f"a loss of the server when it began would have lost {result.rpo_s:.1f} s of commits{last}")

@@ -7,7 +7,7 @@ import typer
 
 from app.commands.backup.running import with_database
 from app.kernel.cli import Json, NoInput, print_json, starting
-from app.kernel.text import size_text
+from app.kernel.text import plural, size_text
 from app.modules import MODULES, modules
 
 if TYPE_CHECKING:
@@ -80,4 +80,5 @@ def _print(done: "Manifest", where: str, *, as_json: bool) -> None:
         return
     size = size_text(sum(table.bytes for table in done.tables))
     how = "scrubbed" if done.is_scrubbed else "with personal data and secrets"
-    typer.echo(f"{done.module}: {done.rows} rows of {len(done.tables)} tables, {size}, {how}, {where}")
+    rows = f"{plural(done.rows, 'row')} of {plural(len(done.tables), 'table')}"
+    typer.echo(f"{done.module}: {rows}, {size}, {how}, {where}")

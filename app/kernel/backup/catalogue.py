@@ -8,7 +8,7 @@ from typing import Any, Final
 from loguru import logger
 from pydantic import TypeAdapter, ValidationError
 
-from app.kernel.backup import Backup, BackupInvalid, Target
+from app.kernel.backup import AnotherKey, Backup, BackupInvalid, Target
 from app.kernel.backup.engine import Damaged, named
 from app.kernel.backup.sealed import Keys
 from app.kernel.errors import NotFound
@@ -100,7 +100,7 @@ class Catalogue:
             return self._record(name)
         except BackupInvalid as error:
             _, cluster, backup, _ = name.split("/")
-            return Damaged(cluster, backup, str(error), error.hint)
+            return Damaged(cluster, backup, str(error), error.hint if isinstance(error, AnotherKey) else "")
         except NotFound:  # pruned meanwhile
             return None
 

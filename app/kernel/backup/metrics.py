@@ -29,7 +29,7 @@ class _Known(Gauge):
 
 _EXPECTED = _Known("backup_expected", "1, or 0 where neither settings nor the database know of backups")
 _LAST_SUCCESS = _Known("backup_last_success_seconds", "Time at which the newest good backup ended, in Unix time")
-_FAILED = _Known("backup_failed", "1 if the last backup, or the last verification of all, has failed, otherwise 0")
+_FAILED = _Known("backup_failed", "1 if the last backup, verification of all or pruning has failed, otherwise 0")
 _SIZE = _Known("backup_size_bytes", "Size of the data in the newest good backup")
 _STORED = _Known("backup_stored_bytes", "Size of the newest good backup on the target")
 _WAL_LAG = _Known("backup_wal_lag_seconds", "For how long WAL has waited to be stored")
@@ -45,7 +45,7 @@ _DRILL_RPO = _Known("backup_drill_rpo_seconds", "Age of the last commit that the
 def record(state: BackupState, settings: BackupSettings) -> None:
     """Record the state of backups."""
     backup, drill, wal = state.good("backup"), state.good("drill"), state.wal
-    ended = [last for kind in ("backup", "verify") if (last := state.last(kind))]
+    ended = [last for kind in ("backup", "verify", "prune") if (last := state.last(kind))]
     last_drill = state.last("drill")
     _EXPECTED.record(state.is_expected(settings))
     _LAST_SUCCESS.record(backup and backup.finished_at and backup.finished_at.timestamp())

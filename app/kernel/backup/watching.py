@@ -27,8 +27,7 @@ COLUMNS: LiteralString = """
     FROM kernel.backup_runs
 """
 _LATEST: LiteralString = (
-    COLUMNS.replace("SELECT", "SELECT DISTINCT ON (kind, state)", 1)
-    + "WHERE kind <> 'prune' ORDER BY kind, state, started_at DESC"
+    COLUMNS.replace("SELECT", "SELECT DISTINCT ON (kind, state)", 1) + "ORDER BY kind, state, started_at DESC"
 )
 _NOW: LiteralString = """
     SELECT now(), (SELECT min(at) FROM kernel.rollouts),
@@ -198,6 +197,9 @@ def _of_backups(state: BackupState, settings: BackupSettings, *, is_published: b
     if (run := state.failed("verify")) is not None:
         text = f"the verification of {exact(run.started_at)} failed: {run.problem}"
         yield Problem("BackupFailed", "fail", text, f"{NAME} backup verify --all")
+    if (run := state.failed("prune")) is not None:
+        text = f"the pruning of {exact(run.started_at)} failed: {run.problem}"
+        yield Problem("BackupFailed", "warn", text, f"{NAME} backup prune")
     if good is None:
         is_due = state.is_long(state.since, settings.max_age)
         if is_due or not is_published:

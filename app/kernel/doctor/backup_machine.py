@@ -79,8 +79,11 @@ async def target(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(str(error), error.hint or f"{NAME} config explain backup.engine")
     except Refusal as error:
         about = "s3_endpoint" if settings.engine == "builtin" else "engine"
-        where = f"df -h {shlex.quote(str(ours))}" if is_folder else f"{NAME} config explain backup.{about}"
-        yield fail(str(error), where)
+        fix = f"{NAME} config explain backup.{about}"
+        if is_folder:
+            folder = shlex.quote(str(ours))
+            fix = f"df -h {folder}" if await in_thread(ours.is_dir) else f"mkdir -p {folder}  # or mount its disk"
+        yield fail(str(error), fix)
 
 
 def _of_target(engine: Engine, known: str | None, wal: StoredWal | None) -> Iterator[Finding]:
@@ -93,7 +96,7 @@ def _of_target(engine: Engine, known: str | None, wal: StoredWal | None) -> Iter
     if isinstance(engine, Builtin) and wal and own:
         yield from _of_wal(engine, wal, own[-1].wal_segment_bytes)
     for one in [*damaged][:_SHOWN]:
-        yield fail(one.problem, f"{NAME} backup verify {one.backup}")
+        yield fail(one.problem, one.hint or f"{NAME} backup verify {one.backup}")
     if len(damaged) > _SHOWN:
         yield fail(f"and {len(damaged) - _SHOWN} more backups are damaged", f"{NAME} backup list")
     if known and known not in {each.id for each in listed} | {each.backup for each in damaged}:

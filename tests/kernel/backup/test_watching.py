@@ -37,6 +37,8 @@ CASES: list[tuple[tuple[Run, ...], dict[str, Any], set[tuple[str, str]]]] = [
     ((*GOOD, ("backup", "running", 0)), {}, set()),
     ((*GOOD, ("verify", "failed", 1)), {}, {("BackupFailed", "fail")}),
     ((*GOOD, ("verify", "failed", 2), ("verify", "succeeded", 1)), {}, set()),
+    ((*GOOD, ("prune", "failed", 1)), {}, {("BackupFailed", "warn")}),
+    ((*GOOD, ("prune", "failed", 2), ("prune", "succeeded", 1)), {}, set()),
     ((("backup", "failed", 1),), {}, {("BackupFailed", "warn"), ("BackupMissing", "warn")}),
     (GOOD, {"is_attended": False}, {("BackupUnattended", "fail")}),
     (GOOD, {"wal_lag_s": 299}, set()),

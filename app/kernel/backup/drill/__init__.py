@@ -53,7 +53,7 @@ class Drill:
     rto_s: float | None = None
     """From the begin until the restored server had answered a login."""
     rpo_s: float | None = None
-    """What a loss of the server at the begin would have lost: the time since the last commit that was stored."""
+    """What a loss of the server when it began would have lost: the time since the last commit that was stored."""
     restored_to: datetime | None = None
     """The time of the last commit that was restored."""
     restored_lsn: str = ""

@@ -26,6 +26,7 @@ from app.kernel.backup.scratch import Scratch
 from app.kernel.backup.timelines import lsn_number
 from app.kernel.db.devserver.child import stop
 from app.kernel.product import NAME
+from app.kernel.text import plural
 
 Login = Callable[[str], Found]
 """Signs in to a process on the database with a connection string, as a user would. Starts it, and ends it."""
@@ -132,7 +133,7 @@ class Course:
                 if not replayed.is_reached:  # the stored WAL ends before, or there: it accepts writes already
                     stack.push(paused.pop_all())
                     running.append((server, replayed))
-            return Found(f"{found.tables:,} tables, {found.rows:,} rows", found.problems, found.notes)
+            return Found(f"{plural(found.tables, 'table')}, {plural(found.rows, 'row')}", found.problems, found.notes)
 
         def replayed_all() -> Found:
             if not running:
