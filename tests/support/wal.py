@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,10 +147,18 @@ class Agents:
         [(lsn,)] = self.server.all("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint")
         return lsn
 
-    def catch_up(self) -> None:
-        """Wait until all transactions that were committed before now are stored."""
+    def catch_up(self, end_segment: Callable[[], object] = lambda: None) -> None:
+        """Wait until all transactions that were committed before now are stored.
+
+        `end_segment` is called meanwhile: archive_command waits for the end of a segment in which autovacuum wrote.
+        """
         [(now,)] = self.server.all("SELECT clock_timestamp()")
-        eventually(lambda: (row := self.row()) is not None and row[2] > now, 30)
+
+        def is_stored() -> bool:
+            end_segment()
+            return (row := self.row()) is not None and row[2] > now
+
+        eventually(is_stored, 30, 1)
 
     def has(self, segment: str) -> None:
         """Wait until a full segment is stored."""

@@ -246,7 +246,7 @@ def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_witho
             eventually(lambda: stops(1), 30)
             away.rename(target)
             found.has(fill(server, 1))  # which wakes the archiver, if it has given up for a minute
-            found.catch_up()
+            found.catch_up(lambda: fill(server, 1))
             assert found.row()[4] is None
             catalogue = Catalogue(found.target(), Keys(KEY))
             catalogue.add(backup_at(found, wal_file(first, MIB).start(MIB)))
