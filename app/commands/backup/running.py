@@ -1,7 +1,9 @@
 """Runs the blocking work of a backup command: with progress, and stopped by a signal."""
 
 import asyncio
+import os
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -10,18 +12,23 @@ from typing import TYPE_CHECKING, TypeVar
 from app.commands.once import run_once
 from app.kernel.cli import can_show_progress
 from app.kernel.product import NAME
+from app.kernel.workers import LastSignal
 
 if TYPE_CHECKING:
     from app.kernel.backup.engine import Advance, Engine, Progress
     from app.kernel.process import Process
 
 T = TypeVar("T")
-_STOP = (signal.SIGTERM, signal.SIGHUP)
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE_S = 3.0
+"""A command that has not stopped by then says how to stop it at once."""
+_INTERRUPTED = 130
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 def with_engine(name: str, work: "Callable[[Engine, Progress], T]") -> T:
     """Run work that needs the target and not the database."""
-    return _run(name, lambda p: _in_thread(lambda progress: work(engine_for(p), progress)))
+    return _run(name, lambda p: in_thread(lambda progress: work(engine_for(p), progress)))
 
 
 def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]") -> T:
@@ -29,7 +36,7 @@ def with_process(name: str, work: "Callable[[Process, Progress, str | None], T]"
 
     async def body(p: "Process") -> T:
         where = await _reachable(p)
-        return await _in_thread(lambda progress: work(p, progress, where))
+        return await in_thread(lambda progress: work(p, progress, where))
 
     return _run(name, body)
 
@@ -46,7 +53,7 @@ def with_database(name: str, work: "Callable[[Process, Progress, str], T]") -> T
         from app.kernel.db.server import server
 
         found = await p.use(server)
-        return await _in_thread(lambda progress: _answered(lambda: work(p, progress, found.conninfo())))
+        return await in_thread(lambda progress: _answered(lambda: work(p, progress, found.conninfo())))
 
     return _run(name, body)
 
@@ -99,34 +106,63 @@ def engine_for(p: "Process") -> "Engine":
     return engine_of(p.settings, p.data)
 
 
-async def _in_thread(work: "Callable[[Progress], T]") -> T:
+async def in_thread(work: "Callable[[Progress], T]") -> T:
     """Run work in a thread. SIGTERM, Ctrl-C and a closed terminal stop it; what it began is undone before this returns.
 
-    Raises as the work does, KeyboardInterrupt if it was stopped.
+    A second SIGTERM or Ctrl-C ends the process at once, for work that waits for what hangs. Raises as the work does,
+    KeyboardInterrupt if it was stopped.
     """
     stopping = threading.Event()
-    loop = asyncio.get_running_loop()
     with _shown(stopping) as progress:
         task = asyncio.ensure_future(asyncio.to_thread(work, progress))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may end after it is waited for
-        heeded = [each for each in _STOP if signal.getsignal(each) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-        for each in heeded:
-            loop.add_signal_handler(each, stopping.set)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            stopping.set()
-            await asyncio.wait({task})
-            raise
-        except Exception as error:
-            from app.kernel.backup.engine import Stopped
+        with _heeding(stopping):
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                stopping.set()
+                await asyncio.wait({task})
+                raise
+            except Exception as error:
+                from app.kernel.backup.engine import Stopped
+                from app.kernel.errors import Unavailable
 
-            if isinstance(error, Stopped):
-                raise KeyboardInterrupt from None
-            raise
-        finally:
-            for each in heeded:
-                loop.remove_signal_handler(each)
+                # what was asked to stop while it waited for a target is not blamed on the target
+                if isinstance(error, Stopped) or (stopping.is_set() and isinstance(error, Unavailable)):
+                    raise KeyboardInterrupt from None
+                raise
+
+
+@contextmanager
+def _heeding(stopping: threading.Event) -> "Generator[None]":
+    """Handle stop signals: the first sets the event, a second one ends the process at once."""
+    loop, last = asyncio.get_running_loop(), LastSignal()
+    hints: list[asyncio.TimerHandle] = []
+
+    def heed(number: int) -> None:
+        if last.is_same(number) or (stopping.is_set() and number == signal.SIGHUP):  # a shell and the kernel send it
+            return
+        if stopping.is_set():
+            if can_show_progress():
+                sys.stderr.write(_SHOW_CURSOR)
+            sys.stderr.write("interrupted at once, without cleaning up\n")
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+        stopping.set()
+        text = "stopping; a second signal (Ctrl-C) stops at once\n"
+        hints.append(loop.call_later(_PATIENCE_S, lambda: sys.stderr.write(text)))
+
+    former = {each: found for each in _STOP if (found := signal.getsignal(each)) is not signal.SIG_IGN}  # nohup does
+    for each in former:
+        loop.add_signal_handler(each, heed, each)
+    try:
+        yield
+    finally:
+        for hint in hints:
+            hint.cancel()
+        for each, handler in former.items():
+            loop.remove_signal_handler(each)
+            signal.signal(each, handler)
 
 
 @contextmanager

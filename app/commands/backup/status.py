@@ -1,6 +1,5 @@
 """`app backup status`."""
 
-import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import typer
 
 from app.commands.backup.listing import Listed, listed
-from app.commands.backup.running import engine_for
+from app.commands.backup.running import engine_for, in_thread
 from app.commands.once import run_once
 from app.kernel.cli import Json, print_json
 from app.kernel.text import exact, lasting, plural, size_text
@@ -78,7 +77,7 @@ def status(as_json: Json = False) -> None:
 async def _look(p: "Process") -> tuple[_Target, _Recorded]:
     recorded = await _in_database()
     cluster = recorded.state.cluster if recorded.state else ""
-    return await asyncio.to_thread(_on_target, p, cluster), recorded
+    return await in_thread(lambda _: _on_target(p, cluster)), recorded
 
 
 def _on_target(p: "Process", cluster: str) -> _Target:

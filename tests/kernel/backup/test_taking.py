@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,28 @@ def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
     assert len(listed(backing_up)) == 1
     problems = database.all("SELECT problem FROM kernel.backup_runs ORDER BY started_at")
     assert problems == [("it was stopped",), ("it was stopped",), ("its process ended",), (None,)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["list", "status"])
+def test_a_second_signal_ends_a_command_that_waits_for_a_target_that_hangs(
+    cli: Project, command: str, number: signal.Signals
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        endpoint = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        cli.env |= {"BACKUP_TARGET": "s3://b", "BACKUP_S3_ENDPOINT": endpoint, "BACKUP_S3_REGION": "x"}
+        cli.env |= {"BACKUP_S3_ACCESS_KEY": "a", "BACKUP_S3_SECRET_KEY": "b"}
+        running = cli.start("backup", command)
+        hanging.settimeout(30)
+        connection, _ = hanging.accept()
+        with connection:
+            running.signal(number)
+            running.signal(number)  # within a moment: not a second one
+            eventually(lambda: "a second signal (Ctrl-C) stops at once" in running.errors.read_text())
+            assert running.popen.poll() is None
+            running.signal(number)
+            assert running.wait() == 130, running.said()
+    assert running.errors.read_text().endswith("interrupted at once, without cleaning up\n")
 
 
 def test_a_backup_with_a_rate_has_no_threads_that_compress(backing_up: Project, database: TestDatabase) -> None:
