@@ -97,6 +97,7 @@ def test_secrets_of_requests_and_answers_are_known() -> None:
 def test_secrets_of_processes_are_known(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in-a-file\n")
     (tmp_path / "typed").write_text("in-another-file\n")
+    (tmp_path / "key").write_text("-----BEGIN PRIVATE KEY-----\nfirst-line\nsecond-line\n-----END PRIVATE KEY-----\n")
     watch = Watch()
     watch.environment(
         ROOT,
@@ -104,6 +105,7 @@ def test_secrets_of_processes_are_known(tmp_path: Path) -> None:
             "APP_ENV": "test",
             "AUTH_MASTER_SECRET": "in-the-environment",
             "POSTGRES_PASSWORD_FILE": str(tmp_path / "file"),
+            "HTTP_SERVER_TLS_KEY": str(tmp_path / "key"),
             "REDIS_URL": "redis://me:in-an-address@localhost/",
             "PATH": "/usr/bin:/bin",
         },
@@ -112,7 +114,7 @@ def test_secrets_of_processes_are_known(tmp_path: Path) -> None:
     watch.arguments(("auth", "x", "--password-file", str(tmp_path / "typed")), None)
     assert watch.secrets.keys() == {
         "test-only-master-secret-that-everybody-knows", "in-the-environment", "in-a-file", "in-an-address",
-        "on-stdin", "in-another-file",
+        "on-stdin", "in-another-file", "first-line", "second-line",
     }  # fmt: skip
 
 

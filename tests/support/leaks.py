@@ -135,7 +135,11 @@ class Watch:
         for name, value in env.items():
             if value.startswith("secret://"):  # where a secret is
                 continue
-            if (match := _IN_ENVIRONMENT.search(name)) is not None:
+            if name.endswith("_TLS_KEY"):  # where a key is
+                with suppress(OSError, ValueError):
+                    lines = Path(value).read_text().splitlines()
+                    self.secret(name, [line for line in lines if not line.startswith("-----")])
+            elif (match := _IN_ENVIRONMENT.search(name)) is not None:
                 with suppress(OSError, ValueError):
                     self.secret(name, Path(value).read_text().strip() if match[2] else value)
             elif name.endswith("_URL"):
