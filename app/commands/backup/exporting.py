@@ -11,7 +11,9 @@ from app.kernel.text import plural, size_text
 from app.modules import MODULES, modules
 
 if TYPE_CHECKING:
+    from app.kernel.backup.engine import Progress
     from app.kernel.db.export.archive import Manifest
+    from app.kernel.process import Process
 
 Name = Annotated[str, typer.Argument(metavar="MODULE", help="Module.", autocompletion=starting(lambda: MODULES))]
 
@@ -67,10 +69,16 @@ def import_(
     Examples:
       app backup import auth.zip
     """
+    from app.kernel.config.settings import UNSAFE
     from app.kernel.db.export.archive import load
 
     names = [module.name for module in modules()]
-    done = with_database("import", lambda _, progress, where: load(where, file, names, progress.step("import", None)))
+
+    def work(p: "Process", progress: "Progress", where: str) -> "Manifest":
+        is_published = p.settings.environment not in UNSAFE
+        return load(where, file, names, progress.step("import", None), is_published=is_published)
+
+    done = with_database("import", work)
     _print(done, f"from {file}", as_json=as_json)
 
 

@@ -1,9 +1,10 @@
 """The catalogue: a signed record of each whole backup, beside what it describes. The names of all objects."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from loguru import logger
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ WAL: Final = "wal/"
 WAL_SUFFIX: Final = ".zst.sealed"
 _RECORD: Final = "backup.json"
 _RECORD_BYTES: Final = 4 * 1024 * 1024
+_SIGNED: Final = re.compile(rb'\{"signature": "([0-9a-f:]{1,200})",\n("backup": .*)\}\n', re.DOTALL)
 _AT_ONCE: Final = 8
 _BACKUP: Final = TypeAdapter(Backup)
 
@@ -88,8 +90,8 @@ class Catalogue:
         self.target.delete([stored.name for stored in self.target.list(prefix)])
 
     def _encode(self, backup: Backup) -> bytes:
-        content = _BACKUP.dump_python(backup, mode="json")
-        text = json.dumps({"backup": content, "signature": self.keys.sign(_canonical(content))}, indent=1).encode()
+        content = b'"backup": ' + json.dumps(_BACKUP.dump_python(backup, mode="json"), indent=1).encode()
+        text = b'{"signature": "%s",\n%s}\n' % (self.keys.sign(content).encode(), content)
         if len(text) > _RECORD_BYTES and backup.counts is not None:
             logger.warning("the backup has too many tables to record their rows, so drills cannot compare them")
             return self._encode(replace(backup, counts=None))
@@ -110,11 +112,11 @@ class Catalogue:
             text += chunk
             if len(text) > _RECORD_BYTES:
                 raise BackupInvalid(f"{name} is damaged: a record is never larger than {_RECORD_BYTES} bytes")
+        if (signed := _SIGNED.fullmatch(text)) is None:
+            raise BackupInvalid(f"{name} is damaged: it is not a whole record")
+        self.keys.check(name, signed[2], signed[1].decode())  # before it is parsed: others can make that expensive
         try:
-            record: Any = json.loads(text)
-            content, signature = record["backup"], record["signature"]
-            self.keys.check(name, _canonical(content), str(signature))
-            backup = _BACKUP.validate_python(content)
+            backup = _BACKUP.validate_python(json.loads(text)["backup"])
         except (ValueError, ValidationError, LookupError, TypeError, RecursionError) as error:
             raise BackupInvalid(f"{name} is damaged: it is not a whole record") from error
         if name != record_name(backup.cluster, backup.id):
@@ -125,8 +127,3 @@ class Catalogue:
 def is_record(name: str) -> bool:
     """Return whether an object of this name can be the record of a backup."""
     return name.count("/") == 3 and name.endswith(f"/{_RECORD}")
-
-
-def _canonical(content: Any) -> bytes:
-    """Return the bytes that are signed: JSON, keys sorted, without white space, all characters ASCII."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

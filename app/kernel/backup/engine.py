@@ -201,13 +201,14 @@ def named(
         return of_one_cluster(whole, cluster, label, damaged)[-1]
     fits = [backup for backup in whole if id and backup.id.startswith(id) and cluster in ("", backup.cluster)]
     exact = [backup for backup in fits if backup.id == id]
+    unusable = [one for one in damaged if id and one.backup.startswith(id) and cluster in ("", one.cluster)]
+    for one in unusable:
+        if not exact and (one.backup == id or not fits):
+            raise BackupInvalid(one.problem, hint=one.hint)
     match exact or fits:
         case [backup]:
             return backup
         case []:
-            for one in damaged:
-                if id and one.backup.startswith(id) and cluster in ("", one.cluster):
-                    raise BackupInvalid(one.problem, hint=one.hint)
             raise NotFound(f"there is no backup {id!r} on {label}", hint=_LIST)
         case several:
             raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)

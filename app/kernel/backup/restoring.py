@@ -156,10 +156,13 @@ def prepare(
     name = base_name(backup.cluster, backup.id)
     advance = progress.step("fetch", backup.size_bytes)
     folder.mkdir(mode=0o700, exist_ok=True)
-    with _Unpacking(folder, name) as unpacking:
-        for chunk in keys.unpack(name, target.get(name)):
-            unpacking.feed(chunk)
-            advance(len(chunk))
+    try:
+        with _Unpacking(folder, name) as unpacking:
+            for chunk in keys.unpack(name, target.get(name)):
+                unpacking.feed(chunk)
+                advance(len(chunk))
+    except NotFound as error:
+        raise BackupInvalid(str(error)) from error
     if control(folder, programs).get("Database system identifier") != backup.cluster:
         raise BackupInvalid(f"backup {backup.id} is not one of the cluster {backup.cluster}")
     if not (folder / "backup_label").exists():
@@ -201,10 +204,14 @@ class _Unpacking:
         path = self._folder / entry.name
         if ".." in path.parts or not path.is_relative_to(self._folder):
             raise BackupInvalid(f"{self._name} has a file outside of the data folder: {entry.name!r}")
-        if not entry.is_file:
-            path.mkdir(mode=0o700, exist_ok=True)
-            return None
-        self._open = descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            if not entry.is_file:
+                path.mkdir(mode=0o700, exist_ok=True)
+                return None
+            self._open = descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            message = f"{self._name} is not an archive of PostgreSQL: {entry.name!r} comes twice or before its folder"
+            raise BackupInvalid(message) from error
 
         def write(piece: memoryview) -> None:
             while piece:

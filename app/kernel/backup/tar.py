@@ -6,11 +6,11 @@ from typing import NamedTuple
 from app.kernel.backup import BackupInvalid
 
 _BLOCK = 512
-_FILE, _FOLDER, _LINK = b"0\0", b"5", b"2"
+_FILE, _FOLDER = b"0\0", b"5"
 
 
 class Entry(NamedTuple):
-    """A file, folder or symbolic link of an archive."""
+    """A file or a folder of an archive."""
 
     name: str
     size_bytes: int
@@ -71,6 +71,8 @@ class TarReader:
         name = header[:100].partition(b"\0")[0].decode(errors="surrogateescape")
         if prefix := header[345:500].partition(b"\0")[0]:
             name = f"{prefix.decode(errors='surrogateescape')}/{name}"
+        if kind not in _FILE + _FOLDER or size < 0:
+            raise BackupInvalid(f"{self._name} has something else than files and folders: {name!r}")
         is_file = kind in _FILE
         self._left = size if is_file else 0
         self._padding = -self._left % _BLOCK

@@ -40,6 +40,10 @@ def record_of(target: Target, one: Backup) -> Any:
     return json.loads(b"".join(target.get(record_name(one.cluster, one.id))))
 
 
+def signed(signature: str, content: Any) -> bytes:
+    return f'{{"signature": "{signature}",\n"backup": {json.dumps(content, indent=1)}}}\n'.encode()
+
+
 def overwrite(target: Target, one: Backup, content: bytes) -> None:
     target.put(record_name(one.cluster, one.id), [content], replace=True)
 
@@ -71,17 +75,16 @@ def test_a_record_that_is_forged_edited_or_half_is_reported_and_never_listed(tmp
     text, record = b"".join(target.get(record_name("7", bad.id))), record_of(target, bad)
 
     def edited(**changes: object) -> bytes:
-        return json.dumps({**record, "backup": {**record["backup"], **changes}}).encode()
+        return signed(record["signature"], {**record["backup"], **changes})
 
-    other = json.loads(json.dumps(record))
-    other["signature"] = Keys("o" * 32).sign(b"x")
-    unsigned = {key: value for key, value in record.items() if key != "signature"}
     forged = [
         *(edited(**{key: value}) for key, value in [
             ("stored_bytes", 9), ("database", "x"), ("start_lsn", "0/0"), ("depends_on", ["x"]), ("more", 1),
             ("counts", None), ("parts", []), ("finished_at", "2030-01-01T00:00:00Z"), ("key_id", ""),
         ]),
-        json.dumps(unsigned).encode(), json.dumps(other).encode(), json.dumps({**record, "signature": None}).encode(),
+        signed("", record["backup"]), signed(Keys("o" * 32).sign(b"x"), record["backup"]),
+        signed(KEYS.sign(b"x"), record["backup"]), json.dumps({"backup": record["backup"]}).encode(), text + b" ",
+        json.dumps(record, indent=1).encode(), signed(KEYS.sign(b'"backup": {}'), {}),
         b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b" " * (5 * 1024 * 1024),
         b"".join(target.get(record_name("7", good.id))),  # that of another backup
         *(text[:length] for length in random.Random(1).sample(range(len(text) - 1), 20)),
@@ -96,9 +99,11 @@ def test_a_record_that_is_forged_edited_or_half_is_reported_and_never_listed(tmp
         with pytest.raises(BackupInvalid, match=bad.id):
             catalogue.get(bad.id)
         assert catalogue.get("latest") == good
-    spaced = json.dumps(record, indent=7, sort_keys=True).encode()
-    overwrite(target, bad, spaced)  # what is written otherwise, but says the same, is the same
+    overwrite(target, bad, signed(record["signature"], None).replace(b"null", b"no JSON"))
+    assert "its signature does not match" in catalogue.read()[1][0].problem, "it is not parsed before that is known"
+    overwrite(target, bad, text)
     assert catalogue.backups() == [good, bad]
+    assert signed(record["signature"], record["backup"]) == text, "the forged ones differ in what they say alone"
 
 
 def test_a_record_in_the_folder_of_another_backup_or_cluster_is_damaged(tmp_path: Path) -> None:

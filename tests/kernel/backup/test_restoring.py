@@ -318,6 +318,10 @@ def flip_base(target: Failing, stored: Stored) -> None:
     path.write_bytes(content)
 
 
+def remove_base(target: Failing, stored: Stored) -> None:
+    (Path(target.label) / base_name(stored.cluster, stored.backup)).unlink()
+
+
 def remove(target: Failing, stored: Stored, number: int = 2) -> None:
     (Path(target.label) / wal_name(stored.cluster, stored.segments[number])).unlink()
 
@@ -328,6 +332,7 @@ def remove(target: Failing, stored: Stored, number: int = 2) -> None:
         (fail, TargetUnavailable, "503 Slow Down"),
         (flip, BackupInvalid, r"{segment}\.\w+\.zst\.sealed is damaged"),
         (flip_base, BackupInvalid, "base.tar.zst.sealed is damaged"),
+        (remove_base, BackupInvalid, "base.tar.zst.sealed is not stored"),
         (remove, BackupInvalid, "is not stored"),
         (fill, Unavailable, "the disk of .*restoring is full: free some space"),
     ],

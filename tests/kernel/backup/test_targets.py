@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -158,6 +159,22 @@ def test_cleaning_beside_an_upload_does_not_touch_it(target: Target) -> None:
 
     target.put("a", content())
     assert len(content_of(target, "a")) == 4 * SOME + 3
+
+
+def test_cleaning_does_not_go_deeper_than_a_name_may_be(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1_500):
+        os.mkdir("a", dir_fd=folder)
+        below = os.open("a", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    upload = tmp_path / "a" / ".upload-0"
+    upload.touch()
+    os.utime(upload, (1, 1))
+    assert Folder(tmp_path).clean(60) == 1
+    assert [*Folder(tmp_path).list()] == []
+    subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # shutil would not get to the end either
 
 
 def test_all_refusals_are_one_line(target: Target) -> None:

@@ -256,6 +256,12 @@ def test_archives_are_read_as_python_reads_them_whatever_the_pieces(tmp_path: Pa
         wrong[148:156] = b"%06o\0 " % (sum(wrong[:148]) + sum(wrong[156:]) + 8 * ord(" "))
         with pytest.raises(BackupInvalid, match="a size in it is wrong"):
             TarReader("archive", opened).feed(bytes(wrong))
+        for at, given in ((124, b"-0000001000\0"), (156, b"2"), (156, b"3"), (156, b"x")):
+            wrong = bytearray(content[:512])
+            wrong[at : at + len(given)] = given
+            wrong[148:156] = b"%06o\0 " % (sum(wrong[:148]) + sum(wrong[156:]) + 8 * ord(" "))
+            with pytest.raises(BackupInvalid, match="something else than files and folders"):
+                TarReader("archive", opened).feed(bytes(wrong))
         early = TarReader("archive", opened)
         early.feed(content[: chosen.randrange(len(content.rstrip(b"\0")))])
         with pytest.raises(BackupInvalid):

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from app.kernel.db.export import Constant, Personal, Pseudonym, Rule
 from app.kernel.db.export.archive import export, load
 from app.kernel.db.export.tables import tables_of, undeclared
-from app.kernel.errors import Conflict, Invalid, NotFound, Refusal
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal
 from app.kernel.queue import InvalidDeclaration
 from app.modules import modules
 from app.modules.auth.personal import DEVELOPMENT_PASSWORD, PERSONAL
@@ -299,8 +299,14 @@ DAMAGES: tuple[tuple[Callable[[Path], object], type[Refusal], str], ...] = (
     (_without("manifest.json"), Invalid, "it has no manifest"),
     (_in("manifest.json", b'"format": 1', b'"format": 2'), Invalid, "its manifest has another form"),
     (_in("manifest.json", b"{", b"["), Invalid, "its manifest is not JSON"),
-    (_in("manifest.json", b'"module": "auth"', b'"module": "shop"'), NotFound, "the module shop, which does not exist"),
-    (_in("manifest.json", b"20261127120100_auth", b"20261127120101_auth"), Conflict, "other migrations of auth: 2026"),
+    (_in("manifest.json", b"{", b" " * 9 * 2**20 + b"{"), Invalid, "its manifest is too long"),
+    (_in("manifest.json", b'"module": "auth', b'"module": "auth\\nhint: x'), NotFound, r"the module 'auth\\nhint: x'"),
+    (
+        _in("manifest.json", b'"module": "auth"', b'"module": "shop"'),
+        NotFound,
+        "the module 'shop', which does not exist",
+    ),
+    (_in("manifest.json", b"20261127120100_auth", b"20261127120101_auth"), Conflict, "other migrations of auth: '2026"),
     (
         _in("manifest.json", b'"kid"', b'"kit"'),
         Conflict,
@@ -330,6 +336,37 @@ def test_what_is_damaged_or_does_not_fit_is_one_line_and_imports_nothing(
             load(empty.conninfo, path, ["auth"])
         assert "\n" not in str(refused.value)
         assert not any(rows(empty).values()), told
+
+
+def test_a_manifest_that_is_longer_than_the_archive_says_is_not_read_to_its_end(
+    empty: TestDatabase, tmp_path: Path
+) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", bytes(200 * 2**20))
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02") + 24  # its size in the directory
+    content[at : at + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Invalid, match="damaged, or not an export"):
+            load(empty.conninfo, path, ["auth"])
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_scrubbed_data_are_not_imported_where_known_passwords_are_dangerous(
+    filled: TestDatabase, empty: TestDatabase, tmp_path: Path
+) -> None:
+    scrubbed, whole = tmp_path / "scrubbed.zip", tmp_path / "whole.zip"
+    export(filled.conninfo, "auth", scrubbed, NUMBERED)
+    export(filled.conninfo, "auth", whole, None)
+    with pytest.raises(Denied, match="for development"):
+        load(empty.conninfo, scrubbed, ["auth"], is_published=True)
+    assert not any(rows(empty).values())
+    load(empty.conninfo, whole, ["auth"], is_published=True)
 
 
 def test_memory_is_bounded_whatever_the_size(filled: TestDatabase, empty: TestDatabase, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ class Folder:
         with self._told():
             self._available()
             for folder, folders, files in os.walk(self._root):
-                folders[:] = filter(is_name, folders)
+                above = Path(folder).relative_to(self._root)  # a name is short, so that this is not deep
+                folders[:] = [each for each in folders if is_name((above / each).as_posix())]
                 for file in files:
                     if file.startswith(_UPLOAD):
                         count += _drop_abandoned(Path(folder, file), older_than_s)

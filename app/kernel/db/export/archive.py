@@ -30,7 +30,7 @@ from app.kernel.db.export.tables import (
     undeclared,
 )
 from app.kernel.decoding import Decoder
-from app.kernel.errors import Conflict, Invalid, NotFound, Unavailable
+from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from app.kernel.product import NAME, VERSION
 from app.kernel.queue import InvalidDeclaration
 
@@ -157,18 +157,22 @@ def _copied(
         return Copied(table.name, table.names, cursor.rowcount, size, digest.hexdigest())
 
 
-def load(conninfo: str, path: Path, modules: Iterable[str], advance: Advance = lambda _: None) -> Manifest:
+def load(
+    conninfo: str, path: Path, modules: Iterable[str], advance: Advance = lambda _: None, *, is_published: bool = False
+) -> Manifest:
     """Import an archive into the empty tables of its module, with the values of its sequences.
 
     One transaction, with its audit record. Raises NotFound, Invalid for a file that is not a complete archive, Conflict
-    unless the database has the same migrations of the module and none of its rows, psycopg.Error, and what `advance`
-    raises; then nothing has changed.
+    unless the database has the same migrations of the module and none of its rows, Denied for scrubbed data in an
+    environment that `is_published`, psycopg.Error, and what `advance` raises; then nothing has changed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _manifest(archive)
             if manifest.module not in modules:
-                raise NotFound(f"{path} is of the module {manifest.module}, which does not exist here")
+                raise NotFound(f"{path} is of the module {manifest.module!r}, which does not exist here")
+            if manifest.is_scrubbed and is_published:
+                raise Denied(f"{path} is scrubbed, for development: everybody knows the passwords of its accounts")
             with psycopg.connect(conninfo) as connection:
                 connection.execute("SET LOCAL statement_timeout = 0")
                 connection.execute("SET CONSTRAINTS ALL DEFERRED")
@@ -198,7 +202,7 @@ def _load(connection: psycopg.Connection[Any], manifest: Manifest, archive: zipf
     module, here = manifest.module, migrations_of(connection, manifest.module)
     if differing := sorted(set(manifest.migrations) ^ set(here)):
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        message = f"the export was made with other migrations of {module}: {differing[0]}{more}"
+        message = f"the export was made with other migrations of {module}: {differing[0]!r}{more}"
         raise Conflict(message, hint=f"{NAME} migrate status")
     tables = {table.name: table for table in tables_of(connection, module)}
     described = sorted((each.name, sorted(each.columns)) for each in manifest.tables)
@@ -229,9 +233,11 @@ def _manifest(archive: zipfile.ZipFile) -> Manifest:
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
         raise _Damaged("it is compressed in another way")
     try:
-        if archive.getinfo(_MANIFEST).file_size > _MANIFEST_BYTES:
+        with archive.open(_MANIFEST) as member:  # not by the size that the archive names
+            text = member.read(_MANIFEST_BYTES + 1)
+        if len(text) > _MANIFEST_BYTES:
             raise _Damaged("its manifest is too long")
-        return _DECODER.json(json.loads(archive.read(_MANIFEST)))
+        return _DECODER.json(json.loads(text))
     except KeyError:
         raise _Damaged("it has no manifest") from None
     except (ValueError, RecursionError) as error:
