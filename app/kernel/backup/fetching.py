@@ -41,8 +41,8 @@ def fetching(
     """Serve WAL to the server that recovers on a data folder; yield its restore_command.
 
     `stretches` is the way to its timeline. From the position `begin` on, a segment that is not stored although a later
-    one is, is missing: an error, not the end of WAL. From `end` on, nothing counts as stored. A target that does not
-    answer is asked again for a minute.
+    one is, is missing: an error, not the end of WAL. From the segment after `end` on, nothing counts as stored. A
+    target that does not answer is asked again for a minute.
     Closing raises TargetUnavailable or BackupInvalid if WAL could not be fetched.
     """
     server = _Server(archive, folder / SPOOL, stretches, begin, advance, end)
@@ -86,7 +86,7 @@ class _Server:
         self._window = max(2, min(16, _AHEAD_BYTES // self._size))
         stored = [wal.file for wal in archive.segments() if is_on_way(wal.file, stretches, self._size)]
         self._last = max((file.number or 0 for file in stored), default=-1)
-        self._end = None if end is None else end // self._size
+        self._end = None if end is None else -(-end // self._size)
         if self._end is not None:
             self._last = min(self._last, self._end - 1)
         self._ahead: dict[str, Future[bool]] = {}

@@ -134,7 +134,8 @@ def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan
     if restore.lsn and lsn_number(restore.lsn) <= end:
         return replace(plan, end=end)
     if end > plan.begin:
-        raise BackupInvalid(f"{gaps[0]}; what is before can be restored with --to-lsn {lsn_text(end)}")
+        hint = f"{NAME} backup restore --to-lsn {lsn_text(end)} --into DIR"
+        raise BackupInvalid(f"{gaps[0]}; what is before can be restored", hint=hint)
     if restore.backup and not restore.to and not restore.lsn:
         return replace(plan, end=end, segments=0)
     message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"

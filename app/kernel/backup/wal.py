@@ -166,12 +166,14 @@ class WalArchive:
         """Return what is missing from a position of a timeline until the last stored segment, on the way given.
 
         By default, that is the way to the newest timeline. A position that it does not come through is itself a gap.
+        After a partial segment, the gap begins where its content ends.
         """
         size, found = self.segment_bytes, [wal.file for wal in (self.segments() if files is None else files)]
         stretches = stretches or self.stretches(max((file.timeline for file in found), default=timeline))
         on_way = [file for file in found if is_on_way(file, stretches, size)]
         last = max((file.number or 0 for file in on_way), default=-1)
         stored = {file.number for file in on_way if not file.is_partial or file.number == last}
+        partial = {file.number: file for file in on_way if file.is_partial}
         gaps: list[Gap] = []
         if not leads_through(stretches, timeline, begin):
             gaps.append(Gap(timeline, begin, begin := max(stretches[-1].begin, begin)))
@@ -180,6 +182,11 @@ class WalArchive:
                 continue
             at = timeline_at(stretches, number, size)
             start, end = max(begin, number * size), (number + 1) * size
+            if number in partial:
+                with suppress(BackupInvalid):  # as if it were not stored
+                    start = max(start, -(-self.end(partial[number]) // 8) * 8)  # records are aligned
+            if start >= end:
+                continue
             if gaps and gaps[-1].end == start and gaps[-1].timeline == at:
                 start = gaps.pop().begin
             gaps.append(Gap(at, start, end))

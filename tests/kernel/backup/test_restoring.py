@@ -22,7 +22,7 @@ from app.kernel.backup.scratch import scratch_server
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.staging import staged
 from app.kernel.backup.targets.folder import Folder
-from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name
+from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name, wal_file
 from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
 from app.kernel.cli import moment
 from app.kernel.db.devserver.embedded import embedded_binaries
@@ -269,6 +269,39 @@ def test_wal_is_replayed_until_some_is_missing(stored: Stored, tmp_path: Path) -
     assert done.former is not None
     assert rows(done.former) == [1, 2]
     assert done.lost == f"everything after the backup ({done.backup.stop_lsn}): no WAL after it is stored"
+
+
+def test_a_part_of_a_segment_before_a_gap_is_replayed(stored: Stored, tmp_path: Path) -> None:
+    target = stored.target(tmp_path)
+    archive = WalArchive(target, KEYS, stored.cluster)
+    partial = tmp_path / f"{stored.segments[2]}.partial"
+    archive.get(stored.segments[2], partial)
+    written = -(-len(partial.read_bytes().rstrip(b"\0")) // 8) * 8 - 24  # without the record that ends the segment
+    os.truncate(partial, written)
+    whole = Path(target.label) / wal_name(stored.cluster, stored.segments[2])
+    stored_at = whole.stat().st_mtime
+    whole.unlink()
+    archive.put(partial)
+    partial.unlink()
+    [path] = Path(target.label).rglob("*.partial.*")
+    os.utime(path, (stored_at, stored_at))
+    file = wal_file(stored.segments[2], SEGMENT_BYTES)
+    assert file is not None
+    [gap] = archive.gaps(file.start(SEGMENT_BYTES), 1)
+    assert gap[1:] == (file.start(SEGMENT_BYTES) + written, file.start(SEGMENT_BYTES) + SEGMENT_BYTES)
+    with pytest.raises(BackupInvalid, match=f"gap: WAL from {lsn_text(gap.begin)} ") as refused:
+        restored(target, tmp_path / "none")
+    assert f"--to-lsn {lsn_text(gap.begin)}" in refused.value.hint
+    restored(target, tmp_path / "by-position", lsn=lsn_text(gap.begin))
+    assert rows(tmp_path / "by-position") == [1, 2, 3]
+    moment = datetime.fromtimestamp(stored_at, UTC)
+    restored(target, tmp_path / "by-time", to=moment)
+    assert rows(tmp_path / "by-time") == [1, 2, 3]
+    os.utime(target.label / Path(wal_name(stored.cluster, stored.segments[3])), (stored_at + 9, stored_at + 9))
+    with pytest.raises(BackupInvalid, match="gap"):
+        restored(target, tmp_path / "none", to=moment + timedelta(seconds=1))
+    path.write_bytes(path.read_bytes()[:-1])  # a damaged one is as none
+    assert archive.gaps(file.start(SEGMENT_BYTES), 1)[0].begin == file.start(SEGMENT_BYTES)
 
 
 def test_wal_that_is_stored_while_it_is_replayed_never_leads_past_the_target(stored: Stored, tmp_path: Path) -> None:
