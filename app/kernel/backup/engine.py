@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from app.kernel.backup import Backup, BackupInvalid
+from app.kernel.backup.timelines import lsn_number
 from app.kernel.errors import Invalid, NotFound
 from app.kernel.product import NAME
 from app.kernel.text import exact
@@ -198,7 +199,7 @@ def named(
 ) -> Backup:
     """Return one of the backups, oldest first, as `Engine.get` does. `label` says where they are."""
     if id == LATEST:
-        return of_one_cluster(whole, cluster, label, damaged)[-1]
+        return newest(of_one_cluster(whole, cluster, label, damaged))
     fits = [backup for backup in whole if id and backup.id.startswith(id) and cluster in ("", backup.cluster)]
     exact = [backup for backup in fits if backup.id == id]
     unusable = [one for one in damaged if id and one.backup.startswith(id) and cluster in ("", one.cluster)]
@@ -212,6 +213,15 @@ def named(
             raise NotFound(f"there is no backup {id!r} on {label}", hint=_LIST)
         case several:
             raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
+
+
+def newest(backups: Sequence[Backup]) -> Backup:
+    """Return the newest backup of a cluster: on the timeline of the last one by time, that with the highest position.
+
+    A clock that was ahead does not date a position.
+    """
+    own = [backup for backup in reversed(backups) if backup.timeline == backups[-1].timeline]
+    return max(own, key=lambda backup: lsn_number(backup.stop_lsn) if backup.stop_lsn else 0)
 
 
 def of_one_cluster(

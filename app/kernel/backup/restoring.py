@@ -88,7 +88,8 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         wanted = exact(restore.to) if restore.to else restore.lsn
         whole = f"{str(plans[0]).partition(' to ')[0]} to {str(plans[-1]).partition(' to ')[2]}"
         raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}", hint=_LIST)
-    return _up_to_gap(fit[-1], restore, files)
+    newest = max(fit, key=lambda plan: lsn_number(plan.backup.stop_lsn))  # all are on one way, whatever clocks said
+    return _up_to_gap(newest, restore, files)
 
 
 def _plan(

@@ -26,9 +26,27 @@ COLUMNS: LiteralString = """
         details
     FROM kernel.backup_runs
 """
-_LATEST: LiteralString = (
-    COLUMNS.replace("SELECT", "SELECT DISTINCT ON (kind, state)", 1) + "ORDER BY kind, state, started_at DESC"
-)
+# a run holds a lock, see runs.py; what a clock that was ahead has dated later than now would hide all that follows
+_LATEST: LiteralString = """
+    SELECT DISTINCT ON (kind, state) id, kind, state, engine, backup_id, started_at, finished_at, size_bytes,
+        stored_bytes, problem, runner, details
+    FROM (
+        SELECT id, kind, CASE WHEN is_dead THEN 'failed' ELSE state END AS state, engine, backup_id, started_at,
+            finished_at, size_bytes, stored_bytes, runner, details,
+            CASE WHEN is_dead THEN 'its process ended' ELSE problem END AS problem
+        FROM kernel.backup_runs run, LATERAL (
+            SELECT run.state = 'running' AND NOT pg_is_in_recovery() AND NOT EXISTS (
+                SELECT FROM pg_locks
+                WHERE locktype = 'advisory' AND objsubid = 2
+                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                    AND classid = (hashtext('backup')::bigint & 4294967295)::oid
+                    AND objid = (hashtext(run.kind)::bigint & 4294967295)::oid
+            ) AS is_dead
+        ) found
+        WHERE started_at < now() + interval '5 minutes'
+    ) runs
+    ORDER BY kind, state, started_at DESC
+"""
 _NOW: LiteralString = """
     SELECT now(), (SELECT min(at) FROM kernel.rollouts),
         EXISTS (SELECT FROM kernel.queues WHERE name = %s AND seen_at > now() - interval '3 minutes'),

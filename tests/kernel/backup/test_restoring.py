@@ -96,6 +96,13 @@ def test_the_newest_backup_before_the_moment_is_chosen(listed: Callable[..., Fol
     assert chosen(target, lsn=lsn_text(11 * SEGMENT_BYTES)) == "b"
 
 
+def test_a_backup_of_a_clock_that_was_ahead_is_not_the_newest(listed: Callable[..., Folder]) -> None:
+    ahead = replace(backup("ahead", 2, 1), finished_at=at(24 * 60))
+    target = listed([ahead, backup("b", 6, 5)], {1: list(range(1, 11))})
+    assert (chosen(target), chosen(target, to=at(7))) == ("b", "b")
+    assert Catalogue(target, KEYS).get("latest").id == "b"
+
+
 def test_the_earliest_moment_that_a_refusal_names_can_be_restored(listed: Callable[..., Folder]) -> None:
     early = replace(backup("a", 2, 1), finished_at=at(2) + timedelta(seconds=7.3))
     target = listed([early], {1: list(range(1, 11))})

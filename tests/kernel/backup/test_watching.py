@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.kernel.backup import metrics
+from app.kernel.backup.runs import recorded as run
 from app.kernel.backup.wal import Gap
 from app.kernel.backup.watching import Problem, look, problems
 from app.kernel.config import BackupSettings, load
@@ -34,7 +35,11 @@ CASES: list[tuple[tuple[Run, ...], dict[str, Any], set[tuple[str, str]]]] = [
     ((("backup", "succeeded", 26.1), DRILL), {}, {("BackupStale", "fail")}),
     ((*GOOD, ("backup", "failed", 1)), {}, {("BackupFailed", "warn")}),
     ((*GOOD, ("backup", "failed", 26)), {}, set()),  # before the good one
-    ((*GOOD, ("backup", "running", 0)), {}, set()),
+    ((*GOOD, ("backup", "running", 0)), {}, {("BackupFailed", "warn")}),  # nobody holds its lock
+    ((*GOOD, ("verify", "succeeded", 2), ("verify", "running", 1)), {}, {("BackupFailed", "fail")}),
+    ((*GOOD, ("drill", "running", 1)), {}, {("DrillFailed", "fail")}),
+    ((("backup", "succeeded", -24), DRILL), {}, {("BackupMissing", "warn")}),  # of a clock that was ahead
+    ((*GOOD, ("backup", "succeeded", -24), ("backup", "failed", 1)), {}, {("BackupFailed", "warn")}),
     ((*GOOD, ("verify", "failed", 1)), {}, {("BackupFailed", "fail")}),
     ((*GOOD, ("verify", "failed", 2), ("verify", "succeeded", 1)), {}, set()),
     ((*GOOD, ("prune", "failed", 1)), {}, {("BackupFailed", "warn")}),
@@ -65,6 +70,20 @@ async def test_each_fault_is_found_and_gone_when_all_is_well_again(bench: Bench)
     assert await found(bench, is_published=True) == []
     recorded(bench.test, ("backup", "succeeded", 99), wal_lag_s=10_000)
     assert {each.type for each in await found(bench, is_published=True)} == {"BackupStale", "WalNotStored"}
+
+
+async def test_a_run_is_under_way_while_its_process_lives(bench: Bench) -> None:
+    recorded(bench.test, *GOOD)
+    with run(bench.test.conninfo, "backup", "builtin"):
+        state = await look(bench.db.all)
+        assert [each.kind for each in state.running()] == ["backup"]
+        assert await found(bench) == []
+    recorded(bench.test, *GOOD, ("backup", "running", 0))
+    state = await look(bench.db.all)
+    assert state.running() == []
+    last = state.last("backup")
+    assert last is not None
+    assert last.problem == "its process ended"
 
 
 async def test_where_there_should_be_no_backups_nothing_is_missed_and_where_there_should_be_it_is(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from app.kernel.actions.compose import operations
@@ -60,7 +61,11 @@ async def test_the_status_and_the_overview_say_what_is_newest_and_what_needs_att
     assert (await overview.get()).backup is None
     failed = (("drill", "failed", 1), ("backup", "failed", 2))
     recorded(database, *GOOD, ("drill", "succeeded", 14 * 24), *failed, ("backup", "running", 0))
-    async with new_process("test", process.settings).opened() as fresh:  # what the checks find is remembered
+    async with (
+        new_process("test", process.settings).opened() as fresh,  # what the checks find is remembered
+        await psycopg.AsyncConnection.connect(database.conninfo, autocommit=True) as running,
+    ):
+        await running.execute("SELECT pg_advisory_lock(hashtext('backup'), hashtext('backup'))")
         found = await Acting(await operations(fresh, [Backups])).status(DrillsWanted())
     assert (found.is_attended, found.backup.size_bytes, found.drill.rto_s) == (True, 5_000_000_000, 42.5)
     assert (found.last_drill.state, [run.kind for run in found.running]) == ("failed", ["backup"])
