@@ -16,6 +16,8 @@ from app.kernel.errors import NotFound
 
 BACKUPS: Final = "backups/"
 WAL: Final = "wal/"
+PROBES: Final = "probe/"
+"""What doctor stores, reads and deletes."""
 WAL_SUFFIX: Final = ".zst.sealed"
 _RECORD: Final = "backup.json"
 _RECORD_BYTES: Final = 4 * 1024 * 1024

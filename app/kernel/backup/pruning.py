@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from loguru import logger
 
 from app.kernel.backup import Backup, BackupInvalid, Stored, Target
-from app.kernel.backup.catalogue import BACKUPS, Catalogue, is_record, record_name
+from app.kernel.backup.catalogue import BACKUPS, PROBES, Catalogue, is_record, record_name
 from app.kernel.backup.engine import Advance, Damaged, Pruned
 from app.kernel.backup.retention import Line, Policy, Retained, retained, trusted_now
 from app.kernel.backup.sealed import Keys
@@ -66,6 +66,7 @@ def prune(
             target.delete(names[begin : begin + _AT_ONCE])
     if not is_dry:
         target.clean(_ABANDONED.total_seconds())
+        target.delete([stored.name for stored in target.list(PROBES) if stored.at < now - _ABANDONED])
         for cluster in clusters:
             with suppress(BackupInvalid, NotFound):  # reported above; another pruning did it
                 WalArchive(target, keys, cluster).seal_anew()

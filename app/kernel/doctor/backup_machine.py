@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from app.kernel.backup import Target
+from app.kernel.backup.catalogue import PROBES
 from app.kernel.backup.engine import Engine, engine_of
 from app.kernel.backup.primary import primary, slot_name
 from app.kernel.backup.timelines import lsn_number
@@ -114,7 +115,7 @@ def _of_wal(engine: "Builtin", wal: StoredWal, segment_bytes: int) -> Iterator[F
 
 
 def _of_objects(target: Target) -> Iterator[Finding]:
-    probe, content = f"probe/{socket.gethostname()}-{os.getpid()}", os.urandom(16)
+    probe, content = f"{PROBES}{socket.gethostname()}-{os.getpid()}", os.urandom(16)
     target.put(probe, [content], replace=True)
     if b"".join(target.get(probe)) != content:
         text = f"{target.label} returns something else than what was stored"

@@ -262,6 +262,10 @@ def test_what_an_upload_or_a_removal_left_goes_after_a_day_and_a_later_backup(fo
     assert left in snapshot(folder)  # it may be a backup that runs
     old = (NOW - 2 * DAY).timestamp()
     os.utime(tmp_path / left, (old, old))
+    for probe in ("probe/of-a-killed-doctor", "probe/of-another"):
+        folder.put(probe, [b""])
+    os.utime(tmp_path / "probe/of-a-killed-doctor", (old, old))
+    os.utime(tmp_path / "probe/of-another", (NOW.timestamp(),) * 2)
     upload = tmp_path / "backups/7/.upload-0123456789abcdef"
     upload.write_bytes(b"half")
     os.utime(upload, (old, old))
@@ -270,3 +274,4 @@ def test_what_an_upload_or_a_removal_left_goes_after_a_day_and_a_later_backup(fo
     assert run(folder).freed_bytes == 4
     assert left not in snapshot(folder)
     assert not upload.exists()
+    assert [stored.name for stored in folder.list("probe/")] == ["probe/of-another"]
