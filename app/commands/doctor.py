@@ -59,6 +59,8 @@ def doctor(
         _show_names(chosen, as_json)
         return
     examined = deployment()
+    if examined.error is not None:  # it is why other checks are skipped, which is no success
+        chosen = [check for check in checks() if check in chosen or check.name == "settings"]
     remember(examined.settings.secrets())
     runner = asyncio.Runner()
     approve = partial(_approve, yes=yes, may_ask=not no_input and not as_json) if fix else None

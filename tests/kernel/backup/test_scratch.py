@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from app.kernel.backup import Backup
+from app.kernel.backup.drill.place import scratch_folder
 from app.kernel.backup.scratch import scratch_server
 from app.kernel.db.devserver.child import Account
 from app.kernel.db.devserver.embedded import embedded_binaries
-from app.kernel.db.devserver.place import hand_over
+from app.kernel.db.devserver.place import SHORT, hand_over, socket_folder
 from app.kernel.errors import Unavailable
 from app.kernel.product import NAME
 from tests.conftest import PostgresServer, program
@@ -129,3 +132,18 @@ def test_a_server_that_cannot_start_says_why(folder: Path, programs: Path) -> No
     (folder / "global" / "pg_control").unlink()
     with pytest.raises(Unavailable, match="pg_control"), scratch_server(folder, programs):
         pass
+
+
+def test_a_drill_removes_all_that_a_killed_one_has_left(tmp_path: Path) -> None:
+    parent = tmp_path / ("x" * 80)  # the path of a socket in it would be too long
+    left = parent / f"{NAME}-drill-left"
+    (left / "data").mkdir(parents=True)
+    sockets = socket_folder(left / "data", Account(os.geteuid(), os.getegid()))
+    assert sockets.parent == SHORT
+    sockets.mkdir()
+    at = datetime.now(UTC)
+    backup = Backup("b", "1", "builtin", at, at, 1, "0/0", "0/0", 180000, "0", "", "app", 0, 0)
+    with scratch_folder(parent, backup, keep=False) as made:
+        assert [*parent.iterdir()] == [made]
+    assert not sockets.exists()
+    assert [*parent.iterdir()] == []

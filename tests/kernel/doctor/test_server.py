@@ -426,6 +426,12 @@ def test_a_wrong_name_of_a_check_is_refused_with_the_nearest(cli: Project) -> No
     )
 
 
+def test_invalid_settings_fail_whatever_is_chosen(cli: Project) -> None:
+    done = cli.app("doctor", "--only", "backup", env={"BACKUP_KEEP": "1m"})
+    assert done.returncode == 1
+    assert "settings: backup.keep (BACKUP_KEEP): expected 1d to 3650d" in done.stdout
+
+
 def test_the_clock_is_compared_with_that_of_the_database(command: Project) -> None:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.kernel.backup import Backup
+from app.kernel.db.devserver.place import short_folders
 from app.kernel.errors import Unavailable
 from app.kernel.product import NAME
 
@@ -60,6 +61,7 @@ def _remove_if_unused(folder: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock).st_uid == os.geteuid():
-                shutil.rmtree(folder, ignore_errors=True)
+                for each in (folder, *short_folders(folder / "data")):
+                    shutil.rmtree(each, ignore_errors=True)
         finally:
             os.close(lock)

@@ -46,6 +46,11 @@ def socket_folder(base: Path, account: Account) -> Path:
     return SHORT / f"{NAME}-postgres-{digest(base)}-{account.uid}"
 
 
+def short_folders(base: Path) -> list[Path]:
+    """Return the folders in /tmp that were made for a base, whose account may not be known any more."""
+    return [*SHORT.glob(f"{NAME}-postgres-{digest(base)}-*")]
+
+
 def adopted(place: Place) -> Adopted | None:
     """Return the server that runs on the data, or None. Removes the pid file when its id is another program's."""
     note = place.data / "postmaster.pid"
