@@ -344,6 +344,8 @@ def test_tokens_are_hidden_wherever_they_stand(text: str) -> None:
         "job 0190a1b2-c3d4-7e5f-8607-18293a4b5c6d of auth.reset_password",
         "serving http://127.0.0.1:8080",
         "app_name is set",
+        "the slot app_backup_production_shop is unused: pg_drop_replication_slot('app_backup_production_shop')",
+        "/tmp/app_backup_app-7713208701104095616-0.wal belongs to another user",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
