@@ -1,5 +1,7 @@
 """Restores beside the place of a data folder, and takes the place at the end: until then nothing there changes."""
 
+import ctypes
+import errno
 import fcntl
 import os
 import pwd
@@ -19,6 +21,7 @@ SUFFIX = ".restoring"
 _LOCK, _DATA = "lock", "data"
 _ENDS_WITHIN_S = 30.0
 _POLL_S = 0.1
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +35,21 @@ class Staging:
 
     def finish(self) -> Path | None:
         """Move the data folder to its place; return where the former one is now. Raises Conflict if one is in use."""
-        former = None
+        former, data = None, self.data
         _refuse(self.place, replaces=self.replaces)
         if os.geteuid() == 0 and self.account.uid:
             hand_over(self.data, self.account)
         if self.place.exists() and any(self.place.iterdir()):
             former = self.place.with_name(f"{self.place.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-            self.place.rename(former)
-        self.data.rename(self.place)
+            data = data.rename(former)  # out of the folder that the next restore empties
+            try:
+                _exchange(data, self.place)
+            except OSError:  # the file system cannot; killed in between, the place is empty
+                data = data.rename(self.data)
+                self.place.rename(former)
+                data.rename(self.place)
+        else:
+            data.rename(self.place)
         for folder in (self.place, self.place.parent):
             _sync(folder)
         return former
@@ -146,6 +156,16 @@ def _remove(folder: Path) -> None:
         _remove_data(folder / _DATA)
         (folder / _LOCK).unlink(missing_ok=True)
         folder.rmdir()
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders at once (Linux, renameat2(2)). Raises OSError where that is not possible."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError as error:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 def _sync(folder: Path) -> None:

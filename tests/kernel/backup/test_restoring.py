@@ -1,8 +1,9 @@
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
+from app.kernel.backup import staging as staging_module
 from app.kernel.backup.builtin import Builtin
 from app.kernel.backup.catalogue import Catalogue, base_name, wal_names
 from app.kernel.backup.engine import Progress, Restore
@@ -473,3 +475,48 @@ def test_data_that_ask_for_no_password_are_started_for_their_owner_alone(
     private = ["-o", "-c listen_addresses= -c unix_socket_permissions=0700"]
     assert [word for word in words if word in private] == (private if is_private else [])
     assert words[-1] == "start"
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 9])
+def test_a_restore_that_is_killed_while_it_takes_the_place_leaves_both_data_folders(
+    tmp_path: Path, calls: int, *, can_exchange: bool
+) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    (place / "PG_VERSION").write_text("former")
+    left = calls
+
+    def killed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal left
+            done = work(*arguments)
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        return call
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "renameat2")
+
+    if not (child := os.fork()):
+        with suppress(BaseException):  # never back into the tests
+            with staged(place, replaces=True) as staging:
+                staging.data.mkdir()
+                (staging.data / "PG_VERSION").write_text("restored")
+                staging_module._exchange = killed(staging_module._exchange if can_exchange else refuse)
+                Path.rename = killed(Path.rename)  # type: ignore[method-assign]
+                staging.finish()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if calls <= (2 if can_exchange else 4) else 0)
+    found = {path.parent: path.read_text() for path in tmp_path.rglob("PG_VERSION")}
+    assert sorted(found.values()) == ["former", "restored"]
+    if can_exchange:
+        assert found[place] == ("former" if calls == 1 else "restored")
+    if calls == 9:
+        assert found[place] == "restored"
+        assert not place.with_name("data.restoring").exists()
