@@ -105,7 +105,8 @@ def test_wal_that_is_lost_is_a_gap_until_a_backup_was_taken_after_it(found: Agen
     started = found.start()
     found.catch_up()
     catalogue = Catalogue(found.target(), Keys(KEY))
-    catalogue.add(backup_at(found, found.written()))
+    begin = found.written()
+    catalogue.add(backup_at(found, begin))
     started.kill()
     started.wait(10)
     found.running.clear()
@@ -123,8 +124,9 @@ def test_wal_that_is_lost_is_a_gap_until_a_backup_was_taken_after_it(found: Agen
     [(slot, status)] = server.all("SELECT slot_name, wal_status FROM pg_replication_slots")
     assert (slot, status) == ("app_backup_app", "reserved")
     archive = found.archive()
-    [gap] = archive.gaps(0x1000000, 1)
+    [gap] = archive.gaps(begin // MIB * MIB, 1)
     assert f"to {lsn_text(gap.end)} of timeline 1 is not stored" in problem
+    assert gap.begin % MIB, "a part of its first segment is stored"
 
     catalogue.add(replace(backup_at(found, found.written()), id="20261127T120000Z-0002"))
     eventually(lambda: (row := found.row()) is not None and row[4] is None)
