@@ -135,12 +135,12 @@ def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan
     if restore.lsn and lsn_number(restore.lsn) <= end:
         return replace(plan, end=end)
     if end > plan.begin:
-        hint = f"{NAME} backup restore --to-lsn {lsn_text(end)} --into DIR"
-        raise BackupInvalid(f"{gaps[0]}; what is before can be restored", hint=hint)
+        before_it = f"{NAME} backup restore --to-lsn {lsn_text(end)} --into DIR"
+        raise BackupInvalid(f"{gaps[0]}; what is before can be restored: {before_it}", hint=_LIST)
     if restore.backup and not restore.to and not restore.lsn:
         return replace(plan, end=end, segments=0)
     message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"
-    raise BackupInvalid(message)
+    raise BackupInvalid(message, hint=_LIST)
 
 
 def prepare(
