@@ -27,8 +27,8 @@ _NAMES = (
 # forms of secrets: JWT (RFC 7519), our tokens and keys, passwords in URLs, Authorization values
 _LOOKS = re.compile(
     r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"
-    # after the letter of an escaped line end, too; keys begin with digits, and names of replication slots do not
-    rf"|(?:\b|(?<=\\[nrt]))(?:rt_|{NAME}_(?=[0-9A-Fa-f]{{20}}))[A-Za-z0-9_-]{{20,}}"
+    # after the letter of an escaped line end, too; `backup_` begins the name of a replication slot
+    rf"|(?:\b|(?<=\\[nrt]))(?:rt|{NAME})_(?!backup_)[A-Za-z0-9_-]{{20,}}"
     r"|(?<=://)[^\s/@\"']*:[^\s/@\"']+(?=@)"
     r"|(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"

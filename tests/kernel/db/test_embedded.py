@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -104,6 +105,14 @@ class Owner:
         self.process.stdout.close()
 
 
+def _parent(pid):
+    """Return the parent of a process; of one that has ended, itself."""
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return pid
+
+
 class Home:
     """A folder for a server, what runs on it, and everything that may be made for it elsewhere."""
 
@@ -141,7 +150,8 @@ class Home:
         return [pid for pid, arguments, _ in self.processes() if len(arguments) > 4 and "supervisor.py" in arguments[3]]
 
     def postmasters(self):
-        return [pid for pid, arguments, _ in self.processes() if arguments[1:2] == ["-D"]]
+        found = [pid for pid, arguments, _ in self.processes() if arguments[1:2] == ["-D"]]
+        return [pid for pid in found if _parent(pid) not in found]  # a new child has the same arguments for a moment
 
     def capabilities(self):
         lines = Path(f"/proc/{self.postmasters()[0]}/status").read_text().splitlines()
