@@ -44,8 +44,10 @@ def environment(service: dict[str, Any], folder: Path) -> dict[str, str]:
         if variable.endswith("_FILE"):
             secret = value.removeprefix("/run/secrets/")
             assert secret in service["secrets"]
-            (folder / secret).write_text(SECRET)
-            value = str(folder / secret)
+            file = folder / secret
+            if not file.exists():  # a process that was started may be reading it
+                file.write_text(SECRET)
+            value = str(file)
         found[variable] = value
     return found
 
