@@ -1,9 +1,8 @@
 import errno
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,6 @@ import psycopg
 import pytest
 
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
-from app.kernel.backup import staging as staging_module
 from app.kernel.backup.builtin import Builtin
 from app.kernel.backup.catalogue import Catalogue, base_name, wal_names
 from app.kernel.backup.engine import Progress, Restore
@@ -22,7 +20,6 @@ from app.kernel.backup.replay import Until, replaying
 from app.kernel.backup.restoring import planned
 from app.kernel.backup.scratch import scratch_server
 from app.kernel.backup.sealed import Keys
-from app.kernel.backup.staging import staged
 from app.kernel.backup.targets.folder import Folder
 from app.kernel.backup.timelines import history_name, lsn_number, lsn_text, segment_name, wal_file
 from app.kernel.backup.wal import SEGMENT_BYTES, WalArchive
@@ -443,16 +440,6 @@ def test_a_server_of_debian_with_small_segments_and_an_unknown_superuser_is_rest
         assert [n for (n,) in connection.execute("SELECT n FROM counted ORDER BY n")] == [1, 2, 3]
 
 
-def test_a_place_that_leads_nowhere_or_whose_neighbour_is_a_file_is_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(Conflict, match="is no folder of its own"), staged(tmp_path / "link", replaces=False):
-        pass
-    (tmp_path / "data.restoring").touch()
-    with pytest.raises(Conflict, match=r"data\.restoring is in the way"), staged(tmp_path / "data", replaces=False):
-        pass
-    assert (tmp_path / "data.restoring").is_file()
-
-
 def test_a_time_with_an_offset_is_told_in_utc() -> None:
     assert exact(moment("2026-11-28T11:03:32+05:00")) == exact(moment("2026-11-28T06:03:32")) == "2026-11-28 06:03:32Z"
 
@@ -475,48 +462,3 @@ def test_data_that_ask_for_no_password_are_started_for_their_owner_alone(
     private = ["-o", "-c listen_addresses= -c unix_socket_permissions=0700"]
     assert [word for word in words if word in private] == (private if is_private else [])
     assert words[-1] == "start"
-
-
-@pytest.mark.parametrize("can_exchange", [True, False])
-@pytest.mark.parametrize("calls", [1, 2, 3, 4, 9])
-def test_a_restore_that_is_killed_while_it_takes_the_place_leaves_both_data_folders(
-    tmp_path: Path, calls: int, *, can_exchange: bool
-) -> None:
-    place = tmp_path / "data"
-    place.mkdir()
-    (place / "PG_VERSION").write_text("former")
-    left = calls
-
-    def killed(work: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            nonlocal left
-            done = work(*arguments)
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return done
-
-        return call
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EINVAL, "renameat2")
-
-    if not (child := os.fork()):
-        with suppress(BaseException):  # never back into the tests
-            with staged(place, replaces=True) as staging:
-                staging.data.mkdir()
-                (staging.data / "PG_VERSION").write_text("restored")
-                staging_module._exchange = killed(staging_module._exchange if can_exchange else refuse)
-                Path.rename = killed(Path.rename)  # type: ignore[method-assign]
-                staging.finish()
-            os._exit(0)
-        os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if calls <= (2 if can_exchange else 4) else 0)
-    found = {path.parent: path.read_text() for path in tmp_path.rglob("PG_VERSION")}
-    assert sorted(found.values()) == ["former", "restored"]
-    if can_exchange:
-        assert found[place] == ("former" if calls == 1 else "restored")
-    if calls == 9:
-        assert found[place] == "restored"
-        assert not place.with_name("data.restoring").exists()
