@@ -25,6 +25,7 @@ from xdist.scheduler import LoadFileScheduling
 from app.kernel.config import load
 from app.kernel.db.devserver.embedded import embedded_binaries
 from app.kernel.process import Process
+from app.kernel.telemetry import redact
 from app.processes import new_process, sections
 from tests.support.leaks import WATCH, watched
 from tests.support.project import ROOT, Project, Running
@@ -96,6 +97,15 @@ def watched_httpx() -> Iterator[None]:
     """Every request of every test is watched for the secrets in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(httpx.Client, "send", watched(httpx.Client.send))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_secrets() -> Iterator[None]:
+    """What a test lets the process redact, often a plain word, is not redacted in the next one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redact, "_known", [*redact._known])
+        redact._short.cache_clear()
         yield
 
 

@@ -148,7 +148,7 @@ def test_every_command_starts_with_its_environment(
             if key != "migrate"
         ]
         for process in started:
-            assert httpx.get(f"{process.ready(60)}/ready").json() == {"status": "ready"}
+            assert httpx.get(f"{process.ready()}/ready").json() == {"status": "ready"}
         assert valkeys[0].ask("CONFIG", "GET", "maxmemory-policy") == ["maxmemory-policy", "allkeys-lru"]
         assert [process.stop() for process in started] == [0] * len(PROCESSES)
 

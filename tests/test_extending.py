@@ -223,7 +223,7 @@ def check_http_and_jobs(copy: Copy, client: httpx.Client) -> None:
     assert rest["next_cursor"] is None
     assert copy.app("queues", "resume", "default").returncode == 0
     packed = {"state": "packed"}
-    eventually(lambda: len(client.get("/orders/v1/orders", params=packed).json()["items"]) == 3, 30)
+    eventually(lambda: len(client.get("/orders/v1/orders", params=packed).json()["items"]) == 3)
     refused = client.post(f"/orders/v1/orders/{answers[0].json()['id']}/cancel")
     assert (refused.status_code, refused.json()["code"]) == (409, "ORDER_PACKED")
 
@@ -245,7 +245,7 @@ def check_commands(copy: Copy, root: httpx.Client, client: httpx.Client) -> None
     assert "orders.prune" in [schedule["name"] for schedule in scheduled]
     assert copy.app("schedules", "trigger", "orders.prune").returncode == 0
     prunes = {"task": "orders.prune", "state": "done"}
-    eventually(lambda: root.get("/platform/v1/jobs", params=prunes).json()["items"], 30)
+    eventually(lambda: root.get("/platform/v1/jobs", params=prunes).json()["items"])
     examined = json_of(copy.app("doctor", "--only", "orders", "--json"))
     assert [check["status"] for check in examined["checks"]] == ["ok"]
     explained = json_of(copy.app("config", "explain", "orders.max_open", "--json"))

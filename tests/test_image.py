@@ -202,7 +202,7 @@ def check_processes(container: Container, started: dict[str, Running]) -> None:
     probes = {name: listener(process, "operations") for name, process in started.items()}
     urls = {name: listener(started[name], "http") for name in ("run-auth-http", "run-all-in-one", "run-platform-http")}
     for name, process in started.items():
-        eventually(lambda url=probes[name]: httpx.get(f"{url}/ready").status_code == 200, 60)
+        eventually(lambda url=probes[name]: httpx.get(f"{url}/ready").status_code == 200)
         about = status(first(process))
         assert set(about["Uid"].split()) == {"10001"}, name
         assert {int(about[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}, name
@@ -216,7 +216,7 @@ def check_processes(container: Container, started: dict[str, Running]) -> None:
         stop(started["run-all-in-one"])  # so that its job is the consumer's
         container.app("schedules", "trigger", "platform.heartbeat")
         ran = 'jobs_total{outcome="done",task="platform.heartbeat"}'
-        eventually(lambda: ran in httpx.get(f"{probes['run-event-consumer']}/metrics").text, 60)
+        eventually(lambda: ran in httpx.get(f"{probes['run-event-consumer']}/metrics").text)
     for process in list(started.values())[1:]:
         stop(process)
     print("MiB:", {name: round(peak / 2**20) for name, peak in memory.peaks.items()})
@@ -235,7 +235,7 @@ def listener(process: Running, name: str) -> str:
         assert process.popen.poll() is None, process.said()
         return next((line["url"] for line in process.logs() if line.get("listener") == name), None)
 
-    return eventually(found, 60)
+    return eventually(found)
 
 
 def use(auth: str, platform: str) -> None:

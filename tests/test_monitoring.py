@@ -223,7 +223,7 @@ def test_what_a_process_exposes_is_as_prometheus_wants_it(project: Project) -> N
         assert re.search(r'^jobs_total\{outcome="done",task="platform.heartbeat"\}', exposed, re.MULTILINE)
         return exposed
 
-    exposed = eventually(worked, 60)
+    exposed = eventually(worked)
     promtool("check", "metrics", stdin=exposed.encode())
     sampled = set(re.findall(r"^([a-z_]+)[ {]", exposed, re.MULTILINE))
     assert {name for name in sampled if not name.endswith("_created")} <= set(known())

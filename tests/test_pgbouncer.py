@@ -56,7 +56,7 @@ def behind_pgbouncer(folder: Path) -> Iterator[Deployment]:
             ours |= {"POSTGRES_POOL_QUEUE": "200"}
             fleet = Fleet.start(project, server, proxy, **pooler.direct, **ours)
             second = project.start("run-event-consumer")  # the first one has a queue of its own
-            second.ready(60)
+            second.ready()
             # the others would only cost time
             fleet.execute("UPDATE kernel.schedules SET paused_at = now() WHERE name > 'chaos.tick_04'")
             yield Deployment(project, fleet, pooler)

@@ -107,8 +107,8 @@ def test_no_planted_secret_comes_out_anywhere(
     database.run("ALTER TABLE kernel.events RENAME TO moved_away")  # and a request that fails with a 500
     client.get("/platform/v1/events", headers={"Cookie": f"session={PLANTED['cookie']}"}, params={"type": "x"})
     assert copied.app("schedules", "trigger", "platform.heartbeat").returncode == 0
-    eventually(lambda: len(database.all("SELECT 1 FROM kernel.errors")) >= 2, 30)
-    eventually(lambda: received, 30)
+    eventually(lambda: len(database.all("SELECT 1 FROM kernel.errors")) >= 2)
+    eventually(lambda: received)
     eventually(lambda: collector.named("platform.heartbeat"))
     metrics = client.get("/metrics").text
     shown = [

@@ -37,7 +37,7 @@ def test_processes_start_on_a_read_only_database_are_not_ready_and_serve_when_it
 ) -> None:
     with read_only(database):
         running = {name: project.start(name) for name in PROCESSES}
-        urls = {name: process.url(40) for name, process in running.items()}
+        urls = {name: process.url() for name, process in running.items()}
         for name, url in urls.items():
             assert eventually(lambda url=url: ready(url)) == (503, READ_ONLY), name
             assert httpx.get(f"{url}/health").status_code == 200
@@ -104,7 +104,7 @@ def test_writes_that_a_full_disk_refuses_end_no_process(project: Project, databa
     running = {name: project.start(name) for name in PROCESSES}
     client = log_in(project, running["run-all-in-one"])
     for process in running.values():
-        process.ready(40)
+        process.ready()
     tables = [name for (name,) in database.all(TABLES)]
     database.run(REFUSE.format(tables[0]))
     for table in tables[1:]:

@@ -80,7 +80,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             first = project.start("run-all-in-one")
             writer = log_in(project, first)
             second = project.start("run-platform-http")
-            second.ready(40)
+            second.ready()
             name, password = SUPERUSER
             reader = project.client(first.url())
             session = reader.post("/auth/v1/login", json={"username": name, "password": password}).json()["session"]

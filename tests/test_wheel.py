@@ -97,7 +97,7 @@ def test_it_migrates_serves_and_stops(elsewhere: Project, empty_database: TestDa
     files = {path.stem for path in (ROOT / "migrations").glob("*.sql") if not path.stem.endswith(".rollback")}
     assert {migration["id"] for migration in planned} == files
     process = elsewhere.start("run-all-in-one")
-    process.ready(60)
+    process.ready()
     process.signal(signal.SIGTERM)
     assert process.wait() == 0, process.said()
     assert elsewhere.app("migrate", "plan").stdout == "nothing to apply\n"

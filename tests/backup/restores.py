@@ -128,7 +128,7 @@ class Proof:
     def cycle(self) -> None:
         """Back up under load, go on, destroy the data folder, restore to a moment, compare."""
         agent = self.project.start("run-backup-agent")
-        agent.ready(60)
+        agent.ready()
         first = 1 + max((commit.n for commit in self.kept), default=0)
         writers = Writers(self.conninfo, first)
         writers.start()
@@ -179,7 +179,7 @@ class Proof:
         longest = self.restores[-1]["took_s"] if self.restores else 0.3
         while not self.kills or self.random.random() < self.kill_share:
             victim = self.project.start("backup", "restore", *args)
-            eventually(lambda: begun.exists() or victim.popen.poll() is not None, 60)  # noqa: B023
+            eventually(lambda: begun.exists() or victim.popen.poll() is not None)  # noqa: B023
             with suppress(subprocess.TimeoutExpired):
                 victim.wait(self.random.uniform(0, longest))
             if victim.popen.poll() is not None:
@@ -244,7 +244,7 @@ class Proof:
                 row = connection.execute("SELECT lsn::text FROM kernel.backup_wal").fetchone()
             return row is not None and row[0] is not None and lsn_number(row[0]) >= lsn
 
-        eventually(is_stored, 60)
+        eventually(is_stored)
 
     def destroy(self, agent: Running) -> int:
         """Kill the server and the agent, and delete the data; return the timeline that it was on."""

@@ -19,7 +19,7 @@ async def begun(deployment: Deployment, task: Task[Work], **env: str) -> Running
     """Return a worker in the midst of a handler, which goes on when the gate is removed."""
     gate(deployment, closed=True)
     worker = deployment.start(CONSUMER, **LONG_LEASE, **env)
-    worker.ready(60)
+    worker.ready()
     async with database_of(deployment) as db:
         await Queue(PostgresEvents()).enqueue(db, task, Work(1))
     eventually(lambda: [run for run in deployment.runs() if run.kind == task.name])

@@ -17,11 +17,11 @@ GROUP_COUNT, LIMITED_COUNT, NARROW_COUNT = 50, 50, 100  # more than is done whil
 
 async def test_killed_workers_change_neither_the_order_of_groups_nor_limits(deployment: Deployment) -> None:
     database = deployment.database
-    deployment.start(CONSUMER).ready(60)
+    deployment.start(CONSUMER).ready()
     database.run("UPDATE kernel.queues SET concurrency = %s WHERE name = 'narrow'", NARROW_LIMIT)
     others = [deployment.start(CONSUMER) for _ in range(WORKERS - 1)]
     for other in others:
-        other.ready(60)
+        other.ready()
     queue = Queue(PostgresEvents())
     async with database_of(deployment) as db, db.begin() as tx:
         for number in range(GROUP_COUNT):
@@ -41,8 +41,8 @@ async def test_killed_workers_change_neither_the_order_of_groups_nor_limits(depl
 
     for count in (5, 10):
         for kind in (GROUP.name, LIMITED.name, NARROW.name):
-            eventually(at_least(kind, count), 60)
-            eventually(lambda kind=kind: deployment.kill_at_work(kind), 60)
+            eventually(at_least(kind, count))
+            eventually(lambda kind=kind: deployment.kill_at_work(kind))
     eventually(lambda: database.all("SELECT count(*) FROM kernel.jobs") == [(0,)], 120)
     await deployment.stop(CONSUMER)
 

@@ -189,7 +189,7 @@ def test_a_changed_role_bites_in_another_process(
     key = api.post(f"/auth/v1/actors/{robot}/keys", json={"name": "k", "permissions": ["auth:actors:read"]}).json()
     project = Project(ROOT, tmp_path, {**shown.variables, "APP_ENV": "local", "LOGGER_FORMAT": "json"})
     try:
-        other = project.client(project.start("run-auth-http").ready(60))
+        other = project.client(project.start("run-auth-http").ready())
         other.headers["authorization"] = f"Bearer {key['key']}"
         assert other.get("/auth/v1/actors").status_code == 200
         operator.goto(f"{shown.url}/console/roles/{role['id']}")

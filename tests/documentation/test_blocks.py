@@ -55,7 +55,7 @@ def operating(cli: Project, tmp_path: Path) -> Project:
     path = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {"PATH": path, "HOME": str(tmp_path), "HTTP_SERVER_PORT": str(free_port()), "UV_NO_BUILD_ISOLATION": "1"}
     project = Project(tmp_path / "clone", cli.scratch, {**cli.env, **env}, running=cli.running)
-    project.start("run-all-in-one", "--port", env["HTTP_SERVER_PORT"]).ready(60)
+    project.start("run-all-in-one", "--port", env["HTTP_SERVER_PORT"]).ready()
     username, password = SUPERUSER
     made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
     assert made.returncode == 0, made.stderr

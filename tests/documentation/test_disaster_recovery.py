@@ -38,7 +38,7 @@ def deployment(cli: Project, folder: Path) -> Iterator[Project]:
     env = {"APP_ENV": "local", "PATH": path, "HOME": str(folder), "HTTP_SERVER_PORT": str(free_port())}
     env |= {"BACKUP_WAL_INTERVAL": "1s", "LOGGER_FORMAT": "json"}
     project = Project(folder / "clone", cli.scratch, {**cli.env, **env}, running=cli.running)
-    project.start("run-all-in-one", "--port", env["HTTP_SERVER_PORT"]).ready(60)
+    project.start("run-all-in-one", "--port", env["HTTP_SERVER_PORT"]).ready()
     username, password = SUPERUSER
     made = project.app("auth", "create-superuser", "--username", username, "--password-stdin", stdin=password)
     assert made.returncode == 0, made.stderr

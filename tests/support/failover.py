@@ -127,7 +127,7 @@ async def fail_over_under_load(
     deployment.start(CONSUMER)
     deployment.start(CRON)
     for _, running in deployment.alive.values():
-        running.ready(40)
+        running.ready()
     posts, load = Posts(client), Load(random.Random(7), every_s=0.1)
     killed: list[float] = []
     outage_s: list[float] = []
@@ -150,7 +150,7 @@ async def fail_over_under_load(
     processes = [("run-auth-http", api), *deployment.alive.values()]
     dead = [name for name, process in processes if process.popen.poll() is not None]
     for _, process in processes:
-        process.ready(20)
+        process.ready()
     back = [_back(pair, posts, moment) for moment in killed]
     await recover(deployment)
     verdict = await asyncio.to_thread(judge, deployment, load)

@@ -96,13 +96,13 @@ class Fleet:
         self.apis[role, number].signal(signal.SIGKILL)
         self.apis[role, number].wait()
         self.done[-1].gone = time.monotonic()
-        self.start_api(role, number).ready(60)
+        self.start_api(role, number).ready()
 
     def kill_worker(self, command: str) -> None:
         found = self.deployment.workers() if command == CONSUMER else self.deployment.pids(command)
         self.deployment.kill(random.choice(found))
         for pid in self.deployment.pids(command):
-            self.deployment.alive[pid][1].ready(60)
+            self.deployment.alive[pid][1].ready()
 
     def kill_cache(self) -> None:
         """Kill the primary of Valkey; its replica takes over, and it comes back as the replica."""
@@ -129,7 +129,7 @@ class Fleet:
         others = [node for node in self.nodes if node is not leader]
         with self._cut_off(leader):
             deadline = time.monotonic() + self.partition_s
-            eventually(lambda: asyncio.run(_leader(others)) not in (None, leader), 40)
+            eventually(lambda: asyncio.run(_leader(others)) not in (None, leader))
             time.sleep(max(0, deadline - time.monotonic()))
 
     @contextmanager

@@ -61,7 +61,7 @@ class Fleet:
         for name in list(PROCESSES)[1:]:
             running[name] = project.start(name, *(("--queue", APART) if name == "run-event-consumer" else ()))
         for process in running.values():
-            process.ready(60)
+            process.ready()
         return cls(server, proxy, running, client.headers["Authorization"])
 
     def url(self, name: str) -> str:

@@ -20,9 +20,11 @@ from tests.support.leaks import WATCH
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
+PATIENCE_S = 60.0
+"""How long tests wait for what must happen: only a failure takes it, and several suites may share a machine."""
 
 
-def eventually(probe: Callable[[], T], seconds: float = 20, every: float = 0.05) -> T:
+def eventually(probe: Callable[[], T], seconds: float = PATIENCE_S, every: float = 0.05) -> T:
     """Return the first true value of a probe; fail when there is none in time. Its AssertionErrors count as false."""
     deadline = time.monotonic() + seconds
     while True:
@@ -59,17 +61,18 @@ class Running:
     def messages(self) -> list[str]:
         return [line["message"] for line in self.logs()]
 
-    def url(self, seconds: float = 20, *, listener: str = "") -> str:
+    def url(self, seconds: float = PATIENCE_S, *, listener: str = "") -> str:
         """Wait for the address that it serves on; with two of them, of the `http` or the `operations` listener."""
 
-        def served() -> str | None:
+        def served() -> str:
             assert self.popen.poll() is None, f"exited with {self.popen.returncode}: {self.said()}"
-            found = [line for line in self.logs() if "url" in line]
-            return next((line["url"] for line in found if listener in ("", line["listener"])), None)
+            found = [line["url"] for line in self.logs() if "url" in line and listener in ("", line["listener"])]
+            assert found, f"serves nothing yet: {self.said()}"
+            return found[0]
 
         return eventually(served, seconds)
 
-    def ready(self, seconds: float = 20) -> str:
+    def ready(self, seconds: float = PATIENCE_S) -> str:
         """Wait until /ready is 200; return the address."""
         url = self.url(seconds)
         eventually(lambda: _get(f"{url}/ready") == 200, seconds)
@@ -81,11 +84,11 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = PATIENCE_S) -> int:
         """Wait for the end; return the exit status."""
         return self.popen.wait(seconds)
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = PATIENCE_S) -> int:
         self.signal(signal.SIGTERM)
         return self.wait(seconds)
 

@@ -154,7 +154,7 @@ def proxied(name: str, folder: Path, ports: Mapping[str, tuple[int, ...]]) -> It
                 return False
             return all(answer.status_code in (200, 401) for answer in answers)
 
-        eventually(serving, 40)
+        eventually(serving)
         yield proxy
     finally:
         if proxy.process is not None:

@@ -131,5 +131,5 @@ def cluster(folder: Path, found: list[Valkey]) -> list[Valkey]:
         node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number:
             node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
-    eventually(lambda: all("cluster_state:ok" in str(node.ask("CLUSTER", "INFO")) for node in nodes), 15)
+    eventually(lambda: all("cluster_state:ok" in str(node.ask("CLUSTER", "INFO")) for node in nodes))
     return nodes

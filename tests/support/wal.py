@@ -162,7 +162,7 @@ class Agents:
 
     def has(self, segment: str) -> None:
         """Wait until a full segment is stored."""
-        eventually(lambda: segment in self.objects(), 60)
+        eventually(lambda: segment in self.objects())
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def check_against_copies(found: Agents) -> int:
     """Check that every segment since the first is stored, whole, and as the server wrote it; return the number."""
     [(last,)] = found.server.all("SELECT pg_walfile_name(pg_switch_wal())")
     copies = found.server.folder / "copies"
-    eventually((copies / last).exists, 60)
+    eventually((copies / last).exists)
     found.has(last)
     archive, size = found.archive(), found.server.segment_mb * _MIB
     segments = [wal.file for wal in archive.files() if wal.file.number is not None and not wal.file.is_partial]

@@ -214,7 +214,7 @@ def test_a_role_that_may_not_stream_is_told_the_two_lines_that_allow_it(tmp_path
         server.run('ALTER ROLE "app" REPLICATION')
         eventually(lambda: found.said("host replication app 127.0.0.1/32 scram-sha-256"))
         allow(server)
-        eventually(lambda: found.said("storing WAL of the cluster"), 20)
+        eventually(lambda: found.said("storing WAL of the cluster"))
         assert found.said("WAL is not stored now") == 2
 
 
@@ -246,7 +246,7 @@ def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_witho
             found.has(first)
             away = target.rename(target.with_name("away"))
             fill(server, 1)
-            eventually(lambda: stops(1), 30)
+            eventually(lambda: stops(1))
             away.rename(target)
             found.has(fill(server, 1))  # which wakes the archiver, if it has given up for a minute
             found.catch_up(lambda: fill(server, 1))
@@ -258,10 +258,10 @@ def test_archive_command_stores_each_segment_once_and_the_agent_watches_it_witho
             archive_with("another key, that of nobody, but long enough")
             missing = fill(server, 1)
             elsewhere = f"archive_command has stored {missing}, not on {target}, or with another backup.key"
-            eventually(lambda: found.row()[4] == elsewhere, 30)
+            eventually(lambda: found.row()[4] == elsewhere)
             archive_with(KEY)
             found.has(fill(server, 1))
-            eventually(lambda: found.said(REQUESTED) == 1, 30)
+            eventually(lambda: found.said(REQUESTED) == 1)
             eventually(lambda: (found.row()[4] or "").startswith("gap: WAL from 0/"))
 
             stored, archive = found.objects(), found.archive()

@@ -50,7 +50,7 @@ def restoring(project: Project, scratch: Path) -> tuple[Running, int]:
         pids = list(scratch.glob("app-drill-*/data/postmaster.pid"))
         return int(pids[0].read_text().splitlines()[0]) if pids and pids[0].read_text() else 0
 
-    return running, eventually(server, 60)
+    return running, eventually(server)
 
 
 def runs(pid: int) -> bool:

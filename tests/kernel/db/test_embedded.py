@@ -59,7 +59,7 @@ ORDINARY = (
 )  # fmt: skip
 
 
-def eventually(what, seconds=15.0):
+def eventually(what, seconds=60.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError, psycopg.Error):
@@ -165,7 +165,7 @@ class Home:
         lines = subprocess.check_output(command, text=True, env={"LC_ALL": "C"}).splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("Database cluster state"))
 
-    def stopped(self, seconds=15.0):
+    def stopped(self, seconds=60.0):
         return eventually(lambda: not self.everything(), seconds)
 
     def close(self):

@@ -493,7 +493,7 @@ def migrating(database: TestDatabase, processes: list[Running], statement: str) 
             statement,
         )
 
-    ((name,),) = eventually(busy, 60)
+    ((name,),) = eventually(busy)
     assert database.all(HOLDER) == [(name,)]
     (found,) = [process for process in processes if name.endswith(f":{process.pid}")]
     return found
@@ -527,11 +527,11 @@ def test_a_killed_migrator_is_named_to_those_who_wait_and_replaced_by_one_of_the
     (name,) = database.all(HOLDER)[0]
     assert name == f"{victim.output.stem[2:]}@{os.uname().nodename}:{victim.pid}"[:63]
     for process in others:
-        eventually(lambda process=process: f"waiting for {name} to finish migrating" in process.messages(), 60)
+        eventually(lambda process=process: f"waiting for {name} to finish migrating" in process.messages())
     database.run("DELETE FROM slow")
     victim.popen.kill()
     for process in others:
-        process.ready(60)
+        process.ready()
     applied_once(database, ids(copy))
     assert database.all("SELECT count(*) FROM half") == [(0,)]
     assert len([m for m in all_messages(others) if m.startswith("applied 20270101000000_auth_slow in ")]) == 1
@@ -554,12 +554,12 @@ def test_an_index_whose_builder_was_killed_is_built_by_another_process_and_valid
     processes = [copy.start(kind) for kind in ("run-auth-http", "run-cron-manager", "run-event-consumer")]
     victim = migrating(database, processes, "CREATE INDEX")
     valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('big_n')"
-    eventually(lambda: database.all(valid) == [(False,)], 60)  # the statement runs before the index is in the catalogue
+    eventually(lambda: database.all(valid) == [(False,)])  # the statement runs before the index is in the catalogue
     database.run("DELETE FROM slow")
     victim.popen.kill()
     for process in processes:
         if process is not victim:
-            process.ready(60)
+            process.ready()
     assert database.all(valid) == [(True,)]
     applied_once(database, ids(copy))
 

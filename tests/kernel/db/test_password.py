@@ -25,7 +25,7 @@ def test_a_changed_password_is_used_for_new_connections_and_fails_no_request(cli
         one = cli.start("run-auth-http", env=ENV)
         client = log_in(cli, one)
         two = cli.start("run-auth-http", "--workers", "2", env=ENV)
-        eventually(lambda: said(two, "2 workers are ready"), 60)
+        eventually(lambda: said(two, "2 workers are ready"))
         loads = [Load(process.url(), bearer(client)) for process in (one, two)]
         kept: list[set[int]] = []
 
@@ -37,7 +37,7 @@ def test_a_changed_password_is_used_for_new_connections_and_fails_no_request(cli
             eventually(lambda: said(one, "reloaded settings: postgres.password changed and in use"))
             kept.append(before & connections())
             two.signal(signal.SIGHUP)
-            eventually(lambda: said(two, "reloaded 2 workers"), 60)
+            eventually(lambda: said(two, "reloaded 2 workers"))
 
         loads[0].during(lambda: loads[1].during(change, 1, 1), 1, 1)
         assert [load.failed for load in loads] == [[], []]

@@ -117,8 +117,8 @@ class Fleet:
         self.replicas[role, index] = self.project.start(f"run-{role}-http", "--port", port, env=env)
 
     def ready(self, role: str, index: int) -> None:
-        url = self.replicas[role, index].url(60)
-        eventually(lambda: httpx.get(f"{url}/ready").status_code == 200, 60)
+        url = self.replicas[role, index].url()
+        eventually(lambda: httpx.get(f"{url}/ready").status_code == 200)
 
     def release(self) -> None:
         """Replace every replica, one of each role at a time."""

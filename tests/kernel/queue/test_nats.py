@@ -238,10 +238,10 @@ async def test_hostile_messages_stop_nobody(broker: Bench, in_order: bool) -> No
 def test_without_nats_a_consumer_is_not_ready_and_an_api_is(project: Project) -> None:
     away = {"NATS_URL": "nats://127.0.0.1:1", "QUEUE_EVENTS_TRANSPORT": "nats"}
     consumer, everything = project.start("run-event-consumer", env=away), project.start("run-all-in-one", env=away)
-    answer = httpx.get(f"{consumer.url(60)}/ready")
+    answer = httpx.get(f"{consumer.url()}/ready")
     assert answer.status_code == 503
     assert list(answer.json()["missing"]) == ["nats"]
-    everything.ready(60)
+    everything.ready()
     assert [consumer.stop(), everything.stop()] == [0, 0]
 
 

@@ -58,7 +58,7 @@ def test_every_worker_serves_a_renewed_certificate_and_none_a_broken_one(project
         renewed.replace(cert)
         renewed_key.replace(key)
         running.signal(signal.SIGHUP)
-        eventually(lambda: said(running, "reloaded 2 workers"), 60)
+        eventually(lambda: said(running, "reloaded 2 workers"))
     finally:
         stop.set()
         client.join(20)

@@ -35,7 +35,7 @@ def me(client: httpx.Client, access: str) -> int:
 
 def start(project: Project, env: dict[str, str]) -> tuple[Running, httpx.Client]:
     process = project.start("run-auth-http", env=env)
-    return process, project.client(process.ready(60))
+    return process, project.client(process.ready())
 
 
 def rewrap(project: Project, env: dict[str, str], status: int = 0) -> str:
@@ -134,7 +134,7 @@ def _killed_halfway(project: Project, database: TestDatabase) -> int:
         holder.execute(f"SELECT 1 FROM auth.totp WHERE actor_id = ({middle}) FOR UPDATE")
         running = project.start("auth", "keys", "rewrap", env=ROTATING)
         done = "SELECT sum((details->>'second_factors')::int) FROM kernel.audit WHERE action = 'auth.rewrap_keys'"
-        count = eventually(lambda: database.all(done)[0][0], 60)
+        count = eventually(lambda: database.all(done)[0][0])
         running.popen.kill()
         running.wait()
     return int(count)

@@ -144,7 +144,7 @@ def test_whatever_becomes_of_redis_answers_stay_right(
             change()
             revoke(f"{phase}, at once")
             guess(6)
-            eventually(settled, 40)
+            eventually(settled)
             revoke(phase)
     assert set(load.answers) == {200}
     assert load.answers[200] > 100

@@ -72,7 +72,7 @@ def test_a_backup_ends_with_its_job_and_with_its_worker_and_the_next_attempt_wor
     worker.wait()
     eventually(lambda: database.all(LEFT) == [(0, 0)])
     project.start("run-backup-agent").ready()
-    eventually(lambda: database.all(RUNS)[-1] == ("succeeded", None), 30)
+    eventually(lambda: database.all(RUNS)[-1] == ("succeeded", None))
     listed = json.loads(project.app("backup", "list", "--json").stdout)["items"]
     assert [one["state"] for one in listed] == ["whole"]
 

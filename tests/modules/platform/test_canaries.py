@@ -301,16 +301,16 @@ def test_its_worker_is_killed_in_each_state_and_every_letter_is_done_once(
     due = "UPDATE kernel.jobs SET run_at = now() + %s * interval '1 s' WHERE task = 'platform.run_canary'"
     database.run(due, 3600)
     worker = project.start("run-event-consumer")
-    eventually(lambda: database.all(finished), 40)
+    eventually(lambda: database.all(finished))
     worker.signal(signal.SIGKILL)
     assert database.all(state) == [("trying", 1, 0, 0)]
     database.run(due, 0)
     worker = project.start("run-event-consumer")
-    eventually(lambda: database.all("SELECT FROM kernel.canaries WHERE state = 'releasing' AND released > 1"), 40)
+    eventually(lambda: database.all("SELECT FROM kernel.canaries WHERE state = 'releasing' AND released > 1"))
     worker.signal(signal.SIGKILL)
     assert database.all("SELECT state FROM kernel.canaries") == [("releasing",)]
     workers = [project.start("run-event-consumer") for _ in range(2)]
-    eventually(lambda: database.all(state) == [("done", 30, 30, 0)], 60)
+    eventually(lambda: database.all(state) == [("done", 30, 30, 0)])
     assert sorted(done for (done,) in database.all(finished)) == sorted(letters)
     assert eventually(lambda: database.all("SELECT count(*) FROM kernel.jobs") == [(0,)])
     assert database.all("SELECT count(*) FROM kernel.dead_letters") == [(0,)]

@@ -149,7 +149,7 @@ def test_a_dead_webhook_changes_nothing_and_the_message_is_tried_again(
     webhook.status = 500
     fail(broken)
     waiting = "SELECT attempt, payload->>'title' FROM kernel.jobs WHERE task = 'platform.send_message' AND attempt > 0"
-    ((attempt, title),) = eventually(lambda: database.all(waiting), 30)
+    ((attempt, title),) = eventually(lambda: database.all(waiting))
     assert attempt >= 1
     assert title.startswith("[test] UndefinedTable")
     assert broken.get("/auth/v1/me").status_code == 200
@@ -214,7 +214,7 @@ def test_people_are_notified_by_the_consumer_of_an_actor_that_is_disabled_over_h
     body = {"type": "user", "username": "mallory", "password": "correct horse battery staple"}
     actor_id = client.post("/auth/v1/actors", json=body).json()["id"]
     assert client.post(f"/auth/v1/actors/{actor_id}/disable").status_code < 300
-    (message,) = eventually(lambda: list(webhook.messages), 30)
+    (message,) = eventually(lambda: list(webhook.messages))
     assert message["title"] == "[test] an actor was disabled"
     assert message["message"] == f"actor {actor_id}: its sessions and keys have ended"
     done = "SELECT outcome FROM kernel.finished_jobs WHERE task = 'platform.notify_of_disabled_actor'"
