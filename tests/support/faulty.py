@@ -35,7 +35,7 @@ class Fault:
     """Reset the connection while the request is sent."""
     loses_answer: bool = False
     """Reset the connection instead of answering."""
-    cuts_after: int = 0
+    cuts_after: int | None = None
     """Close it after so many bytes of the body of the answer."""
     delay_s: float = 0.0
 
@@ -115,8 +115,8 @@ class FaultyProxy:
                     return
                 length = int(headers.pop("Content-Length", len(content)))
                 headers.pop("Transfer-Encoding", None)
-                self._answer(answer.status, headers, content[: fault.cuts_after or None], length)
-                self.close_connection = fault.cuts_after > 0
+                self._answer(answer.status, headers, content[: fault.cuts_after], length)
+                self.close_connection = fault.cuts_after is not None
 
             def _answer(self, status: int, headers: dict[str, str], body: bytes, length: int) -> None:
                 self.send_response_only(status)

@@ -1,5 +1,6 @@
 """S3 behind a network and a server that fail: transfers go on, or end with one line that says what to do."""
 
+import math
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -113,15 +114,47 @@ def test_a_download_that_is_cut_off_goes_on_where_it_was(target: Target, proxy: 
     assert {request.headers.get("If-Match") for request in proxy.requests[1:]} != {None}
 
 
-def test_a_download_without_progress_ends(target: Target, proxy: FaultyProxy) -> None:
-    target.put("a", [content(PART)])
-    proxy.rule = lambda request: (
-        Fault(resets_after=1) if request.headers.get("Range") else Fault(resets_after=PART // 2)
-    )
-    with pytest.raises(TargetUnavailable, match=f"the target {target.label}: ") as caught:
-        b"".join(target.get("a"))
+@pytest.mark.parametrize("outage", [Fault(503, body=SLOW_DOWN), Fault(resets_before=True)], ids=["503", "reset"])
+def test_a_download_goes_on_after_an_outage_and_ends_after_a_long_one(
+    target: Target, proxy: FaultyProxy, quick: pytest.MonkeyPatch, outage: Fault
+) -> None:
+    data = content(PART)
+    target.put("a", [data])
+
+    def lasting(requests: float) -> Callable[[Request], Fault | None]:
+        proxy.requests.clear()
+        return lambda request: (
+            Fault(cuts_after=PART // 2) if request.number == 1 else outage if request.number <= requests else None
+        )
+
+    proxy.rule = lasting(1 + 2 * 3)  # each attempt is one of three requests
+    assert b"".join(target.get("a")) == data
+    proxy.rule = lasting(math.inf)
+    with quick.context() as patch:
+        patch.setattr(s3, "_PATIENCE_S", 1.0)
+        with pytest.raises(TargetUnavailable, match=f"the target {target.label}: ") as caught:
+            b"".join(target.get("a"))
     assert "\n" not in str(caught.value)
-    assert len(proxy.requests) < 30
+    assert {request.headers.get("Range") is None for request in proxy.requests[1:]} == {False}
+
+
+def test_a_download_that_never_goes_on_ends(target: Target, proxy: FaultyProxy, quick: pytest.MonkeyPatch) -> None:
+    target.put("a", [content(PART)])
+    proxy.rule = lambda request: Fault(cuts_after=0 if request.headers.get("Range") else PART // 2)
+    with quick.context() as patch:
+        patch.setattr(s3, "_PATIENCE_S", 1.0)
+        with pytest.raises(TargetUnavailable, match="it closed the connection"):
+            b"".join(target.get("a"))
+
+
+@pytest.mark.parametrize("fault", [Fault(403), Fault(404), Fault(200, body=b"<html>")], ids=["403", "404", "a page"])
+def test_a_download_does_not_wait_for_what_is_no_outage(target: Target, proxy: FaultyProxy, fault: Fault) -> None:
+    target.put("a", [content(PART)])
+    proxy.requests.clear()
+    proxy.rule = lambda request: fault if request.headers.get("Range") else Fault(cuts_after=PART // 2)
+    with pytest.raises((TargetUnavailable, NotFound)):
+        b"".join(target.get("a"))
+    assert len(proxy.requests) == 2
 
 
 @pytest.mark.parametrize("is_checked", [True, False], ids=["checked by the storage", "not checked"])

@@ -15,10 +15,11 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
 from botocore.parsers import ResponseParserError
+from loguru import logger
 
 from app.kernel.backup import Stored, TargetUnavailable
 from app.kernel.backup.targets import S3_SCHEME, checked, is_name
-from app.kernel.backup.targets.s3_errors import code_of, explained, meaning
+from app.kernel.backup.targets.s3_errors import code_of, explained, is_outage, meaning
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Conflict, NotFound
@@ -29,6 +30,9 @@ _PARTS: Final = 10_000  # what the protocol allows
 _AT_ONCE: Final = 3
 _ATTEMPTS: Final = 5
 _CONNECT_S, _READ_S = 5.0, 30.0
+_PATIENCE_S: Final = 60.0
+"""A download that has begun is resumed for so long without progress."""
+_LONGEST_PAUSE_S: Final = 5.0
 _CHUNK_BYTES: Final = 256 * 1024
 _BATCH: Final = 1000  # objects in one request: what the protocol allows
 _MARK: Final = "upload"
@@ -98,23 +102,26 @@ class S3:
         return size
 
     def get(self, name: str) -> Iterator[bytes]:
-        key, tag, at, end, failures = self._key(name), "", 0, -1, 0
-        while True:
-            answer = self._answer(name, key, at, tag)
+        key, tag, at, end = self._key(name), "", 0, -1
+        failures, since = 0, 0.0
+        while at != end:
             try:
+                answer = self._answer(name, key, at, tag)
                 with closing(answer["Body"]) as body:
                     with self._told():
                         tag, end = answer["ETag"], at + answer["ContentLength"]
                     for chunk in body.iter_chunks(_CHUNK_BYTES):
                         at, failures = at + len(chunk), 0
                         yield chunk
-            except (BotoCoreError, OSError) as error:
+            except (BotoCoreError, OSError, TargetUnavailable) as error:
+                problem = error if isinstance(error, TargetUnavailable) else self._unavailable(error)
+                since = since if failures else time.monotonic()
+                if end < 0 or not is_outage(error) or time.monotonic() > since + _PATIENCE_S:
+                    raise problem from error
                 failures += 1
-                if failures == _ATTEMPTS:
-                    raise self._unavailable(error) from error
-                time.sleep(0.1 * 2**failures)
-            if at == end:
-                return
+                if failures == 2:  # not of a connection that was closed
+                    logger.warning("{}; trying to go on for {:g} s", problem, _PATIENCE_S)
+                time.sleep(min(0.1 * 2**failures, _LONGEST_PAUSE_S))
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
         if prefix:

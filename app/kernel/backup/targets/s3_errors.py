@@ -3,12 +3,16 @@
 from typing import Any, Final, cast
 
 from botocore.exceptions import (
+    BotoCoreError,
     ClientError,
+    ConnectionClosedError,
     ConnectTimeoutError,
     EndpointConnectionError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ReadTimeoutError,
+    ResponseStreamingError,
     SSLError,
 )
 
@@ -49,6 +53,15 @@ def code_of(error: ClientError) -> str:
     return str(code or answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
 
 
+def is_outage(error: Exception) -> bool:
+    """Return whether it may work later, unchanged: there was no answer, or one of a server in trouble."""
+    cause = error.__cause__ or error
+    if isinstance(cause, ClientError):
+        answer = cast("dict[str, Any]", cast("Any", cause).response)
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    return isinstance(cause, (BotoCoreError, OSError))
+
+
 def explained(error: Exception, bucket: str) -> str:
     """Return what has failed and what to do, in one line. It never says a secret."""
     if isinstance(error, ClientError):
@@ -60,6 +73,8 @@ def explained(error: Exception, bucket: str) -> str:
             text = "its certificate is not trusted: set AWS_CA_BUNDLE, or correct backup.s3_endpoint"
         case EndpointConnectionError() | ConnectTimeoutError():
             text = "it cannot be reached: check backup.s3_endpoint, backup.s3_region and the network"
+        case IncompleteReadError() | ResponseStreamingError() | ConnectionClosedError():
+            text = "it closed the connection: check the network, and proxies"
         case ReadTimeoutError():
             text = "it does not answer in time: try again later"
         case _:
