@@ -121,6 +121,8 @@ async def _in_database() -> _Recorded:
 
 def _summary(target: _Target, recorded: _Recorded) -> dict[str, Any]:
     """Return what --json prints."""
+    from app.kernel.backup.engine import newest
+
     whole, state = [each for each in target.backups if each.state == "whole"], recorded.state
     attention = [
         *([f"the target could not be asked: {target.problem}"] if target.problem else []),
@@ -137,7 +139,7 @@ def _summary(target: _Target, recorded: _Recorded) -> dict[str, Any]:
         "target_problem": target.problem or None,
         "database_problem": recorded.problem or None,
         "attention": list(dict.fromkeys(attention)),
-        "newest": _newest(whole[-1]) if whole else _of_run(run) if run else None,
+        "newest": _newest(newest(whole)) if whole else _of_run(run) if run else None,
         "backups": len(whole),
         "backups_of_other_clusters": len(target.others),
         "used_bytes": target.used_bytes,

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from app.kernel.backup import Backup, BackupInvalid
 from app.kernel.backup.timelines import lsn_number
@@ -21,6 +21,18 @@ _CATCH_UP_S, _LOOK_EVERY_S = 0.1, 0.25
 LATEST = "latest"
 """In place of an id: the newest backup of the cluster."""
 _LIST = f"{NAME} backup list"
+
+
+class Positioned(Protocol):
+    """A backup as far as its position in WAL."""
+
+    @property
+    def timeline(self) -> int | None: ...
+    @property
+    def stop_lsn(self) -> str: ...
+
+
+_Listed = TypeVar("_Listed", bound=Positioned)
 
 Advance = Callable[[int], None]
 """Takes the bytes done since the last call. Raises Stopped when the run was asked to stop."""
@@ -215,7 +227,7 @@ def named(
             raise Invalid(f"{len(several)} backups begin with {id!r}: write more of the id", hint=_LIST)
 
 
-def newest(backups: Sequence[Backup]) -> Backup:
+def newest(backups: Sequence[_Listed]) -> _Listed:
     """Return the newest backup of a cluster: on the timeline of the last one by time, that with the highest position.
 
     A clock that was ahead does not date a position.

@@ -11,6 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.commands.backup.listing import listing_of
+from app.commands.backup.status import _Recorded, _summary, _Target
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
 from app.kernel.backup.builtin import Builtin
 from app.kernel.backup.catalogue import Catalogue, base_name, wal_names
@@ -100,6 +102,8 @@ def test_a_backup_of_a_clock_that_was_ahead_is_not_the_newest(listed: Callable[.
     target = listed([ahead, backup("b", 6, 5)], {1: list(range(1, 11))})
     assert (chosen(target), chosen(target, to=at(7))) == ("b", "b")
     assert Catalogue(target, KEYS).get("latest").id == "b"
+    found = tuple(listing_of(each, at(9)) for each in Catalogue(target, KEYS).backups())
+    assert _summary(_Target(backups=found), _Recorded())["newest"]["id"] == "b"
 
 
 def test_the_earliest_moment_that_a_refusal_names_can_be_restored(listed: Callable[..., Folder]) -> None:
