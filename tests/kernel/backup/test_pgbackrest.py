@@ -19,6 +19,8 @@ from app.kernel.backup.engine import Progress, Restore, Stopped
 from app.kernel.backup.pgbackrest import PgBackRest
 from app.kernel.backup.pgbackrest.expiring import expire
 from app.kernel.backup.pgbackrest.program import Program
+from app.kernel.backup.recovery import restore
+from app.kernel.backup.replay import Until, replaying
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.scratch import Scratch, scratch_server
 from app.kernel.config import BackupSettings, Misconfigured, load
@@ -69,14 +71,12 @@ class Stanza:
     def restored(self, folder: Path) -> Iterator[psycopg.Connection]:
         """Restore all that is stored; give a connection to it."""
         prepared = self.engine.prepare(Restore(folder), SILENT)
-        (folder / "recovery.signal").touch()
-        with prepared.wal() as command:
-            options = {"restore_command": command, "hot_standby": "off"}
-            with (
-                scratch_server(folder, prepared.programs, options, users=("admin",), until=is_ready) as server,
-                psycopg.connect(server.conninfo("app")) as connection,
-            ):
-                yield connection
+        until = Until(timeline=prepared.timeline)
+        with (
+            replaying(prepared, until, action="promote", users=("admin",)) as (server, _),
+            psycopg.connect(server.conninfo("app")) as connection,
+        ):
+            yield connection
 
 
 def is_ready(server: Scratch) -> bool:
@@ -164,6 +164,17 @@ def test_a_backup_has_what_a_drill_needs_in_the_repository_and_restores_to_the_l
     [oldest, *_] = stanza.engine.list()
     with pytest.raises(NotFound, match="what can be restored begins at"):
         stanza.engine.prepare(Restore(tmp_path / "early", to=oldest.finished_at - timedelta(seconds=1)), SILENT)
+
+
+def test_a_restore_that_wrote_nothing_is_not_followed_by_later_ones(stanza: Stanza) -> None:
+    timelines: list[int] = []
+    for name in ("first", "second"):
+        taken = stanza.take()
+        wanted = Restore(stanza.server.folder / name)
+        done = restore(stanza.engine, wanted, SILENT, users=("admin",))
+        assert (done.backup.id, done.backup.timeline) == (taken.id, 1)
+        timelines.append(done.replayed.timeline)
+    assert timelines == [2, 3]
 
 
 def test_a_missing_segment_is_reported_and_ends_no_recovery_early(stanza: Stanza) -> None:

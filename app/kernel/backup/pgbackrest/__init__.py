@@ -167,10 +167,13 @@ class PgBackRest:
         finally:
             with suppress(OSError):  # there are some
                 tablespaces.rmdir()
+        stored = self.wal(backup.cluster)
+        # not one that only has a history: that restore has written nothing
+        newest = max(backup.timeline, stored.timeline if stored else 0)
         return Prepared(
             *(backup, folder, programs, lambda: self._recovering(backup, folder)),
-            timeline=restore.timeline,
-            stored=self.wal(backup.cluster),
+            timeline=restore.timeline or newest,
+            stored=stored,
             store=lambda history: program.run(
                 f"--pg1-path={folder}", "--no-archive-async", "archive-push", str(history)
             ),
