@@ -19,10 +19,12 @@ from app.kernel.backup.engine import Progress, Restore, Stopped
 from app.kernel.backup.pgbackrest import PgBackRest
 from app.kernel.backup.pgbackrest.expiring import expire
 from app.kernel.backup.pgbackrest.program import Program
+from app.kernel.backup.pgbackrest.repository import read, segments
 from app.kernel.backup.recovery import restore
 from app.kernel.backup.replay import Until, replaying
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.scratch import Scratch, scratch_server
+from app.kernel.backup.timelines import lsn_number
 from app.kernel.config import BackupSettings, Misconfigured, load
 from app.kernel.errors import Conflict, NotFound
 from app.processes import sections
@@ -55,6 +57,11 @@ class Stanza:
 
     def take(self) -> Backup:
         return self.engine.create(self.conninfo, SILENT)
+
+    def take_by_others(self, kind: str) -> Backup:
+        """Take a backup as pgBackRest does without us."""
+        self.program.run("backup", f"--type={kind}", "--repo=1", "--start-fast", "--no-expire-auto")
+        return self.engine.list()[-1]
 
     def newest(self) -> Backup:
         """Return the newest backup, or a new one."""
@@ -246,6 +253,21 @@ def test_our_retention_expires_backups_and_their_wal(stanza: Stanza) -> None:
     assert done.freed_bytes > 0
     assert min(path.name for path in stanza.repository.rglob("0000000100000000*-*")) > first
     assert stanza.engine.verify(stanza.engine.get("latest"), SILENT).problems == ()
+
+
+def test_wal_since_a_differential_backup_that_leads_into_the_window_is_kept(stanza: Stanza) -> None:
+    full = stanza.take()
+    first, *_ = [stanza.take_by_others("diff") for _ in range(3)]
+    newest = stanza.take()
+    policy, later = Policy(timedelta(seconds=1), 0, 0), datetime.now(UTC) + timedelta(days=1)
+    done = expire(stanza.program, policy, later, is_dry=False)
+    assert (done.kept[0], done.kept[1], done.kept[-1]) == (full.id, first.id, newest.id)
+    [(_, archive, _)] = read(stanza.program).archives
+    size = full.wal_segment_bytes
+    stored = [file.number for file in segments(stanza.program, archive, size)]
+    begin = lsn_number(full.start_lsn) // size
+    assert stored == list(range(begin, begin + len(stored)))
+    assert begin + len(stored) > lsn_number(newest.start_lsn) // size
 
 
 def test_a_backup_that_is_asked_to_stop_ends_and_is_not_listed(stanza: Stanza) -> None:

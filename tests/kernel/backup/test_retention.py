@@ -102,11 +102,14 @@ class World:
         branch.until = self.hour
         self.branches.append(Branch(branch.timeline + 1, self.hour, position, (*before, Fork(line, position))))
 
-    def prune(self, end: datetime) -> None:
+    def lines(self) -> dict[int, Line]:
         stored = {branch.timeline: BEGIN + branch.since * HOUR for branch in self.branches}  # its history
         for line, number in self.wal:
             stored[line] = max(stored[line], self.all_wal[line, number])
-        lines = {branch.timeline: Line(branch.forks, stored[branch.timeline]) for branch in self.branches}
+        return {branch.timeline: Line(branch.forks, stored[branch.timeline]) for branch in self.branches}
+
+    def prune(self, end: datetime) -> None:
+        lines = self.lines()
         kept = retained(self.backups, lines, POLICY, end)
         firsts = {line: kept.first_segment(line, SEGMENT) for line in lines}
         self.backups = [*kept.window, *kept.longer]

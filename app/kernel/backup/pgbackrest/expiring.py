@@ -1,6 +1,7 @@
 """Expires backups and WAL by our retention; pgBackRest's own settings of it are not used."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from app.kernel.backup import Backup
@@ -8,7 +9,7 @@ from app.kernel.backup.engine import Advance, Pruned
 from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.pgbackrest.repository import read, segments, stored_at
 from app.kernel.backup.retention import Line, Policy, retained, trusted_now
-from app.kernel.backup.timelines import history_name, history_of, wal_file
+from app.kernel.backup.timelines import history_name, history_of, lsn_number, wal_file
 
 _EXPIRED = re.compile(r"remove archive, start = ([0-9A-F]{24}), stop = ([0-9A-F]{24})")
 
@@ -35,15 +36,34 @@ def expire(
     for backup in reversed(expired if not is_dry else expired[:0]):  # what depends on others is newer
         advance(0)
         program.run("expire", "--repo=1", f"--set={backup.id}")
-    now_there, since = read(program), min(backup.finished_at for backup in window)
+    now_there = read(program)
     kept_fulls = [backup for backup in now_there.backups if backup.id in now_there.full and backup not in expired]
-    in_window = sum(backup.finished_at >= since for backup in kept_fulls)
+    fulls, size = fulls_with_wal(kept_fulls, window), window[0].wal_segment_bytes
     return Pruned(
         tuple(backup.id for backup in expired),
         tuple(backup.id for backup in repository.backups if backup.id in ids),
-        _expire_wal(program, repository.backups[0].finished_at, in_window, window[0].wal_segment_bytes, is_dry=is_dry),
+        _expire_wal(program, repository.backups[0].finished_at, fulls, size, is_dry=is_dry),
         sum(backup.stored_bytes for backup in expired),
     )
+
+
+def fulls_with_wal(fulls: Sequence[Backup], window: Sequence[Backup]) -> int:
+    """Return how many of the newest full backups keep their WAL, so that all since any backup of the window is kept.
+
+    pgBackRest keeps WAL from the oldest of these on, and the oldest backup of the window may be a differential one.
+    """
+    since: dict[str, tuple[int, int]] = {}
+    for backup in window:
+        since[backup.cluster] = min(_begin(backup), since.get(backup.cluster, _begin(backup)))
+    oldest = [
+        max((n for n, full in enumerate(fulls) if full.cluster == cluster and _begin(full) <= begin), default=0)
+        for cluster, begin in since.items()
+    ]
+    return len(fulls) - min(oldest)
+
+
+def _begin(backup: Backup) -> tuple[int, int]:
+    return backup.timeline, lsn_number(backup.start_lsn)
 
 
 def _lines(program: Program, archive: str, size: int) -> dict[int, Line]:
