@@ -264,14 +264,14 @@ def engine_of(all_settings: "Settings", data: Path) -> Engine:
 
     `data` is the folder of a relative target. Raises Misconfigured without a target or a key, StoresUnavailable.
     """
-    from app.kernel.config import BackupSettings
+    from app.kernel.config import BackupSettings, PostgresSettings
     from app.kernel.db.devserver.embedded import embedded_binaries
 
     settings = all_settings[BackupSettings]
     if settings.engine == "pgbackrest":
         from app.kernel.backup.pgbackrest import PgBackRest
 
-        return PgBackRest(settings, embedded_binaries())
+        return PgBackRest(settings, embedded_binaries(), all_settings[PostgresSettings].db)
     if settings.engine == "managed":
         from app.kernel.backup.managed import Managed
 

@@ -30,7 +30,7 @@ from app.kernel.errors import Conflict, NotFound
 from app.processes import sections
 from tests.conftest import PostgresServer, program, required
 from tests.support.debian import DebianServer, debian_server, installed
-from tests.support.project import ROOT, eventually
+from tests.support.project import ROOT, Project, eventually
 
 SILENT = Progress(lambda _name, _size: lambda _done: None)
 PACKAGE = "repo1-bundle=y\ncompress-type=none\nprocess-max=2\nlog-level-file=off\n"
@@ -182,6 +182,22 @@ def test_a_restore_that_wrote_nothing_is_not_followed_by_later_ones(stanza: Stan
         assert (done.backup.id, done.backup.timeline) == (taken.id, 1)
         timelines.append(done.replayed.timeline)
     assert timelines == [2, 3]
+
+
+def test_a_backup_that_others_have_taken_is_restored_and_its_database_read(stanza: Stanza, cli: Project) -> None:
+    taken = stanza.take_by_others("full")
+    assert (taken.database, taken.counts) == ("", None)
+    cli.env |= {
+        "BACKUP_ENGINE": "pgbackrest",
+        "BACKUP_PGBACKREST_CONFIG": stanza.engine.settings.pgbackrest_config,
+        "BACKUP_PGBACKREST_STANZA": "main",
+        **stanza.server.env,
+        "POSTGRES_USER": "admin",
+    }
+    folder = stanza.server.folder / "others"
+    done = cli.app("backup", "restore", taken.id, "--into", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}, from backup {taken.id}" in done.stdout
 
 
 def test_a_missing_segment_is_reported_and_ends_no_recovery_early(stanza: Stanza) -> None:

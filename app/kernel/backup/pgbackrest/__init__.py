@@ -49,10 +49,14 @@ _ARGUMENT_BYTES = 120_000
 
 @dataclass(frozen=True, slots=True)
 class PgBackRest:
-    """The engine `pgbackrest`: repository 1 of a stanza. `embedded`: PostgreSQL's programs there."""
+    """The engine `pgbackrest`: repository 1 of a stanza. `embedded`: PostgreSQL's programs there.
+
+    `database` is checked after a restore of a backup that others have taken, which does not name one.
+    """
 
     settings: BackupSettings
     embedded: Path | None = None
+    database: str = "postgres"
     name: str = "pgbackrest"
 
     @property
@@ -171,7 +175,10 @@ class PgBackRest:
         # not one that only has a history: that restore has written nothing
         newest = max(backup.timeline, stored.timeline if stored else 0)
         return Prepared(
-            *(backup, folder, programs, lambda: self._recovering(backup, folder)),
+            replace(backup, database=backup.database or self.database),
+            folder,
+            programs,
+            lambda: self._recovering(backup, folder),
             timeline=restore.timeline or newest,
             stored=stored,
             store=lambda history: program.run(
