@@ -124,6 +124,9 @@ def stanza() -> Iterator[Stanza]:
     if binaries is None:
         required("PostgreSQL 15")
     with debian_server(Path(str(binaries)), fsync="off", wal_level="replica", archive_mode="on") as server:
+        server.stop()
+        server._tool("pg_checksums", "--enable", "--no-sync", "-D", str(server.data))
+        server.start()
         server.folder.chmod(0o711)  # the account of a restored server passes through
         where = f"pg1-port={server.port}\npg1-socket-path={server.folder}\npg1-user=admin"
         config = configure(server.folder, server.data, where, server.folder.stat().st_uid)
@@ -251,6 +254,50 @@ def test_a_flipped_bit_in_a_backup_is_found(stanza: Stanza) -> None:
     largest.write_bytes(content)
     [problem] = stanza.engine.verify(taken, SILENT).problems
     assert problem.startswith(f"the backup {taken.id} is invalid: 1 of ")
+
+
+@contextmanager
+def damaged_page(server: DebianServer) -> Iterator[None]:
+    """Have a page with a wrong checksum in the data folder."""
+    server.run("CREATE TABLE damaged AS SELECT generate_series(1, 100) AS number")
+    server.run("CHECKPOINT")
+    [(path,)] = server.all("SELECT pg_relation_filepath('damaged')")
+    file = server.data / path
+    former = file.read_bytes()
+    file.write_bytes(former[:4000] + bytes([former[4000] ^ 1]) + former[4001:])
+    try:
+        yield
+    finally:
+        file.write_bytes(former)
+    server.run("DROP TABLE damaged")
+
+
+def test_a_backup_with_damaged_pages_fails_and_is_not_used_nor_lets_good_ones_expire(
+    stanza: Stanza, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        stanza.take()
+    good = list(stanza.engine.list())
+    with damaged_page(stanza.server):
+        with pytest.raises(BackupInvalid, match="has pages with wrong checksums") as refused:
+            stanza.take()
+        assert stanza.engine.get("latest") == good[-1]
+    dependent = stanza.take_by_others("incr")
+    assert stanza.engine.list() == (*good, dependent)
+    [failed] = stanza.engine.damaged()
+    assert str(refused.value) == failed.problem == f"the backup {failed.backup} has pages with wrong checksums"
+    assert failed.backup in dependent.depends_on
+    with pytest.raises(BackupInvalid, match="has pages with wrong checksums"):
+        stanza.engine.prepare(Restore(tmp_path / "damaged", failed.backup), SILENT)
+
+    policy, later = Policy(timedelta(seconds=1), 0, 0), datetime.now(UTC) + timedelta(days=1)
+    done = expire(stanza.program, policy, later, is_dry=False)  # the window has two good ones and the dependent one
+    assert done.kept == (*(backup.id for backup in good[-3:]), failed.backup, dependent.id)
+    good += [stanza.take() for _ in range(4)]
+    done = expire(stanza.program, policy, later, is_dry=False)
+    assert {failed.backup, dependent.id} <= {*done.backups}
+    assert stanza.engine.damaged() == []
+    assert done.kept == tuple(backup.id for backup in good[-4:])
 
 
 def test_our_retention_expires_backups_and_their_wal(stanza: Stanza) -> None:

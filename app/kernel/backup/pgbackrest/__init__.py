@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from app.kernel.backup.engine import (
 )
 from app.kernel.backup.pgbackrest.expiring import expire
 from app.kernel.backup.pgbackrest.program import Program
-from app.kernel.backup.pgbackrest.repository import Notes, encode, holes, read, segments, stored_at
+from app.kernel.backup.pgbackrest.repository import Notes, Repository, encode, holes, read, segments, stored_at
 from app.kernel.backup.programs import programs_for
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.staging import SUFFIX
@@ -68,7 +69,7 @@ class PgBackRest:
         return Program(self.settings.pgbackrest_stanza, self.settings.pgbackrest_config)
 
     def create(self, conninfo: str, progress: Progress) -> Backup:
-        """Take a full backup, then count the rows and annotate it with them."""
+        """Take a full backup, then count the rows and annotate it with them. Raises BackupInvalid for damaged pages."""
         program = self._program
         with session(conninfo) as connection:
             server = examined(connection)
@@ -82,6 +83,7 @@ class PgBackRest:
             "--log-level-console=detail",
             each=_follow(progress.step("backup", server.size_bytes), taken),
         )
+        self.get(taken[0])  # raises BackupInvalid for damaged pages
         if counts := counted(conninfo, server, progress):
             annotation = encode(replace(notes, counts=counts))
             if len(annotation.encode()) <= _ARGUMENT_BYTES:
@@ -91,15 +93,25 @@ class PgBackRest:
         return self.get(taken[0])
 
     def list(self) -> Sequence[Backup]:
-        """Return the backups in the repository, oldest first, also those of others."""
+        """Return the good backups in the repository, oldest first, also those of others."""
         return read(self._program).backups
 
     def get(self, id: str, cluster: str = "") -> Backup:  # noqa: A002 - as in the command
-        return named(self.list(), id, cluster, self.label)
+        repository = read(self._program)
+        return named(repository.backups, id, cluster, self.label, self._damaged(repository))
 
     def damaged(self) -> Sequence[Damaged]:
-        """Return nothing: pgBackRest knows of damage only when it has read all."""
-        return ()
+        """Return the backups with damaged pages; of other damage, pgBackRest knows only when it has read all."""
+        return self._damaged(read(self._program))
+
+    def _damaged(self, repository: Repository) -> Sequence[Damaged]:
+        return [
+            Damaged(
+                *(one.cluster, one.id, f"the backup {one.id} has pages with wrong checksums"),
+                hint=shlex.join(self._program.command("info", f"--set={one.id}")),
+            )
+            for one in repository.damaged
+        ]
 
     def used_bytes(self) -> int | None:
         """Return None: pgBackRest does not tell the size of WAL."""
@@ -147,7 +159,8 @@ class PgBackRest:
     def prepare(self, restore: Restore, progress: Progress) -> Prepared:
         """Let pgBackRest restore a backup into a new folder, as the account that reads its repository."""
         program = self._program
-        backup = chosen(self.list(), restore, self.label)
+        repository = read(program)
+        backup = chosen(repository.backups, restore, self.label, self._damaged(repository))
         programs = programs_for(backup.server_version, self.settings, self.embedded, exact=True)
         folder = restore.into
         if folder.exists() and any(folder.iterdir()):
@@ -226,12 +239,12 @@ def _beside(folder: Path) -> Path:
     return staging.with_name(staging.name.removesuffix(SUFFIX)) if staging.name.endswith(SUFFIX) else folder
 
 
-def chosen(backups: Sequence[Backup], restore: Restore, label: str) -> Backup:
+def chosen(backups: Sequence[Backup], restore: Restore, label: str, damaged: Sequence[Damaged] = ()) -> Backup:
     """Return the backup to restore: the named one, else the newest that had ended by then. Raises NotFound, Invalid."""
     if restore.backup:
-        fit: Sequence[Backup] = [named(backups, restore.backup, restore.cluster, label)]
+        fit: Sequence[Backup] = [named(backups, restore.backup, restore.cluster, label, damaged)]
     else:
-        fit = of_one_cluster(backups, restore.cluster, label)
+        fit = of_one_cluster(backups, restore.cluster, label, damaged)
     if restore.to is not None:
         fit = [backup for backup in fit if backup.finished_at <= restore.to]
     if restore.lsn:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from app.kernel.backup import Backup
 from app.kernel.backup.engine import Advance, Pruned
 from app.kernel.backup.pgbackrest.program import Program
-from app.kernel.backup.pgbackrest.repository import read, segments, stored_at
+from app.kernel.backup.pgbackrest.repository import Repository, read, segments, stored_at
 from app.kernel.backup.retention import Line, Policy, retained, trusted_now
 from app.kernel.backup.timelines import history_name, history_of, lsn_number, wal_file
 
@@ -19,32 +19,44 @@ def expire(
 ) -> Pruned:
     """Expire the backups that a retention does not keep, and the WAL before those of its window."""
     repository = read(program)
-    end = trusted_now(repository.backups, now)
+    present, end = _present(repository), trusted_now(repository.backups, now)
     if end is None:
-        return Pruned(kept=tuple(backup.id for backup in repository.backups))
+        return Pruned(kept=tuple(backup.id for backup in present))
     window: list[Backup] = []
     longer: list[Backup] = []
     for cluster in {backup.cluster for backup in repository.backups}:
         found = [backup for backup in repository.backups if backup.cluster == cluster]
         archive = next((name for of, name, _ in repository.archives if of == cluster), "")
         lines = _lines(program, archive, found[-1].wal_segment_bytes) if archive else {}
-        kept = retained(found, lines, policy, end)
-        window += kept.window
-        longer += kept.longer
-    ids = {backup.id for backup in (*window, *longer)}
-    expired = [backup for backup in repository.backups if backup.id not in ids]
+        of_cluster = retained(found, lines, policy, end)
+        window += of_cluster.window
+        longer += of_cluster.longer
+    kept = (*window, *longer, *_damaged(repository, policy, now))
+    ids = {each for backup in kept for each in (backup.id, *backup.depends_on)}
+    expired = [backup for backup in present if backup.id not in ids]
     for backup in reversed(expired if not is_dry else expired[:0]):  # what depends on others is newer
         advance(0)
         program.run("expire", "--repo=1", f"--set={backup.id}")
     now_there = read(program)
-    kept_fulls = [backup for backup in now_there.backups if backup.id in now_there.full and backup not in expired]
+    kept_fulls = [one for one in _present(now_there) if one.id in now_there.full and one not in expired]
     fulls, size = fulls_with_wal(kept_fulls, window), window[0].wal_segment_bytes
     return Pruned(
         tuple(backup.id for backup in expired),
-        tuple(backup.id for backup in repository.backups if backup.id in ids),
-        _expire_wal(program, repository.backups[0].finished_at, fulls, size, is_dry=is_dry),
+        tuple(backup.id for backup in present if backup.id in ids),
+        _expire_wal(program, present[0].finished_at, fulls, size, is_dry=is_dry),
         sum(backup.stored_bytes for backup in expired),
     )
+
+
+def _present(repository: Repository) -> Sequence[Backup]:
+    """Return all backups, oldest first."""
+    return sorted((*repository.backups, *repository.damaged), key=lambda backup: (backup.finished_at, backup.id))
+
+
+def _damaged(repository: Repository, policy: Policy, now: datetime) -> Sequence[Backup]:
+    """Return the damaged backups of the window, which are kept beside the good ones."""
+    end = trusted_now(_present(repository), now)
+    return [one for one in repository.damaged if end is None or one.finished_at >= end - policy.keep]
 
 
 def fulls_with_wal(fulls: Sequence[Backup], window: Sequence[Backup]) -> int:

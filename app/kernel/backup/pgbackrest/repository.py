@@ -119,11 +119,13 @@ _LISTED = TypeAdapter(dict[str, dict[str, str | int]])
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A stanza in the repository: its backups, oldest first, and its current cluster."""
+    """A stanza in the repository: its good backups and others, oldest first, and its current cluster."""
 
     backups: tuple[Backup, ...]
+    damaged: tuple[Backup, ...]
+    """Those with pages whose checksums are wrong, copied or not copied again."""
     full: frozenset[str]
-    """Ids of the full backups."""
+    """Ids of the full backups, also of damaged ones."""
     cluster: str
     archives: tuple[tuple[str, str, str], ...]
     """Of each archive of WAL: the cluster, its name, and its newest segment."""
@@ -142,9 +144,10 @@ def read(program: Program) -> Repository:
     if status.code not in (0, _NO_BACKUP) and not stanza.backup:
         raise TargetUnavailable(f"the repository of pgBackRest: {status.message}")
     clusters = {cluster.id: cluster for cluster in stanza.db}
-    taken = [one for one in stanza.backup if one.database.id in clusters]
+    taken = sorted((one for one in stanza.backup if one.database.id in clusters), key=lambda one: one.timestamp.stop)
     return Repository(
-        tuple(_backup(one, clusters[one.database.id]) for one in sorted(taken, key=lambda one: one.timestamp.stop)),
+        tuple(_backup(one, clusters[one.database.id]) for one in taken if not one.error),
+        tuple(_backup(one, clusters[one.database.id]) for one in taken if one.error),
         frozenset(one.label for one in taken if one.type == "full"),
         str(clusters[max(clusters)].system_id) if clusters else "",
         tuple(
