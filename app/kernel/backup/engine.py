@@ -89,7 +89,7 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class Wal:
-    """How far WAL is stored. `gap` says what is missing since the oldest kept backup; empty if nothing is."""
+    """How far WAL is stored. `gap` says what is missing since the newest backup began; empty if nothing is."""
 
     timeline: int
     lsn: str

@@ -24,7 +24,7 @@ from app.kernel.backup.recovery import restore
 from app.kernel.backup.replay import Until, replaying
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.scratch import Scratch, scratch_server
-from app.kernel.backup.timelines import lsn_number
+from app.kernel.backup.timelines import lsn_number, segment_name
 from app.kernel.config import BackupSettings, Misconfigured, load
 from app.kernel.errors import Conflict, NotFound
 from app.processes import sections
@@ -217,6 +217,25 @@ def test_a_missing_segment_is_reported_and_ends_no_recovery_early(stanza: Stanza
         told = f"the WAL segment {name} is not stored, although later ones are"
         with pytest.raises(BackupInvalid, match=told), stanza.restored(stanza.server.folder / "cut"):
             pass
+        anew = stanza.take()
+        wal = stanza.engine.wal(taken.cluster)
+        assert wal is not None
+        assert wal.gap == ""
+        assert [stanza.engine.verify(one, SILENT).problems for one in (taken, anew)] == [(), ()]
+
+
+def test_wal_that_is_not_kept_before_the_newest_backup_is_no_gap(stanza: Stanza) -> None:
+    taken = stanza.newest()
+    stanza.archived()
+    newest = stanza.take()
+    size = newest.wal_segment_bytes
+    name = segment_name(1, lsn_number(newest.start_lsn) - size, size)
+    [before] = stanza.repository.rglob(f"{name}-*")
+    with moved(before, stanza.server.folder / before.name):
+        wal = stanza.engine.wal(newest.cluster)
+        assert wal is not None
+        assert wal.gap == ""
+        assert [stanza.engine.verify(one, SILENT).problems for one in (taken, newest)] == [(), ()]
 
 
 def test_a_repository_that_cannot_be_read_ends_no_recovery_early(stanza: Stanza) -> None:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from loguru import logger
@@ -23,6 +23,7 @@ from app.kernel.backup.engine import (
     Verified,
     Wal,
     named,
+    newest,
     of_one_cluster,
 )
 from app.kernel.backup.pgbackrest.expiring import expire
@@ -118,18 +119,19 @@ class PgBackRest:
         return None
 
     def wal(self, cluster: str) -> Wal | None:
-        """Return how far WAL is stored, and whether segments are missing since the first backup within `keep`."""
+        """Return how far WAL is stored, and whether segments are missing since the newest backup began.
+
+        About what was missing before, nothing more can be done.
+        """
         program = self._program
         repository = read(program)
         archives = [found for found in repository.archives if found[0] == cluster]
         if not archives:
             return None
         _, archive, segment = archives[-1]
-        since = datetime.now(UTC) - timedelta(seconds=self.settings.keep)
         backups = [backup for backup in repository.backups if backup.cluster == cluster]
-        first = next((backup for backup in backups if backup.finished_at >= since), backups[-1] if backups else None)
-        size = first.wal_segment_bytes if first else 16 * 2**20
-        gap = self._gap(program, archive, size, lsn_number(first.start_lsn) // size) if first else ""
+        size = backups[-1].wal_segment_bytes if backups else 16 * 2**20
+        gap = self._gap(program, archive, newest(backups)) if backups else ""
         file = wal_file(segment, size)
         if file is None:
             return None
@@ -137,7 +139,7 @@ class PgBackRest:
         return Wal(file.timeline, end, stored_at(program, archive, segment), gap)
 
     def verify(self, backup: Backup, progress: Progress) -> Verified:
-        """Let pgBackRest read its whole repository; report what concerns the backup, and the WAL after it."""
+        """Let pgBackRest read its whole repository; report what concerns the backup, and WAL since the newest one."""
         program = self._program
         advance = progress.step("verify", None)
         text: list[str] = []
@@ -148,10 +150,11 @@ class PgBackRest:
 
         program.run("verify", "--repo=1", "--output=text", "--verbose", each=each)
         problems, segments_checked = _problems("".join(text), {backup.id, *backup.depends_on})
-        size = backup.wal_segment_bytes
-        for cluster, archive, _ in read(program).archives:
+        repository = read(program)
+        last = newest([one for one in repository.backups if one.cluster == backup.cluster] or [backup])
+        for cluster, archive, _ in repository.archives:
             if cluster == backup.cluster:
-                gap = self._gap(program, archive, size, lsn_number(backup.start_lsn) // size)
+                gap = self._gap(program, archive, last)
                 problems += [gap] if gap else []
         advance(backup.stored_bytes)
         return Verified(backup, tuple(problems), backup.stored_bytes, segments_checked)
@@ -186,13 +189,13 @@ class PgBackRest:
                 tablespaces.rmdir()
         stored = self.wal(backup.cluster)
         # not one that only has a history: that restore has written nothing
-        newest = max(backup.timeline, stored.timeline if stored else 0)
+        timeline = restore.timeline or max(backup.timeline, stored.timeline if stored else 0)
         return Prepared(
             replace(backup, database=backup.database or self.database),
             folder,
             programs,
             lambda: self._recovering(backup, folder),
-            timeline=restore.timeline or newest,
+            timeline=timeline,
             stored=stored,
             store=lambda history: program.run(
                 f"--pg1-path={folder}", "--no-archive-async", "archive-push", str(history)
@@ -211,8 +214,7 @@ class PgBackRest:
         missing: set[str] = set()
         for cluster, archive, _ in read(program).archives:
             if cluster == backup.cluster:
-                since = lsn_number(backup.start_lsn) // size
-                for before, after in holes(segments(program, archive, size), since):
+                for before, after in holes(segments(program, archive, size), backup):
                     position = before.start(size) + size
                     missing |= {segment_name(line, position, size) for line in (before.timeline, after.timeline)}
         try:
@@ -225,10 +227,11 @@ class PgBackRest:
             raise
 
     @staticmethod
-    def _gap(program: Program, archive: str, size: int, since: int) -> str:
+    def _gap(program: Program, archive: str, backup: Backup) -> str:
+        size = backup.wal_segment_bytes
         gaps = [
             str(Gap(after.timeline, before.start(size) + size, after.start(size)))
-            for before, after in holes(segments(program, archive, size), since)
+            for before, after in holes(segments(program, archive, size), backup)
         ]
         return f"{gaps[0]}, and {len(gaps) - 1} more parts" if len(gaps) > 1 else "".join(gaps)
 

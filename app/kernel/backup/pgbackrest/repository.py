@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from app.kernel.backup import Backup, Counts, TargetUnavailable
 from app.kernel.backup.pgbackrest.program import Program
-from app.kernel.backup.timelines import WalFile, wal_file
+from app.kernel.backup.timelines import WalFile, lsn_number, wal_file
 from app.kernel.errors import Refusal
 from app.kernel.product import NAME
 
@@ -216,12 +216,13 @@ def _notes(taken: _Taken) -> Notes | None:
         return None
 
 
-def holes(files: Sequence[WalFile], since: int) -> Iterator[tuple[WalFile, WalFile]]:
-    """Yield the pairs of segments between which some are missing, from the number `since` on."""
+def holes(files: Sequence[WalFile], backup: Backup) -> Iterator[tuple[WalFile, WalFile]]:
+    """Yield the pairs of segments between which some are missing, from the begin of a backup on."""
+    since = backup.timeline, lsn_number(backup.start_lsn) // backup.wal_segment_bytes
     before: WalFile | None = None
     for file in files:
         assert file.number is not None
-        if before is not None and before.number is not None and file.number >= since:
+        if before is not None and before.number is not None and (file.timeline, file.number) > since:
             first = before.number + 1 if before.timeline == file.timeline else min(before.number + 1, file.number)
             if file.number > first:
                 yield before, file
