@@ -100,6 +100,18 @@ def moved(path: Path, away: Path) -> Iterator[None]:
         away.rename(path)
 
 
+@contextmanager
+def configured(stanza: Stanza, line: str) -> Iterator[None]:
+    """Have a line in the configuration of pgBackRest."""
+    config = Path(stanza.engine.settings.pgbackrest_config)
+    former = config.read_text()
+    config.write_text(former.replace("[global]\n", f"[global]\n{line}\n"))
+    try:
+        yield
+    finally:
+        config.write_text(former)
+
+
 def settings(**changes: str) -> BackupSettings:
     found = load(ROOT, sections(), {"APP_ENV": "test"})[BackupSettings]
     return replace(found, engine="pgbackrest", pgbackrest_stanza="main", **changes)
@@ -417,6 +429,18 @@ def test_what_pgbackrest_refuses_is_one_line(
     with pytest.raises(kind, match=told) as refused:
         case(stanza, postgres)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", ["log-level-stderr=detail", "log-level-stderr=off", "log-level-console=debug"])
+def test_levels_of_logs_in_the_configuration_change_nothing(
+    stanza: Stanza, postgres: PostgresServer, line: str
+) -> None:
+    with configured(stanza, line):
+        taken = stanza.take()
+        assert stanza.engine.get("latest") == taken
+        assert stanza.engine.verify(taken, SILENT).problems == ()
+        with pytest.raises(BackupRunning, match="unable to acquire lock"):
+            _locked(stanza, postgres)
 
 
 def test_root_runs_pgbackrest_as_the_owner_of_its_configuration(stanza: Stanza) -> None:

@@ -97,7 +97,7 @@ class Program:
             message = "backup.engine is pgbackrest, and there is no program pgbackrest here: install it"
             raise Misconfigured(message, hint="apt-get install pgbackrest")
         with tempfile.TemporaryFile() as errors:
-            command = self.command(*arguments)
+            command = self.command(*_levels(arguments), *arguments)
             started = child.start(command, env, stdout=PIPE, stderr=errors, account=self.account())
             timer = threading.Timer(limit_s, started.terminate) if limit_s else None
             if timer:
@@ -142,6 +142,12 @@ class Program:
             found = subprocess.run([_NAME, "version"], capture_output=True, text=True, timeout=_VERSION_S, check=True)  # noqa: S603
             return found.stdout.split()[-1]
         return ""
+
+
+def _levels(arguments: Collection[str]) -> list[str]:
+    """Return what keeps the levels of its configuration from mixing its log with what it prints."""
+    console = [] if any("--log-level-console=" in each for each in arguments) else ["--log-level-console=off"]
+    return ["--log-level-stderr=warn", *console]
 
 
 def _environment() -> dict[str, str]:
