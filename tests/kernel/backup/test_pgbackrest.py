@@ -431,6 +431,29 @@ def test_what_pgbackrest_refuses_is_one_line(
     assert "\n" not in str(refused.value)
 
 
+def test_a_repository_with_another_cipher_is_one_line_about_the_configuration(stanza: Stanza) -> None:
+    plain = Path(stanza.engine.settings.pgbackrest_config)
+    owner, sealed = plain.stat().st_uid, stanza.server.folder / "sealed"
+    sealed.mkdir()
+    os.chown(sealed, owner, -1)
+
+    def engine(repository: Path, passphrase: str) -> PgBackRest:
+        path = plain.with_name(f"{repository.name}-{passphrase}.conf")
+        cipher = f"repo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass={passphrase}\n" if passphrase else ""
+        text = plain.read_text().replace(f"repo1-path={stanza.repository}\n", f"repo1-path={repository}\n{cipher}")
+        path.write_text(text)
+        os.chown(path, owner, -1)
+        return PgBackRest(replace(stanza.engine.settings, pgbackrest_config=str(path)))
+
+    Program("main", engine(sealed, "right").settings.pgbackrest_config).run("stanza-create")
+    assert engine(sealed, "right").list() == ()
+    for other in (engine(sealed, "wrong"), engine(sealed, ""), engine(stanza.repository, "right")):
+        with pytest.raises(Misconfigured, match="unable to load info file") as refused:
+            other.list()
+        assert "repo1-cipher-pass" in str(refused.value)
+        assert str(refused.value).isprintable()
+
+
 @pytest.mark.parametrize("line", ["log-level-stderr=detail", "log-level-stderr=off", "log-level-console=debug"])
 def test_levels_of_logs_in_the_configuration_change_nothing(
     stanza: Stanza, postgres: PostgresServer, line: str

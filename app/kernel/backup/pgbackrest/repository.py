@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -11,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from app.kernel.backup import Backup, Counts, TargetUnavailable
 from app.kernel.backup.pgbackrest.program import Program
 from app.kernel.backup.timelines import WalFile, lsn_number, wal_file
+from app.kernel.config.settings import Misconfigured
 from app.kernel.errors import Refusal
 from app.kernel.product import NAME
 
@@ -19,6 +21,8 @@ ANNOTATION = NAME
 _INFO_S = 300.0
 _SEGMENT_BYTES = 16 * 2**20
 _NO_PATH, _NO_BACKUP, _NO_DATA = 1, 2, 3
+_UNOPENED = ("[FormatError]", "[CryptoError]")
+_CONTROL, _UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"), "\ufffd"
 _SEGMENT = re.compile(r"(?:[0-9A-F]{16}/)?([0-9A-F]{24})-[0-9a-f]{40}(?:\.\w+)?")
 
 
@@ -132,17 +136,20 @@ class Repository:
 
 
 def read(program: Program) -> Repository:
-    """Return what the repository has. Raises Misconfigured without the stanza, TargetUnavailable, Refusal."""
+    """Return what the repository has. Raises Misconfigured without stanza or cipher, TargetUnavailable, Refusal."""
     text = program.run("info", "--output=json", "--repo=1", limit_s=_INFO_S)
     try:
-        [stanza] = _INFO.validate_json(text)
+        [stanza] = _INFO.validate_json(_CONTROL.sub(_UNREADABLE, text))  # a message may quote what it could not read
     except (ValidationError, ValueError) as error:
         raise Refusal(f"pgBackRest {program.version()} describes its repository in an unknown way") from error
     status = next((repo.status for repo in stanza.repo), stanza.status)
     if status.code in (_NO_PATH, _NO_DATA):
         raise program.without_stanza()
     if status.code not in (0, _NO_BACKUP) and not stanza.backup:
-        raise TargetUnavailable(f"the repository of pgBackRest: {status.message}")
+        if status.message.startswith(_UNOPENED):
+            advice = "are repo1-cipher-type and repo1-cipher-pass those it was made with?"
+            raise Misconfigured(f"the repository of pgBackRest cannot be opened ({advice}): {_line(status.message)}")
+        raise TargetUnavailable(f"the repository of pgBackRest: {_line(status.message)}")
     clusters = {cluster.id: cluster for cluster in stanza.db}
     taken = sorted((one for one in stanza.backup if one.database.id in clusters), key=lambda one: one.timestamp.stop)
     return Repository(
@@ -156,6 +163,13 @@ def read(program: Program) -> Repository:
             if archive.max and archive.database.id in clusters
         ),
     )
+
+
+def _line(message: str) -> str:
+    """Return a message in one line, without hints, and each line of it only up to what is not text."""
+    lines = (line for line in message.splitlines() if not line.startswith("HINT: "))
+    found = ("".join(takewhile(lambda each: each.isprintable() and each != _UNREADABLE, line)) for line in lines)
+    return " ".join(dict.fromkeys(line.strip() for line in found if line.strip()))
 
 
 def encode(notes: Notes) -> str:
