@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -26,7 +27,7 @@ from app.kernel.backup.retention import Policy
 from app.kernel.backup.scratch import Scratch, scratch_server
 from app.kernel.backup.timelines import lsn_number, segment_name
 from app.kernel.config import BackupSettings, Misconfigured, load
-from app.kernel.errors import Conflict, NotFound
+from app.kernel.errors import Conflict, NotFound, Refusal
 from app.processes import sections
 from tests.conftest import PostgresServer, program, required
 from tests.support.debian import DebianServer, debian_server, installed
@@ -385,6 +386,15 @@ def _locked(stanza: Stanza, _postgres: PostgresServer) -> None:
         stanza.take()
 
 
+def _killed(stanza: Stanza, _postgres: PostgresServer) -> None:
+    def kill(_done: int) -> None:
+        for child in psutil.Process().children():
+            if child.name() == "pgbackrest":
+                child.kill()
+
+    stanza.engine.create(stanza.conninfo, Progress(lambda _name, _size: kill))
+
+
 def _no_program(stanza: Stanza, _postgres: PostgresServer) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/nowhere")
@@ -413,6 +423,7 @@ def _too_new(stanza: Stanza, _postgres: PostgresServer) -> None:
     [
         (_other_cluster, Misconfigured, "is of the cluster"),
         (_locked, BackupRunning, "unable to acquire lock"),
+        (_killed, Refusal, r"^pgBackRest: it was ended by SIGKILL$"),
         (_no_program, Misconfigured, "there is no program pgbackrest here"),
         (_unknown_stanza, Misconfigured, "has no stanza other"),
         (_unreachable, Exception, "pgbackrest.conf|as root"),

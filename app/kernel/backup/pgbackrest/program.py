@@ -6,6 +6,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -25,6 +26,7 @@ _PLACES = (Path("/etc/pgbackrest/pgbackrest.conf"), Path("/etc/pgbackrest.conf")
 _PASSED = re.compile(r"PATH|HOME|TZ|TMPDIR|SSH_AUTH_SOCK|SSL_CERT_(FILE|DIR)|AWS_ROLE_ARN|AWS_WEB_IDENTITY_TOKEN_FILE")
 _ERROR = re.compile(r"ERROR: \[(\d{3})\]: (.*)")
 _HINT = re.compile(r"HINT: (.*)")
+_WARNING = re.compile(r"^.*WARN: .*(\n\s*HINT: .*)*\n?", re.MULTILINE)
 _UNCHECKED = "unable to check pg1:"
 _OUTPUT_BYTES, _TOLD_BYTES, _LINE = 64 * 2**20, 20_000, 1000
 _LOOK_EVERY_MS = 250
@@ -118,15 +120,15 @@ class Program:
         raise self._refusal(status, told)
 
     def _refusal(self, status: int, told: str) -> Exception:
-        found = _ERROR.search(told)
-        code, message = (int(found[1]), found[2].strip()) if found else (status, _first_line(told))
+        found, said = _ERROR.search(told), _WARNING.sub("", told)
+        code, message = (int(found[1]), found[2].strip()) if found else (status, _first_line(said, status))
         if code == _TOO_NEW or "VersionNotSupportedError" in told:
             shown = f"pgBackRest {self.version()} is too old for this version of PostgreSQL: install a newer one"
             return Misconfigured(shown, hint="apt-get install pgbackrest")
         if code == _FILE_MISSING and "stanza-create" in told:
             return self.without_stanza()
         _, _, reason = next((line for line in told.splitlines() if _UNCHECKED in line), "").partition(_UNCHECKED)
-        advice = _HINT.search(told[found.end() :] if found else told)
+        advice = _HINT.search(told[found.end() :] if found else said)
         parts = (message, reason.strip(), advice[1] if advice else "")
         return _KINDS.get(code, Refusal)(f"pgBackRest: {'; '.join(filter(None, parts))}"[:_LINE])
 
@@ -176,5 +178,7 @@ def _read(child: "subprocess.Popen[bytes]", each: Callable[[str], object] | None
     return content.decode(errors="replace")
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "it ended without a message")
+def _first_line(text: str, status: int) -> str:
+    lines = (line.strip() for line in text.splitlines())
+    ended = f"it was ended by {signal.Signals(-status).name}" if status < 0 else "it ended without a message"
+    return next(filter(None, lines), ended)
