@@ -159,7 +159,7 @@ def _newest(backup: Listed) -> dict[str, Any]:
 
 
 def _of_run(run: "BackupRun") -> dict[str, Any]:
-    age = int((datetime.now(UTC) - run.finished_at).total_seconds()) if run.finished_at else None
+    age = max(0, int((datetime.now(UTC) - run.finished_at).total_seconds())) if run.finished_at else None
     return {"id": run.backup_id, "finished_at": run.finished_at, "age_s": age, "size_bytes": run.size_bytes,
             "stored_bytes": run.stored_bytes}  # fmt: skip
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn
 
-from annotated_types import Ge, Len
+from annotated_types import Ge, Len, Lt
 from pydantic import Field
 
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable
@@ -44,7 +44,7 @@ class ProvidedBackup:
     id: Word
     started_at: datetime
     finished_at: datetime
-    size_bytes: Annotated[int, Ge(0)] = 0
+    size_bytes: Annotated[int, Ge(0), Lt(2**63)] = 0
     server_version: Annotated[int, Ge(0)] = 0
     """Such as 180004."""
 

@@ -157,6 +157,16 @@ def test_a_drill_restores_through_the_provider_and_refuses_a_server_that_it_did_
     assert provided.server.all("SELECT count(*) FROM auth.actors") == [(0,)]
 
 
+def test_a_backup_of_a_clock_that_is_ahead_is_not_of_a_negative_age(project: Project) -> None:
+    ahead = {"backups": [taken("ahead", datetime.now(UTC) + timedelta(minutes=4))]}
+    printing = shlex.join([sys.executable, "-c", f"print({json.dumps(ahead)!r})"])
+    project.env |= {"BACKUP_ENGINE": "managed", "BACKUP_MANAGED_STATUS": printing}
+    project.app("backup", "record")
+    project.env["BACKUP_MANAGED_STATUS"] = "false"
+    newest = json.loads(project.app("backup", "status", "--json").stdout)["newest"]
+    assert (newest["id"], newest["age_s"]) == ("ahead", 0)
+
+
 def test_an_old_backup_and_missing_wal_are_recorded_as_they_are(database: TestDatabase) -> None:
     old = datetime.now(UTC) - timedelta(days=3)
     found = observe(database.conninfo, printing({"backups": [taken("old", old)]}))
@@ -185,6 +195,8 @@ def test_an_old_backup_and_missing_wal_are_recorded_as_they_are(database: TestDa
         ({"backups": [taken("a\u001b[2J")]}, "id"),
         ({"backups": [taken("a", size_bytes=-1)]}, "size_bytes"),
         ({"backups": [taken("a", size_bytes="1")]}, "size_bytes"),
+        ({"backups": [taken("a", size_bytes=2**63)]}, "size_bytes"),
+        ({"backups": [taken("a", size_bytes=10**30)]}, "size_bytes"),
         ({"backups": [{**taken("a"), "finished_at": "2026-11-27T10:00:00"}]}, "finished_at"),
         ({"backups": [{**taken("a"), "finished_at": 1795814844}]}, "finished_at"),
         ({"backups": [taken("a"), taken("a")]}, "the same id"),
