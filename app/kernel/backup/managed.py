@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn
 
 from annotated_types import Ge, Len, Lt
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
 from pydantic import Field
 
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable
@@ -25,6 +27,7 @@ from app.kernel.config.settings import Misconfigured
 from app.kernel.decoding import Decoder
 from app.kernel.errors import Denied, Invalid, NotFound
 from app.kernel.product import NAME
+from app.kernel.text import exact
 
 _STATUS_S, _RESTORE_S, _REMOVE_S = 60.0, 6 * 3600.0, 3600.0
 _STOP_S = 30.0
@@ -32,6 +35,8 @@ _LOOK_S = 0.2
 _OUTPUT_BYTES, _TOLD_BYTES = 4 * 2**20, 4000
 _AHEAD = timedelta(minutes=5)
 """Clocks may differ by so much."""
+_ROUNDED = timedelta(seconds=1)
+_CONNECT_S = 10
 _NOWHERE = "0/0"
 _DOCS = f"{NAME} config explain backup.engine"
 Word = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]
@@ -146,35 +151,50 @@ class Managed:
         """Restore to a scratch server of a name, which stays. Raises like `restored`."""
         return self._restore(scratch, self._chosen(restore), restore, progress)
 
-    def _restore(self, scratch: str, backup: str, restore: Restore, progress: Progress) -> Address:
+    def _restore(self, scratch: str, backup: Backup, restore: Restore, progress: Progress) -> Address:
         to = restore.to.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if restore.to else ""
         variables = {
             "RESTORE_ACTION": "restore",
             "RESTORE_SCRATCH": scratch,
-            "RESTORE_BACKUP": backup,
+            "RESTORE_BACKUP": backup.id,
             "RESTORE_TO": to,
         }
-        return _decoded(_ADDRESS, "managed_restore", self._run("managed_restore", _RESTORE_S, variables, progress))
+        printed = self._run("managed_restore", _RESTORE_S, variables, progress)
+        address: Address = _decoded(_ADDRESS, "managed_restore", printed)
+        earliest, latest = backup.started_at - _AHEAD, datetime.now(UTC) + _AHEAD
+        if restore.to is not None:
+            latest = min(latest, restore.to + _ROUNDED)
+        if address.restored_to is not None and not earliest <= address.restored_to <= latest:
+            until = f"restored_to is {exact(address.restored_to)}"
+            wanted = f", and {exact(restore.to)} was asked for" if restore.to else ""
+            raise _unusable("managed_restore", f"{until}, from the backup of {exact(backup.finished_at)}{wanted}")
+        where = make_conninfo("", host=address.host, port=address.port, connect_timeout=_CONNECT_S)
+        if PGconn.ping(where.encode()) != Ping.OK:  # which needs no role
+            message = f"the server {scratch} does not accept connections at {address.host}:{address.port}"
+            raise TargetUnavailable(
+                f"{message}, which backup.managed_restore printed", hint=_explain("managed_restore")
+            )
+        return address
 
     def remove(self, scratch: str, progress: Progress) -> None:
         """Remove the scratch server of a name. Safe to repeat."""
         variables = {"RESTORE_ACTION": "remove", "RESTORE_SCRATCH": scratch, "RESTORE_BACKUP": "", "RESTORE_TO": ""}
         self._run("managed_restore", _REMOVE_S, variables, progress)
 
-    def _chosen(self, restore: Restore) -> str:
-        """Return the id of the backup to restore; empty if only a time is wanted, or the newest state."""
+    def _chosen(self, restore: Restore) -> Backup:
+        """Return the backup to restore, or to begin with if a time is wanted."""
         if restore.lsn or restore.timeline:
             raise Denied("backup.engine is managed: the provider restores to a time, not to a position or a timeline")
         until = self.status().restorable_until
         if restore.to is None:
-            return self.get(restore.backup or "latest").id
+            return self.get(restore.backup or "latest")
         found = [backup for backup in self.list() if backup.finished_at <= restore.to]
         if not found or until is None or restore.to > until:
             oldest = self.list()[:1]
             reach = f"from {oldest[0].finished_at:%Y-%m-%dT%H:%M:%SZ}" if oldest else "from nowhere"
             reach += f" to {until:%Y-%m-%dT%H:%M:%SZ}" if until else ", and only whole backups"
             raise NotFound(f"that time cannot be restored: the provider has everything {reach}")
-        return found[-1].id
+        return found[-1]
 
     def _refuse(self, what: str) -> NoReturn:
         raise Denied(f"backup.engine is managed: the provider of the database {what}", hint=_DOCS)

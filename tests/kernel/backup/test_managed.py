@@ -14,7 +14,7 @@ import pytest
 
 from app.kernel.backup import BackupInvalid, TargetUnavailable
 from app.kernel.backup.engine import Progress, Restore, Stopped
-from app.kernel.backup.managed import Managed
+from app.kernel.backup.managed import Address, Managed
 from app.kernel.backup.observing import observe
 from app.kernel.config import BackupSettings, Misconfigured, load
 from app.kernel.errors import Denied, NotFound, Refusal
@@ -133,6 +133,34 @@ def test_the_newest_backup_of_the_provider_is_recorded_with_its_own_time(
         assert (refused.returncode, refused.stderr.count("\n")) == (77, 2), refused.stderr
         assert "backup.engine is managed: the provider of the database" in refused.stderr
     assert database.all("SELECT count(*) FROM kernel.backup_runs WHERE state = 'failed'") == [(0,)]
+
+
+def test_a_restore_to_another_time_or_to_no_server_is_refused(provided: Provider) -> None:
+    asked = datetime.now(UTC) - timedelta(minutes=5)
+    status = {
+        "backups": [taken("a", asked - timedelta(days=1))],
+        "restorable_until": datetime.now(UTC).isoformat(),
+    }
+    known = replace(settings(), managed_status=shlex.join([sys.executable, "-c", f"print({json.dumps(status)!r})"]))
+
+    def restore(restored_to: datetime | None, port: int = provided.server.port, to: datetime | None = asked) -> Address:
+        address = {"host": "127.0.0.1", "port": port, "restored_to": restored_to and restored_to.isoformat()}
+        printing = shlex.join([sys.executable, "-c", f"print({json.dumps(address)!r})"])
+        return Managed(replace(known, managed_restore=printing)).restore("apart", Restore(Path(), to=to), SILENT)
+
+    for at in (None, asked, asked - timedelta(hours=1)):
+        assert restore(at).restored_to == at
+    assert restore(datetime.now(UTC), to=None).port == provided.server.port
+    wrong = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2136, 1, 1, tzinfo=UTC))
+    for at in (*wrong, asked + timedelta(minutes=2)):
+        with pytest.raises(BackupInvalid, match=r"restored_to is .* was asked for$"):
+            restore(at)
+    for at in wrong:
+        with pytest.raises(BackupInvalid, match="restored_to is"):
+            restore(at, to=None)
+    told = r"the server apart does not accept connections at 127\.0\.0\.1:1,"
+    with pytest.raises(TargetUnavailable, match=told):
+        restore(asked, port=1)
 
 
 def test_a_drill_restores_through_the_provider_and_refuses_a_server_that_it_did_not_start(
