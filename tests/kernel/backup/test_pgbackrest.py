@@ -5,7 +5,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -249,6 +249,22 @@ def test_wal_that_is_not_kept_before_the_newest_backup_is_no_gap(stanza: Stanza)
         assert wal is not None
         assert wal.gap == ""
         assert [stanza.engine.verify(one, SILENT).problems for one in (taken, newest)] == [(), ()]
+
+
+def test_a_backup_that_is_kept_without_wal_is_restored_as_it_was_when_it_is_named(stanza: Stanza) -> None:
+    taken = stanza.take()
+    stanza.server.run("CREATE TABLE later AS SELECT 1 AS number")
+    stanza.archived()
+    newest, size = stanza.take(), taken.wal_segment_bytes
+    stop, start = (lsn_number(lsn) // size for lsn in (taken.stop_lsn, newest.start_lsn))
+    with ExitStack() as aside:
+        for number in range(stop + 1, start):
+            [path] = stanza.repository.rglob(f"{segment_name(1, number * size, size)}-*")
+            aside.enter_context(moved(path, stanza.server.folder / path.name))
+        done = restore(stanza.engine, Restore(stanza.server.folder / "alone", taken.id), SILENT, users=("admin",))
+        assert lsn_number(done.replayed.lsn) // size <= stop + 1
+        assert done.lost == f"everything after the backup ({taken.stop_lsn}): no WAL after it is stored"
+    stanza.server.run("DROP TABLE later")
 
 
 def test_a_repository_that_cannot_be_read_ends_no_recovery_early(stanza: Stanza) -> None:

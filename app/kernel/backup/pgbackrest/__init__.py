@@ -33,7 +33,7 @@ from app.kernel.backup.programs import programs_for
 from app.kernel.backup.retention import Policy
 from app.kernel.backup.staging import SUFFIX
 from app.kernel.backup.taking import counted, examined, session
-from app.kernel.backup.timelines import lsn_number, lsn_text, segment_name, wal_file
+from app.kernel.backup.timelines import WalFile, lsn_number, lsn_text, segment_name, wal_file
 from app.kernel.backup.wal import Gap
 from app.kernel.config.backup import BackupSettings
 from app.kernel.config.settings import Misconfigured
@@ -187,14 +187,16 @@ class PgBackRest:
         finally:
             with suppress(OSError):  # there are some
                 tablespaces.rmdir()
-        stored = self.wal(backup.cluster)
+        missing = self._missing(program, backup)
+        is_alone = bool(restore.backup and not restore.to and not restore.lsn and _is_kept_alone(backup, missing))
+        stored = None if is_alone else self.wal(backup.cluster)
         # not one that only has a history: that restore has written nothing
         timeline = restore.timeline or max(backup.timeline, stored.timeline if stored else 0)
         return Prepared(
             replace(backup, database=backup.database or self.database),
             folder,
             programs,
-            lambda: self._recovering(backup, folder),
+            lambda: self._recovering(backup, folder, [] if is_alone else missing),
             timeline=timeline,
             stored=stored,
             store=lambda history: program.run(
@@ -208,23 +210,28 @@ class PgBackRest:
         return expire(self._program, Policy.of(self.settings), datetime.now(UTC), advance, is_dry=is_dry)
 
     @contextmanager
-    def _recovering(self, backup: Backup, folder: Path) -> Generator[str]:
+    def _recovering(self, backup: Backup, folder: Path, missing: Sequence[tuple[WalFile, WalFile]]) -> Generator[str]:
         """Yield the restore_command. For a segment that is missing, although later ones are stored, it fails."""
         program, size = self._program, backup.wal_segment_bytes
-        missing: set[str] = set()
-        for cluster, archive, _ in read(program).archives:
-            if cluster == backup.cluster:
-                for before, after in holes(segments(program, archive, size), backup):
-                    position = before.start(size) + size
-                    missing |= {segment_name(line, position, size) for line in (before.timeline, after.timeline)}
+        names = {
+            segment_name(line, before.start(size) + size, size)
+            for before, after in missing
+            for line in (before.timeline, after.timeline)
+        }
         try:
-            yield program.restore_command(folder, missing)
+            yield program.restore_command(folder, names)
         except Unavailable as error:
-            for name in missing:
+            for name in names:
                 if name in str(error):
                     raise BackupInvalid(f"the WAL segment {name} is not stored, although later ones are") from error
             read(program)  # says why the repository cannot be read
             raise
+
+    @staticmethod
+    def _missing(program: Program, backup: Backup) -> Sequence[tuple[WalFile, WalFile]]:
+        archives = [archive for cluster, archive, _ in read(program).archives if cluster == backup.cluster]
+        size = backup.wal_segment_bytes
+        return [hole for archive in archives for hole in holes(segments(program, archive, size), backup)]
 
     @staticmethod
     def _gap(program: Program, archive: str, backup: Backup) -> str:
@@ -234,6 +241,12 @@ class PgBackRest:
             for before, after in holes(segments(program, archive, size), backup)
         ]
         return f"{gaps[0]}, and {len(gaps) - 1} more parts" if len(gaps) > 1 else "".join(gaps)
+
+
+def _is_kept_alone(backup: Backup, missing: Sequence[tuple[WalFile, WalFile]]) -> bool:
+    """Return whether no WAL after a backup is stored, although later WAL is, as with those that are kept for long."""
+    end = lsn_number(backup.stop_lsn) // backup.wal_segment_bytes
+    return any(before.timeline == backup.timeline and (before.number or 0) <= end for before, _ in missing)
 
 
 def _beside(folder: Path) -> Path:
