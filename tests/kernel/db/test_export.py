@@ -4,6 +4,7 @@ import stat
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -13,14 +14,14 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from app.kernel.db.export import Constant, Personal, Pseudonym, Rule
-from app.kernel.db.export.archive import export, load
+from app.kernel.db.export.archive import Manifest, export, load
 from app.kernel.db.export.tables import tables_of, undeclared
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal
 from app.kernel.queue import InvalidDeclaration
 from app.modules import modules
 from app.modules.auth.personal import DEVELOPMENT_PASSWORD, PERSONAL
 from tests.conftest import TestDatabase
-from tests.support.project import Project
+from tests.support.project import Project, eventually
 
 PLANTED = ("Ada.Lovelace@example.org", "ada.lovelace@example.org", "203.0.113.77", "Secret Browser/7.3", "ada's laptop")
 FILL = """
@@ -134,6 +135,85 @@ def test_partitions_types_odd_names_and_tables_that_refer_to_each_other_are_impo
     filled.run("ALTER TABLE auth.hens ALTER CONSTRAINT hatched NOT DEFERRABLE")
     with pytest.raises(Conflict, match=r"eggs and hens refer to each other, .* make a foreign key DEFERRABLE"):
         export(filled.conninfo, "auth", tmp_path / "b.zip", None)
+
+
+NEW_LIMITS = """
+    CREATE TABLE auth.copied (LIKE auth.limits INCLUDING ALL);
+    INSERT INTO auth.copied TABLE auth.limits;
+    INSERT INTO auth.copied (key, hits) VALUES ('b', 1);
+    DROP TABLE auth.limits;
+    ALTER TABLE auth.copied RENAME TO limits;
+"""
+CHANGED = {
+    "ALTER TABLE auth.limits ALTER hits TYPE numeric": 1,
+    "TRUNCATE auth.limits; INSERT INTO auth.limits (key, hits) VALUES ('b', 1), ('c', 1)": 2,
+    NEW_LIMITS: 2,
+}
+DETACH = 'ALTER TABLE auth."Odd ""na/me" DETACH PARTITION auth.low'
+REFUSED = (
+    DETACH,
+    "LOCK TABLE auth.limits; CREATE TABLE auth.another (id integer)",
+    "DROP TABLE auth.limits",
+    "ALTER TABLE auth.limits RENAME TO another",
+)
+WAITS = "SELECT FROM pg_locks WHERE NOT granted AND relation IS NOT NULL"
+
+
+def counted(made: Manifest) -> dict[str, int]:
+    return {table.name: table.rows for table in made.tables}
+
+
+@pytest.mark.parametrize("change", [*CHANGED, *REFUSED])
+def test_an_export_waits_for_who_changes_a_table_and_has_all_of_the_change_or_is_refused(
+    filled: TestDatabase, tmp_path: Path, change: str
+) -> None:
+    filled.run(ODD)
+    filled.run(ODD_ROWS)
+    before = counted(export(filled.conninfo, "auth", tmp_path / "a.zip", None))
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(filled.conninfo) as other:
+        other.execute(change)
+        waiting = pool.submit(export, filled.conninfo, "auth", tmp_path / "b.zip", None)
+        eventually(lambda: waiting.done() or filled.all(WAITS))
+        other.commit()
+        if change in CHANGED:
+            assert counted(waiting.result()) == {**before, "limits": CHANGED[change]}
+        else:
+            with pytest.raises(Conflict, match=r"changed meanwhile.*: try again"):
+                waiting.result()
+
+
+def test_nobody_changes_a_table_during_an_export(filled: TestDatabase, tmp_path: Path) -> None:
+    filled.run(ODD)
+    filled.run(ODD_ROWS)
+    changes, blocked = [*CHANGED, DETACH, "TRUNCATE auth.actor_roles", "TRUNCATE auth.roosters"], list[str]()
+
+    def change(_done: int) -> None:
+        with psycopg.connect(filled.conninfo, options="-c lock_timeout=20ms", autocommit=True) as other:
+            for statement in () if blocked else changes:
+                with pytest.raises(psycopg.errors.LockNotAvailable):
+                    other.execute(statement)
+                blocked.append(statement)
+
+    before = counted(export(filled.conninfo, "auth", tmp_path / "a.zip", None))
+    assert counted(export(filled.conninfo, "auth", tmp_path / "b.zip", None, change)) == before
+    assert blocked == changes
+
+
+def test_an_export_is_refused_while_a_partition_is_being_detached(filled: TestDatabase, tmp_path: Path) -> None:
+    filled.run("CREATE TABLE auth.days (day integer) PARTITION BY LIST (day)")
+    filled.run("CREATE TABLE auth.first PARTITION OF auth.days FOR VALUES IN (1)")
+    filled.run("INSERT INTO auth.days VALUES (1)")
+    detach = "ALTER TABLE auth.days DETACH PARTITION auth.first CONCURRENTLY"
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(filled.conninfo) as reader:
+            reader.execute("LOCK TABLE auth.days IN ACCESS SHARE MODE")
+            detached = pool.submit(filled.run, detach)
+            eventually(lambda: filled.all("SELECT FROM pg_inherits WHERE inhdetachpending"))
+            with pytest.raises(Conflict, match=r"auth\.first changed meanwhile, or is being detached: try again"):
+                export(filled.conninfo, "auth", tmp_path / "a.zip", None)
+        detached.result()
+    made = counted(export(filled.conninfo, "auth", tmp_path / "a.zip", None))
+    assert (made["days"], made["first"]) == (0, 1)
 
 
 def test_rules_that_constraints_refuse_are_told_from_damage(

@@ -28,6 +28,7 @@ from app.kernel.db.export.tables import (
     sequences_of,
     tables_of,
     undeclared,
+    unlocked_of,
 )
 from app.kernel.decoding import Decoder
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Unavailable
@@ -82,8 +83,9 @@ def export(
     """Write the rows of a module, as one snapshot sees them, to a new file; scrubbed by rules, if they are given.
 
     The file appears when it is complete. The audit trail records the export before the first row is read. `advance`
-    takes the bytes copied since its last call. Raises NotFound, Conflict if the file exists, InvalidDeclaration if the
-    rules do not cover the tables, Unavailable, psycopg.Error, and what `advance` raises.
+    takes the bytes copied since its last call. Raises NotFound, Conflict if the file exists or a table changed while
+    it began, InvalidDeclaration if the rules do not cover the tables, Unavailable, psycopg.Error, and what `advance`
+    raises.
     """
     part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
     try:
@@ -112,11 +114,16 @@ def _exported(
     conninfo: str, module: str, archive: zipfile.ZipFile, personal: Personal | None, advance: Advance
 ) -> Manifest:
     with psycopg.connect(conninfo) as connection:
+        listed = tables_of(connection, module)
+        connection.commit()
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         connection.execute("SET LOCAL statement_timeout = 0")
         connection.execute("SET LOCAL row_security = off")  # refuses what a policy would leave out
+        _lock(connection, listed)  # before the first query takes the snapshot: it shows a rewritten table as empty
         connection.execute(NEW_KEY)
         tables = tables_of(connection, module)
+        if unlocked := unlocked_of(connection, module):
+            raise Conflict(f"the table {unlocked[0]} changed meanwhile, or is being detached: try again")
         if personal is not None and (problems := undeclared(tables, personal)):
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise InvalidDeclaration(f"`personal` of the module {module} does not fit its tables: {problems[0]}{more}")
@@ -138,6 +145,14 @@ def _exported(
             tables=tuple(copied),
             sequences=tuple(sequences_of(connection, module)),
         )
+
+
+def _lock(connection: psycopg.Connection[Any], tables: Iterable[Table]) -> None:
+    for table in tables:
+        try:
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier))
+        except psycopg.errors.UndefinedTable as error:
+            raise Conflict(f"the table {table.schema}.{table.name} changed meanwhile: try again") from error
 
 
 def _copied(

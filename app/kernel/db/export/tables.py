@@ -42,6 +42,17 @@ _REFERENCES: LiteralString = """
         AND NOT c.relispartition AND NOT f.relispartition
     GROUP BY k.oid, c.relname, f.relname
 """
+# with partitions; what is being detached is neither in its parent nor a table of its own until that has ended
+_UNLOCKED: LiteralString = """
+    WITH RECURSIVE found AS (
+        SELECT c.oid, false AS is_pending FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = %s AND c.relkind IN ('r', 'p')
+        UNION SELECT i.inhrelid, i.inhdetachpending FROM pg_inherits i JOIN found ON i.inhparent = found.oid
+    )
+    SELECT oid::regclass::text FROM found WHERE is_pending OR NOT EXISTS (
+        SELECT FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.relation = found.oid
+    ) ORDER BY 1
+"""
 _SEQUENCES: LiteralString = "SELECT sequencename FROM pg_sequences WHERE schemaname = %s ORDER BY 1"
 _MIGRATIONS: LiteralString = """
     SELECT migration_id FROM public._migrations WHERE split_part(migration_id, '_', 2) = %s ORDER BY 1
@@ -111,6 +122,11 @@ def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
             f"the tables {names} refer to each other, so that none can be imported first: make a foreign key DEFERRABLE"
         ) from None
     return [Table(module, name, partitioned[name], tuple(columns[name]), refers[name]) for name in order]
+
+
+def unlocked_of(connection: psycopg.Connection[Any], module: str) -> list[str]:
+    """Return the tables and partitions of a module that this session has not locked, or that are being detached."""
+    return [row[0] for row in connection.execute(_UNLOCKED, (module,))]
 
 
 def sequences_of(connection: psycopg.Connection[Any], module: str) -> list[Sequence]:
