@@ -228,6 +228,29 @@ def test_rules_that_constraints_refuse_are_told_from_damage(
         export(filled.conninfo, "auth", tmp_path / "b.zip", {**NUMBERED, "numbers": {**DOCUMENT, "doc": Constant("{")}})
 
 
+NOTE = "INSERT INTO auth.limits (key, hits) VALUES (gen_random_uuid()::text, 1); RETURN NEW"
+ROWS_DIFFER = r"auth\.limits has {} rows? after the import, not 1: a trigger has added or removed some"
+TRIGGERS = {
+    ("TRIGGER act AFTER INSERT ON auth.roles", NOTE): ROWS_DIFFER.format(2),
+    ("CONSTRAINT TRIGGER act AFTER INSERT ON auth.roles INITIALLY DEFERRED", NOTE): ROWS_DIFFER.format(2),
+    ("TRIGGER act BEFORE INSERT ON auth.limits", "RETURN NULL"): ROWS_DIFFER.format(0),
+    ("TRIGGER act BEFORE INSERT ON auth.roles", "RAISE EXCEPTION 'closed'"): "does not fit the constraints .*: closed",
+}
+
+
+@pytest.mark.parametrize(("trigger", "does"), TRIGGERS)
+def test_an_import_whose_rows_a_trigger_adds_removes_or_refuses_changes_nothing(
+    filled: TestDatabase, empty: TestDatabase, tmp_path: Path, trigger: str, does: str
+) -> None:
+    export(filled.conninfo, "auth", tmp_path / "a.zip", None)
+    empty.run(f"CREATE FUNCTION auth.act() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {does}; END$$")
+    empty.run(f"CREATE {trigger} FOR EACH ROW EXECUTE FUNCTION auth.act()")
+    with pytest.raises(Conflict, match=TRIGGERS[trigger, does]) as refused:
+        load(empty.conninfo, tmp_path / "a.zip", ["auth"])
+    assert "\n" not in str(refused.value)
+    assert not any(rows(empty).values())
+
+
 def test_a_scrubbed_export_has_no_personal_value_and_lets_developers_sign_in(
     filled: TestDatabase, template: TestDatabase, cli: Project, tmp_path: Path
 ) -> None:

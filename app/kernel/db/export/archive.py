@@ -34,9 +34,12 @@ from app.kernel.decoding import Decoder
 from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from app.kernel.product import NAME, VERSION
 from app.kernel.queue import InvalidDeclaration
+from app.kernel.text import plural
 
 _MANIFEST = "manifest.json"
 _MANIFEST_BYTES, _PIECE_BYTES = 8 * 2**20, 2**20
+# by a constraint, a length or a trigger
+_REFUSED = (psycopg.IntegrityError, psycopg.errors.StringDataRightTruncation, psycopg.errors.RaiseException)
 Advance = Callable[[int], object]
 
 
@@ -202,7 +205,7 @@ def load(
                 connection.execute(*about)
     except FileNotFoundError:
         raise NotFound(f"there is no file {path}") from None
-    except (psycopg.IntegrityError, psycopg.errors.StringDataRightTruncation) as error:
+    except _REFUSED as error:
         raise Conflict(f"{path} does not fit the constraints of the tables here: {_line(error)}") from error
     except (_Damaged, psycopg.DataError) as error:
         raise Invalid(f"{path} is damaged, or not an export: {_line(error)}") from error
@@ -232,13 +235,16 @@ def _load(connection: psycopg.Connection[Any], manifest: Manifest, archive: zipf
     for copied in manifest.tables:
         columns = sql.SQL(", ").join(map(sql.Identifier, copied.columns))
         into = sql.SQL("COPY {} ({}) FROM STDIN").format(tables[copied.name].identifier, columns)
-        with connection.cursor() as cursor:
-            with cursor.copy(into) as copy:
-                for piece in _content(archive, copied):
-                    copy.write(piece)
-                    advance(len(piece))
-            if cursor.rowcount != copied.rows:
-                raise _Damaged(f"{copied.name} has {cursor.rowcount} rows, not {copied.rows}")
+        with connection.cursor() as cursor, cursor.copy(into) as copy:
+            for piece in _content(archive, copied):
+                copy.write(piece)
+                advance(len(piece))
+    connection.execute("SET CONSTRAINTS ALL IMMEDIATE")  # triggers that are deferred write now
+    for copied in manifest.tables:
+        [(rows,)] = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(tables[copied.name].source))
+        if rows != copied.rows:
+            problem = f"{module}.{copied.name} has {plural(rows, 'row')} after the import, not {copied.rows}"
+            raise Conflict(f"{problem}: a trigger has added or removed some")
     for sequence in manifest.sequences:
         name = sql.Identifier(module, sequence.name).as_string(connection)
         connection.execute("SELECT setval(%s, %s::bigint, %s)", (name, sequence.last_value, sequence.is_called))

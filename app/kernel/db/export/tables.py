@@ -89,6 +89,11 @@ class Table:
         """The names of its columns."""
         return tuple(column.name for column in self.columns)
 
+    @property
+    def source(self) -> sql.Composed:
+        """Its rows as an item of FROM: without those of tables that inherit from it, which have copies of their own."""
+        return sql.SQL("{}{}").format(sql.SQL("" if self.is_partitioned else "ONLY "), self.identifier)
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
@@ -182,8 +187,7 @@ def selected(table: Table, personal: Personal | None) -> sql.Composed:
     rules = _NO_RULES if personal is None else personal.get(table.name, _NO_RULES)
     is_dropped, rules = isinstance(rules, str), _NO_RULES if isinstance(rules, str) else rules
     values = sql.SQL(", ").join(_value(column, rules.get(column.name, "kept")) for column in table.columns)
-    only = sql.SQL("" if table.is_partitioned else "ONLY ")  # the rows of a table that inherits are in its own copy
-    return sql.SQL("SELECT {} FROM {}{} WHERE {}").format(values, only, table.identifier, not is_dropped)
+    return sql.SQL("SELECT {} FROM {} WHERE {}").format(values, table.source, not is_dropped)
 
 
 def _value(column: Column, rule: Rule) -> sql.Composable:
