@@ -1,5 +1,6 @@
 """Exports of a module: the same after an import, scrubbed without personal data, and refused when they do not fit."""
 
+import re
 import stat
 import tracemalloc
 import zipfile
@@ -112,6 +113,8 @@ ODD = """
     CREATE TABLE auth.eggs (id integer PRIMARY KEY, hen integer NOT NULL REFERENCES auth.hens);
     ALTER TABLE auth.hens ADD CONSTRAINT hatched FOREIGN KEY (egg) REFERENCES auth.eggs DEFERRABLE;
     CREATE TABLE auth.roosters () INHERITS (auth.hens);
+    CREATE TABLE auth.bare ();
+    CREATE TABLE auth.made (seven integer GENERATED ALWAYS AS (7) STORED);
 """
 ODD_ROWS = """
     INSERT INTO auth."Odd ""na/me" ("select", code, at, deep, span) VALUES
@@ -119,6 +122,8 @@ ODD_ROWS = """
         ('{}', NULL, NULL, '{}', 'empty'), (NULL, 'abc', NULL, NULL, NULL);
     WITH hen AS (INSERT INTO auth.hens VALUES (1, 7)) INSERT INTO auth.eggs VALUES (7, 1);
     INSERT INTO auth.roosters VALUES (2, 7);
+    INSERT INTO auth.bare SELECT FROM generate_series(1, 3);
+    INSERT INTO auth.made SELECT FROM generate_series(1, 2);
 """
 
 
@@ -132,6 +137,7 @@ def test_partitions_types_odd_names_and_tables_that_refer_to_each_other_are_impo
     assert load(empty.conninfo, tmp_path / "a.zip", ["auth"]) == made
     assert rows(empty) == rows(filled)
     assert empty.all("SELECT count(*) FROM auth.low") == [(1,)]
+    assert (len(rows(empty)["bare"]), rows(empty)["made"]) == (3, [("(7)",)] * 2)
     filled.run("ALTER TABLE auth.hens ALTER CONSTRAINT hatched NOT DEFERRABLE")
     with pytest.raises(Conflict, match=r"eggs and hens refer to each other, .* make a foreign key DEFERRABLE"):
         export(filled.conninfo, "auth", tmp_path / "b.zip", None)
@@ -226,6 +232,29 @@ def test_rules_that_constraints_refuse_are_told_from_damage(
     assert not any(rows(empty).values())
     with pytest.raises(InvalidDeclaration, match="does not fit: invalid input syntax for type json"):
         export(filled.conninfo, "auth", tmp_path / "b.zip", {**NUMBERED, "numbers": {**DOCUMENT, "doc": Constant("{")}})
+
+
+TYPES = {
+    "numeric(20,5)": "numeric(20,2)",
+    "timestamp with time zone": "timestamp without time zone",
+    "character varying(50)": "character varying",
+    "integer": "bigint",
+}
+
+
+def test_an_import_into_columns_of_other_types_is_refused(
+    filled: TestDatabase, empty: TestDatabase, tmp_path: Path
+) -> None:
+    for database, types in ((filled, TYPES), (empty, TYPES.values())):
+        columns = [f"c{number} {kind}" for number, kind in enumerate(types)]
+        database.run(f"CREATE TABLE auth.typed (id integer, {', '.join(columns)})")
+    export(filled.conninfo, "auth", tmp_path / "a.zip", None)
+    for number, (there, here) in enumerate(TYPES.items()):
+        told = f"auth.typed.c{number} is {here} here, and {there} in the export"
+        with pytest.raises(Conflict, match=re.escape(told)):
+            load(empty.conninfo, tmp_path / "a.zip", ["auth"])
+        empty.run(f"ALTER TABLE auth.typed ALTER c{number} TYPE {there}")
+    load(empty.conninfo, tmp_path / "a.zip", ["auth"])
 
 
 NOTE = "INSERT INTO auth.limits (key, hits) VALUES (gen_random_uuid()::text, 1); RETURN NEW"
@@ -417,6 +446,7 @@ DAMAGES: tuple[tuple[Callable[[Path], object], type[Refusal], str], ...] = (
     ),
     (_in("manifest.json", b'"numbers_id_seq"', b'"other_seq"'), Conflict, "has other tables, columns or sequences"),
     (_in("manifest.json", b'"kid"', b'"kid", "kid"'), Conflict, "has other tables, columns or sequences"),
+    (_in("manifest.json", b'"integer"', b'"integer", "integer"'), Invalid, "its manifest has another form: types of"),
     (_in("manifest.json", b'"last_value": ', b'"last_value": 1000000000000000000000'), Invalid, "damaged"),
     (_flip, Invalid, "damaged, or not an export"),
     (lambda path: path.write_bytes(path.read_bytes()[:-100]), Invalid, "it is not a complete ZIP file"),

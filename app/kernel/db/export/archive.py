@@ -6,7 +6,7 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -45,10 +45,11 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A table of an archive: its columns, rows, and the size and SHA-256 of its content."""
+    """A table of an archive: its columns with their types, rows, and the size and SHA-256 of its content."""
 
     name: str
     columns: tuple[str, ...]
+    types: tuple[str, ...]
     rows: int
     bytes: int
     sha256: str
@@ -172,7 +173,7 @@ def _copied(
                 size += len(piece)
                 member.write(piece)
                 advance(len(piece))
-        return Copied(table.name, table.names, cursor.rowcount, size, digest.hexdigest())
+        return Copied(table.name, table.names, table.types, cursor.rowcount, size, digest.hexdigest())
 
 
 def load(
@@ -223,18 +224,15 @@ def _load(connection: psycopg.Connection[Any], manifest: Manifest, archive: zipf
         message = f"the export was made with other migrations of {module}: {differing[0]!r}{more}"
         raise Conflict(message, hint=f"{NAME} migrate status")
     tables = {table.name: table for table in tables_of(connection, module)}
-    described = sorted((each.name, sorted(each.columns)) for each in manifest.tables)
-    found = sorted((table.name, sorted(table.names)) for table in tables.values())
-    known = {sequence.name for sequence in sequences_of(connection, module)}
-    if described != found or {sequence.name for sequence in manifest.sequences} != known:
-        raise Conflict(f"the export has other tables, columns or sequences than the module {module} here")
+    _fit(manifest, tables, {sequence.name for sequence in sequences_of(connection, module)})
     for table in tables.values():
         connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier))
         if connection.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table.identifier)).rowcount:
             raise Conflict(f"{module}.{table.name} has rows already; an import needs empty tables of the module")
     for copied in manifest.tables:
-        columns = sql.SQL(", ").join(map(sql.Identifier, copied.columns))
-        into = sql.SQL("COPY {} ({}) FROM STDIN").format(tables[copied.name].identifier, columns)
+        names = sql.SQL(", ").join(map(sql.Identifier, copied.columns))
+        columns = sql.SQL("({})").format(names) if copied.columns else sql.SQL("")
+        into = sql.SQL("COPY {} {} FROM STDIN").format(tables[copied.name].identifier, columns)
         with connection.cursor() as cursor, cursor.copy(into) as copy:
             for piece in _content(archive, copied):
                 copy.write(piece)
@@ -248,6 +246,21 @@ def _load(connection: psycopg.Connection[Any], manifest: Manifest, archive: zipf
     for sequence in manifest.sequences:
         name = sql.Identifier(module, sequence.name).as_string(connection)
         connection.execute("SELECT setval(%s, %s::bigint, %s)", (name, sequence.last_value, sequence.is_called))
+
+
+def _fit(manifest: Manifest, tables: Mapping[str, Table], sequences: set[str]) -> None:
+    module = manifest.module
+    described = sorted((each.name, sorted(each.columns)) for each in manifest.tables)
+    found = sorted((table.name, sorted(table.names)) for table in tables.values())
+    if described != found or {sequence.name for sequence in manifest.sequences} != sequences:
+        raise Conflict(f"the export has other tables, columns or sequences than the module {module} here")
+    for copied in manifest.tables:
+        here = {column.name: column.declared for column in tables[copied.name].columns}
+        if len(copied.types) != len(here):
+            raise _Damaged(f"its manifest has another form: types of {copied.name}")
+        for name, declared in zip(copied.columns, copied.types, strict=True):
+            if declared != here[name]:
+                raise Conflict(f"{module}.{copied.name}.{name} is {here[name]} here, and {declared} in the export")
 
 
 def _manifest(archive: zipfile.ZipFile) -> Manifest:

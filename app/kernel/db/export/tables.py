@@ -23,13 +23,16 @@ _TEXTS = ("text", "character varying")
 _NO_RULES: Mapping[str, Rule] = {}
 # a type that is none of these may hold anything about a person
 _COLUMNS: LiteralString = """
-    SELECT c.relname, c.relkind = 'p', a.attname, format_type(a.atttypid, -1), a.attnotnull, (
+    SELECT c.relname, c.relkind = 'p', a.attname, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod),
+        a.attnotnull, (
             SELECT NOT (t.typcategory IN ('B', 'N', 'D', 'T', 'E') OR t.typname IN ('uuid', 'pg_lsn', 'xid8'))
             FROM pg_type t WHERE t.oid = coalesce(CASE b.typcategory WHEN 'A' THEN nullif(b.typelem, 0) END, b.oid)
         )
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-    JOIN pg_type b ON b.oid = coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = a.atttypid), 0), a.atttypid)
+    LEFT JOIN pg_attribute a
+        ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    LEFT JOIN pg_type b
+        ON b.oid = coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = a.atttypid), 0), a.atttypid)
     WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
     ORDER BY c.relname, a.attnum
 """
@@ -61,10 +64,11 @@ _MIGRATIONS: LiteralString = """
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `is_free`: its type can hold anything about a person."""
+    """A column. `declared` is its type with length or precision. `is_free`: it can hold anything about a person."""
 
     name: str
     type: str
+    declared: str
     is_required: bool
     is_free: bool
 
@@ -90,6 +94,11 @@ class Table:
         return tuple(column.name for column in self.columns)
 
     @property
+    def types(self) -> tuple[str, ...]:
+        """The declared types of its columns."""
+        return tuple(column.declared for column in self.columns)
+
+    @property
     def source(self) -> sql.Composed:
         """Its rows as an item of FROM: without those of tables that inherit from it, which have copies of their own."""
         return sql.SQL("{}{}").format(sql.SQL("" if self.is_partitioned else "ONLY "), self.identifier)
@@ -110,7 +119,7 @@ def tables_of(connection: psycopg.Connection[Any], module: str) -> list[Table]:
     partitioned: dict[str, bool] = {}
     for table, is_partitioned, *column in connection.execute(_COLUMNS, (module,)):
         partitioned[table] = is_partitioned
-        columns.setdefault(table, []).append(Column(*column))
+        columns.setdefault(table, []).extend([Column(*column)] if column[0] is not None else ())
     if not columns:
         raise NotFound(f"the module {module} has no tables in this database")
     refers: dict[str, dict[str, frozenset[str]]] = {name: {} for name in columns}
