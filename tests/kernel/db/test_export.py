@@ -21,8 +21,9 @@ from app.kernel.errors import Conflict, Denied, Invalid, NotFound, Refusal
 from app.kernel.queue import InvalidDeclaration
 from app.modules import modules
 from app.modules.auth.personal import DEVELOPMENT_PASSWORD, PERSONAL
-from tests.conftest import TestDatabase
-from tests.support.project import Project, eventually
+from tests.conftest import TestDatabase, required
+from tests.support.debian import debian_server, installed
+from tests.support.project import ROOT, Project, eventually
 
 PLANTED = ("Ada.Lovelace@example.org", "ada.lovelace@example.org", "203.0.113.77", "Secret Browser/7.3", "ada's laptop")
 FILL = """
@@ -232,6 +233,47 @@ def test_rules_that_constraints_refuse_are_told_from_damage(
     assert not any(rows(empty).values())
     with pytest.raises(InvalidDeclaration, match="does not fit: invalid input syntax for type json"):
         export(filled.conninfo, "auth", tmp_path / "b.zip", {**NUMBERED, "numbers": {**DOCUMENT, "doc": Constant("{")}})
+
+
+SETTINGS = {
+    "datestyle": ("'SQL, DMY'", "'SQL, MDY'"),
+    "intervalstyle": ("sql_standard", "postgres"),
+    "extra_float_digits": ("-5", "0"),
+    "array_nulls": ("on", "off"),
+    "xmloption": ("content", "document"),
+    "client_encoding": ("LATIN1", "UTF8"),
+}
+READ = (
+    "CREATE TABLE auth.read (at timestamptz, took interval, ratio float8, tags text[], part xml, name text)",
+    """
+    INSERT INTO auth.read
+    VALUES ('2026-02-03 04:05:06+02', '-1 day -2:03:04', pi(), ARRAY['a', NULL], xmlparse(CONTENT '<a/><b/>'), chr(233))
+    """,
+)
+READ_AS = """
+    SELECT extract(epoch FROM at), extract(epoch FROM took), float8send(ratio), tags[2] IS NULL, part::text, ascii(name)
+    FROM auth.read
+"""
+
+
+def test_settings_of_a_session_change_no_value(tmp_path: Path) -> None:
+    created, inserted = READ
+    binaries = installed(15)  # the wheel's servers lack XML
+    if binaries is None:
+        required("PostgreSQL 15")
+    with debian_server(binaries) as server:
+        made = Project(ROOT, tmp_path, dict(server.env)).app("migrate", "up")
+        assert made.returncode == 0, made.stderr
+        server.run(created)
+        server.run("CREATE DATABASE other TEMPLATE app", "postgres")
+        server.run(inserted)
+        where = f"host={server.folder} port={server.port} user=admin dbname="
+        for name, (there, here) in SETTINGS.items():
+            server.run(f"ALTER DATABASE app SET {name} = {there}; ALTER DATABASE other SET {name} = {here}", "postgres")
+        export(f"{where}app", "auth", tmp_path / "a.zip", None)
+        load(f"{where}other", tmp_path / "a.zip", ["auth"])
+        [read], [expected] = (server.all(READ_AS, database) for database in ("other", "app"))
+        assert read == expected
 
 
 TYPES = {

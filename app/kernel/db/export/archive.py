@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -38,6 +38,17 @@ from app.kernel.text import plural
 
 _MANIFEST = "manifest.json"
 _MANIFEST_BYTES, _PIECE_BYTES = 8 * 2**20, 2**20
+# what databases, roles and clients may set otherwise, and what changes how COPY writes or reads values
+_SESSION: tuple[LiteralString, ...] = (
+    "SET LOCAL statement_timeout = 0",
+    "SET LOCAL client_encoding = 'UTF8'",
+    "SET LOCAL datestyle = 'ISO'",
+    "SET LOCAL intervalstyle = 'postgres'",
+    "SET LOCAL extra_float_digits = 1",
+    "SET LOCAL lc_monetary = 'C'",
+    "SET LOCAL array_nulls = on",
+    "SET LOCAL xmloption = content",
+)
 # by a constraint, a length or a trigger
 _REFUSED = (psycopg.IntegrityError, psycopg.errors.StringDataRightTruncation, psycopg.errors.RaiseException)
 Advance = Callable[[int], object]
@@ -121,7 +132,7 @@ def _exported(
         listed = tables_of(connection, module)
         connection.commit()
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        connection.execute("SET LOCAL statement_timeout = 0")
+        _set(connection)
         connection.execute("SET LOCAL row_security = off")  # refuses what a policy would leave out
         _lock(connection, listed)  # before the first query takes the snapshot: it shows a rewritten table as empty
         connection.execute(NEW_KEY)
@@ -149,6 +160,11 @@ def _exported(
             tables=tuple(copied),
             sequences=tuple(sequences_of(connection, module)),
         )
+
+
+def _set(connection: psycopg.Connection[Any]) -> None:
+    for statement in _SESSION:
+        connection.execute(statement)
 
 
 def _lock(connection: psycopg.Connection[Any], tables: Iterable[Table]) -> None:
@@ -193,7 +209,7 @@ def load(
             if manifest.is_scrubbed and is_published:
                 raise Denied(f"{path} is scrubbed, for development: everybody knows the passwords of its accounts")
             with psycopg.connect(conninfo) as connection:
-                connection.execute("SET LOCAL statement_timeout = 0")
+                _set(connection)
                 connection.execute("SET CONSTRAINTS ALL DEFERRED")
                 _load(connection, manifest, archive, advance)
                 about = entry(
