@@ -44,6 +44,8 @@ def export(
     from app.kernel.errors import Conflict, NotFound
     from app.kernel.text import suggestion
 
+    if str(output) == "-":
+        raise typer.BadParameter("name a file: an export is not written to standard output", param_hint="--output")
     found = {each.name: each for each in modules()}.get(module)
     if found is None:
         raise NotFound(f"there is no module {module}{suggestion(module, MODULES)}")

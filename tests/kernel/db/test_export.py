@@ -568,3 +568,10 @@ def test_an_export_that_fails_leaves_no_file(filled: TestDatabase, tmp_path: Pat
         export(filled.conninfo, "auth", tmp_path / "nowhere/a.zip", None)
     with pytest.raises(NotFound, match="has no tables"):
         export(filled.conninfo, "platform", tmp_path / "a.zip", None)
+
+
+def test_an_export_to_standard_output_is_refused(cli: Project) -> None:
+    refused = cli.app("backup", "export", "auth", "--output", "-")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "name a file" in refused.stderr
+    assert not (cli.root / "-").exists()
