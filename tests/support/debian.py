@@ -102,7 +102,7 @@ class DebianServer:
     def create(self) -> None:
         """Make the data folder with `admin` (local only) and `app`, who owns the database `app`."""
         how = ("-U", "admin", "-E", "UTF8", "--no-sync", "--auth-local=trust", f"--wal-segsize={self.segment_mb}")
-        self._tool("initdb", "-D", str(self.data), *how)
+        self._tool("initdb", "-D", str(self.data), "--data-checksums", *how)
         hba = "local all admin trust\nhost all app 127.0.0.1/32 scram-sha-256\nhost all app ::1/128 scram-sha-256\n"
         (self.data / "pg_hba.conf").write_text(hba)
         self.start()

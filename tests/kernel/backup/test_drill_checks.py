@@ -10,7 +10,8 @@ import pytest
 from psycopg import Connection
 
 from app.kernel.backup.drill import Drill, Found
-from app.kernel.backup.drill.database import content, foreign_keys, indexes, session
+from app.kernel.backup.drill import database as checks
+from app.kernel.backup.drill.database import content, foreign_keys, indexes, session, tables
 from app.kernel.backup.drill.manifest import manifest
 from app.kernel.backup.drill.migrated import migrations
 from app.kernel.backup.drill.queue import INVARIANTS, queue
@@ -195,6 +196,42 @@ def test_an_index_without_rows_of_its_table_is_found() -> None:
             connection.execute(hide.format("true"))
             [problem] = indexes(connection).problems
             assert problem.startswith("public.things_pkey: ")
+            assert tables(connection).problems == ()
+
+
+def test_damaged_pages_of_a_table_and_of_its_toast_are_found_without_checksums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with debian_server(postgres_binaries()) as server:
+        server.run("CREATE TABLE public.things (id int, note text)")
+        server.run("ALTER TABLE public.things ALTER note SET STORAGE EXTERNAL")  # not compressed
+        server.run("INSERT INTO public.things SELECT i, repeat('x', 5000) FROM generate_series(1, 300) i")
+        server.run("CREATE TABLE public.others AS SELECT generate_series(1, 10000) AS id")
+        toast = "SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'public.things'::regclass"
+        [(values,)], [(rows,)] = server.all(toast), server.all("SELECT pg_relation_filepath('public.others')")
+        where = f"host={server.folder} port={server.port} user=admin dbname=app"
+        with session(where) as connection:
+            assert (tables(connection).problems, tables(connection).notes) == ((), ())
+            monkeypatch.setattr(checks, "_LARGE_BYTES", 2**17)  # of larger tables, parts are read
+            monkeypatch.setattr(checks, "_READ_BYTES", 2**16)
+            assert tables(connection).problems == ()
+            monkeypatch.undo()
+        server.stop()
+        server._tool("pg_checksums", "--disable", "-D", str(server.data))
+        _overwrite(server.data / values, 8192 * 7, bytes(8192))
+        _overwrite(server.data / rows, 8192 * 3 + 24, b"\xff\xff\xfe\xff")  # a pointer to beyond the page
+        server.start()
+        with session(where) as connection:
+            assert [problem[: problem.index(",")] for problem in tables(connection).problems] == [
+                "public.others: block 3",
+                "public.things: block 0",
+            ]
+
+
+def _overwrite(path: Path, at: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(content)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Checks of any database: that it has rows, that foreign keys hold, that indexes fit their tables."""
+"""Checks of any database: that it has rows, that foreign keys hold, that pages are whole and indexes fit them."""
 
+import random
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from app.kernel.backup.drill import Found
 _LARGE_BYTES, _READ_BYTES = 2**30, 2**27
 _STATEMENT_S, _ALL_S = 120.0, 900.0
 _COUNTED = 1000
+_NO_AMCHECK = "the extension amcheck is not installed here"
 
 # those that the role may read; without those of partitions, which are parts of the constraints of whole tables
 _FOREIGN_KEYS: LiteralString = """
@@ -40,6 +42,14 @@ _INDEXES: LiteralString = """
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
     WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence = 'p' AND i.indisvalid AND i.indisready
     ORDER BY 3, 1
+"""
+_HEAPS: LiteralString = """
+    SELECT CASE WHEN o.oid IS NULL THEN c.oid::regclass::text ELSE format('TOAST of %s', o.oid::regclass) END,
+        c.oid::bigint, pg_relation_size(c.oid) / current_setting('block_size')::bigint, pg_table_size(c.oid)
+    FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+    LEFT JOIN pg_class o ON c.relkind = 't' AND o.reltoastrelid = c.oid
+    WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p'
+    ORDER BY 4, 1
 """
 _CORRUPT = ("XX001", "XX002")  # data_corrupted, index_corrupted
 
@@ -102,28 +112,69 @@ def foreign_keys(connection: psycopg.Connection[Any]) -> Found:
     return _each("foreign keys", {f"{key.schema}.{key.table} ({key.name})": partial(orphans, key) for key in keys})
 
 
+def tables(connection: psycopg.Connection[Any]) -> Found:
+    """Find damaged pages of tables, and values that are not whole in TOAST. Of tables over 1 GiB, 128 MiB are read.
+
+    It sees the structure of pages, not each damaged byte of a value. Needs the extension amcheck, as `indexes` does.
+    """
+    if (verify := _of_amcheck(connection, "verify_heapam")) is None:
+        return Found(skipped=_NO_AMCHECK)
+    check = sql.SQL(
+        "SELECT format('block %%s, row %%s: %%s', blkno, offnum, msg)"
+        " FROM {}(%s::oid::regclass, on_error_stop => true, check_toast => true, startblock => %s, endblock => %s)"
+    ).format(verify)
+
+    def damage(oid: int, blocks: int, size_bytes: int) -> str:
+        begin, end = None, None
+        if size_bytes > _LARGE_BYTES and blocks:
+            read = max(1, blocks * _READ_BYTES // size_bytes)
+            begin = random.randrange(blocks - read + 1)  # noqa: S311 - not a secret
+            end = begin + read - 1
+        found = connection.execute(check, (oid, begin, end)).fetchone()
+        return found[0] if found else ""
+
+    found = connection.execute(_HEAPS).fetchall()
+    return _each("tables", {name: _damage(partial(damage, *sizes)) for name, *sizes in found})
+
+
 def indexes(connection: psycopg.Connection[Any]) -> Found:
     """Compare B-tree indexes with their tables, if the extension amcheck is installed; it is created if need be."""
+    if (bt_check := _of_amcheck(connection, "bt_index_check")) is None:
+        return Found(skipped=_NO_AMCHECK)
+    check = sql.SQL("SELECT {}(%s::oid::regclass, %s)").format(bt_check)
+
+    def damage(oid: int, size_bytes: int) -> str:
+        connection.execute(check, (oid, size_bytes <= _LARGE_BYTES))
+        return ""
+
+    found = connection.execute(_INDEXES).fetchall()
+    return _each("indexes", {name: _damage(partial(damage, *sizes)) for name, *sizes in found})
+
+
+def _of_amcheck(connection: psycopg.Connection[Any], function: str) -> sql.Identifier | None:
+    """Return the name of a function of amcheck, which is created if need be; None if it is not installed."""
     if connection.execute("SELECT FROM pg_available_extensions WHERE name = 'amcheck'").fetchone() is None:
-        return Found(skipped="the extension amcheck is not installed here")
+        return None
     connection.execute("CREATE EXTENSION IF NOT EXISTS amcheck")
     [schema] = row(
         connection,
         "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'amcheck'",
     )
-    check = sql.SQL("SELECT {}(%s::oid::regclass, %s)").format(sql.Identifier(schema, "bt_index_check"))
+    return sql.Identifier(schema, function)
 
-    def damage(oid: int, size_bytes: int) -> str:
+
+def _damage(look: Callable[[], str]) -> Callable[[], str]:
+    """Return a look for which an error about damage is a problem."""
+
+    def careful() -> str:
         try:
-            connection.execute(check, (oid, size_bytes <= _LARGE_BYTES))
+            return look()
         except psycopg.Error as error:
             if error.sqlstate not in _CORRUPT:
                 raise
             return error.diag.message_primary or "it is damaged"
-        return ""
 
-    found = connection.execute(_INDEXES).fetchall()
-    return _each("indexes", {name: partial(damage, oid, size_bytes) for name, oid, size_bytes in found})
+    return careful
 
 
 def _each(what: str, looks: Mapping[str, Callable[[], str]]) -> Found:

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from app.kernel.backup import Backup, BackupInvalid
 from app.kernel.backup.counts import compare
 from app.kernel.backup.drill import Drill, Found
-from app.kernel.backup.drill.database import content, foreign_keys, indexes, session
+from app.kernel.backup.drill.database import content, foreign_keys, indexes, session, tables
 from app.kernel.backup.drill.manifest import manifest
 from app.kernel.backup.drill.migrated import migrations
 from app.kernel.backup.drill.queue import queue
@@ -82,6 +82,7 @@ class Course:
             self._check(drill, "foreign keys", lambda: _asked(as_user, foreign_keys))
             self._check(drill, "queue", lambda: _asked(as_user, queue))
             if as_superuser:  # which amcheck takes, and no provider gives
+                self._check(drill, "tables", lambda: _asked(as_superuser, tables))
                 self._check(drill, "indexes", lambda: _asked(as_superuser, indexes))
 
     def _provided(self, engine: Managed, drill: Drill, stack: ExitStack) -> str:
