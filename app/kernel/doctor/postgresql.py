@@ -100,10 +100,15 @@ async def server_settings(d: Deployment) -> AsyncIterator[Finding]:
         bad, level, why = _HARMFUL[name]
         if setting == bad:
             yield level(f"{name} is {setting} ({source}): {why}", _set_back(d, name, source))
-    (encoding,) = await d.one("SHOW server_encoding")
+    encoding, checksums = await d.one("SELECT current_setting('server_encoding'), current_setting('data_checksums')")
     if encoding != "UTF8":
         fix = "CREATE DATABASE app2 ENCODING 'UTF8' TEMPLATE template0"
         yield fail(f"the encoding of the database is {encoding}, not UTF8", in_shell(fix))
+    if checksums == "off":
+        yield warn(
+            "data_checksums is off: pages that the disk has damaged are read, and backed up, without an error",
+            'pg_checksums --enable -D "$PGDATA"  # as the account of the server, while that is stopped',
+        )
     (most,) = await d.one("SELECT current_setting('max_connections')::int")
     if most < 20:
         yield warn(f"max_connections is {most}: too few for several processes", _as_admin("max_connections", "100"))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shlex
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -204,6 +205,22 @@ async def test_a_database_that_is_not_in_utf_8_is_found(planted: Planted, server
     found = await planted.examine("postgresql-settings")
     assert found == {"postgresql-settings": ("fail", "the encoding of the database is LATIN1, not UTF8")}
     planted.env["POSTGRES_DB"] = "app"
+
+
+async def test_a_server_without_data_checksums_is_found_and_the_remedy_enables_them(
+    planted: Planted, server: DebianServer
+) -> None:
+    server.stop()
+    server._tool("pg_checksums", "--disable", "-D", str(server.data))
+    server.start()
+    found = await planted.examine()
+    assert found.keys() == {"postgresql-settings"}
+    assert found["postgresql-settings"][0] == "warn"
+    assert found["postgresql-settings"][1].startswith("data_checksums is off: pages that the disk has damaged are read")
+    server.stop()
+    server._tool(*shlex.split(planted.findings[0].fix.replace("$PGDATA", str(server.data)), comments=True))
+    server.start()
+    assert server.all("SHOW data_checksums") == [("on",)]
 
 
 # Replication
