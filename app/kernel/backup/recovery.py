@@ -95,6 +95,8 @@ def _lost(wanted: Restore, prepared: Prepared, replayed: Replayed) -> str:
     stored = prepared.stored
     if stored is None:
         return f"everything after the backup ({prepared.backup.stop_lsn}): no WAL after it is stored"
+    if stored.gap:
+        return f"everything after {replayed.lsn}; {stored.gap}"
     until = f"WAL was stored until {stored.lsn} at {exact(stored.stored_at)}"
     if not replayed.is_reached:
         return f"everything after {replayed.lsn}: the stored WAL ended before the moment that was wanted; {until}"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from app.kernel.backup import Backup, BackupInvalid, Target
 from app.kernel.backup.catalogue import Catalogue, base_name
-from app.kernel.backup.engine import Prepared, Progress, Restore, Wal, of_one_cluster
+from app.kernel.backup.engine import Prepared, Progress, Restore, Wal, named, of_one_cluster
 from app.kernel.backup.fetching import fetching, full_disk
 from app.kernel.backup.scratch import control
 from app.kernel.backup.sealed import Keys
 from app.kernel.backup.tar import Entry, Take, TarReader
-from app.kernel.backup.timelines import Stretch, WalFile, is_on_way, leads_through, lsn_number, lsn_text
+from app.kernel.backup.timelines import Stretch, WalFile, begun, is_on_way, leads_through, lsn_number, lsn_text
 from app.kernel.backup.wal import StoredWal, WalArchive
 from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.kernel.product import NAME
@@ -45,6 +45,8 @@ class Plan:
     """How many segments will be replayed, about; 0 if the backup alone is restored."""
     end: int | None = None
     """Where the WAL ends that is replayed, if not where it is stored."""
+    gap: str = ""
+    """What is missing right after the backup, and should not be."""
 
     def __str__(self) -> str:
         return (
@@ -59,10 +61,10 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
     Raises NotFound with the range that can be restored, Invalid, BackupInvalid for missing WAL.
     """
     catalogue = Catalogue(target, keys)
+    whole, damaged = catalogue.read()
     if restore.backup:
-        backups = [catalogue.get(restore.backup, restore.cluster)]
+        backups: Sequence[Backup] = [named(whole, restore.backup, restore.cluster, target.label, damaged)]
     else:
-        whole, damaged = catalogue.read()
         backups = of_one_cluster(whole, restore.cluster, target.label, damaged)
     archive = WalArchive(target, keys, backups[-1].cluster, backups[-1].wal_segment_bytes)
     files = list(archive.segments())
@@ -89,7 +91,8 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
         whole = f"{str(plans[0]).partition(' to ')[0]} to {str(plans[-1]).partition(' to ')[2]}"
         raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}", hint=_LIST)
     newest = max(fit, key=lambda plan: lsn_number(plan.backup.stop_lsn))  # all are on one way, whatever clocks said
-    return _up_to_gap(newest, restore, files)
+    others = [each for each in whole if each.cluster == archive.cluster]
+    return _up_to_gap(newest, restore, files, begun(others, stretches))
 
 
 def _plan(
@@ -119,10 +122,11 @@ def _reaches(plan: Plan, restore: Restore) -> bool:
     return not restore.lsn or lsn_number(plan.backup.stop_lsn) <= lsn_number(restore.lsn) <= plan.lsn
 
 
-def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan:
+def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal], newer: int) -> Plan:
     """Return the plan, ended before WAL that is missing; raise BackupInvalid if the wanted moment is after that.
 
     A backup that is named, and has no WAL after it, is restored as it was: those that are kept for long have none.
+    `newer` is where the newest backup begins.
     """
     gaps = plan.archive.gaps(plan.begin, plan.backup.timeline, stretches=plan.stretches, files=files)
     if not gaps:
@@ -138,7 +142,7 @@ def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal]) -> Plan
         before_it = f"{NAME} backup restore --to-lsn {lsn_text(end)} --into DIR"
         raise BackupInvalid(f"{gaps[0]}; what is before can be restored: {before_it}", hint=_LIST)
     if restore.backup and not restore.to and not restore.lsn:
-        return replace(plan, end=end, segments=0)
+        return replace(plan, end=end, segments=0, gap=str(gaps[0]) if gaps[0].end > newer else "")
     message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"
     raise BackupInvalid(message, hint=_LIST)
 
@@ -176,7 +180,8 @@ def prepare(
         with fetching(plan.archive, folder, plan.stretches, plan.begin, advance, end=plan.end) as command:
             yield command
 
-    stored = Wal(plan.timeline, lsn_text(plan.lsn), plan.stored_at) if plan.segments else None
+    has_wal = plan.segments or plan.gap
+    stored = Wal(plan.timeline, lsn_text(plan.lsn), plan.stored_at, plan.gap) if has_wal else None
     return Prepared(backup, folder, programs, wal, plan.timeline, stored, plan.archive.put)
 
 

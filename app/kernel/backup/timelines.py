@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from app.kernel.backup import BackupInvalid
+from app.kernel.backup import Backup, BackupInvalid
 
 _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _FILE = re.compile(
@@ -123,6 +123,12 @@ def timeline_at(stretches: Sequence[Stretch], segment: int, segment_bytes: int) 
 def leads_through(stretches: Iterable[Stretch], timeline: int, lsn: int) -> bool:
     """Return whether a way comes through a position of a timeline."""
     return any(s.timeline == timeline and (s.end is None or lsn <= s.end) for s in stretches)
+
+
+def begun(backups: Iterable[Backup], stretches: Sequence[Stretch]) -> int:
+    """Return where the newest backup on the way begins: a gap that ends before it needs no more attention."""
+    on_way = (each for each in backups if leads_through(stretches, each.timeline, lsn_number(each.stop_lsn)))
+    return max((lsn_number(each.start_lsn) for each in on_way), default=0)
 
 
 def is_on_way(file: WalFile, stretches: Sequence[Stretch], segment_bytes: int) -> bool:

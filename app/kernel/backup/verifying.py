@@ -15,9 +15,9 @@ from app.kernel.backup.taking import CHECKSUMS, MANIFEST
 from app.kernel.backup.tar import Entry, Take, TarReader
 from app.kernel.backup.timelines import (
     HEADER_BYTES,
+    begun,
     header_of,
     is_on_way,
-    leads_through,
     lsn_number,
     segment_name,
 )
@@ -81,12 +81,7 @@ class Verification:
         try:
             newest = max([backup.timeline, *(wal.file.timeline for wal in files)])
             stretches = archive.stretches(newest)
-            way = [
-                each
-                for each in self._window(backup.cluster)
-                if leads_through(stretches, each.timeline, lsn_number(each.stop_lsn))
-            ]
-            begun = max((lsn_number(each.start_lsn) for each in way), default=0)
+            newer = begun(self._window(backup.cluster), stretches)
             gaps = archive.gaps(begin, backup.timeline, stretches=stretches, files=files)
         except BackupInvalid as error:
             return 0, 0, [str(error)]
@@ -95,7 +90,7 @@ class Verification:
         needed = [wal for wal in files if wal.file.start(size) >= first and is_on_way(wal.file, stretches, size)]
         advance = progress.step("WAL", sum(wal.stored.size_bytes for wal in needed))
         found = [problem for wal in needed if (problem := self._segment(wal, archive, advance))]
-        missing = [str(gap) for gap in gaps if gap.end > begun]
+        missing = [str(gap) for gap in gaps if gap.end > newer]
         return sum(wal.stored.size_bytes for wal in needed), len(needed), [*missing, *found]
 
     def _segment(self, wal: StoredWal, archive: WalArchive, advance: Advance) -> str:

@@ -154,6 +154,15 @@ def test_a_backup_whose_wal_is_not_kept_is_restored_alone_if_it_is_named(listed:
         chosen(target, backup="old", to=at(9))
 
 
+@pytest.mark.parametrize(("numbers", "missing"), [((5, 6, 7, 8), None), ((5, 6, 8), "b"), ((6, 7, 8), "a")])
+def test_missing_wal_after_a_named_backup_is_a_gap_unless_a_newer_one_begins_after_it(
+    listed: Callable[..., Folder], numbers: tuple[int, ...], missing: str | None
+) -> None:
+    target = listed([backup("a", 2, 1), backup("b", 6, 5)], {1: list(numbers)})
+    found = [name for name in "ab" if planned(Restore(Path(), backup=name), target, KEYS).gap]
+    assert found == ([missing] if missing else [])
+
+
 def test_wal_that_the_backup_itself_has_need_not_be_stored(listed: Callable[..., Folder]) -> None:
     assert chosen(listed([backup("a", 2, 1)], {1: [3, 4]}), to=at(4)) == "a"
 
@@ -278,7 +287,8 @@ def test_wal_is_replayed_until_some_is_missing(stored: Stored, tmp_path: Path) -
     assert rows(into) == []
     assert done.former is not None
     assert rows(done.former) == [1, 2]
-    assert done.lost == f"everything after the backup ({done.backup.stop_lsn}): no WAL after it is stored"
+    missing = f"gap: WAL from 0/3000000 to {lsn_text(6 * SEGMENT_BYTES)} of timeline 1 is not stored"
+    assert done.lost == f"everything after {done.replayed.lsn}; {missing}"
 
 
 def test_a_part_of_a_segment_before_a_gap_is_replayed(stored: Stored, tmp_path: Path) -> None:
