@@ -37,6 +37,8 @@ class _Target:
     """Of other clusters."""
     used_bytes: int | None = None
     wal: "Wal | None" = None
+    missing: tuple[str, ...] = ()
+    """What the database has recorded, and is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,12 @@ def status(as_json: Json = False) -> None:
 
 async def _look(p: "Process") -> tuple[_Target, _Recorded]:
     recorded = await _in_database()
-    cluster = recorded.state.cluster if recorded.state else ""
-    return await in_thread(lambda _: _on_target(p, cluster)), recorded
+    return await in_thread(lambda _: _on_target(p, recorded.state)), recorded
 
 
-def _on_target(p: "Process", cluster: str) -> _Target:
-    """Return what the target has of a cluster; without one, of that with the newest backup."""
+def _on_target(p: "Process", state: "BackupState | None") -> _Target:
+    """Return what the target has of this cluster; if that is not known, of the one with the newest backup."""
+    from app.kernel.backup.engine import unstored
     from app.kernel.config import Misconfigured
     from app.kernel.errors import Refusal
 
@@ -89,11 +91,13 @@ def _on_target(p: "Process", cluster: str) -> _Target:
         engine = engine_for(p)
         found = listed(engine)
         whole = [each.cluster for each in found if each.state == "whole"]
-        cluster = cluster or (whole[-1] if whole else "")
+        cluster = state.cluster if state else whole[-1] if whole else ""
         own = tuple(each for each in found if each.cluster in ("", cluster))
         others = tuple(each for each in found if each not in own)
         wal = engine.wal(cluster) if whole else None
-        return _Target(engine.label, "", cluster, own, others, engine.used_bytes(), wal)
+        ids = {each.id for each in found}
+        lost = [text for text, _ in unstored(engine, ids, state.good("backup"), state.wal)] if state else []
+        return _Target(engine.label, "", cluster, own, others, engine.used_bytes(), wal, tuple(lost))
     except (Refusal, Misconfigured) as error:
         return _Target(problem=" ".join(str(error).split()))
 
@@ -128,6 +132,7 @@ def _summary(target: _Target, recorded: _Recorded) -> dict[str, Any]:
         *([f"the target could not be asked: {target.problem}"] if target.problem else []),
         *([f"the database could not be asked: {recorded.problem}"] if recorded.problem else []),
         *recorded.attention,
+        *target.missing,
         *(f"{each.id} is damaged: {each.problem}" for each in target.backups if each.state == "damaged"),
         *([_none(target)] if not target.problem and not whole else []),
     ]

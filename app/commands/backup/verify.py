@@ -72,15 +72,15 @@ def verified(engine: "Engine", progress: "Progress") -> list[dict[str, Any]]:
 
     Raises NotFound without any.
     """
-    whole = {each.id: each for each in engine.list()}
+    whole = engine.list()
     if not whole and not engine.damaged():
         raise NotFound(f"there is no backup on {engine.label}", hint=f"{NAME} config explain backup.target")
-    found = [_result(engine.verify(each, progress)) for each in whole.values()]
-    kept = {each.id for each in engine.list()}
-    records = [one for one in engine.damaged() if one.backup not in kept]
+    results = [(each, _result(engine.verify(each, progress))) for each in whole]
+    kept = {(each.cluster, each.id) for each in engine.list()}
+    records = [one for one in engine.damaged() if (one.cluster, one.backup) not in kept]
     return [
         *({"id": one.backup, "problems": [one.problem], "read_bytes": 0, "wal_segments": 0} for one in records),
-        *(one for one in found if one["id"] in kept),
+        *(result for backup, result in results if (backup.cluster, backup.id) in kept),
     ]
 
 

@@ -10,7 +10,7 @@ from app.kernel.backup import Backup, Target
 from app.kernel.backup.catalogue import BACKUPS, WAL, Catalogue
 from app.kernel.backup.engine import Damaged, Prepared, Progress, Pruned, Restore, Verified, Wal
 from app.kernel.backup.sealed import Keys
-from app.kernel.backup.timelines import lsn_text
+from app.kernel.backup.timelines import lsn_number, lsn_text
 from app.kernel.backup.wal import WalArchive
 from app.kernel.config.backup import BackupSettings
 
@@ -66,6 +66,14 @@ class Builtin:
         sizes = [backup.wal_segment_bytes for backup in self.list() if backup.cluster == cluster]
         position = WalArchive(self.target, self.keys, cluster, *sizes[-1:]).position()
         return position and Wal(position.timeline, lsn_text(position.lsn), position.stored_at)
+
+    def has_wal(self, cluster: str, timeline: int, lsn: str) -> bool:
+        """Return whether WAL is stored up to a position, but for less than a segment; True without a backup there."""
+        sizes = [backup.wal_segment_bytes for backup in self.list() if backup.cluster == cluster]
+        if not sizes:
+            return True
+        position = WalArchive(self.target, self.keys, cluster, sizes[-1]).position(timeline)
+        return (position.lsn if position else 0) + sizes[-1] >= lsn_number(lsn)
 
     def verify(self, backup: Backup, progress: Progress) -> Verified:
         from app.kernel.backup.pruning import needing_wal

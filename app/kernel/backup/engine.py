@@ -1,7 +1,7 @@
 """What takes, lists, restores and prunes backups: an engine, chosen by `backup.engine`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ from app.kernel.product import NAME
 from app.kernel.text import exact
 
 if TYPE_CHECKING:
+    from app.kernel.backup.watching import BackupRun, StoredWal
     from app.kernel.config import Settings
 
 _CATCH_UP_S, _LOOK_EVERY_S = 0.1, 0.25
@@ -282,3 +283,17 @@ def engine_of(all_settings: "Settings", data: Path) -> Engine:
 
     all_settings.demand(BackupSettings)
     return Builtin(settings, target_of(settings, data), Keys.of(settings), embedded_binaries())
+
+
+def unstored(
+    engine: Engine, ids: Collection[str], newest: "BackupRun | None", wal: "StoredWal | None"
+) -> Iterator[tuple[str, str]]:
+    """Yield what the database has recorded as stored and is not, each with what to do. `ids` are the backups there."""
+    from app.kernel.backup.builtin import Builtin
+
+    if isinstance(engine, Builtin) and wal and not engine.has_wal(wal.cluster, wal.timeline, wal.lsn):
+        text = f"WAL is recorded as stored until {wal.lsn}, but not on {engine.label}, or with another backup.key"
+        yield text, "restart run-backup-agent with the target and the key of this machine"
+    known = newest.backup_id if newest and newest.engine == engine.name else None
+    if known and known not in ids:
+        yield f"the newest backup, {known}, is not on {engine.label}", f"{NAME} backup create"

@@ -9,16 +9,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg
 
 from app.kernel.backup import Target
 from app.kernel.backup.catalogue import PROBES
-from app.kernel.backup.engine import Engine, engine_of
+from app.kernel.backup.engine import Engine, engine_of, unstored
 from app.kernel.backup.primary import primary, slot_name
-from app.kernel.backup.timelines import lsn_number
-from app.kernel.backup.watching import StoredWal, look
+from app.kernel.backup.watching import BackupRun, StoredWal, look
 from app.kernel.config import BackupSettings, Misconfigured, PostgresSettings
 from app.kernel.db import Row
 from app.kernel.doctor import Check, Finding, NotChecked, fail, in_shell, in_thread, warn
@@ -26,9 +24,6 @@ from app.kernel.doctor.deployment import Deployment
 from app.kernel.errors import NotFound, Refusal, Unavailable
 from app.kernel.product import NAME
 from app.kernel.text import size_text
-
-if TYPE_CHECKING:
-    from app.kernel.backup.builtin import Builtin
 
 _SHOWN = 3
 _SERVER = """
@@ -72,9 +67,8 @@ async def target(d: Deployment) -> AsyncIterator[Finding]:
         newest, wal = state.good("backup"), state.wal
     except NotChecked:  # the database is unavailable; the target is as important then
         newest = wal = None
-    known = newest.backup_id if newest is not None and newest.engine == settings.engine else None
     try:
-        for finding in await in_thread(lambda: [*_of_target(engine_of(d.settings, d.data), known, wal)]):
+        for finding in await in_thread(lambda: [*_of_target(engine_of(d.settings, d.data), newest, wal)]):
             yield finding
     except Misconfigured as error:
         yield fail(str(error), error.hint or f"{NAME} config explain backup.engine")
@@ -87,31 +81,18 @@ async def target(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(str(error), fix)
 
 
-def _of_target(engine: Engine, known: str | None, wal: StoredWal | None) -> Iterator[Finding]:
+def _of_target(engine: Engine, newest: BackupRun | None, wal: StoredWal | None) -> Iterator[Finding]:
     from app.kernel.backup.builtin import Builtin
 
     if isinstance(engine, Builtin):
         yield from _of_objects(engine.target)
     listed, damaged = engine.list(), engine.damaged()
-    own = [each for each in listed if wal and each.cluster == wal.cluster]
-    if isinstance(engine, Builtin) and wal and own:
-        yield from _of_wal(engine, wal, own[-1].wal_segment_bytes)
     for one in [*damaged][:_SHOWN]:
         yield fail(one.problem, one.hint or f"{NAME} backup verify {one.backup}")
     if len(damaged) > _SHOWN:
         yield fail(f"and {len(damaged) - _SHOWN} more backups are damaged", f"{NAME} backup list")
-    if known and known not in {each.id for each in listed} | {each.backup for each in damaged}:
-        yield fail(f"the newest backup, {known}, is not on {engine.label}", f"{NAME} backup create")
-
-
-def _of_wal(engine: "Builtin", wal: StoredWal, segment_bytes: int) -> Iterator[Finding]:
-    """Report a target on which the WAL is not that is recorded as stored: the agent began with another one."""
-    from app.kernel.backup.wal import WalArchive
-
-    stored = WalArchive(engine.target, engine.keys, wal.cluster, segment_bytes).position(wal.timeline)
-    if (stored.lsn if stored else 0) + segment_bytes < lsn_number(wal.lsn):
-        text = f"WAL is recorded as stored until {wal.lsn}, but not on {engine.label}, or with another backup.key"
-        yield fail(text, "restart run-backup-agent with the target and the key of this machine")
+    for text, fix in unstored(engine, {each.id for each in listed} | {each.backup for each in damaged}, newest, wal):
+        yield fail(text, fix)
 
 
 def _of_objects(target: Target) -> Iterator[Finding]:

@@ -69,6 +69,25 @@ def test_a_backup_is_listed_shown_verified_and_recorded(backing_up: Project, dat
     assert "are damaged" in last[3]
 
 
+def test_status_reports_what_is_recorded_and_no_longer_on_the_target(
+    backing_up: Project, database: TestDatabase
+) -> None:
+    def attention() -> list[str]:
+        return json.loads(backing_up.app("backup", "status", "--json").stdout)["attention"]
+
+    older, newest = created(backing_up), created(backing_up)
+    database.run(
+        "INSERT INTO kernel.backup_wal (cluster, timeline, lsn, stored_at, runner) VALUES (%s, 1, %s, now(), 'agent')",
+        older["cluster"],
+        older["start_lsn"],
+    )
+    target = Path(backing_up.env["BACKUP_TARGET"])
+    [no_wal] = attention()
+    assert no_wal.startswith(f"WAL is recorded as stored until {older['start_lsn']}, but not on {target}"), no_wal
+    Path(target, "backups", str(newest["cluster"]), str(newest["id"]), "backup.json").unlink()
+    assert attention() == [no_wal, f"the newest backup, {newest['id']}, is not on {target}"]
+
+
 def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(
     backing_up: Project, database: TestDatabase, tmp_path: Path
 ) -> None:

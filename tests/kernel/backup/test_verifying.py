@@ -125,6 +125,16 @@ def test_a_backup_that_is_deleted_while_all_are_verified_is_not_reported_as_dama
     assert (left["id"], len(left["problems"])) == ("20261127T000000Z-0002", 1)  # its part is that of the other one
 
 
+def test_a_damaged_record_is_reported_beside_a_whole_backup_of_the_same_id(tmp_path: Path) -> None:
+    target, backup = stored(tmp_path / "target", archive(whole()))
+    engine = Builtin(settings_of(), target, KEYS)
+    engine.catalogue.add(backup)
+    target.put(f"backups/42/{backup.id}/backup.json", [b"{}"])
+    [damaged, good] = verified(engine, QUIET)
+    assert (damaged["id"], good["id"], good["problems"]) == (backup.id, backup.id, [])
+    assert "it is not a whole record" in damaged["problems"][0]
+
+
 def problems(folder: Path, content: bytes, change: Callable[[Backup], Backup] = lambda b: b) -> tuple[str, ...]:
     target, backup = stored(folder, content)
     return Verification(target, KEYS).verify(change(backup), QUIET).problems
