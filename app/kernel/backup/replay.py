@@ -1,6 +1,7 @@
 """Replays WAL on a data folder that was fetched: up to a time, up to a position, or all that is stored."""
 
 import re
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from app.kernel.backup.engine import Prepared
-from app.kernel.backup.scratch import Scratch, ServerEnded, scratch_server
+from app.kernel.backup.scratch import Scratch, ServerEnded, scratch_server, telling
 from app.kernel.errors import Unavailable
 
 _ATTEMPTS = 6
+_REFUSED_S = 60.0
 _MISSED = "recovery ended before configured recovery target was reached"
 _TOO_LOW = ("insufficient parameter settings", "is a lower setting than on the")
 _LAST_TRANSACTION = re.compile(rb"last completed transaction was at log time (\S+ \S+)")
@@ -115,16 +117,23 @@ def replaying(
 
 
 def _wait(server: Scratch, tick: Callable[[Scratch], object]) -> None:
-    """Wait until it is paused at the target, or accepts writes."""
+    """Wait until it is paused at the target, or accepts writes. Raises Unavailable when it refuses connections."""
+    answered = time.monotonic()
 
     def is_there(server: Scratch) -> bool:
         if any(text.encode() in server.output for text in _TOO_LOW):
             raise ServerEnded(server.folder, server.output)
+        nonlocal answered
         try:
             with psycopg.connect(server.conninfo()) as connection:
-                return bool(_one(connection, _IS_THERE)[0])
-        except psycopg.OperationalError:  # it ends
+                is_done = bool(_one(connection, _IS_THERE)[0])
+        except psycopg.OperationalError as error:
+            if time.monotonic() > answered + _REFUSED_S:  # otherwise it ends, or restarts
+                message = f"PostgreSQL runs on {server.folder}, but refuses connections: {telling(str(error).encode())}"
+                raise Unavailable(message) from error
             return False
+        answered = time.monotonic()
+        return is_done
 
     server.wait(is_there, tick=tick)
 

@@ -83,7 +83,8 @@ class Scratch:
 
     def conninfo(self, database: str = "template1") -> str:
         """Return the connection string of a database."""
-        return make_conninfo("", host=str(self.sockets), port=5432, user=self.user, dbname=database)
+        where = {"host": str(self.sockets), "port": 5432, "user": self.user, "dbname": database}
+        return make_conninfo("", **where, client_encoding="UTF8")  # that of SQL_ASCII makes texts bytes
 
     @property
     def state(self) -> str:

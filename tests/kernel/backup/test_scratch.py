@@ -13,6 +13,7 @@ import pytest
 
 from app.kernel.backup import Backup
 from app.kernel.backup.drill.place import scratch_folder
+from app.kernel.backup.replay import _wait
 from app.kernel.backup.scratch import scratch_server
 from app.kernel.db.devserver.child import Account
 from app.kernel.db.devserver.embedded import embedded_binaries
@@ -132,6 +133,23 @@ def test_a_server_that_cannot_start_says_why(folder: Path, programs: Path) -> No
     (folder / "global" / "pg_control").unlink()
     with pytest.raises(Unavailable, match="pg_control"), scratch_server(folder, programs):
         pass
+
+
+def test_a_cluster_of_another_encoding_is_read_and_one_that_refuses_connections_is_given_up(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, UNPRIVILEGED, UNPRIVILEGED)
+    folder = tmp_path / "made"
+    command = [programs / "initdb", "-D", folder, "-U", "postgres", "-E", "SQL_ASCII", "--locale=C", "-A", "trust"]
+    subprocess.run([*as_unprivileged(reads_all=True), *command], check=True, capture_output=True, timeout=60)
+    with scratch_server(folder, programs) as server:
+        assert server.user == "postgres"
+        _wait(server, lambda _: None)
+        server.user = "unknown"
+        monkeypatch.setattr("app.kernel.backup.replay._REFUSED_S", 0.2)
+        with pytest.raises(Unavailable, match=r'refuses connections: .*role "unknown" does not exist'):
+            _wait(server, lambda _: None)
 
 
 def test_a_drill_removes_all_that_a_killed_one_has_left(tmp_path: Path) -> None:
