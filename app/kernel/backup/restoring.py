@@ -20,7 +20,7 @@ from app.kernel.backup.timelines import Stretch, WalFile, begun, is_on_way, lead
 from app.kernel.backup.wal import StoredWal, WalArchive
 from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.kernel.product import NAME
-from app.kernel.text import exact
+from app.kernel.text import exact, plural
 
 _LIST = f"{NAME} backup list"
 _SPARE_BYTES = 512 * 2**20
@@ -49,9 +49,10 @@ class Plan:
     """What is missing right after the backup, and should not be."""
 
     def __str__(self) -> str:
+        first = self.backup.finished_at + _JUST_UNDER_1_S
         return (
-            f"from {exact(self.backup.finished_at + _JUST_UNDER_1_S)} ({self.backup.stop_lsn}, backup {self.backup.id})"
-            f" to {exact(self.stored_at)} ({lsn_text(self.lsn)}) on timeline {self.timeline}"
+            f"from {exact(first)} ({self.backup.stop_lsn}, backup {self.backup.id})"
+            f" to {exact(max(first, self.stored_at))} ({lsn_text(self.lsn)}) on timeline {self.timeline}"
         )
 
 
@@ -89,7 +90,11 @@ def planned(restore: Restore, target: Target, keys: Keys) -> Plan:
     if not fit:
         wanted = exact(restore.to) if restore.to else restore.lsn
         whole = f"{str(plans[0]).partition(' to ')[0]} to {str(plans[-1]).partition(' to ')[2]}"
-        raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}", hint=_LIST)
+        is_late = bool(restore.to) and restore.to > plans[-1].stored_at
+        more = "; what is newer is stored within backup.wal_interval" if is_late else ""
+        if count := sum(one.cluster == archive.cluster for one in damaged):
+            more += f"; {plural(count, 'backup')} cannot be read"
+        raise NotFound(f"{wanted} cannot be restored: {target.label} has everything {whole}{more}", hint=_LIST)
     newest = max(fit, key=lambda plan: lsn_number(plan.backup.stop_lsn))  # all are on one way, whatever clocks said
     others = [each for each in whole if each.cluster == archive.cluster]
     return _up_to_gap(newest, restore, files, begun(others, stretches))
@@ -138,12 +143,16 @@ def _up_to_gap(plan: Plan, restore: Restore, files: Sequence[StoredWal], newer: 
         return plan  # unless what is missing is needed to know
     if restore.lsn and lsn_number(restore.lsn) <= end:
         return replace(plan, end=end)
-    if end > plan.begin:
-        before_it = f"{NAME} backup restore --to-lsn {lsn_text(end)} --into DIR"
-        raise BackupInvalid(f"{gaps[0]}; what is before can be restored: {before_it}", hint=_LIST)
-    if restore.backup and not restore.to and not restore.lsn:
+    is_alone = end <= plan.begin
+    if is_alone and restore.backup and not restore.to and not restore.lsn:
         return replace(plan, end=end, segments=0, gap=str(gaps[0]) if gaps[0].end > newer else "")
-    message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"
+    message = f"{gaps[0]}; what is before can be restored: {NAME} backup restore --to-lsn {lsn_text(end)} --into DIR"
+    if is_alone:
+        message = f"{gaps[0]}; the backup alone can be restored: {NAME} backup restore {backup.id} --into DIR"
+    for former in plan.stretches[-2:-1]:
+        fork = former.end or 0
+        if fork // size == end // size:  # the segment that both have is read on the newer timeline only
+            message += f"; for moments before {lsn_text(fork)}, add --timeline {former.timeline}"
     raise BackupInvalid(message, hint=_LIST)
 
 

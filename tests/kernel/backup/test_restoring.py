@@ -15,7 +15,7 @@ from app.commands.backup.listing import listing_of
 from app.commands.backup.status import _Recorded, _summary, _Target
 from app.kernel.backup import Backup, BackupInvalid, TargetUnavailable, fetching
 from app.kernel.backup.builtin import Builtin
-from app.kernel.backup.catalogue import Catalogue, base_name, wal_names
+from app.kernel.backup.catalogue import Catalogue, base_name, record_name, wal_names
 from app.kernel.backup.engine import Progress, Restore
 from app.kernel.backup.recovery import Restored, restore
 from app.kernel.backup.replay import Until, replaying
@@ -128,10 +128,14 @@ def test_another_moment_is_refused_with_those_that_can_be_restored(
     listed: Callable[..., Folder], wanted: dict[str, object]
 ) -> None:
     target = listed([backup("a", 2, 1), backup("b", 6, 5)], {1: list(range(1, 11))})
+    (Path(target.label) / record_name("1", "c")).parent.mkdir()
+    (Path(target.label) / record_name("1", "c")).write_text("{}")
     with pytest.raises(
         NotFound, match=rf"has everything from .*to 2026-11-22 12:10:00Z \({lsn_text(11 * SEGMENT_BYTES)}\)"
-    ):
+    ) as refused:
         chosen(target, **wanted)
+    assert str(refused.value).endswith("; 1 backup cannot be read")
+    assert ("within backup.wal_interval" in str(refused.value)) == (wanted.get("to", NOON) > at(10))
 
 
 def test_missing_wal_is_refused_unless_it_is_after_the_moment(listed: Callable[..., Folder]) -> None:
@@ -178,6 +182,16 @@ def test_a_timeline_is_followed_from_the_backups_that_lead_to_it(listed: Callabl
         chosen(target, timeline=4)
     with pytest.raises(NotFound, match="no backup leads to timeline 2; there are left"):
         chosen(target, timeline=2, backup="left")
+
+
+def test_wal_that_is_missing_where_a_timeline_begins_leaves_the_moments_of_the_former(
+    listed: Callable[..., Folder],
+) -> None:
+    fork = lsn_text(4 * SEGMENT_BYTES + 8)
+    target = listed([backup("a", 2, 1)], {1: [3, 4], 2: [6]}, {2: f"1\t{fork}\tno recovery target specified\n"})
+    with pytest.raises(BackupInvalid, match=f"for moments before {fork}, add --timeline 1"):
+        chosen(target, to=at(5))
+    assert chosen(target, to=at(4), timeline=1) == "a"
 
 
 def test_one_of_several_clusters_must_be_named(listed: Callable[..., Folder]) -> None:
