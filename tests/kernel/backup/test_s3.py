@@ -3,7 +3,9 @@
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
@@ -26,6 +28,7 @@ def quick() -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setattr(s3, "_PART_BYTES", PART)
         patch.setattr(s3, "_ATTEMPTS", 3)
+        patch.setattr(s3, "_PATIENCE_S", 1.0)
         patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
         yield patch
 
@@ -114,7 +117,15 @@ def test_a_download_that_is_cut_off_goes_on_where_it_was(target: Target, proxy: 
     assert {request.headers.get("If-Match") for request in proxy.requests[1:]} != {None}
 
 
-@pytest.mark.parametrize("outage", [Fault(503, body=SLOW_DOWN), Fault(resets_before=True)], ids=["503", "reset"])
+OUTAGES = {
+    "503": Fault(503, body=SLOW_DOWN),
+    "429": Fault(429),
+    "reset": Fault(resets_before=True),
+    "a short answer": Fault(cuts_after=0),
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
 def test_a_download_goes_on_after_an_outage_and_ends_after_a_long_one(
     target: Target, proxy: FaultyProxy, quick: pytest.MonkeyPatch, outage: Fault
 ) -> None:
@@ -127,34 +138,76 @@ def test_a_download_goes_on_after_an_outage_and_ends_after_a_long_one(
             Fault(cuts_after=PART // 2) if request.number == 1 else outage if request.number <= requests else None
         )
 
-    proxy.rule = lasting(1 + 2 * 3)  # each attempt is one of three requests
-    assert b"".join(target.get("a")) == data
-    proxy.rule = lasting(math.inf)
     with quick.context() as patch:
-        patch.setattr(s3, "_PATIENCE_S", 1.0)
-        with pytest.raises(TargetUnavailable, match=f"the target {target.label}: ") as caught:
-            b"".join(target.get("a"))
+        patch.setattr(s3, "_PATIENCE_S", 60.0)
+        proxy.rule = lasting(3 if outage.cuts_after == 0 else 1 + 2 * 3)  # three requests are one attempt, or one is
+        assert b"".join(target.get("a")) == data
+    proxy.rule = lasting(math.inf)
+    with pytest.raises(TargetUnavailable, match=f"the target {target.label}: ") as caught:
+        b"".join(target.get("a"))
     assert "\n" not in str(caught.value)
     assert {request.headers.get("Range") is None for request in proxy.requests[1:]} == {False}
 
 
-def test_a_download_that_never_goes_on_ends(target: Target, proxy: FaultyProxy, quick: pytest.MonkeyPatch) -> None:
+def test_a_download_that_crawls_ends(target: Target, proxy: FaultyProxy) -> None:
     target.put("a", [content(PART)])
-    proxy.rule = lambda request: Fault(cuts_after=0 if request.headers.get("Range") else PART // 2)
-    with quick.context() as patch:
-        patch.setattr(s3, "_PATIENCE_S", 1.0)
-        with pytest.raises(TargetUnavailable, match="it closed the connection"):
-            b"".join(target.get("a"))
-
-
-@pytest.mark.parametrize("fault", [Fault(403), Fault(404), Fault(200, body=b"<html>")], ids=["403", "404", "a page"])
-def test_a_download_does_not_wait_for_what_is_no_outage(target: Target, proxy: FaultyProxy, fault: Fault) -> None:
-    target.put("a", [content(PART)])
-    proxy.requests.clear()
-    proxy.rule = lambda request: fault if request.headers.get("Range") else Fault(cuts_after=PART // 2)
-    with pytest.raises((TargetUnavailable, NotFound)):
+    proxy.rule = lambda request: Fault(cuts_after=1 if request.headers.get("Range") else PART // 2)
+    with pytest.raises(TargetUnavailable, match="it closed the connection"):
         b"".join(target.get("a"))
-    assert len(proxy.requests) == 2
+
+
+HALF, TAG = PART // 2, {"ETag": "TAG"}
+STRANGE = {
+    "403": Fault(403),
+    "404": Fault(404),
+    "a page": Fault(200, body=b"<html>"),
+    "the range before": Fault(206, TAG | {"Content-Range": f"bytes 0-{HALF - 1}/{PART}"}, bytes(HALF)),
+    "another size": Fault(206, TAG | {"Content-Range": f"bytes {HALF}-{2 * PART}/{2 * PART + 1}"}, bytes(HALF)),
+    "too much": Fault(206, TAG | {"Content-Range": f"bytes {HALF}-{PART - 1}/{PART}"}, bytes(HALF + 1)),
+    "no tag": Fault(206, {"Content-Range": f"bytes {HALF}-{PART - 1}/{PART}"}, bytes(HALF)),
+    "a redirect": Fault(307, {"Location": "http://127.0.0.1:1/"}),
+}
+
+
+@pytest.mark.parametrize("fault", STRANGE.values(), ids=STRANGE)
+def test_a_download_ends_at_once_with_an_answer_that_is_no_outage(
+    seaweed: Seaweed, target: Target, proxy: FaultyProxy, fault: Fault
+) -> None:
+    target.put("a", [content(PART)])
+    answer = client_of(s3_of(seaweed)).head_object(Bucket=seaweed.bucket, Key=f"{target.label.split('/', 3)[3]}/a")
+    headers = {name: answer["ETag"] if value == "TAG" else value for name, value in fault.headers.items()}
+    proxy.rule = lambda request: (
+        replace(fault, headers=headers) if request.headers.get("Range") else Fault(cuts_after=HALF)
+    )
+    with pytest.raises((TargetUnavailable, NotFound)) as caught:
+        b"".join(target.get("a"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_upload_goes_on_after_an_outage(target: Target, proxy: FaultyProxy, quick: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+
+    def rule(request: Request) -> Fault | None:
+        what = "part" if "partNumber=2" in request.path else "end" if request.method == "POST" else ""
+        is_end = what == "end" and "uploads" not in request.path
+        seen[what] += 1
+        return Fault(503, body=SLOW_DOWN) if (what == "part" or is_end) and seen[what] <= 7 else None
+
+    proxy.rule = rule
+    data = content(3 * PART)
+    with quick.context() as patch:
+        patch.setattr(s3, "_PATIENCE_S", 60.0)
+        assert target.put("a", pieces(data)) == len(data)
+    assert (seen["part"], seen["end"] > 7) == (8, True)
+    assert b"".join(target.get("a")) == data
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_a_target_that_redirects_is_named_in_a_line(target: Target, proxy: FaultyProxy, status: int) -> None:
+    proxy.rule = lambda _: Fault(status, {"Location": proxy.endpoint})
+    with pytest.raises(TargetUnavailable, match=r"backup\.s3_(endpoint|region)") as caught:
+        list(target.list())
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("is_checked", [True, False], ids=["checked by the storage", "not checked"])

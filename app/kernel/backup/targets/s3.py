@@ -1,21 +1,26 @@
 """A bucket of S3, or of storage that speaks its protocol, as a target of backups."""
 
+import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import chain, islice
-from typing import Any, Final, Self, cast
+from threading import Event
+from typing import Any, Final, Self, TypeVar, cast
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ProfileNotFound
 from botocore.parsers import ResponseParserError
 from loguru import logger
+from urllib3.exceptions import HTTPError
 
 from app.kernel.backup import Stored, TargetUnavailable
 from app.kernel.backup.targets import S3_SCHEME, checked, is_name
@@ -31,7 +36,9 @@ _AT_ONCE: Final = 3
 _ATTEMPTS: Final = 5
 _CONNECT_S, _READ_S = 5.0, 30.0
 _PATIENCE_S: Final = 60.0
-"""A download that has begun is resumed for so long without progress."""
+"""A transfer that has begun is continued for so long without progress."""
+_PROGRESS_BYTES: Final = 64 * 1024
+_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _LONGEST_PAUSE_S: Final = 5.0
 _CHUNK_BYTES: Final = 256 * 1024
 _BATCH: Final = 1000  # objects in one request: what the protocol allows
@@ -41,6 +48,7 @@ _TAKEN: Final = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409
 _NOT_SUPPORTED: Final = ("NotImplemented", "501", "InvalidArgument", "MethodNotAllowed", "MissingContentMD5")
 
 Parts = list[dict[str, Any]]
+_T = TypeVar("_T")
 
 
 class S3:
@@ -94,7 +102,8 @@ class S3:
         try:
             size, done = self._upload(upload, chain(first, parts))
             arguments = {**upload, "MultipartUpload": {"Parts": done}}
-            self._publish(name, mark, self._client.complete_multipart_upload, arguments, replace=replace)
+            complete = self._client.complete_multipart_upload
+            _patiently(partial(self._publish, name, mark, complete, arguments, replace=replace), Event())
         except BaseException:
             with suppress(BotoCoreError, ClientError):
                 self._client.abort_multipart_upload(**upload)
@@ -102,26 +111,26 @@ class S3:
         return size
 
     def get(self, name: str) -> Iterator[bytes]:
-        key, tag, at, end = self._key(name), "", 0, -1
-        failures, since = 0, 0.0
+        key, tag, at, end, outage = self._key(name), "", 0, -1, _Outage()
         while at != end:
+            begun = at
             try:
-                answer = self._answer(name, key, at, tag)
-                with closing(answer["Body"]) as body:
-                    with self._told():
-                        tag, end = answer["ETag"], at + answer["ContentLength"]
-                    for chunk in body.iter_chunks(_CHUNK_BYTES):
-                        at, failures = at + len(chunk), 0
-                        yield chunk
-            except (BotoCoreError, OSError, TargetUnavailable) as error:
-                problem = error if isinstance(error, TargetUnavailable) else self._unavailable(error)
-                since = since if failures else time.monotonic()
-                if end < 0 or not is_outage(error) or time.monotonic() > since + _PATIENCE_S:
-                    raise problem from error
-                failures += 1
-                if failures == 2:  # not of a connection that was closed
-                    logger.warning("{}; trying to go on for {:g} s", problem, _PATIENCE_S)
-                time.sleep(min(0.1 * 2**failures, _LONGEST_PAUSE_S))
+                with self._told():
+                    answer = self._answer(name, key, at, tag)
+                    with closing(answer["Body"]) as body:
+                        self._check_resumed(answer, at, end, tag)
+                        tag, end = answer["ETag"], at + answer["ContentLength"] if end < 0 else end
+                        for chunk in body.iter_chunks(_CHUNK_BYTES):
+                            at += len(chunk)
+                            yield chunk
+                    if begun == at != end:
+                        raise IncompleteReadError(actual_bytes=0, expected_bytes=end - at)
+            except TargetUnavailable as problem:
+                if end < 0:
+                    raise
+                if at - begun >= _PROGRESS_BYTES:
+                    outage = _Outage()
+                time.sleep(outage.pause_s(problem))
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
         if prefix:
@@ -207,7 +216,7 @@ class S3:
         size: int = 0
         done: Parts = []
         pending = deque[Future[dict[str, Any]]]()
-        pool = ThreadPoolExecutor(_AT_ONCE, "s3")
+        pool, stopping = ThreadPoolExecutor(_AT_ONCE, "s3"), Event()
         try:
             for number, part in enumerate(parts, 1):
                 if number > _PARTS:
@@ -215,9 +224,10 @@ class S3:
                 size += len(part)
                 while len(pending) >= _AT_ONCE:
                     done.append(pending.popleft().result())
-                pending.append(pool.submit(self._part, upload, number, part))
+                pending.append(pool.submit(_patiently, partial(self._part, upload, number, part), stopping))
             done.extend(future.result() for future in pending)
         finally:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
         return size, done
 
@@ -235,11 +245,20 @@ class S3:
                 if code_of(error) in _MISSING:
                     raise NotFound(f"{name} is not stored in {self.label}") from error
                 raise
+        return answer
+
+    def _check_resumed(self, answer: dict[str, Any], at: int, end: int, tag: str) -> None:
+        """Check the answer to a request for the rest of an object; not all storages do as they are asked."""
+        if end < 0:
+            return
+        if answer["ETag"] != tag:
+            raise self._unavailable(ClientError({"Error": {"Code": "PreconditionFailed"}}, "GetObject"))
         if at and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
             raise TargetUnavailable(f"the target {self.label} does not resume a download that was cut off")
-        if at and answer["ETag"] != tag:  # not all storages check it
-            raise self._unavailable(ClientError({"Error": {"Code": "PreconditionFailed"}}, "GetObject"))
-        return answer
+        found = _RANGE.fullmatch(answer.get("ContentRange", "")) if at else None
+        is_asked = not at or (found is not None and (int(found[1]), int(found[2])) == (at, end))
+        if not is_asked or at + answer["ContentLength"] > end:
+            raise TargetUnavailable(f"the target {self.label} answers with another range of bytes than was asked for")
 
     def _last_change(self, upload: dict[str, str], initiated: datetime) -> datetime:
         parts = chain.from_iterable(page.get("Parts", ()) for page in self._pages("list_parts", **upload))
@@ -249,14 +268,43 @@ class S3:
     def _told(self) -> Generator[None]:
         try:
             yield
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, HTTPError, OSError) as error:
             raise self._unavailable(error) from error
-        except (ResponseParserError, KeyError) as error:  # such as the page of a proxy
+        except (ResponseParserError, LookupError, ValueError, RecursionError) as error:  # such as the page of a proxy
             message = f"the target {self.label}: it does not answer as S3 does: check backup.s3_endpoint and proxies"
             raise TargetUnavailable(message) from error
 
     def _unavailable(self, error: Exception) -> TargetUnavailable:
         return TargetUnavailable(f"the target {self.label}: {explained(error, self._bucket)}")
+
+
+@dataclass(slots=True)
+class _Outage:
+    """Failures of a transfer since its last progress."""
+
+    failures: int = 0
+    since: float = 0.0
+
+    def pause_s(self, problem: TargetUnavailable) -> float:
+        """Return how long to wait before the next attempt. Raises the problem if it is no outage, or a long one."""
+        now = time.monotonic()
+        self.since = self.since if self.failures else now
+        if not is_outage(problem) or now > self.since + _PATIENCE_S:
+            raise problem
+        self.failures += 1
+        if self.failures == 2:  # not of a connection that was closed
+            logger.warning("{}; trying to go on for {:g} s", problem, _PATIENCE_S)
+        return min(0.1 * 2**self.failures, _LONGEST_PAUSE_S)
+
+
+def _patiently(work: Callable[[], _T], stopping: Event) -> _T:
+    outage = _Outage()
+    while True:
+        try:
+            return work()
+        except TargetUnavailable as problem:
+            if stopping.wait(outage.pause_s(problem)):
+                raise
 
 
 def _exists(name: str) -> Conflict:

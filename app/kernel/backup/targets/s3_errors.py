@@ -15,6 +15,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     SSLError,
 )
+from urllib3.exceptions import HTTPError
 
 _CREDENTIALS: Final = "the credentials are refused: check backup.s3_access_key and backup.s3_secret_key"
 _REGION: Final = "the bucket {bucket} is in another region: set backup.s3_region{region}"
@@ -58,8 +59,9 @@ def is_outage(error: Exception) -> bool:
     cause = error.__cause__ or error
     if isinstance(cause, ClientError):
         answer = cast("dict[str, Any]", cast("Any", cause).response)
-        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-    return isinstance(cause, (BotoCoreError, OSError))
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status in (408, 429) or code_of(cause) in ("RequestTimeout", "SlowDown")
+    return isinstance(cause, (BotoCoreError, HTTPError, OSError))
 
 
 def explained(error: Exception, bucket: str) -> str:
