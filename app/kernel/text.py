@@ -98,7 +98,7 @@ def lasting(seconds: float | None) -> str:
     if seconds is None:
         return ""
     unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
-    return f"{int(seconds) // size} {unit}"
+    return f"{round(seconds) if size == 1 else int(seconds) // size} {unit}"
 
 
 def plural(count: int, noun: str) -> str:

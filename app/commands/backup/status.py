@@ -12,6 +12,7 @@ from app.commands.backup.listing import Listed, listed
 from app.commands.backup.running import engine_for, in_thread
 from app.commands.once import run_once
 from app.kernel.cli import Json, print_json
+from app.kernel.product import NAME
 from app.kernel.text import exact, lasting, plural, size_text
 
 if TYPE_CHECKING:
@@ -117,10 +118,11 @@ async def _in_database() -> _Recorded:
         return _Recorded(problem=str(error))
     finally:
         await examined.close()
-    found = problems(state, examined[BackupSettings], is_published=examined.is_published)
-    return _Recorded(
-        "", tuple(each.text for each in found), state, tuple((row[0], row[1], row[2]) for row in schedules)
-    )
+    settings, is_published = examined[BackupSettings], examined.is_published
+    found = [each.text for each in problems(state, settings, is_published=is_published)]
+    if is_published and not schedules and state.is_expected(settings):
+        found.append(f"no schedule takes backups: start {NAME} run-cron-manager")
+    return _Recorded("", tuple(found), state, tuple((row[0], row[1], row[2]) for row in schedules))
 
 
 def _summary(target: _Target, recorded: _Recorded) -> dict[str, Any]:
@@ -195,20 +197,26 @@ def _print(found: Mapping[str, Any]) -> None:
         about = f"{newest['id']}, {lasting(newest['age_s'])} ago, {size_text(newest['size_bytes'])}"
         rows.append(("newest backup", f"{about}, stored as {size_text(newest['stored_bytes'])}"))
     else:
-        rows.append(("newest backup", "none"))
+        rows.append(("newest backup", _absent("none", found, "target_problem", "database_problem")))
     if others := found["backups_of_other_clusters"]:
         rows.append(("cluster", f"{found['cluster']}; {plural(others, 'backup')} of other clusters"))
     if found["used_bytes"] is not None:
         rows.append(("stored", f"{plural(found['backups'], 'backup')}, {size_text(found['used_bytes'])} with WAL"))
     if wal:
         lag = "" if wal["lag_s"] is None else f", {wal['lag_s']} s behind"
-        rows.append(("WAL", f"up to {wal['lsn']} of timeline {wal['timeline']}, {exact(wal['stored_at'])}{lag}"))
+        position = f"{wal['lsn']} of timeline {wal['timeline']}, " if wal["timeline"] else ""  # a provider has none
+        rows.append(("WAL", f"up to {position}{exact(wal['stored_at'])}{lag}"))
     else:
-        rows.append(("WAL", "not stored"))
+        rows.append(("WAL", _absent("not stored", found, "target_problem", "database_problem")))
     if drill:
         took = f"recovery took {lasting(drill['rto_s'])}, window of loss {lasting(drill['rpo_s'])}"
         rows.append(("last drill", f"{exact(drill['finished_at'])}: {took}"))
     else:
-        rows.append(("last drill", "none"))
+        rows.append(("last drill", _absent("none", found, "database_problem")))
     rows += [(each["name"], "paused" if each["is_paused"] else exact(each["next_at"])) for each in found["schedules"]]
     print_table(("", ""), rows)
+
+
+def _absent(text: str, found: Mapping[str, Any], *problems: str) -> str:
+    """Return the text for what is not there, unless all that could tell are unavailable."""
+    return "unknown" if all(found[problem] for problem in problems) else text

@@ -74,6 +74,8 @@ async def target(d: Deployment) -> AsyncIterator[Finding]:
         yield fail(str(error), error.hint or f"{NAME} config explain backup.engine")
     except Refusal as error:
         about = "s3_endpoint" if settings.engine == "builtin" else "engine"
+        if "s3_access_key" in str(error) or "access key" in str(error):
+            about = "s3_access_key"
         fix = f"{NAME} config explain backup.{about}"
         if is_folder:
             folder = shlex.quote(str(ours))
