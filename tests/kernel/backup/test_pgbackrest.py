@@ -137,9 +137,6 @@ def stanza() -> Iterator[Stanza]:
     if binaries is None:
         required("PostgreSQL 15")
     with debian_server(Path(str(binaries)), fsync="off", wal_level="replica", archive_mode="on") as server:
-        server.stop()
-        server._tool("pg_checksums", "--enable", "--no-sync", "-D", str(server.data))
-        server.start()
         server.folder.chmod(0o711)  # the account of a restored server passes through
         where = f"pg1-port={server.port}\npg1-socket-path={server.folder}\npg1-user=admin"
         config = configure(server.folder, server.data, where, server.folder.stat().st_uid)
@@ -265,6 +262,18 @@ def test_a_backup_that_is_kept_without_wal_is_restored_as_it_was_when_it_is_name
         assert lsn_number(done.replayed.lsn) // size <= stop + 1
         assert done.lost == f"everything after the backup ({taken.stop_lsn}): no WAL after it is stored"
     stanza.server.run("DROP TABLE later")
+
+
+def test_wal_that_is_missing_right_after_the_newest_backup_is_its_gap_when_it_is_named(stanza: Stanza) -> None:
+    taken = stanza.take()
+    size = taken.wal_segment_bytes
+    for _ in range(3):
+        stanza.archived()
+    name = segment_name(1, (lsn_number(taken.stop_lsn) // size + 1) * size, size)
+    [path] = stanza.repository.rglob(f"{name}-*")
+    with moved(path, stanza.server.folder / path.name):
+        done = restore(stanza.engine, Restore(stanza.server.folder / "gap", taken.id), SILENT, users=("admin",))
+    assert "gap: WAL from " in done.lost
 
 
 def test_a_repository_that_cannot_be_read_ends_no_recovery_early(stanza: Stanza) -> None:

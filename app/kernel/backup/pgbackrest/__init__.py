@@ -189,7 +189,8 @@ class PgBackRest:
                 tablespaces.rmdir()
         missing = self._missing(program, backup)
         is_alone = bool(restore.backup and not restore.to and not restore.lsn and _is_kept_alone(backup, missing))
-        stored = None if is_alone else self.wal(backup.cluster)
+        last = newest([one for one in repository.backups if one.cluster == backup.cluster])
+        stored = None if is_alone and backup.id != last.id else self.wal(backup.cluster)  # with its gap after the last
         # not one that only has a history: that restore has written nothing
         timeline = restore.timeline or max(backup.timeline, stored.timeline if stored else 0)
         return Prepared(
