@@ -77,8 +77,8 @@ def import_(
     names = [module.name for module in modules()]
 
     def work(p: "Process", progress: "Progress", where: str) -> "Manifest":
-        is_published = p.settings.environment not in UNSAFE
-        return load(where, file, names, progress.step("import", None), is_published=is_published)
+        allows_scrubbed = p.settings.environment in UNSAFE
+        return load(where, file, names, progress.step("import", None), allows_scrubbed=allows_scrubbed)
 
     done = with_database("import", work)
     _print(done, f"from {file}", as_json=as_json)

@@ -120,7 +120,7 @@ async def _in_database() -> _Recorded:
         await examined.close()
     settings, is_published = examined[BackupSettings], examined.is_published
     found = [each.text for each in problems(state, settings, is_published=is_published)]
-    if is_published and not schedules and state.is_expected(settings):
+    if not is_published and not schedules and state.is_expected(settings):
         found.append(f"no schedule takes backups: start {NAME} run-cron-manager")
     return _Recorded("", tuple(found), state, tuple((row[0], row[1], row[2]) for row in schedules))
 

@@ -1,6 +1,7 @@
 """Taking backups by the command: what the server must allow, what stops it, and that only whole ones are listed."""
 
 import json
+import secrets
 import os
 import signal
 import socket
@@ -86,6 +87,9 @@ def test_status_reports_what_is_recorded_and_no_longer_on_the_target(
     assert no_wal.startswith(f"WAL is recorded as stored until {older['start_lsn']}, but not on {target}"), no_wal
     Path(target, "backups", str(newest["cluster"]), str(newest["id"]), "backup.json").unlink()
     assert attention() == [no_wal, f"the newest backup, {newest['id']}, is not on {target}"]
+    real = {"POSTGRES_PASSWORD": secrets.token_hex(), "BACKUP_KEY": secrets.token_hex()}
+    backing_up.env |= {"APP_ENV": "staging", **real}
+    assert "no schedule takes backups: start app run-cron-manager" in attention()
 
 
 def test_whatever_stops_a_backup_it_is_not_listed_and_the_next_one_works(

@@ -539,9 +539,9 @@ def test_scrubbed_data_are_not_imported_where_known_passwords_are_dangerous(
     export(filled.conninfo, "auth", scrubbed, NUMBERED)
     export(filled.conninfo, "auth", whole, None)
     with pytest.raises(Denied, match="for development"):
-        load(empty.conninfo, scrubbed, ["auth"], is_published=True)
+        load(empty.conninfo, scrubbed, ["auth"], allows_scrubbed=False)
     assert not any(rows(empty).values())
-    load(empty.conninfo, whole, ["auth"], is_published=True)
+    load(empty.conninfo, whole, ["auth"], allows_scrubbed=False)
 
 
 def test_memory_is_bounded_whatever_the_size(filled: TestDatabase, empty: TestDatabase, tmp_path: Path) -> None:

@@ -193,20 +193,25 @@ def _copied(
 
 
 def load(
-    conninfo: str, path: Path, modules: Iterable[str], advance: Advance = lambda _: None, *, is_published: bool = False
+    conninfo: str,
+    path: Path,
+    modules: Iterable[str],
+    advance: Advance = lambda _: None,
+    *,
+    allows_scrubbed: bool = True,
 ) -> Manifest:
     """Import an archive into the empty tables of its module, with the values of its sequences.
 
     One transaction, with its audit record. Raises NotFound, Invalid for a file that is not a complete archive, Conflict
-    unless the database has the same migrations of the module and none of its rows, Denied for scrubbed data in an
-    environment that `is_published`, psycopg.Error, and what `advance` raises; then nothing has changed.
+    unless the database has the same migrations of the module and none of its rows, Denied for scrubbed data unless
+    the environment `allows_scrubbed`, psycopg.Error, and what `advance` raises; then nothing has changed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _manifest(archive)
             if manifest.module not in modules:
                 raise NotFound(f"{path} is of the module {manifest.module!r}, which does not exist here")
-            if manifest.is_scrubbed and is_published:
+            if manifest.is_scrubbed and not allows_scrubbed:
                 raise Denied(f"{path} is scrubbed, for development: everybody knows the passwords of its accounts")
             with psycopg.connect(conninfo) as connection:
                 _set(connection)
