@@ -1,8 +1,8 @@
 """Taking backups by the command: what the server must allow, what stops it, and that only whole ones are listed."""
 
 import json
-import secrets
 import os
+import secrets
 import signal
 import socket
 from collections.abc import Iterator
