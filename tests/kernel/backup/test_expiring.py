@@ -7,9 +7,17 @@ from datetime import datetime
 import pytest
 
 from app.kernel.backup.pgbackrest.expiring import fulls_with_wal
-from app.kernel.backup.retention import retained, trusted_now
-from app.kernel.backup.timelines import way
-from tests.kernel.backup.test_retention import BEGIN, HOUR, POLICY, SEGMENT, World, backup, number_of, reachable
+from app.kernel.backup.retention import retained
+from tests.kernel.backup.test_retention import (
+    BEGIN,
+    HOUR,
+    POLICY,
+    SEGMENT,
+    World,
+    backup,
+    check_every_moment,
+    number_of,
+)
 
 
 @dataclass
@@ -34,6 +42,8 @@ class Repository(World):
     def prune(self, end: datetime) -> None:
         kept = retained(self.backups, self.lines(), POLICY, end)
         self.backups = sorted((*kept.window, *kept.longer), key=lambda one: one.finished_at)
+        ids = {one.id for one in self.backups}
+        assert [one.id for one in self.backups if not ids.issuperset(one.depends_on)] == []
         fulls = [one for one in self.backups if one.id in self.full]
         count = fulls_with_wal(fulls, kept.window)
         assert count > 0
@@ -45,25 +55,7 @@ class Repository(World):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_moment_of_the_window_can_be_restored_from_chains_of_backups(seed: int) -> None:
-    world, tried = Repository(random.Random(seed)), 0
-    for _ in range(700):
-        world.live()
-        end = trusted_now(world.backups, world.now)
-        if world.rng.random() > 1 / 25 or end is None:
-            continue
-        world.prune(end)
-        ids = {one.id for one in world.backups}
-        whole = [one for one in world.backups if ids.issuperset(one.depends_on)]
-        assert whole == world.backups
-        for branch in world.branches:
-            last = (world.hour if branch.until is None else branch.until) - 1
-            for hour in range(max(branch.since, world.hour - 240), last, 11):
-                state = way(branch.timeline, branch.forks), branch.position_at(hour), BEGIN + hour * HOUR
-                if reachable(*state, world.all_backups, world.all_wal):
-                    tried += 1
-                    assert reachable(*state, world.backups, world.wal), f"timeline {branch.timeline}, hour {hour}"
-    assert tried > 100
-    assert len(world.wal) < len(world.all_wal)
+    check_every_moment(Repository(random.Random(seed)))
 
 
 def test_wal_begins_at_the_full_backup_before_the_window_in_every_cluster() -> None:

@@ -105,7 +105,7 @@ class S3:
             complete = self._client.complete_multipart_upload
             _patiently(partial(self._publish, name, mark, complete, arguments, replace=replace), Event())
         except BaseException:
-            with suppress(BotoCoreError, ClientError):
+            with suppress(TargetUnavailable), self._told():
                 self._client.abort_multipart_upload(**upload)
             raise
         return size
@@ -240,12 +240,11 @@ class S3:
         rest = {"Range": f"bytes={at}-", "IfMatch": tag} if at else {}
         with self._told():
             try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=key, **rest)
+                return self._client.get_object(Bucket=self._bucket, Key=key, **rest)
             except ClientError as error:
                 if code_of(error) in _MISSING:
                     raise NotFound(f"{name} is not stored in {self.label}") from error
                 raise
-        return answer
 
     def _check_resumed(self, answer: dict[str, Any], at: int, end: int, tag: str) -> None:
         """Check the answer to a request for the rest of an object; not all storages do as they are asked."""
